@@ -1,0 +1,82 @@
+"""Ways to put a problem to a model: bare, few-shot, chat; and any of them with a hint.
+
+A style carries its stop strings with it: a few-shot prompt without them runs on into questions of
+its own, and the answer read from the end is then the wrong one.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+from selftaught.records import Message, Problem, Text
+
+Ask = Callable[[Problem], Problem]
+Shots = Callable[[Problem], Sequence[Problem]]
+
+
+def as_it_is(problem: Problem) -> Problem:
+    """The problem, unchanged: the hint of a style that gives none."""
+    return problem
+
+
+def no_shots(problem: Problem) -> Sequence[Problem]:
+    """No worked examples."""
+    return ()
+
+
+@dataclass(frozen=True)
+class PromptStyle:
+    """How a problem becomes a prompt; call it with a problem.
+
+    A worked example ("shot") is a `Problem` whose `rationale` is the whole text to imitate, its
+    final answer included, in the form the task's `extract` reads.
+    """
+
+    name: str
+    question: str = "Q: {question}\nA:"
+    """Template of one question; the completion follows it directly."""
+    answer: str = " {rationale}\n\n"
+    """Template of a worked example's completion."""
+    stop: tuple[str, ...] = ("\n\n",)
+    shots: Shots = no_shots
+    """The worked examples for a problem, in the order they are shown."""
+    ask: Ask = as_it_is
+    """What is done to every problem, worked examples too, before it is shown: a hint."""
+    as_messages: bool = False
+    """Messages for the model's chat template instead of text."""
+
+    def __call__(self, problem: Problem) -> Text:
+        """The prompt for a problem."""
+        shots = [(self._question(shot), shot.rationale or "") for shot in self.shots(problem)]
+        if not self.as_messages:
+            shown = [asked + self.answer.format(rationale=worked) for asked, worked in shots]
+            return "".join(shown) + self._question(problem)
+        messages: list[Message] = []
+        for asked, worked in shots:
+            messages.append({"role": "user", "content": asked})
+            messages.append({"role": "assistant", "content": worked})
+        return [*messages, {"role": "user", "content": self._question(problem)}]
+
+    def _question(self, problem: Problem) -> str:
+        return self.question.format(question=self.ask(problem).question)
+
+    def digest(self, problems: Sequence[Problem]) -> str:
+        """A hash of the prompts themselves: two styles that show the same text are the same."""
+        shown = json.dumps([self(problem) for problem in problems], ensure_ascii=False)
+        return hashlib.sha256(shown.encode("utf-8", "surrogatepass")).hexdigest()[:16]
+
+
+def bare(style: PromptStyle) -> PromptStyle:
+    """The style without its worked examples."""
+    return replace(style, name="bare", shots=no_shots)
+
+
+def chat(style: PromptStyle) -> PromptStyle:
+    """The style as messages, for models with a chat template; no stop strings are needed."""
+    return replace(style, name="chat", question="{question}", as_messages=True, stop=())
+
+
+def hinted(style: PromptStyle, hint: Ask) -> PromptStyle:
+    """The style with every question shown through `hint` (`add_hint` of Algorithm 1, STaR)."""
+    return replace(style, name=f"{style.name} with hint", ask=hint)

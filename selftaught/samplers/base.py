@@ -1,0 +1,86 @@
+"""What every sampler is: prompts in, completions out."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Protocol, Self
+
+from selftaught.records import Completion, Text
+
+
+@dataclass(frozen=True)
+class SamplingParams:
+    """How to sample; the names are vLLM's."""
+
+    n: int = 1
+    """Completions per prompt."""
+    temperature: float = 0.0
+    """0 is greedy."""
+    top_p: float = 1.0
+    max_tokens: int = 256
+    stop: tuple[str, ...] = ()
+    """Strings that end a completion; they are cut from its text."""
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name, holds, want in (
+            ("n", self.n >= 1, "at least 1"),
+            ("temperature", self.temperature >= 0, "0 (greedy) or more"),
+            ("top_p", 0 < self.top_p <= 1, "above 0 and at most 1"),
+            ("max_tokens", self.max_tokens >= 1, "at least 1"),
+            ("stop", "" not in self.stop, "strings that are not empty"),
+        ):
+            if not holds:
+                raise ValueError(f"{name} must be {want}; got {getattr(self, name)!r}.")
+        if self.n > 1 and self.temperature == 0:
+            raise ValueError(
+                f"n={self.n} with temperature 0 gives {self.n} equal completions; "
+                "set a temperature above 0 or n to 1."
+            )
+
+
+class Sampler(Protocol):
+    """Anything that turns prompts into completions; use it in a `with`, which frees its memory."""
+
+    @property
+    def model(self) -> str:
+        """The name or folder of the model."""
+        ...
+
+    @property
+    def fingerprint(self) -> str:
+        """A hash of the weights: a model trained again keeps its folder but not this."""
+        ...
+
+    def sample(
+        self,
+        prompts: Sequence[Text],
+        params: SamplingParams,
+        *,
+        keys: Sequence[str] | None = None,
+        progress: Callable[[int], None] | None = None,
+    ) -> list[list[Completion]]:
+        """`params.n` completions for every prompt, as `[prompt][sample]`.
+
+        Args:
+            keys: one name per prompt (a problem's id). Draws depend on (seed, key, sample index),
+                not on the batch; default: the prompt itself.
+            progress: called with the number of completions that have just been finished.
+
+        Raises:
+            ValueError: a prompt and `max_tokens` do not fit the model's context; names the key.
+        """
+        ...
+
+    def close(self) -> None:
+        """Give the memory back."""
+        ...
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None: ...

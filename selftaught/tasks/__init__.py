@@ -1,0 +1,62 @@
+"""Kinds of question; `open_task` opens one by name."""
+
+import inspect
+from collections.abc import Callable
+
+from selftaught.tasks.base import Task
+
+__all__ = ["TASKS", "Task", "open_task"]
+
+TASKS = ("arithmetic", "gsm8k", "commonsense_qa", "competition_math", "gym", "question_file")
+
+
+def open_task(name: str, **options: object) -> Task:
+    """The named task; `options` are the keyword arguments of the function of that name.
+
+    Raises:
+        ValueError: no task has this name, or it has no such option.
+    """
+    opened = _opener(name)
+    known = inspect.signature(opened).parameters
+    if unknown := sorted(set(options) - set(known)):
+        raise ValueError(
+            f"The task {name!r} has no option {', '.join(map(repr, unknown))}; "
+            f"its options are {', '.join(known)}."
+        )
+    required = [key for key, value in known.items() if value.default is inspect.Parameter.empty]
+    if missing := [key for key in required if key not in options]:
+        raise ValueError(
+            f"The task {name!r} needs the option {', '.join(map(repr, missing))}; "
+            f"for example --task_options.{missing[0]} VALUE."
+        )
+    return opened(**options)
+
+
+def _opener(name: str) -> Callable[..., Task]:
+    match name:
+        case "arithmetic":
+            from selftaught.tasks.arithmetic import arithmetic
+
+            return arithmetic
+        case "gsm8k":
+            from selftaught.tasks.gsm8k import gsm8k
+
+            return gsm8k
+        case "commonsense_qa":
+            from selftaught.tasks.commonsense_qa import commonsense_qa
+
+            return commonsense_qa
+        case "competition_math":
+            from selftaught.tasks.competition_math import competition_math
+
+            return competition_math
+        case "gym":
+            from selftaught.tasks.gym import gym
+
+            return gym
+        case "question_file":
+            from selftaught.tasks.question_file import question_file
+
+            return question_file
+        case _:
+            raise ValueError(f"No task is called {name!r}; there are: {', '.join(TASKS)}.")

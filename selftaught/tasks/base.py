@@ -1,0 +1,37 @@
+"""What a task is: four verbs and a few words, as data."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from selftaught.answers import Verdict
+from selftaught.prompts import PromptStyle
+from selftaught.records import Problem
+
+
+@dataclass(frozen=True)
+class Task:
+    """A kind of problem: where it comes from, how it is asked, read and compared."""
+
+    name: str
+    problems: Callable[[str], Sequence[Problem]]
+    """All problems of a split ("train", "validation", "test"), always the same, in the same order.
+
+    Splits do not overlap. An unknown split is a ValueError that names those there are.
+    """
+    prompt: PromptStyle
+    """The task's few-shot style, worked examples included where the task has them."""
+    extract: Callable[[str], str | None]
+    """The answer in a completion, or None; never raises, in time linear in the text."""
+    equal: Callable[[str, str], Verdict]
+    """`equal(gold, answer)`: cheap and safe; `Verdict(None, ...)` where it cannot decide."""
+    hint: Callable[[Problem], Problem]
+    """`add_hint`: the problem with its gold answer (never its rationale) shown in the question."""
+    prove: Callable[[str, str], bool] | None = None
+    """`prove(gold, answer)`: symbolic comparison, slow; a module-level function, because `grade`
+    runs it in worker processes under a time limit when `equal` cannot decide."""
+    group: Callable[[Problem], str] | None = None
+    """What a table breaks accuracy down by, such as the number of digits."""
+    max_tokens: int = 256
+    """Room for one rationale."""
+    facts: str = ""
+    """One line: source, licence, paper."""
