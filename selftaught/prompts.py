@@ -58,6 +58,14 @@ class PromptStyle:
             messages.append({"role": "assistant", "content": worked})
         return [*messages, {"role": "user", "content": self._question(problem)}]
 
+    def completion(self, rationale: str) -> str:
+        """The completion that gives this rationale, as a model would write it: without the stop."""
+        if self.as_messages:
+            return rationale
+        whole = self.answer.format(rationale=rationale)
+        ends = [place for stop in self.stop if (place := whole.find(stop)) >= 0]
+        return whole[: min(ends, default=len(whole))]
+
     def _question(self, problem: Problem) -> str:
         return self.question.format(question=self.ask(problem).question)
 
@@ -80,3 +88,20 @@ def chat(style: PromptStyle) -> PromptStyle:
 def hinted(style: PromptStyle, hint: Ask) -> PromptStyle:
     """The style with every question shown through `hint` (`add_hint` of Algorithm 1, STaR)."""
     return replace(style, name=f"{style.name} with hint", ask=hint)
+
+
+def styled(style: PromptStyle, name: str) -> PromptStyle:
+    """A task's style as named on a command line: few_shot (as it is), bare or chat.
+
+    Raises:
+        ValueError: no style has this name.
+    """
+    match name:
+        case "few_shot":
+            return style
+        case "bare":
+            return bare(style)
+        case "chat":
+            return chat(style)
+        case _:
+            raise ValueError(f"No prompt style is called {name!r}; there are: few_shot, bare, chat.")

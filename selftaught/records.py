@@ -128,10 +128,13 @@ def parse_json_line(line: bytes, where: str) -> dict[str, Any]:
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """Write a whole file so that it is there in full or not at all."""
+    """Write a whole file so that it is there in full or not at all.
+
+    A lone surrogate, which UTF-8 cannot hold, becomes an escape that JSON reads back as it was.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".partial")
-    with partial.open("w", encoding="utf-8", newline="\n") as file:
+    with partial.open("w", encoding="utf-8", errors="backslashreplace", newline="\n") as file:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())

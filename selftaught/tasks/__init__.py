@@ -10,7 +10,7 @@ __all__ = ["TASKS", "Task", "open_task"]
 TASKS = ("arithmetic", "gsm8k", "commonsense_qa", "competition_math", "gym", "question_file")
 
 
-def open_task(name: str, **options: object) -> Task:
+def open_task(name: str, /, **options: object) -> Task:
     """The named task; `options` are the keyword arguments of the function of that name.
 
     Raises:

@@ -29,6 +29,8 @@ class Task:
     prove: Callable[[str, str], bool] | None = None
     """`prove(gold, answer)`: symbolic comparison, slow; a module-level function, because `grade`
     runs it in worker processes under a time limit when `equal` cannot decide."""
+    direct: str = "The answer is {answer}."
+    """How a completion states an answer without a rationale; `extract` must read it."""
     group: Callable[[Problem], str] | None = None
     """What a table breaks accuracy down by, such as the number of digits."""
     max_tokens: int = 256

@@ -1,0 +1,39 @@
+# Two commands on a fresh machine: `make demo` and `make test`. Both need only Python >= 3.11 with
+# pip and venv, make and git.
+PYTHON ?= python3
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+
+.PHONY: demo test fast lint clean
+
+demo: .venv/installed
+	$(BIN)/selftaught star
+
+test: .venv/installed-test lint
+	$(BIN)/pytest
+
+fast: .venv/installed-test
+	$(BIN)/pytest -m "not slow"
+
+lint: .venv/installed-test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+
+.venv/bin/python:
+	$(PYTHON) -m venv .venv
+
+# torch by its exact version first: a range would take a newer build with gigabytes of CUDA
+.venv/installed: pyproject.toml constraints.txt | .venv/bin/python
+	$(PIP) $(shell grep '^torch==' constraints.txt)
+	$(PIP) -e .
+	touch $@
+
+# pyright fetches its own program at its first start, so it is started here and not in a check
+.venv/installed-test: .venv/installed
+	$(PIP) -e '.[test]'
+	$(BIN)/pyright --version
+	touch $@
+
+clean:
+	rm -rf .venv build *.egg-info

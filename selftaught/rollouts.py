@@ -1,0 +1,172 @@
+"""Ask, store, resume: `collect` asks a sampler and appends its rollouts to a store.
+
+A store is a JSONL file: a header that says how the rollouts were made, then one rollout per line.
+The work is cut into closed units over the whole list of problems. A unit is appended when all of
+it is done and made again as a whole otherwise, so a continued run asks in the same batches as an
+undisturbed one, and even its rounding is the same.
+"""
+
+import json
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from selftaught.prompts import PromptStyle
+from selftaught.records import Origin, Problem, Rollout, parse_json_line, rollout_from, to_json
+from selftaught.samplers.base import Sampler, SamplingParams
+
+FORMAT = "selftaught rollouts 1"
+UNIT = 512
+"""Completions in a unit: what a killed run asks again at most."""
+
+
+def collect(
+    sampler: Sampler,
+    problems: Sequence[Problem],
+    prompt: PromptStyle,
+    params: SamplingParams,
+    *,
+    store: Path,
+    origin: Origin = "sampled",
+    progress: Callable[[int], None] | None = None,
+) -> list[Rollout]:
+    """Ask every problem `params.n` times and return all rollouts; what the store holds is kept.
+
+    Args:
+        store: a JSONL file, made with its folder if it is not there.
+        progress: called with the number of completions just finished, those already stored first.
+
+    Raises:
+        ValueError: the store was made with another model, other prompts or other options.
+        OSError: the store cannot be written; what it holds stays.
+    """
+    check_ids(problems)
+    params = replace(params, stop=tuple(dict.fromkeys((*params.stop, *prompt.stop))))
+    size = max(1, UNIT // params.n)
+    header = {
+        "format": FORMAT,
+        "model": sampler.model,
+        "fingerprint": sampler.fingerprint,
+        "prompts": prompt.digest(problems),
+        "problems": len(problems),
+        "origin": origin,
+        "unit": size,
+        "params": asdict(params) | {"stop": list(params.stop)},
+    }
+    units = [problems[start : start + size] for start in range(0, len(problems), size)]
+    rollouts = _resume(store, header, [len(unit) * params.n for unit in units])
+    if progress and rollouts:
+        progress(len(rollouts))
+    done = _units_in(len(rollouts), size * params.n)
+    for unit in units[done:]:
+        asked = [prompt(problem) for problem in unit]
+        completions = sampler.sample(
+            asked, params, keys=[problem.id for problem in unit], progress=progress
+        )
+        fresh = [
+            Rollout(problem, shown, one.text, one.finish_reason, sampler.model, index, origin,
+                    one.token_ids)
+            for problem, shown, samples in zip(unit, asked, completions, strict=True)
+            for index, one in enumerate(samples)
+        ]  # fmt: skip
+        _append(store, "".join(to_json(rollout) + "\n" for rollout in fresh), len(rollouts))
+        rollouts += fresh
+    return rollouts
+
+
+def check_ids(problems: Sequence[Problem]) -> None:
+    """Refuse problems that share an id, because draws and resuming go by it.
+
+    Raises:
+        ValueError: names the first ids that stand twice.
+    """
+    seen: set[str] = set()
+    twice = [p.id for p in problems if p.id in seen or seen.add(p.id)]
+    if twice:
+        shown = ", ".join(map(repr, twice[:5]))
+        raise ValueError(
+            f"Expected every problem to have an id of its own; {len(twice)} repeat one, "
+            f"such as {shown}. Rename them or leave the id column out."
+        )
+
+
+def _units_in(rows: int, rows_per_unit: int) -> int:
+    """How many units hold `rows` rows; the last one may be shorter than the others."""
+    return -(-rows // rows_per_unit)
+
+
+def _resume(store: Path, header: dict[str, Any], unit_rows: Sequence[int]) -> list[Rollout]:
+    """The rollouts of all whole units in the store, which is cut back to them; makes a new store."""
+    if not store.exists() or not _first_line(store).endswith(b"\n"):
+        store.parent.mkdir(parents=True, exist_ok=True)
+        store.unlink(missing_ok=True)
+        _append(store, json.dumps(header, ensure_ascii=False) + "\n", 0)
+        return []
+    _refuse_another(store, header, parse_json_line(_first_line(store), f"{store}, line 1"))
+    rollouts: list[Rollout] = []
+    lines = _whole_lines(store)
+    next(lines)
+    kept = len(_first_line(store))
+    for rows in unit_rows:
+        unit = [line for _, line in zip(range(rows), lines, strict=False)]
+        if len(unit) < rows:
+            break
+        first = len(rollouts) + 2
+        rollouts += [
+            rollout_from(parse_json_line(line, f"{store}, line {first + offset}"))
+            for offset, line in enumerate(unit)
+        ]
+        kept += sum(map(len, unit))
+    if store.stat().st_size > kept:
+        os.truncate(store, kept)
+    return rollouts
+
+
+def _first_line(store: Path) -> bytes:
+    with store.open("rb") as file:
+        return file.readline()
+
+
+def _whole_lines(store: Path) -> Iterator[bytes]:
+    """Every line that ends in a newline: a torn last line is left out."""
+    with store.open("rb") as file:
+        yield from (line for line in file if line.endswith(b"\n"))
+
+
+def _refuse_another(store: Path, wanted: dict[str, Any], found: dict[str, Any]) -> None:
+    names = {
+        "format": "the format of the store",
+        "fingerprint": "the model's weights",
+        "prompts": "the prompts (problems, worked examples or template)",
+        "problems": "the number of problems",
+        "origin": "whether the answer was given as a hint",
+        "unit": "the size of a unit",
+        "params": "the sampling options",
+    }
+    differing = [key for key in names if wanted[key] != found.get(key)]
+    if differing:
+        told = "; ".join(
+            f"{names[key]} (stored: {found.get(key)}, now: {wanted[key]})" for key in differing
+        )
+        raise ValueError(
+            f"{store} holds rollouts made otherwise, and adding to it would mix two experiments. "
+            f"What differs: {told}. Give another folder, or delete this store to sample anew."
+        )
+
+
+def _append(store: Path, text: str, stored: int) -> None:
+    """Add whole lines to the store and see them onto the disk."""
+    data = text.encode("utf-8", "backslashreplace")
+    try:
+        with store.open("ab") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        raise OSError(
+            error.errno,
+            f"Could not write {len(data):,} bytes to {store}: {error.strerror}. The {stored:,} "
+            "rollouts already stored are safe; make room and repeat the command to continue",
+        ) from error

@@ -1,0 +1,136 @@
+"""A run on disk: who holds it, how it was configured, what it has measured so far."""
+
+import json
+import os
+import platform
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from selftaught.records import parse_json_line, write_atomically
+
+PACKAGES = ("selftaught", "torch", "transformers", "trl", "accelerate", "peft", "datasets",
+            "math-verify", "reasoning-gym", "jsonargparse", "matplotlib", "jinja2")  # fmt: skip
+
+
+@contextmanager
+def hold(folder: Path) -> Iterator[None]:
+    """Hold a run folder for this process; the hold ends with the process, however it ends.
+
+    Raises:
+        BlockingIOError: another process holds the folder; says which.
+        OSError: the folder cannot be made or written.
+    """
+    import fcntl
+
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = (folder / "run.lock").open("a+", encoding="utf-8")
+    except OSError as error:
+        raise OSError(
+            error.errno,
+            f"Cannot write into the run folder {folder}: {error.strerror}. "
+            "Give another folder with --out, or mend its permissions",
+        ) from error
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            lock.seek(0)
+            holder = lock.read().strip() or "another process"
+            raise BlockingIOError(
+                error.errno,
+                f"{folder} is in use by {holder}. Wait for it to end, stop it, "
+                "or give this run another folder with --out",
+            ) from None
+        lock.truncate(0)
+        lock.write(f"process {os.getpid()} on {socket.gethostname()}")
+        lock.flush()
+        yield
+
+
+def write_config(folder: Path, config: Mapping[str, Any], changeable: Sequence[str]) -> None:
+    """Write `config.yaml` and `versions.json`, or check that a run is continued as it was begun.
+
+    Args:
+        config: plain values only; what differs from a stored one is refused by name.
+        changeable: the fields that may differ, because nothing stored depends on them.
+
+    Raises:
+        ValueError: a stored config differs; says in what.
+    """
+    path = folder / "config.yaml"
+    if path.exists():
+        stored = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+        differing = [
+            f"{key} (was {stored.get(key)!r}, now {config.get(key)!r})"
+            for key in sorted({*stored, *config} - set(changeable))
+            if stored.get(key) != config.get(key)
+        ]
+        if differing:
+            raise ValueError(
+                f"{folder} holds a run with other settings: {'; '.join(differing)}. Repeat it with "
+                f"--config {path} to continue it, or give another folder with --out."
+            )
+    write_atomically(path, yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True))
+    if not (folder / "versions.json").exists():
+        write_atomically(folder / "versions.json", json.dumps(versions(), indent=2) + "\n")
+
+
+def versions() -> dict[str, Any]:
+    """What this run was made with: packages, Python, machine, commit and command line."""
+    return {
+        "packages": {name: found for name in PACKAGES if (found := _version(name))},
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "cpus": os.cpu_count(),
+        "commit": _commit(),
+        "command": " ".join(sys.argv),
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _commit() -> str | None:
+    """The commit of the checkout this package runs from; None where it is not a checkout."""
+    here = Path(__file__).resolve().parent
+    try:
+        asked = subprocess.run(
+            ["git", "-C", str(here), "rev-parse", "--short", "HEAD"],
+            capture_output=True,
+            text=True,
+            timeout=5,
+            check=True,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return asked.stdout.strip()
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """The rows of `metrics.jsonl`; a torn last line is left out."""
+    if not path.exists():
+        return []
+    lines = path.read_bytes().splitlines(keepends=True)
+    return [
+        parse_json_line(line, f"{path}, line {number}")
+        for number, line in enumerate(lines, 1)
+        if line.endswith(b"\n")
+    ]
+
+
+def write_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Write all rows of `metrics.jsonl` as a whole file or not at all."""
+    write_atomically(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))

@@ -1,0 +1,119 @@
+"""From logits to tokens, and from tokens to a completion's end.
+
+Shapes: B rows, V vocabulary.
+"""
+
+import hashlib
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from selftaught.records import Completion
+from selftaught.samplers.base import SamplingParams
+
+NUCLEUS = 512
+"""Tokens looked at before a whole vocabulary is sorted for top_p."""
+
+
+def uniforms(seed: int, key: str, index: int, count: int) -> Tensor:
+    """One uniform number per token of a completion, drawn for (seed, key, sample index) alone."""
+    name = f"{seed}\0{key}\0{index}".encode("utf-8", "surrogatepass")
+    number = int.from_bytes(hashlib.sha256(name).digest()[:8], "big") >> 1
+    return torch.rand(count, generator=torch.Generator().manual_seed(number))
+
+
+def choose(logits_BV: Tensor, uniform_B: Tensor, params: SamplingParams) -> Tensor:
+    """The next token of every row: the likeliest at temperature 0, else the one its number draws."""
+    if params.temperature == 0:
+        return logits_BV.argmax(-1)
+    probability_BV = torch.softmax(logits_BV.float() / params.temperature, -1)
+    if params.top_p < 1:
+        probability_BV = _nucleus(probability_BV, params.top_p)
+    # In float64, because a float32 running sum over a large vocabulary loses the rare tokens.
+    cumulative_BV = probability_BV.cumsum(-1, dtype=torch.float64)
+    target_B1 = uniform_B.double()[:, None] * cumulative_BV[:, -1:]
+    return torch.searchsorted(cumulative_BV, target_B1, right=True)[:, 0]
+
+
+def _nucleus(probability_BV: Tensor, top_p: float) -> Tensor:
+    """The smallest set of likeliest tokens that holds `top_p`; the others get 0."""
+    likely, token = probability_BV.topk(min(NUCLEUS, probability_BV.shape[-1]))
+    if bool((likely.sum(-1) < top_p).any()):
+        likely, token = probability_BV.sort(descending=True)
+    before = likely.cumsum(-1) - likely
+    kept = likely.masked_fill(before >= top_p, 0.0)
+    return torch.zeros_like(probability_BV).scatter_(-1, token, kept)
+
+
+class Ending:
+    """When a completion ends, and what its text then is.
+
+    Whether a stop string stands in the text is read from the decoded text, never from token ids,
+    so it may straddle tokens. A table over the vocabulary tells which tokens can be the last of
+    one; only rows that have just drawn such a token are decoded.
+    """
+
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerBase, eos: Sequence[int], stop: Sequence[str]
+    ) -> None:
+        special = dict(zip(tokenizer.all_special_tokens, tokenizer.all_special_ids, strict=True))
+        # Special tokens are not part of the text, so as a stop string each is an end token.
+        self.eos = sorted({*eos, *(special[text] for text in stop if text in special)})
+        self._tokenizer = tokenizer
+        self._stop = [text for text in stop if text not in special]
+        self._suspects: dict[int, bool] = {}
+        self._table_V = torch.full((0,), -1, dtype=torch.int8)
+
+    def text(self, token_ids: Sequence[int]) -> str:
+        """The text of tokens, without special ones."""
+        text = self._tokenizer.decode(
+            token_ids, skip_special_tokens=True, clean_up_tokenization_spaces=False
+        )
+        assert isinstance(text, str)
+        return text
+
+    def suspects(self, token_B: Tensor) -> Tensor:
+        """Which rows have drawn a token that can be the last of a stop string."""
+        if not self._stop:
+            return torch.zeros_like(token_B, dtype=torch.bool)
+        largest = int(token_B.max()) + 1
+        if largest > len(self._table_V):
+            grown_V = torch.full((2 * largest,), -1, dtype=torch.int8, device=token_B.device)
+            grown_V[: len(self._table_V)] = self._table_V
+            self._table_V = grown_V
+        flag_B = self._table_V[token_B]
+        if bool((flag_B < 0).any()):
+            for token in token_B[flag_B < 0].unique().tolist():
+                self._table_V[token] = self._can_end_a_stop(token)
+            flag_B = self._table_V[token_B]
+        return flag_B > 0
+
+    def _can_end_a_stop(self, token: int) -> bool:
+        """False only if no stop string can end inside this token, whatever stands before it."""
+        alone = self.text([token])
+        if not alone or "\ufffd" in alone:  # special, or part of a character
+            return True
+        # Some tokenizers drop the space before the first word.
+        return any(
+            stop in text or any(text.startswith(stop[k:]) for k in range(1, len(stop)))
+            for text in (alone, " " + alone)
+            for stop in self._stop
+        )
+
+    def cut(self, token_ids: Sequence[int]) -> str | None:
+        """The text before the first stop string, or None where there is none."""
+        text = self.text(token_ids)
+        found = [at for at in (text.find(stop) for stop in self._stop) if at >= 0]
+        return text[: min(found)] if found else None
+
+    def completion(self, token_ids: Sequence[int]) -> Completion:
+        """The completion that these tokens are, the ones that ended it included."""
+        ids = tuple(token_ids)
+        text = self.cut(ids) if self._stop else None
+        if text is not None:
+            return Completion(text, "stop", ids)
+        if ids[-1] in self.eos:
+            return Completion(self.text(ids[:-1]), "stop", ids)
+        return Completion(self.text(ids), "length", ids)

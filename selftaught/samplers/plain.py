@@ -1,0 +1,108 @@
+"""Sampling by `generate`: for models whose layers the shared-prefix loop cannot serve.
+
+Prompts of one length at a time, so that nothing is padded: recurrent layers would carry the
+padding into the text.
+"""
+
+from collections.abc import Callable, Sequence
+from itertools import groupby
+
+import torch
+from torch import Tensor
+from transformers import (
+    GenerationConfig,
+    GenerationMixin,
+    LogitsProcessor,
+    LogitsProcessorList,
+    StoppingCriteria,
+    StoppingCriteriaList,
+)
+
+from selftaught.samplers.base import SamplingParams
+from selftaught.samplers.drawing import Ending, choose
+
+Finished = Callable[[int, list[int]], None]
+"""Called with a row's number and its tokens when it ends."""
+
+
+def generate_plainly(
+    model: GenerationMixin,
+    rows: Sequence[tuple[int, ...]],
+    uniform_BN: Tensor,
+    params: SamplingParams,
+    ending: Ending,
+    finished: Finished,
+    *,
+    batch_size: int,
+) -> None:
+    """Complete every row of prompt tokens, in batches of one length."""
+    order = sorted(range(len(rows)), key=lambda number: len(rows[number]))
+    for _, same in groupby(order, key=lambda number: len(rows[number])):
+        numbers = list(same)
+        for start in range(0, len(numbers), batch_size):
+            batch = numbers[start : start + batch_size]
+            for number, tokens in zip(
+                batch,
+                _generate(model, [rows[i] for i in batch], uniform_BN[batch], params, ending),
+                strict=True,
+            ):
+                finished(number, tokens)
+
+
+def _generate(
+    model: GenerationMixin,
+    rows: Sequence[tuple[int, ...]],
+    uniform_BN: Tensor,
+    params: SamplingParams,
+    ending: Ending,
+) -> list[list[int]]:
+    prompt_BT = torch.tensor(rows, device=uniform_BN.device)
+    ends = _Ends(ending, prompt_BT.shape[1], len(rows))
+    eos = ending.eos or None
+    out_BT = model.generate(  # type: ignore[operator]
+        prompt_BT,
+        attention_mask=torch.ones_like(prompt_BT),
+        generation_config=GenerationConfig(
+            max_new_tokens=params.max_tokens,
+            do_sample=False,
+            eos_token_id=eos,
+            pad_token_id=eos[0] if eos else 0,
+        ),
+        logits_processor=LogitsProcessorList([_Draw(params, prompt_BT.shape[1], uniform_BN)]),
+        stopping_criteria=StoppingCriteriaList([ends]),
+    )
+    drawn = out_BT[:, prompt_BT.shape[1] :].tolist()
+    return [tokens[:length] for tokens, length in zip(drawn, ends.length_B.tolist(), strict=True)]
+
+
+class _Draw(LogitsProcessor):
+    """Leaves only the token that `choose` chooses."""
+
+    def __init__(self, params: SamplingParams, prompt_length: int, uniform_BN: Tensor) -> None:
+        self._params, self._start, self._uniform_BN = params, prompt_length, uniform_BN
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        uniform_B = self._uniform_BN[:, input_ids.shape[1] - self._start]
+        token_B = choose(scores, uniform_B, self._params)
+        return torch.full_like(scores, -torch.inf).scatter_(1, token_B[:, None], 0.0)
+
+
+class _Ends(StoppingCriteria):
+    """Ends rows at a stop string or an end token, and remembers how long they had become."""
+
+    def __init__(self, ending: Ending, prompt_length: int, rows: int) -> None:
+        self._ending, self._start = ending, prompt_length
+        self._done = [False] * rows
+        self.length_B = torch.zeros(rows, dtype=torch.long)
+
+    def __call__(self, input_ids: Tensor, scores: Tensor, **kwargs: object) -> Tensor:
+        drawn_BT = input_ids[:, self._start :]
+        suspects = self._ending.suspects(drawn_BT[:, -1]).tolist()
+        for row, (token, suspect) in enumerate(
+            zip(drawn_BT[:, -1].tolist(), suspects, strict=True)
+        ):
+            if not self._done[row]:
+                self.length_B[row] = drawn_BT.shape[1]
+                stopped = suspect and self._ending.cut(drawn_BT[row].tolist()) is not None
+                self._done[row] = stopped or token in self._ending.eos
+        return torch.tensor(self._done, device=input_ids.device)

@@ -1,0 +1,365 @@
+r"""MATH: competition problems whose answers are LaTeX (Hendrycks et al. 2021, arXiv:2103.03874).
+
+Read from a folder with train.jsonl and test.jsonl, or from the Hub. The test split is the
+500-problem subset of Lightman et al. 2023 (arXiv:2305.20050), or the whole of MATH's own.
+
+math-verify parses LaTeX here; what it parsed is compared by exact checks of our own, because its
+own comparison rounds to six digits and has been seen to equate different lines, factorials and
+sets. Answers are compared in parts: sets and tuples are taken apart first, so that a part that was
+left out is seen. Nothing is rounded: 0.33 is not 1/3, and 1.414 is not \sqrt{2}.
+"""
+
+import importlib.util
+import logging
+import re
+import warnings
+import zlib
+from collections.abc import Callable
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from selftaught.answers import (
+    Verdict,
+    after_answer_is,
+    closing_brace,
+    last_boxed,
+    normalised,
+    same_expression,
+    split_unit,
+    units_agree,
+    without_name,
+)
+from selftaught.prompts import PromptStyle
+from selftaught.records import Problem
+from selftaught.tasks.base import Task
+from selftaught.tasks.question_file import Row, file_rows, hub_rows, split_named
+
+if TYPE_CHECKING:
+    from sympy import Basic, Expr
+
+SUBJECTS = (
+    "algebra",
+    "counting_and_probability",
+    "geometry",
+    "intermediate_algebra",
+    "number_theory",
+    "prealgebra",
+    "precalculus",
+)
+
+SHOTS = tuple(
+    Problem(f"competition_math-shot-{number}", question, gold, f"{steps} The answer is \\boxed{{{gold}}}.")
+    for number, (question, gold, steps) in enumerate(
+        [
+            (
+                "A line passes through $(1,5)$ and $(4,11)$. What is its $y$-intercept?",
+                "3",
+                "The slope is $\\frac{11-5}{4-1} = 2$. From $5 = 2 \\cdot 1 + b$ we get $b = 3$.",
+            ),
+            (
+                "Two fair dice are rolled. What is the probability that the sum is $10$ or more?",
+                "\\frac{1}{6}",
+                "Sums of $10$, $11$ and $12$ come from $3$, $2$ and $1$ of the $36$ equally likely "
+                "outcomes. So the probability is $\\frac{6}{36} = \\frac{1}{6}$.",
+            ),
+            (
+                "Find all real $x$ with $x^2 - 3x < 10$. Answer in interval notation.",
+                "(-2,5)",
+                "We need $x^2 - 3x - 10 = (x-5)(x+2) < 0$. The product is negative exactly between "
+                "its roots $-2$ and $5$.",
+            ),
+            (
+                "A right triangle has legs $4$ and $6$. How long is its hypotenuse?",
+                "2\\sqrt{13}",
+                "By the Pythagorean theorem its square is $16 + 36 = 52$, and "
+                "$\\sqrt{52} = \\sqrt{4 \\cdot 13} = 2\\sqrt{13}$.",
+            ),
+            (
+                "What is the remainder when $7^{50}$ is divided by $5$?",
+                "4",
+                "Modulo $5$, $7 \\equiv 2$, and the powers of $2$ repeat every four steps: "
+                "$2, 4, 3, 1$. Since $50 = 4 \\cdot 12 + 2$, the remainder is the second of these.",
+            ),
+            (
+                "Expand $(2x - 3)(x + 4)$.",
+                "2x^2+5x-12",
+                "The products are $2x^2$, $8x$, $-3x$ and $-12$, and $8x - 3x = 5x$.",
+            ),
+            (
+                "How many ways are there to seat $5$ people in a row if two of them, Ana and Ben, "
+                "must sit next to each other?",
+                "48",
+                "Take Ana and Ben as one block: $4$ items can stand in $4! = 24$ orders, and the "
+                "block can be turned round, which gives $24 \\cdot 2 = 48$.",
+            ),
+            (
+                "Solve $|2x - 1| = 7$. List all solutions, separated by commas.",
+                "-3, 4",
+                "Either $2x - 1 = 7$, so $x = 4$, or $2x - 1 = -7$, so $x = -3$.",
+            ),
+        ],
+        1,
+    )
+)  # fmt: skip
+"""Our own."""
+
+
+def competition_math(
+    data_dir: str | None = None, validation: int = 500, full_test: bool = False
+) -> Task:
+    """Competition problems; the last `validation` of the training problems are held out.
+
+    Args:
+        data_dir: a folder with train.jsonl and test.jsonl, with the fields problem, solution, and
+            where there are any level and type; default: the Hub.
+        full_test: test on all of MATH's test problems instead of the 500-problem subset.
+    """
+
+    @cache
+    def splits() -> dict[str, list[Problem]]:
+        train = load("train", data_dir, full_test)
+        if not 0 < validation < len(train):
+            raise ValueError(
+                f"validation must be between 1 and {len(train) - 1}, the training problems but "
+                f"one; got {validation}."
+            )
+        cut = len(train) - validation
+        test = load("test", data_dir, full_test)
+        return {"train": train[:cut], "validation": train[cut:], "test": test}
+
+    return Task(
+        name="competition_math",
+        problems=lambda split: split_named(splits, split, "competition_math"),
+        prompt=PromptStyle(name="few-shot", shots=lambda problem: SHOTS),
+        extract=extract,
+        equal=equal,
+        hint=hint,
+        prove=prove,
+        group=level,
+        max_tokens=512,
+        facts="MATH, MIT licence, Hendrycks et al. 2021 (arXiv:2103.03874)",
+    )
+
+
+def load(split: str, data_dir: str | None, full_test: bool = False) -> list[Problem]:
+    """The problems of "train" or "test", in the order of the data set."""
+    if data_dir is not None:
+        rows = file_rows(Path(data_dir) / f"{split}.jsonl")
+    elif split == "test" and not full_test:
+        rows = hub_rows("HuggingFaceH4/MATH-500", None, "test")
+    else:
+        rows = [
+            row
+            for subject in SUBJECTS
+            for row in hub_rows("EleutherAI/hendrycks_math", subject, split)
+        ]
+    return [_problem(row, f"{split}-{index}") for index, row in enumerate(rows)]
+
+
+def _problem(row: Row, id: str) -> Problem:
+    """Gold is what stands in the last box of the solution; the level is kept in the id."""
+    values: dict[str, Any] = row.values
+    match values:
+        case {"problem": str(question), "solution": str(solution)}:
+            pass
+        case _:
+            raise ValueError(
+                f'{row.where}: expected the texts "problem" and "solution", got the fields '
+                f"{', '.join(map(repr, values))}; data_dir must hold MATH's train.jsonl and "
+                "test.jsonl."
+            )
+    gold = last_boxed(solution)
+    if gold is None:
+        raise ValueError(
+            f"{row.where}: expected a solution with its answer in \\boxed{{...}}, "
+            f"got {solution[-60:]!r}; correct or remove the line."
+        )
+    digits = re.search("[1-9]", str(values.get("level", "")))
+    lines = [line.strip() for line in solution.splitlines()]
+    rationale = "\n".join(line for line in lines if line)
+    return Problem(f"{id}-level-{digits[0] if digits else '?'}", question.strip(), gold, rationale)
+
+
+def level(problem: Problem) -> str:
+    """The difficulty, 1 to 5, or "?" where the data does not say."""
+    return f"level {problem.id.rpartition('-level-')[2] or '?'}"
+
+
+def hint(problem: Problem) -> Problem:
+    """The problem with its answer in brackets after the question."""
+    return replace(problem, question=f"{problem.question} ({problem.gold})", rationale=None)
+
+
+def extract(completion: str) -> str | None:
+    """What stands in the last box, else what follows "the answer is"."""
+    return last_boxed(completion) or after_answer_is(completion)
+
+
+# --- symbolic comparison -------------------------------------------------------------------------
+
+
+def symbolically_equal(gold: str, answer: str) -> bool:
+    """Whether two LaTeX answers are the same by algebra. Slow, and may hang: call it by `grade`.
+
+    Raises:
+        ValueError: the gold answer cannot be parsed, so nothing can be said.
+    """
+    logging.getLogger("math_verify").setLevel(logging.ERROR)  # says that we keep the time: we do
+    left, right = without_name(normalised(gold), normalised(answer))
+    (left, unit), (right, other_unit) = split_unit(left), split_unit(right)
+    if not units_agree(unit, other_unit):
+        return False
+    if set(re.findall("[A-Z]", _COMMAND.sub("", left))) != set(
+        re.findall("[A-Z]", _COMMAND.sub("", right))
+    ):
+        return False  # the parser reads every letter as a small one
+    parts = _parts(left)
+    unreadable = [text for text in _leaves(parts) if not _parsed(text)]
+    if unreadable:
+        raise ValueError(f"the gold answer cannot be parsed: {unreadable[0][:60]!r}")
+    return _same_parts(parts, _parts(right))
+
+
+def _has_math_verify() -> bool:
+    if importlib.util.find_spec("math_verify") is not None:
+        return True
+    warnings.warn(
+        "math-verify is not installed: LaTeX answers are right only when they are written like the "
+        "gold answer or are the same number. Install it with pip install 'selftaught[math]'.",
+        stacklevel=2,
+    )
+    return False
+
+
+prove: Callable[[str, str], bool] | None = symbolically_equal if _has_math_verify() else None
+
+
+def equal(gold: str, answer: str) -> Verdict:
+    """By form and by exact number; without math-verify what differs in form is wrong."""
+    verdict = same_expression(gold, answer)
+    if prove is None and verdict.decided_by == "form":
+        return Verdict(False, "form")
+    return verdict
+
+
+class Parts(NamedTuple):
+    """An answer taken apart: "tuple" with its brackets, "set" and "union" without order."""
+
+    kind: str
+    parts: "tuple[Parts, ...]"
+    text: str = ""
+
+
+_COMMAND = re.compile(r"\\[A-Za-z]++")
+_TOKEN = re.compile(r"\\[A-Za-z]++|\\.|[^\\]", re.DOTALL)
+_OPENING, _CLOSING = ("(", "[", "{", "\\{"), (")", "]", "}", "\\}")
+
+
+def _parts(text: str) -> Parts:
+    text = text.strip()
+    if len(pieces := _split(text, "\\cup")) > 1:
+        return Parts("union", tuple(map(_parts, pieces)))
+    if len(pieces := _split(text, ",")) > 1:
+        return Parts("set", tuple(map(_parts, pieces)))
+    if text.startswith("\\{") and text.endswith("\\}"):
+        pieces = _split(text[2:-2], ",")
+        return Parts("set", tuple(map(_parts, pieces)))
+    if text[:1] in ("(", "[") and text[-1:] in (")", "]"):
+        pieces = _split(text[1:-1], ",")
+        if len(pieces) > 1:
+            return Parts(f"tuple {text[0]}{text[-1]}", tuple(map(_parts, pieces)))
+    return Parts("leaf", (), text)
+
+
+def _split(text: str, separator: str) -> list[str]:
+    """The pieces between separators that stand in no bracket."""
+    depth, pieces, start = 0, [], 0
+    for token in _TOKEN.finditer(text):
+        depth += (token[0] in _OPENING) - (token[0] in _CLOSING)
+        if token[0] == separator and depth == 0:
+            pieces.append(text[start : token.start()])
+            start = token.end()
+    return [*pieces, text[start:]]
+
+
+def _leaves(parts: Parts) -> list[str]:
+    if parts.kind == "leaf":
+        return [parts.text]
+    return [text for part in parts.parts for text in _leaves(part)]
+
+
+def _same_parts(gold: Parts, answer: Parts) -> bool:
+    if gold.kind == answer.kind == "leaf":
+        return _matched(_parsed(gold.text), _parsed(answer.text), _same)
+    if gold.kind.startswith("tuple"):
+        return (
+            gold.kind == answer.kind
+            and len(gold.parts) == len(answer.parts)
+            and all(map(_same_parts, gold.parts, answer.parts))
+        )
+    if "union" in (gold.kind, answer.kind):
+        return gold.kind == answer.kind and _matched(gold.parts, answer.parts, _same_parts)
+    if answer.kind.startswith("tuple"):
+        return False
+    return _matched(_elements(gold), _elements(answer), _same_element)
+
+
+def _elements(parts: Parts) -> "list[Parts | Basic]":
+    """What a set or a single answer holds; a plus-minus counts as two."""
+    elements: list[Parts | Basic] = []
+    for part in parts.parts if parts.kind == "set" else (parts,):
+        parsed = _parsed(part.text) if part.kind == "leaf" else []
+        elements += parsed or [part]
+    return elements
+
+
+def _same_element(gold: "Parts | Basic", answer: "Parts | Basic") -> bool:
+    if isinstance(gold, Parts) or isinstance(answer, Parts):
+        both = isinstance(gold, Parts) and isinstance(answer, Parts)
+        return both and "leaf" not in (gold.kind, answer.kind) and _same_parts(gold, answer)
+    return _same(gold, answer)
+
+
+def _matched(gold: Any, answer: Any, same: Callable[[Any, Any], bool]) -> bool:
+    """Whether each of one is the same as exactly one of the other."""
+    rest = list(answer)
+    for one in gold:
+        found = next((index for index, other in enumerate(rest) if same(one, other)), None)
+        if found is None:
+            return False
+        del rest[found]
+    return bool(gold) and not rest
+
+
+_DECIMAL = re.compile(r"([0-9]*+)\.([0-9]++)")
+_UNREADABLE = re.compile(r"[0-9] [0-9]|[0-9]\}?_|\\text|[%$!?#&@]{2}")
+
+
+@cache
+def _parsed(text: str) -> "tuple[Basic, ...]":
+    """The whole of a text as what math-verify makes of it; empty where it cannot be read whole."""
+    from latex2sympy2_extended import NormalizationConfig
+    from math_verify import LatexExtractionConfig, parse
+    from sympy import FiniteSet
+
+    if not text or "$" in text or _UNREADABLE.search(text):
+        return ()
+    exact = _DECIMAL.sub(lambda m: rf"\frac{{{m[1]}{m[2]}}}{{1{'0' * len(m[2])}}}", text)
+    plain = NormalizationConfig(
+        basic_latex=True,
+        units=False,
+        malformed_operators=True,
+        nits=False,
+        boxed="none",
+        equations=False,
+    )
+    found = parse(
+        f"${exact}$",
+        [LatexExtractionConfig(boxed_match_priority=-1, normalization_config=plain)],
+        fallback_mode="no_fallback",
+        parsing_timeout=None,  # pyright: ignore[reportArgumentType]: documented as allowed
+        raise_on_error=True,
+    )
+    return tuple(part for one in found for part in (one.args if isinstance(one, FiniteSet) else [one]))

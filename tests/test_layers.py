@@ -1,0 +1,110 @@
+"""The stairs: imports go down only, every foreign library has its door, every module imports."""
+
+import ast
+import importlib
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGE = ROOT / "selftaught"
+
+BELOW_EVALUATION = {
+    "grading", "tasks", "rollouts", "selection", "training", "embedded", "metrics", "samplers",
+    "prompts", "answers", "records", "run_folder",
+}  # fmt: skip
+MAY_IMPORT: dict[str, set[str]] = {
+    "records": set(),
+    "answers": set(),
+    "metrics": set(),
+    "wheel_models": set(),
+    "prompts": {"records"},
+    "samplers": {"records"},
+    "run_folder": {"records"},
+    "tasks": {"answers", "prompts", "records"},
+    "rollouts": {"prompts", "samplers", "records"},
+    "selection": {"prompts", "records"},
+    "training": {"records"},
+    "embedded": {"tasks", "prompts", "records"},
+    "grading": {"tasks", "answers", "records"},
+    "evaluation": {"tasks", "rollouts", "grading", "metrics", "samplers", "prompts", "records"},
+    "report": BELOW_EVALUATION | {"evaluation"},
+    "methods": BELOW_EVALUATION | {"evaluation", "report"},
+    "cli": BELOW_EVALUATION | {"evaluation", "report", "methods", "wheel_models"},
+    "__init__": BELOW_EVALUATION | {"evaluation"},
+}
+DOORS: dict[str, set[str]] = {
+    "trl": {"training"},
+    "peft": {"training"},
+    "datasets": {"tasks", "training"},
+    "torch": {"samplers.transformers_model", "training", "embedded", "wheel_models"},
+    "transformers": {"samplers.transformers_model", "training", "embedded", "wheel_models"},
+    "math_verify": {"tasks.competition_math"},
+    "jsonargparse": {"cli"},
+    "matplotlib": {"report"},
+    "jinja2": {"report"},
+    "reasoning_gym": {"tasks.gym"},
+    "tokenizers": {"embedded"},
+}
+NO_TORCH = ["selftaught", "selftaught.cli", "selftaught.methods.star", "selftaught.report",
+            "selftaught.grading", "selftaught.selection", "selftaught.evaluation"]  # fmt: skip
+
+
+def modules() -> list[str]:
+    names = []
+    for path in sorted(PACKAGE.rglob("*.py")):
+        parts = path.relative_to(PACKAGE).with_suffix("").parts
+        names.append(".".join(parts[:-1] if parts[-1] == "__init__" and len(parts) > 1 else parts))
+    return names
+
+
+def source(module: str) -> Path:
+    path = PACKAGE / Path(*module.split("."))
+    return path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+
+
+def imported(module: str) -> set[str]:
+    """Every module named in an import statement, wherever it stands in the file."""
+    names = set()
+    for node in ast.walk(ast.parse(source(module).read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{module} has a relative import"
+            base = node.module or ""
+            names.add(base)
+            if base == "selftaught":
+                names |= {f"selftaught.{alias.name}" for alias in node.names}
+    return names
+
+
+@pytest.mark.parametrize("module", modules())
+def test_a_room_imports_only_from_lower_stairs(module: str):
+    room = module.split(".")[0]
+    ours = {name.split(".")[1] for name in imported(module) if name.startswith("selftaught.")}
+    assert ours - {room} <= MAY_IMPORT[room]
+
+
+@pytest.mark.parametrize("library", DOORS)
+def test_a_foreign_library_has_its_doors_and_no_others(library: str):
+    users = {m for m in modules() if any(name.split(".")[0] == library for name in imported(m))}
+    outside = {m for m in users if m not in DOORS[library] and m.split(".")[0] not in DOORS[library]}
+    assert not outside
+
+
+def test_no_module_is_named_like_one_of_the_standard_library():
+    named = {module.split(".")[-1] for module in modules()}
+    assert not named & set(sys.stdlib_module_names)
+
+
+@pytest.mark.parametrize("module", [m for m in modules() if m != "__init__"])
+def test_every_module_imports(module: str):
+    importlib.import_module(f"selftaught.{module}")
+
+
+def test_rooms_without_tensors_do_not_import_torch():
+    code = f"import sys\nfor name in {NO_TORCH}: __import__(name)\nprint('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"

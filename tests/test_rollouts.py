@@ -1,0 +1,166 @@
+"""`collect`: what is stored, how it resumes, what it refuses."""
+
+import errno
+import json
+import resource
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from selftaught import rollouts as room
+from selftaught.prompts import PromptStyle
+from selftaught.records import Problem, read_rollouts, rollout_from, to_json
+from selftaught.rollouts import collect
+from selftaught.samplers import SamplingParams
+from selftaught.samplers.scripted import ScriptedSampler
+
+STYLE = PromptStyle("bare")
+PROBLEMS = [Problem(f"p{i}", f"What is {i}?", str(i)) for i in range(7)]
+TWO = SamplingParams(n=2, temperature=1.0)
+
+
+def echo() -> ScriptedSampler:
+    return ScriptedSampler(lambda prompt, index: f"{prompt} {index}")
+
+
+@pytest.fixture
+def units_of_two_problems(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(room, "UNIT", 4)
+
+
+def test_all_samples_of_all_problems_are_stored_in_order(tmp_path: Path):
+    store = tmp_path / "deep" / "rollouts.jsonl"
+    made = collect(echo(), PROBLEMS, STYLE, TWO, store=store)
+    assert [(r.problem.id, r.index) for r in made] == [(f"p{i}", j) for i in range(7) for j in (0, 1)]
+    assert made[3].prompt == "Q: What is 1?\nA:"
+    assert read_rollouts(store) == made
+
+
+def test_a_whole_store_asks_nothing_again(tmp_path: Path):
+    store = tmp_path / "rollouts.jsonl"
+    made = collect(echo(), PROBLEMS, STYLE, TWO, store=store)
+    before, sampler = store.read_bytes(), echo()
+    assert collect(sampler, PROBLEMS, STYLE, TWO, store=store) == made
+    assert sampler.asked == []
+    assert store.read_bytes() == before
+
+
+@pytest.mark.usefixtures("units_of_two_problems")
+def test_a_store_cut_at_any_byte_ends_as_if_it_had_not_been(tmp_path: Path):
+    store = tmp_path / "rollouts.jsonl"
+    collect(echo(), PROBLEMS, STYLE, TWO, store=store)
+    whole = store.read_bytes()
+    ends = [place + 1 for place, byte in enumerate(whole) if byte == ord("\n")]
+    for cut in sorted({0, 1, 5, *ends, *(end - 1 for end in ends), *(end + 3 for end in ends[:-1])}):
+        store.write_bytes(whole[:cut])
+        sampler = echo()
+        collect(sampler, PROBLEMS, STYLE, TWO, store=store)
+        assert store.read_bytes() == whole
+        rows_left = whole[:cut].count(b"\n") - 1  # the header is no rollout
+        units_left = 4 if cut == len(whole) else max(rows_left, 0) // 4
+        assert len(sampler.asked) == max(7 - 2 * units_left, 0)
+
+
+@pytest.mark.usefixtures("units_of_two_problems")
+def test_progress_counts_what_was_stored_before(tmp_path: Path):
+    store = tmp_path / "rollouts.jsonl"
+    collect(echo(), PROBLEMS, STYLE, TWO, store=store)
+    store.write_bytes(b"".join(store.read_bytes().splitlines(keepends=True)[:6]))  # header, 5 rows
+    seen: list[int] = []
+    collect(echo(), PROBLEMS, STYLE, TWO, store=store, progress=seen.append)
+    assert seen == [4, *[2] * 5]
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"sampler": ScriptedSampler(lambda p, i: "", fingerprint="other")}, "the model's weights"),
+        ({"prompt": replace(STYLE, question="Question: {question}")}, "the prompts"),
+        ({"params": replace(TWO, temperature=0.5)}, "sampling options"),
+        ({"params": replace(TWO, seed=1)}, "sampling options"),
+        ({"problems": PROBLEMS[:5]}, "number of problems"),
+        ({"origin": "rationalized"}, "as a hint"),
+    ],
+)
+def test_a_store_made_otherwise_is_refused_and_says_what_differs(tmp_path: Path, change, told):
+    store = tmp_path / "rollouts.jsonl"
+    collect(echo(), PROBLEMS, STYLE, TWO, store=store)
+    before = store.read_bytes()
+    asked = {"sampler": echo(), "problems": PROBLEMS, "prompt": STYLE, "params": TWO} | change
+    with pytest.raises(ValueError, match=told):
+        collect(store=store, **asked)
+    assert store.read_bytes() == before
+
+
+def test_a_moved_model_is_the_same_model(tmp_path: Path):
+    store = tmp_path / "rollouts.jsonl"
+    collect(echo(), PROBLEMS, STYLE, TWO, store=store)
+    moved = ScriptedSampler(lambda prompt, index: "", model="elsewhere")
+    assert len(collect(moved, PROBLEMS, STYLE, TWO, store=store)) == 14
+
+
+def test_the_style_brings_its_stop_strings(tmp_path: Path):
+    made = collect(
+        ScriptedSampler(lambda prompt, index: "right\n\nQ: and on"), PROBLEMS, STYLE,
+        SamplingParams(), store=tmp_path / "rollouts.jsonl",
+    )  # fmt: skip
+    assert {rollout.completion for rollout in made} == {"right"}
+
+
+def test_two_problems_with_one_id_are_refused(tmp_path: Path):
+    with pytest.raises(ValueError, match="'p1'"):
+        collect(echo(), [*PROBLEMS, PROBLEMS[1]], STYLE, TWO, store=tmp_path / "r.jsonl")
+
+
+def test_a_full_disk_is_told_and_the_run_continues_once_there_is_room(tmp_path: Path):
+    code = f"""
+import resource, sys
+sys.path.insert(0, {str(Path(__file__).parent)!r})
+from pathlib import Path
+import test_rollouts as here
+here.room.UNIT = 4
+resource.setrlimit(resource.RLIMIT_FSIZE, (1500, 1500))
+try:
+    here.collect(here.echo(), here.PROBLEMS, here.STYLE, here.TWO, store=Path({str(tmp_path / "r.jsonl")!r}))
+except OSError as error:
+    print(error.errno, error.strerror)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.startswith(f"{errno.EFBIG} Could not write")
+    assert "repeat the command to continue" in done.stdout
+    assert (tmp_path / "r.jsonl").stat().st_size == 1500  # torn in the middle of a unit
+    undisturbed = tmp_path / "undisturbed.jsonl"
+    room_unit, room.UNIT = room.UNIT, 4
+    try:
+        collect(echo(), PROBLEMS, STYLE, TWO, store=undisturbed)
+        collect(echo(), PROBLEMS, STYLE, TWO, store=tmp_path / "r.jsonl")
+    finally:
+        room.UNIT = room_unit
+    assert (tmp_path / "r.jsonl").read_bytes() == undisturbed.read_bytes()
+    assert resource.getrlimit(resource.RLIMIT_FSIZE)[0] != 1500
+
+
+@given(st.text(), st.text(st.characters(codec=None)))
+def test_any_text_survives_the_store(question: str, completion: str):
+    problem = Problem("id", question, "1")
+    sampler = ScriptedSampler(lambda prompt, index: completion)
+    style = replace(STYLE, stop=())
+    import tempfile
+
+    with tempfile.TemporaryDirectory() as folder:
+        store = Path(folder) / "r.jsonl"
+        (made,) = collect(sampler, [problem], style, SamplingParams(), store=store)
+        assert read_rollouts(store) == [made]
+        assert made.completion == completion
+
+
+def test_a_rollout_is_one_line_of_json_that_explains_itself(tmp_path: Path):
+    (made, *_) = collect(echo(), PROBLEMS, STYLE, TWO, store=tmp_path / "r.jsonl")
+    row = json.loads(to_json(replace(made, token_ids=(1, 2))))
+    assert row["problem"] == {"id": "p0", "question": "What is 0?", "gold": "0", "rationale": None}
+    assert rollout_from(row) == replace(made, token_ids=(1, 2))
