@@ -220,12 +220,14 @@ _WRITTEN = {
     "π": r"\pi ", "∞": r"\infty ", "≤": r"\le ", "≥": r"\ge ", "≠": r"\ne ", "\u00d7": r"\times ",
     "·": r"\cdot ", "⋅": r"\cdot ", "÷": r"\div ", "\u222a": r"\cup ", "∈": r"\in ", "²": "^2",
     "³": "^3", "½": r"\frac{1}{2}", "¼": r"\frac{1}{4}", "¾": r"\frac{3}{4}", "±": r"\pm ",
-    "√": r"\sqrt ", "°": r"^\circ ", "<=": r"\le ", ">=": r"\ge ", "{,}": ",", r"\!": "",
-    r"\,": " ", r"\;": " ", r"\:": " ", "\\ ": " ", "~": " ", r"\displaystyle": "", r"\%": "%",
+    "√": r"\sqrt ", "°": r"^\circ ", "<=": r"\le ", ">=": r"\ge ", "{,}": ",",
+    "~": " ", r"\displaystyle": "", r"\%": "%",
     r"\$": "$", r"\degree": r"^\circ ", r"^{\circ}": r"^\circ ", r"\lbrace": r"\{",
     r"\rbrace": r"\}", "**": "^", "\t": " ", "\n": " ", "\r": " ",
 }  # fmt: skip
 _REWRITTEN = [
+    (re.compile(r"(?<!\\)\\! ?"), ""),
+    (re.compile(r"(?<!\\)\\[,;: ]"), " "),
     (re.compile(r"\\(?:left|right|[bB]igg?[lr]?)(?![A-Za-z])"), ""),
     (re.compile(r"\\[dtc]frac(?![A-Za-z])"), r"\\frac"),
     (re.compile(r"\\(?:leq|leqslant)(?![A-Za-z])"), r"\\le "),
@@ -240,6 +242,7 @@ _REWRITTEN = [
     (re.compile(r"(\\frac ?\{[^{}]*+\}) ?([0-9A-Za-z])"), r"\1{\2}"),
     (re.compile(r"\\sqrt ?([0-9]|[A-Za-z])"), r"\\sqrt{\1}"),
     (re.compile(r"([^ ]) *+,(?: *+,)*+ *+(?=[^ 0-9])|([^ ]) *+, +(?=[0-9])"), r"\1\2, "),
+    (re.compile(r"_([0-9])(?= )"), r"_{\1}"),
     (re.compile(r" ++"), " "),
 ]  # fmt: skip
 _THOUSANDS = re.compile(r"(?<![0-9.,])[0-9]{1,3}+(?:,[0-9]{3})++(?![0-9])")
@@ -255,7 +258,7 @@ def normalised(text: str) -> str:
         text = pattern.sub(meant, text)
     if not re.search(r"[(\[{]", text):
         text = _THOUSANDS.sub(lambda match: match[0].replace(",", ""), text)
-    return text.strip(" .")
+    return text.rstrip(" .").strip()
 
 
 def _unwrapped(text: str) -> str:
@@ -275,22 +278,25 @@ def _unwrapped(text: str) -> str:
 
 
 _NAMED = re.compile(
-    r"([A-Za-z](?:_[A-Za-z0-9]|_\{[A-Za-z0-9]{1,5}\})?'?(?:\([a-z]\))?) ?(?:=|\\in ) ?"
+    r"([A-Za-z](?:_[A-Za-z0-9]|_\{[A-Za-z0-9]{1,5}\})?'?(?:\([a-z]\))?) ?(?:=|\\in(?![A-Za-z])) ?"
 )
 
 
+_RELATION = re.compile(r"=|\\(?:le|ge|ne|in|lt|gt|equiv)(?![a-z])|[<>]")
+
+
 def without_name(gold: str, answer: str) -> tuple[str, str]:
-    """Both without "x =" in front, where one has none or both have the same."""
-    left, right = _name(gold), _name(answer)
-    if left == right or not (left and right):
-        return gold[len(left) :], answer[len(right) :]
+    """Both without "x =" in front, where only one has a name and the other is no relation."""
+    left, right = _NAMED.match(gold), _NAMED.match(answer)
+    if left and right and left[1] == right[1]:
+        rest, other_rest = gold[left.end() :], answer[right.end() :]
+        plain = not _RELATION.search(rest) and not _RELATION.search(other_rest)
+        return (rest, other_rest) if plain else (gold, answer)
+    if left and not _RELATION.search(answer) and not _RELATION.search(gold, left.end()):
+        return gold[left.end() :], answer
+    if right and not _RELATION.search(gold) and not _RELATION.search(answer, right.end()):
+        return gold, answer[right.end() :]
     return gold, answer
-
-
-def _name(text: str) -> str:
-    named = _NAMED.match(text)
-    rest = text[named.end() :] if named else ""
-    return named[0] if named and not re.search(r"=|\\(?:le|ge|ne)(?![a-z])|[<>]", rest) else ""
 
 
 _WORD = re.compile(r"[A-Za-z]{2,}")
@@ -335,7 +341,7 @@ _INTEGER = r"[0-9]++"
 _FRACTION = rf"(?P<whole>{_INTEGER})? ?\\frac ?\{{ ?(?P<top>-?{_INTEGER}) ?\}} ?\{{ ?(?P<under>-?{_INTEGER}) ?\}}"
 _SLASHED = rf"(?:(?P<whole2>{_INTEGER}) )?(?P<top2>{_INTEGER}) ?/ ?(?P<under2>-?{_INTEGER})"
 _PLAIN = rf"(?P<decimal>{_DECIMAL})(?:(?:[eE]| ?(?:\\times|\\cdot|\*) ?10 ?\^ ?\{{?)(?P<exponent>[-+]?{_INTEGER})\}}?)?"
-_UNIT = r" ?(?P<unit>%|\^ ?\\circ ?[CF]?|\\text ?\{[^{}]*+\}(?: ?\^ ?\{?[0-9]\}?)?| [A-Za-z][A-Za-z ]*+(?:\^ ?\{?[0-9]\}?)?|)"
+_UNIT = r" ?(?P<unit>%|\^ ?\\circ ?[CF]?|\\text ?\{[^{}]*+\}(?: ?\^ ?\{?[0-9]\}?)?| ?[A-Za-z][A-Za-z ]*+(?:\^ ?\{?[0-9]\}?)?|)"
 _QUANTITY = re.compile(
     rf"(?P<sign>[-+]?) ?(?P<money>[$€£¥]?) ?(?P<sign2>-?)(?:{_FRACTION}|{_SLASHED}|{_PLAIN}){_UNIT} ?"
 )
@@ -386,7 +392,9 @@ def _value_of(match: re.Match[str]) -> Fraction | None:
 def _unit_of(written: str) -> str | None:
     """One name for a unit; None where the words are none."""
     block = _TEXT_BLOCK.match(written)
-    words = (block[1] + written[block.end() :] if block else written).lower().replace(".", "")
+    words = (
+        (block[1] + written[block.end() :] if block else written).strip().lower().replace(".", "")
+    )
     power = re.search(r" ?\^ ?\{?([0-9])\}?$", words)
     names = (words[: power.start()] if power else words).split()
     if not block and not all(
@@ -404,3 +412,20 @@ def _unit_of(written: str) -> str | None:
                 or _UNIT_NAMES.get(name.removesuffix("s"), name.removesuffix("s"))
             )
     return " ".join(kept) + (f"^{exponent}" if exponent and kept else "")
+
+
+_TRAILING_UNIT = re.compile(
+    r" ?(?:%|\^ ?\\circ ?[CF]?|\\text ?\{[^{}]*+\}(?: ?\^ ?(?:[0-9]|\{[0-9]\}))?) ?$"
+)
+
+
+def split_unit(text: str) -> tuple[str, str]:
+    """A normalised formula and the unit after it ("" where there is none)."""
+    if text.startswith("$"):
+        return text[1:].strip(), "dollar"
+    trailing = _TRAILING_UNIT.search(text)
+    if trailing and trailing.start() > 0:
+        return text[: trailing.start()].strip(), _unit_of(trailing[0]) or ""
+    body, _, word = text.rpartition(" ")
+    unit = _unit_of(word) if word.isalpha() and body else None
+    return (body.strip(), unit) if unit else (text, "")

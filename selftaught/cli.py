@@ -164,7 +164,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return NOTHING_LEARNED
     except (ValueError, OSError, ImportError) as error:
         named = isinstance(error, OSError) and error.strerror
-        text = f"{error.strerror}{f': {error.filename}' if error.filename else ''}" if named else error
+        text = (
+            f"{error.strerror}{f': {error.filename}' if error.filename else ''}" if named else error
+        )
         _tell(f"selftaught: error: {text}")
         return BAD_INPUT
     except KeyboardInterrupt:

@@ -104,4 +104,6 @@ def styled(style: PromptStyle, name: str) -> PromptStyle:
         case "chat":
             return chat(style)
         case _:
-            raise ValueError(f"No prompt style is called {name!r}; there are: few_shot, bare, chat.")
+            raise ValueError(
+                f"No prompt style is called {name!r}; there are: few_shot, bare, chat."
+            )

@@ -1,28 +1,23 @@
 """What a run did, told from its folder: tables for the terminal and one self-contained HTML page.
 
 Model text is data here: Jinja2 escapes all of it, `visible` makes its control characters harmless,
-and the page forbids scripts and the network. The plots hold none of it, so they alone are Markup.
+and the page forbids scripts and the network. The plots hold none of it: they alone are Markup.
 """
 
-import io
 import json
-import re
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TypeVar
 
-import matplotlib
 import yaml
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
-from matplotlib.axes import Axes
-from matplotlib.backends.backend_svg import FigureCanvasSVG
-from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 
 from selftaught.evaluation import Evaluation, Tally
+from selftaught.plots import DASHES, GLYPHS, LINES_SHOWN, Curve, Line, accuracy_plot, curve_plot
 from selftaught.records import OUTCOMES, Rollout, Text, read_jsonl, rollout_from, write_atomically
 from selftaught.run_folder import read_rows
 
@@ -30,10 +25,10 @@ T = TypeVar("T")
 
 ROLLOUTS_SHOWN = 10
 """Rollouts of each kind on the page."""
-RATIONALE_SHOWN, PROMPT_SHOWN, FIELD_SHOWN = 3000, 2000, 400
+RATIONALE_SHOWN, PROMPT_SHOWN, FIELD_SHOWN = 2500, 1800, 300
 """Characters shown of a text; with 70 rollouts the page stays below 2 MB whatever they hold."""
-LINES_SHOWN = 12
-"""Lines in one plot."""
+
+TRAINING_ROLLOUTS = ("rollouts.graded.jsonl", "rationalized.graded.jsonl")
 STAGES = ("sample", "rationalize", "grade", "train", "evaluate")
 
 
@@ -58,11 +53,11 @@ class Run:
 
     @property
     def best(self) -> int:
-        """The best iteration, so far if the run has not ended; 0 is the base model."""
+        """The best iteration by the mean over groups, so far if the run has not ended; 0: base."""
         if self.summary is not None:
             return self.summary["best"]
-        accuracies = [each.accuracy for each in self.validations]
-        return self.rows[accuracies.index(max(accuracies))]["iteration"] if accuracies else 0
+        means = [each.group_mean.accuracy for each in self.validations]
+        return self.iterations[means.index(max(means))] if means else 0
 
     @property
     def base_and_best(self) -> tuple[Evaluation, Evaluation] | None:
@@ -137,10 +132,8 @@ def compare_runs(runs: Sequence[Path], out: Path) -> Path:
     told = [read_run(run) for run in runs]
     if len(told) < 2:
         raise ValueError(f"expected at least two run folders to compare, got {len(told)}.")
-    lines = [
-        (run.iterations, [(e.accuracy, e.low, e.high) for e in run.validations]) for run in told
-    ]
-    plot = _plot("runs", "Held-out accuracy by iteration, one line per run", _draw_lines, lines)
+    lines = [_line(run, lambda evaluation: evaluation) for run in told]
+    plot = Markup(accuracy_plot("runs", "Held-out accuracy by iteration, a line per run", lines))
     pairs = [run.base_and_best for run in told]
     groups = list(dict.fromkeys(group for pair in pairs if pair for group in pair[1].groups))
     differing = _differences([yaml.safe_load(run.config) or {} for run in told])
@@ -244,7 +237,7 @@ def _cell(text: str) -> str:
 
 
 def _run_markdown(run: Run) -> str:
-    parts = [f"# {_cell(run.name)}", headline(run)]
+    parts = [f"# {_cell(run.name)}", _cell(headline(run))]
     if run.validations:
         heads = [iteration_name(number) for number in run.iterations]
         accuracies = _markdown(["accuracy", *heads], _accuracy_lines(run.validations))
@@ -269,6 +262,11 @@ def headline(run: Run) -> str:
     base, best = run.base_and_best
     split = "test" if run.measured else "validation"
     done = run.iterations[-1]
+    if done == 0 and run.summary is None:
+        return visible(
+            f"Still running: nothing is trained yet; the base model, {base.model}, reaches "
+            f"{percent(base.accuracy)} ({interval(base)}) on the {split} problems."
+        )
     told = f"{done} iteration{'s' * (done != 1)} from {base.model}"
     if run.best == 0:
         result = (
@@ -396,7 +394,7 @@ def rollout_kinds(run: Path) -> list[Kind]:
 
 def _graded_files(run: Path) -> list[tuple[int, Path]]:
     """The graded rollouts to show, by iteration."""
-    for names in (("graded.jsonl", "rationalized.graded.jsonl"), ("validation.graded.jsonl",)):
+    for names in (TRAINING_ROLLOUTS, ("validation.graded.jsonl",)):
         files = [
             (int(folder.name.removeprefix("iteration-")), folder / name)
             for folder in run.glob("iteration-*")
@@ -449,128 +447,53 @@ def _in_turn(piles: Sequence[Sequence[T]], limit: int) -> list[T]:
     ]
 
 
-# Plots: drawn in placeholder colours, which the page's style sheet then gives in light and dark
-
-INK, GRID = "#0a0b01", "#0a0b02"
-SERIES = tuple(f"#0a0c{index:02x}" for index in range(8))
-DASHES = ("-", "--", ":")
-MARKERS = "osD^vPX*"
-Line = tuple[Sequence[int], Sequence[tuple[float, float, float]]]
-"""Iterations, and (accuracy, low, high) at each."""
-Curve = Sequence[tuple[Sequence[int], Sequence[float]]]
-"""One piece per iteration: optimizer steps, and a value at each."""
+# The page
 
 
-def _plot(name: str, label: str, draw: Callable[[Axes, Any], None], data: object) -> Markup:
-    """An SVG for the page: text as text, colours as CSS variables, ids of its own."""
-    style = {
-        "svg.hashsalt": name,
-        "svg.fonttype": "none",
-        "font.size": 9,
-        "text.color": INK,
-        "axes.labelcolor": INK,
-        "axes.edgecolor": GRID,
-        "xtick.color": GRID,
-        "ytick.color": GRID,
-        "xtick.labelcolor": INK,
-        "ytick.labelcolor": INK,
-        "axes.grid.axis": "y",
-        "axes.grid": True,
-        "grid.color": GRID,
-        "grid.linewidth": 0.6,
-        "axes.spines.top": False,
-        "axes.spines.right": False,
-        "axes.spines.left": False,
-        "ytick.major.size": 0,
-        "lines.linewidth": 1.6,
-        "lines.markersize": 4.5,
-    }
-    buffer = io.StringIO()
-    with matplotlib.rc_context(style):
-        figure = Figure(figsize=(5.4, 3.1), layout="constrained")
-        FigureCanvasSVG(figure)
-        axes = figure.add_subplot()
-        draw(axes, data)
-        metadata = dict.fromkeys(("Creator", "Date", "Format", "Type"))
-        figure.savefig(buffer, format="svg", transparent=True, metadata=metadata)
-    svg = buffer.getvalue()
-    svg = re.sub(r"<metadata>.*?</metadata>", "", svg[svg.index("<svg") :], flags=re.DOTALL)
-    svg = re.sub(r'(\sid="|href="#|url\(#)', rf"\g<1>{name}-", svg)
-    svg = svg.replace(INK, "var(--ink)").replace(GRID, "var(--grid)")
-    for index, colour in enumerate(SERIES):
-        svg = svg.replace(colour, f"var(--s{index})")
-    return Markup(svg.replace("<svg ", f'<svg role="img" aria-label="{label}" ', 1))
+def _run_plots(run: Run) -> dict[str, Any]:
+    """The plots of a run's page; None where there is nothing to draw yet."""
+    drawn: dict[str, Any] = dict.fromkeys(("accuracy_plot", "group_plot", "loss_plot", "rate_plot"))
+    groups = list(dict.fromkeys(name for each in run.validations for name in each.groups))
+    if run.rows:
+        every = _line(run, lambda evaluation: evaluation)
+        drawn["accuracy_plot"] = Markup(
+            accuracy_plot("accuracy", "Held-out accuracy by iteration", [every])
+        )
+    if groups:
+        lines = [
+            _line(run, lambda evaluation, g=group: evaluation.groups.get(g)) for group in groups
+        ]
+        drawn["group_plot"] = Markup(
+            accuracy_plot("groups", "Held-out accuracy by iteration, a line per group", lines)
+        )
+    if loss := _curve(run.rows, "loss"):
+        drawn["loss_plot"] = Markup(curve_plot("loss", "Training loss by step", loss))
+    if rate := _curve(run.rows, "learning_rate"):
+        drawn["rate_plot"] = Markup(curve_plot("rate", "Learning rate by step", rate))
+    return drawn | {"groups": groups}
 
 
-def _draw_lines(axes: Axes, lines: Sequence[Line]) -> None:
-    """Accuracy by iteration, a band for the interval where there are few lines."""
-    for index, (iterations, values) in enumerate(lines[:LINES_SHOWN]):
-        colour = SERIES[index % len(SERIES)]
-        at, low, high = ([100 * value[end] for value in values] for end in range(3))
-        if len(lines) <= 3:
-            axes.fill_between(iterations, low, high, color=colour, alpha=0.18, linewidth=0)
-        else:
-            spread = [[a - b for a, b in zip(at, low, strict=True)],
-                      [b - a for a, b in zip(at, high, strict=True)]]  # fmt: skip
-            axes.errorbar(iterations, at, spread, fmt="none", ecolor=colour, alpha=0.35, lw=1)
-        axes.plot(iterations, at, color=colour, marker=MARKERS[index % len(MARKERS)],
-                  linestyle=DASHES[index // len(SERIES) % len(DASHES)], clip_on=False)  # fmt: skip
-    axes.set_ylim(0, 102)
-    axes.set_yticks(range(0, 101, 20), [f"{value}%" for value in range(0, 101, 20)])
-    last = max((max(iterations) for iterations, _ in lines if iterations), default=0)
-    axes.set_xlim(-0.25, max(last, 1) + 0.25)
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.xaxis.set_major_formatter(lambda value, _: iteration_name(round(value)))
-    axes.set_xlabel("iteration")
-
-
-def _draw_curve(axes: Axes, pieces: Curve) -> None:
-    """A value over the optimizer steps of all iterations, a fine line where an iteration ends."""
-    for steps, values in pieces:
-        axes.plot(steps, values, color=SERIES[0], marker="o" if len(steps) == 1 else None)
-        axes.axvline(steps[-1], color=GRID, linewidth=0.8, linestyle=":")
-    axes.set_ylim(bottom=0)
-    axes.set_xlim(left=0)
-    axes.set_xlabel("optimizer steps, all iterations")
+def _line(run: Run, pick: Callable[[Evaluation], Tally | Evaluation | None]) -> Line:
+    """One line of an accuracy plot: what `pick` takes of each validation, where it takes any."""
+    picked = [(at, pick(each)) for at, each in zip(run.iterations, run.validations, strict=True)]
+    found = [(at, tally) for at, tally in picked if tally is not None]
+    return [at for at, _ in found], [(t.accuracy, t.low, t.high) for _, t in found]
 
 
 def _curve(rows: Sequence[Mapping[str, Any]], key: str) -> Curve:
     """The logged values of `key`, iteration after iteration, at most about 200 points in each."""
     pieces, before = [], 0
     for row in rows:
-        training = row.get("training") or {}
-        log = [entry for entry in training.get("log", ()) if entry.get(key) is not None]
-        log = log[:: -(-len(log) // 200)] if log else []
-        if log:
-            pieces.append(
-                ([before + entry["step"] for entry in log], [entry[key] for entry in log])
-            )
+        training = row.get("training", {})
+        points = [
+            (before + entry["step"], entry[key])
+            for entry in training.get("log", ())
+            if math.isfinite(entry.get(key, math.nan))
+        ]
+        if points:
+            pieces.append(tuple(zip(*points[:: -(-len(points) // 200)], strict=True)))
         before += training.get("steps", 0)
     return pieces
-
-
-def _run_plots(run: Run) -> dict[str, Any]:
-    """The plots of a run's page; those for which there is nothing yet are None."""
-    overall = [(e.accuracy, e.low, e.high) for e in run.validations]
-    groups = list(dict.fromkeys(name for each in run.validations for name in each.groups))
-    by_group = []
-    for name in groups:
-        having = [(at, e.groups[name]) for at, e in zip(run.iterations, run.validations, strict=True)
-                  if name in e.groups]  # fmt: skip
-        by_group.append(([at for at, _ in having],
-                         [(t.accuracy, t.low, t.high) for _, t in having]))  # fmt: skip
-    loss, rate = _curve(run.rows, "loss"), _curve(run.rows, "learning_rate")
-    return {
-        "groups": groups,
-        "accuracy_plot": overall
-        and _plot("accuracy", "Held-out accuracy by iteration", _draw_lines,
-                  [(run.iterations, overall)]),
-        "group_plot": groups
-        and _plot("groups", "Held-out accuracy by iteration, one line per group", _draw_lines,
-                  by_group),
-        "loss_plot": loss and _plot("loss", "Training loss by step", _draw_curve, loss),
-        "rate_plot": rate and _plot("rate", "Learning rate by step", _draw_curve, rate),
-    }  # fmt: skip
 
 
 def _page(template: str, **told: object) -> str:
@@ -600,7 +523,8 @@ def _page(template: str, **told: object) -> str:
         rationale_shown=RATIONALE_SHOWN,
         prompt_shown=PROMPT_SHOWN,
         field_shown=FIELD_SHOWN,
-        dashes=("solid", "dashed", "dotted"),
+        glyphs=GLYPHS,
+        dashes=DASHES,
         headline=headline,
         **told,
     )

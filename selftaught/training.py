@@ -95,8 +95,11 @@ def train_sft(
     """
     if (out / "training.json").exists():
         return _stored(out)
-    from transformers import AutoModelForCausalLM, AutoTokenizer, set_seed
+    from transformers import AutoModelForCausalLM, AutoTokenizer, PrinterCallback, set_seed
+    from transformers.utils import logging
     from trl import SFTTrainer
+
+    logging.disable_progress_bar()  # the bars of loading and saving would break ours
 
     tokenizer = AutoTokenizer.from_pretrained(str(model))
     if tokenizer.pad_token is None:
@@ -113,6 +116,7 @@ def train_sft(
         peft_config=peft_config,
         callbacks=[_watcher(progress)],
     )
+    trainer.remove_callback(PrinterCallback)
     checkpoints = Path(str(config.output_dir))
     result = trainer.train(resume_from_checkpoint=_last_whole_checkpoint(checkpoints))
     log = [

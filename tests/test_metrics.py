@@ -149,7 +149,9 @@ def vote(subset):
 
 
 @given(
-    st.lists(st.tuples(st.sampled_from(["1", "2", "3", None]), st.booleans()), min_size=1, max_size=7),
+    st.lists(
+        st.tuples(st.sampled_from(["1", "2", "3", None]), st.booleans()), min_size=1, max_size=7
+    ),
     st.data(),
 )
 def test_majority_at_k_is_the_mean_vote_over_all_subsets(samples, data):

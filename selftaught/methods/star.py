@@ -40,7 +40,7 @@ from selftaught.records import (
 from selftaught.report import run_report
 from selftaught.rollouts import collect
 from selftaught.run_folder import hold, read_rows, write_config, write_rows
-from selftaught.samplers import Sampler, SamplingParams, open_sampler
+from selftaught.samplers import Sampler, SamplingParams, as_seen, open_sampler
 from selftaught.selection import (
     NothingToLearn,
     keep_correct,
@@ -363,14 +363,7 @@ def plan(config: StarConfig) -> str:
     """What a run would do: the splits, the work, and the first prompt as the model would see it."""
     star = open_star(config, Watch())
     problems = star.problems(1)
-    from transformers import AutoTokenizer
-
-    prompt = star.prompt(0)(problems[0])
-    if not isinstance(prompt, str):
-        tokenizer = AutoTokenizer.from_pretrained(star.base)
-        prompt = str(
-            tokenizer.apply_chat_template(prompt, tokenize=False, add_generation_prompt=True)
-        )
+    prompt = as_seen(star.base, star.prompt(0)(problems[0]))
     asked = len(problems) * config.n
     steps = f"{config.steps(1)} optimizer steps" if config.schedule != "epochs" else f"{config.num_train_epochs:g} epochs"  # fmt: skip
     batch = config.per_device_train_batch_size * config.gradient_accumulation_steps

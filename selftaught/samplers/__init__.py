@@ -1,8 +1,9 @@
 """Where a model can live; `open_sampler` opens one by name."""
 
+from selftaught.records import Text
 from selftaught.samplers.base import Sampler, SamplingParams
 
-__all__ = ["Sampler", "SamplingParams", "open_sampler"]
+__all__ = ["Sampler", "SamplingParams", "as_seen", "open_sampler"]
 
 
 def open_sampler(name: str, model: str, **options: object) -> Sampler:
@@ -18,3 +19,10 @@ def open_sampler(name: str, model: str, **options: object) -> Sampler:
             return TransformersSampler(model, **options)  # type: ignore[arg-type]
         case _:
             raise ValueError(f"No sampler is called {name!r}; there is: transformers.")
+
+
+def as_seen(model: str, prompt: Text) -> str:
+    """The prompt exactly as a model reads it, special tokens and chat template included."""
+    from selftaught.samplers.transformers_model import prompt_as_seen
+
+    return prompt_as_seen(model, prompt)

@@ -21,32 +21,33 @@ from transformers import (
 from selftaught.samplers.base import SamplingParams
 from selftaught.samplers.drawing import Ending, choose
 
-Finished = Callable[[int, list[int]], None]
-"""Called with a row's number and its tokens when it ends."""
 
+class PlainLoop:
+    """The road for any model that has `generate`."""
 
-def generate_plainly(
-    model: GenerationMixin,
-    rows: Sequence[tuple[int, ...]],
-    uniform_BN: Tensor,
-    params: SamplingParams,
-    ending: Ending,
-    finished: Finished,
-    *,
-    batch_size: int,
-) -> None:
-    """Complete every row of prompt tokens, in batches of one length."""
-    order = sorted(range(len(rows)), key=lambda number: len(rows[number]))
-    for _, same in groupby(order, key=lambda number: len(rows[number])):
-        numbers = list(same)
-        for start in range(0, len(numbers), batch_size):
-            batch = numbers[start : start + batch_size]
-            for number, tokens in zip(
-                batch,
-                _generate(model, [rows[i] for i in batch], uniform_BN[batch], params, ending),
-                strict=True,
-            ):
-                finished(number, tokens)
+    def __init__(self, model: GenerationMixin) -> None:
+        self._model = model
+
+    def complete(
+        self,
+        rows: Sequence[tuple[int, ...]],
+        uniform_BN: Tensor,
+        params: SamplingParams,
+        ending: Ending,
+        finished: Callable[[int, list[int]], None],
+        *,
+        batch_size: int,
+    ) -> None:
+        """Complete every row of prompt tokens; `finished` gets a row's number and new tokens."""
+        order = sorted(range(len(rows)), key=lambda number: len(rows[number]))
+        for _, same in groupby(order, key=lambda number: len(rows[number])):
+            numbers = list(same)
+            for start in range(0, len(numbers), batch_size):
+                batch = numbers[start : start + batch_size]
+                prompts = [rows[number] for number in batch]
+                drawn = _generate(self._model, prompts, uniform_BN[batch], params, ending)
+                for number, tokens in zip(batch, drawn, strict=True):
+                    finished(number, tokens)
 
 
 def _generate(

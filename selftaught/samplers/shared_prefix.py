@@ -222,6 +222,18 @@ def two_part_attention(
 AttentionInterface.register(ATTENTION, two_part_attention)
 
 
+def obstacle(model: PreTrainedModel) -> str | None:
+    """Why the shared-prefix loop cannot serve a model, as far as its configuration tells."""
+    if not model._can_set_attn_implementation():
+        return "its attention cannot be replaced"
+    if model.config.get_text_config().to_dict().get("attention_chunk_size") is not None:
+        return "its attention is chunked"
+    for layer in DynamicCache(config=model.config).layers:
+        if type(layer) not in (DynamicLayer, DynamicSlidingWindowLayer):
+            return f"it has a layer that is not attention alone ({type(layer).__name__})"
+    return None
+
+
 @contextmanager
 def _two_part(model: PreTrainedModel) -> Iterator[None]:
     """The model with the two-part attention."""
@@ -246,6 +258,15 @@ class SharedPrefixLoop:
             if isinstance(layer, DynamicSlidingWindowLayer)
         }
         self._prefixes: dict[tuple[int, ...], Prefix] = {}
+
+    def disagreement(self, tokens: tuple[int, ...], shared: int) -> float:
+        """How far the last logits of a prompt are from the model's own, in standard deviations."""
+        plain_V = self._model(torch.tensor([tokens], device=self._model.device)).logits[0, -1]
+        with _two_part(self._model):
+            batch = _Batch(self, self._prefix(tokens[:shared]), [tokens], [0], 1, 1)
+            own_V = batch.first_logits()
+        difference = (own_V.float() - plain_V.float()).abs().max() / plain_V.float().std()
+        return float(difference)
 
     def complete(
         self,
@@ -441,21 +462,31 @@ class _Batch:
                 )
             start = stop
 
-    def _step(self, uniform_BN: Tensor, params: SamplingParams) -> None:
-        """One new token for every row at work."""
-        n = self._at_work
-        position_B1 = self._stored_B[:n, None]
+    def first_logits(self) -> Tensor:
+        """The logits after the prompt of the only row; for the check at the start."""
+        self._fill(1)
+        return self._logits()[0]
+
+    def _logits(self) -> Tensor:
+        """The logits of the next token of every row at work."""
+        position_B1 = self._stored_B[: self._at_work, None]
         logits_BTV = self._loop.forward(
             self._slots,
             self._prefix,
             0,
-            self._token_B[:n, None],
+            self._token_B[: self._at_work, None],
             position_B1,
             int(position_B1.max()) + 1,
             head=True,
         )
+        return logits_BTV[:, -1]
+
+    def _step(self, uniform_BN: Tensor, params: SamplingParams) -> None:
+        """One new token for every row at work."""
+        n = self._at_work
+        logits_BV = self._logits()
         count_B = self._count_B[:n]
-        token_B = choose(logits_BTV[:, -1], uniform_BN[self._number_B[:n], count_B], params)
+        token_B = choose(logits_BV, uniform_BN[self._number_B[:n], count_B], params)
         self._drawn_BN[:n].scatter_(1, count_B[:, None], token_B[:, None])
         self._token_B[:n] = token_B
         self._stored_B[:n] += 1

@@ -23,7 +23,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from selftaught.answers import (
     Verdict,
     after_answer_is,
-    closing_brace,
     last_boxed,
     normalised,
     same_expression,
@@ -317,8 +316,9 @@ def _elements(parts: Parts) -> "list[Parts | Basic]":
 
 def _same_element(gold: "Parts | Basic", answer: "Parts | Basic") -> bool:
     if isinstance(gold, Parts) or isinstance(answer, Parts):
-        both = isinstance(gold, Parts) and isinstance(answer, Parts)
-        return both and "leaf" not in (gold.kind, answer.kind) and _same_parts(gold, answer)
+        if not (isinstance(gold, Parts) and isinstance(answer, Parts)):
+            return False
+        return "leaf" not in (gold.kind, answer.kind) and _same_parts(gold, answer)
     return _same(gold, answer)
 
 
@@ -333,8 +333,19 @@ def _matched(gold: Any, answer: Any, same: Callable[[Any, Any], bool]) -> bool:
     return bool(gold) and not rest
 
 
+_REPEATING = re.compile(r"([0-9]++)\.([0-9]*+)\\overline ?\{([0-9]++)\}")
 _DECIMAL = re.compile(r"([0-9]*+)\.([0-9]++)")
 _UNREADABLE = re.compile(r"[0-9] [0-9]|[0-9]\}?_|\\text|[%$!?#&@]{2}")
+
+
+def _as_fraction(decimal: re.Match[str]) -> str:
+    return rf"\frac{{{decimal[1]}{decimal[2]}}}{{1{'0' * len(decimal[2])}}}"
+
+
+def _repeating_as_fraction(decimal: re.Match[str]) -> str:
+    whole, once, again = decimal.groups()
+    top = int(whole + once + again) - int(whole + once)
+    return rf"\frac{{{top}}}{{{'9' * len(again)}{'0' * len(once)}}}"
 
 
 @cache
@@ -346,7 +357,7 @@ def _parsed(text: str) -> "tuple[Basic, ...]":
 
     if not text or "$" in text or _UNREADABLE.search(text):
         return ()
-    exact = _DECIMAL.sub(lambda m: rf"\frac{{{m[1]}{m[2]}}}{{1{'0' * len(m[2])}}}", text)
+    exact = _DECIMAL.sub(_as_fraction, _REPEATING.sub(_repeating_as_fraction, text))
     plain = NormalizationConfig(
         basic_latex=True,
         units=False,
@@ -362,4 +373,130 @@ def _parsed(text: str) -> "tuple[Basic, ...]":
         parsing_timeout=None,  # pyright: ignore[reportArgumentType]: documented as allowed
         raise_on_error=True,
     )
-    return tuple(part for one in found for part in (one.args if isinstance(one, FiniteSet) else [one]))
+    return tuple(
+        part for one in found for part in (one.args if isinstance(one, FiniteSet) else [one])
+    )
+
+
+def _same(gold: "Basic", answer: "Basic") -> bool:
+    """Whether two parsed answers are the same, exactly."""
+    from sympy import And, Eq, Expr, MatrixBase
+    from sympy.core.relational import Relational
+
+    if isinstance(gold, Eq) and gold.lhs.is_Symbol and not isinstance(answer, Relational | And):
+        return _same(gold.rhs, answer)  # x = 5 and 5
+    if isinstance(answer, Eq) and answer.lhs.is_Symbol and not isinstance(gold, Relational | And):
+        return _same(gold, answer.rhs)
+    if isinstance(gold, Relational) and isinstance(answer, Relational):
+        return _same_relation(gold, answer)
+    if isinstance(gold, And) and isinstance(answer, And):
+        return _matched(gold.args, answer.args, _same)
+    if isinstance(gold, MatrixBase) and isinstance(answer, MatrixBase):
+        return gold.shape == answer.shape and all(map(_same, gold.flat(), answer.flat()))
+    if isinstance(gold, Expr) and isinstance(answer, Expr):
+        return _same_value(_plain(gold), _plain(answer))
+    return gold == answer
+
+
+def _plain(parsed: "Expr") -> "Expr":
+    """With i as the imaginary unit, symbols told apart by name only, and f(x) as a name."""
+    from sympy import Expr, I, Symbol
+    from sympy.core.function import AppliedUndef
+
+    named = {symbol: Symbol(str(symbol)) for symbol in parsed.atoms(Symbol, AppliedUndef)}
+    plain = parsed.xreplace(named | {one: I for one in named if str(one) == "i"}).doit()
+    assert isinstance(plain, Expr)
+    return plain
+
+
+def _same_value(gold: "Expr", answer: "Expr") -> bool:
+    from sympy import nan, zoo
+
+    if gold.has(nan, zoo):
+        raise ValueError(f"the gold answer is undefined: {str(gold)[:60]}")
+    if gold == answer:
+        return True
+    names = _names(gold) | _names(answer)
+    return all(_vanishes(_at(gold, point), _at(answer, point)) for point in _points(names))
+
+
+def _same_relation(gold: "Basic", answer: "Basic") -> bool:
+    """Whether one relation is the other times a number (a positive one, for inequalities)."""
+    kind, left = _one_sided(gold)
+    other_kind, right = _one_sided(answer)
+    if kind != other_kind or left is None or right is None or _names(left) != _names(right):
+        return gold == answer
+    points = _points(_names(left))
+    values = [(_at(left, point), _at(right, point)) for point in points]
+    (first, second), *others = values
+    if _vanishes(first, first * 0) or _vanishes(second, second * 0):
+        return gold == answer
+    if kind in ("<", "<=") and not (first * second).is_positive:
+        return False
+    return all(_vanishes(first * other, second * one) for one, other in others)
+
+
+def _one_sided(relation: Any) -> "tuple[str, Expr | None]":
+    """The relation as "this = 0", "this < 0" and so on."""
+    from sympy import Expr
+
+    left, right = relation.lhs, relation.rhs
+    if not isinstance(left, Expr) or not isinstance(right, Expr):
+        return relation.rel_op, None
+    left, right = _plain(left), _plain(right)
+    if relation.rel_op in (">", ">="):
+        return relation.rel_op.replace(">", "<"), right - left
+    return relation.rel_op, left - right
+
+
+def _names(expression: "Expr") -> set[str]:
+    return {str(symbol) for symbol in expression.free_symbols}
+
+
+def _points(names: set[str]) -> list[dict[str, Any]]:
+    """A few places of both signs; formulas that agree in all of them are the same."""
+    from sympy import Rational
+
+    signs = (1, 1, -1, 1, -1) if names else (1,)
+    return [
+        {
+            name: Rational(
+                (sign if place < 3 else -sign) * (zlib.crc32(f"{name}{place}".encode()) % 997 + 3),
+                331,
+            )
+            for name in names
+        }
+        for place, sign in enumerate(signs)
+    ]
+
+
+def _at(expression: "Expr", point: dict[str, Any]) -> "Expr":
+    from sympy import Expr
+
+    chosen = [(symbol, point[str(symbol)]) for symbol in expression.free_symbols]
+    value = expression.subs(chosen).doit()
+    assert isinstance(value, Expr)
+    return value
+
+
+_SPARE_DIGITS = 200
+
+
+def _vanishes(left: "Expr", right: "Expr") -> bool:
+    """Whether left - right is 0: exactly for rationals, else to 150 digits below both and 1."""
+    from sympy import log, sympify
+
+    if left == right:
+        return True
+    difference = left - right
+    if difference.is_Rational or left.is_finite is False or right.is_finite is False:
+        return bool(difference == 0)
+    scale = abs(left.evalf(15, maxn=_SPARE_DIGITS))
+    if not scale.is_number or not scale.is_finite:
+        return False
+    # 2^1000 + sqrt(2) and 2^1000 + sqrt(3) part after 300 digits: the larger, the more digits.
+    digits = _SPARE_DIGITS + max(0, int(log(scale, 10).evalf(15)) if scale > 1 else 0)
+    value = difference.evalf(15, maxn=digits)
+    if not value.is_number or value.is_finite is False:
+        return False
+    return bool(abs(value) <= scale * sympify(10) ** (50 - digits))

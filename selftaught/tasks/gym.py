@@ -7,14 +7,15 @@ same problems: every split here has a seed far from the others, and what still r
 import contextlib
 import difflib
 import io
+import itertools
 import random
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
-from selftaught.answers import Verdict, quantity, same_number, same_text
+from selftaught.answers import Verdict, same_number, same_text
 from selftaught.prompts import PromptStyle
 from selftaught.records import Problem
 from selftaught.tasks.base import Task
@@ -37,7 +38,6 @@ SCORED = {
     "countdown": "0123456789+-*/() ",
     "group_anagrams": None,
     "jugs": None,
-    "knight_swap": None,
     "n_queens": "_Q \n",
     "palindrome_generation": None,
     "shortest_path": None,
@@ -48,7 +48,7 @@ SCORED = {
 characters an answer may have where the scorer evaluates it as Python. The library's other scorers
 are not asked: several give 1.0 to wrong answers (game_of_life_halting to any, puzzle24 to any four
 numbers that make 24, gsm_symbolic to -20 for 20)."""
-LONGEST_SCORED = 5_000
+LONGEST_SCORED = 1_000
 
 HASH_ORDERED = ("isomorphic_strings", "polynomial_multiplication", "ransom_note", "word_ladder")
 """Tasks whose problems follow the order of Python's sets, which changes from process to process."""
@@ -83,21 +83,20 @@ def gym(
             two drawn problems with their answers only.
     """
     sizes = {"train": train, "validation": validation, "test": test}
-    drawn = _draw(name, sizes, seed, config or {})
+    own = _own_shots(name, shots)
+    drawn = _draw(name, sizes, seed, config or {}, {shot.question for shot in own})
     splits = {
         split: [_problem(entry, split, at) for at, entry in enumerate(drawn[split])]
         for split in SPLITS
     }
-    examples = _worked_examples(name, shots, drawn["shots"])
-    scored = name in SCORED
+    examples = own or [_answered(entry, at) for at, entry in enumerate(drawn["shots"])]
     return Task(
         name=f"gym {name}",
         problems=lambda split: split_named(lambda: splits, split, f"gym {name}"),
         prompt=PromptStyle(name="few-shot", shots=lambda problem: examples),
         extract=_extraction([problem.gold for part in splits.values() for problem in part]),
-        equal=_same_or_ask if scored else _same,
+        equal=_scored(name, config or {}, drawn) if name in SCORED else _same,
         hint=hint,
-        prove=_scorer(name, config or {}, drawn) if scored else None,
         facts="reasoning-gym, Apache-2.0, Stojanovski et al. 2025 (arXiv:2505.24760)",
     )
 
@@ -106,10 +105,14 @@ def gym(
 
 
 def _draw(
-    name: str, sizes: dict[str, int], seed: int, config: dict[str, Any]
+    name: str, sizes: dict[str, int], seed: int, config: dict[str, Any], seen: set[str]
 ) -> dict[str, list[dict[str, Any]]]:
-    """The entries of every split and two for worked examples, no question twice."""
-    seen: set[str] = set()
+    """The entries of every split and two for worked examples: no question twice, none of `seen`."""
+    if taken := sorted({"seed", "size"} & set(config)):
+        raise ValueError(
+            f"config must not hold {' and '.join(taken)}; use the task's own options seed, train, "
+            "validation and test."
+        )
     drawn: dict[str, list[dict[str, Any]]] = {}
     for split in SPLITS:
         drawn[split] = _distinct(name, sizes[split], f"{seed} {split}", config, seen)
@@ -184,7 +187,8 @@ def _problem(entry: dict[str, Any], split: str, at: int) -> Problem:
 def _extraction(golds: Sequence[str]) -> Callable[[str], str | None]:
     """How answers like these are read: as numbers, as a line, or, where some gold is a grid or a
     list of moves, as all lines that follow."""
-    if all(quantity(gold) is not None for gold in golds):
+    read_back = (marked_number(f"The answer is {gold}.") or "" for gold in golds)
+    if all(same_number(*pair).equal for pair in zip(golds, read_back, strict=True)):
         return marked_number
     return stated_lines if any("\n" in gold for gold in golds) else stated
 
@@ -203,50 +207,41 @@ def _same(gold: str, answer: str) -> Verdict:
     return number if number.equal is not None else same_text(gold, answer)
 
 
-def _same_or_ask(gold: str, answer: str) -> Verdict:
-    """As `_same`, but what differs from the gold answer may be right as well."""
-    return (
-        same_text(gold, answer) if same_text(gold, answer).equal else Verdict(None, "another form")
-    )
-
-
-@dataclass(frozen=True)
-class Scorer:
-    """The library's own verdict on an answer; `prove` of tasks with more than one right answer.
+def _scored(
+    name: str, config: dict[str, Any], drawn: dict[str, list[dict[str, Any]]]
+) -> Callable[[str, str], Verdict]:
+    """Equal as text, else what the library's own scorer says.
 
     A gold answer may belong to several problems. An answer is right if it is right for all of
     them: which one was asked is not known here, and a wrong "right" would be trained on.
     """
-
-    name: str
-    config: dict[str, Any]
-    entries: dict[str, list[dict[str, Any]]]
-    """By gold answer."""
-
-    def __call__(self, gold: str, answer: str) -> bool:
-        allowed = SCORED[self.name]
-        plain = allowed is None or (set(answer) <= set(allowed) and "**" not in answer)
-        if not plain or len(answer) > LONGEST_SCORED:
-            return False
-        generator = _generator(self.name, {"size": 1, "seed": 0, **self.config})
-        with contextlib.redirect_stdout(io.StringIO()):
-            return all(generator.score_answer(answer, entry) == 1.0 for entry in self.entries[gold])
-
-
-def _scorer(name: str, config: dict[str, Any], drawn: dict[str, list[dict[str, Any]]]) -> Scorer:
+    generator = _generator(name, {"size": 1, "seed": 0, **config})
     entries: dict[str, list[dict[str, Any]]] = {}
-    for split in SPLITS:
-        for entry in drawn[split]:
-            entries.setdefault(entry["answer"].strip(), []).append(entry)
-    return Scorer(name, config, entries)
+    for entry in itertools.chain.from_iterable(drawn.values()):
+        entries.setdefault(entry["answer"].strip(), []).append(entry)
+
+    def equal(gold: str, answer: str) -> Verdict:
+        if same_text(gold, answer).equal:
+            return Verdict(True, "text")
+        if gold not in entries:
+            return Verdict(None, "gold of another draw")
+        allowed = SCORED[name]
+        if len(answer) > LONGEST_SCORED or (allowed and not set(answer) <= set(allowed)):
+            return Verdict(False, "form")
+        if "**" in answer:
+            return Verdict(False, "form")
+        with contextlib.redirect_stdout(io.StringIO()):
+            right = all(generator.score_answer(answer, entry) == 1.0 for entry in entries[gold])
+        return Verdict(right, "scorer")
+
+    return equal
 
 
 # --- worked examples -----------------------------------------------------------------------------
 
 
-def _worked_examples(
-    name: str, path: str | None, drawn: Sequence[dict[str, Any]]
-) -> Sequence[Problem]:
+def _own_shots(name: str, path: str | None) -> Sequence[Problem]:
+    """The worked examples in a file, or ours where we have some."""
     if path is not None:
         columns = Columns("question", "answer", None, "rationale", None)
         return read_shots(Path(path), columns, "text")
@@ -256,15 +251,13 @@ def _worked_examples(
         case "simple_equations":
             return SIMPLE_EQUATIONS
         case _:
-            return [
-                Problem(
-                    f"shot-{at}",
-                    entry["question"].strip(),
-                    entry["answer"].strip(),
-                    f"The answer is {entry['answer'].strip()}.",
-                )
-                for at, entry in enumerate(drawn)
-            ]
+            return ()
+
+
+def _answered(entry: dict[str, Any], at: int) -> Problem:
+    """A drawn problem as a worked example that says its answer only."""
+    problem = _problem(entry, "shot", at)
+    return replace(problem, rationale=f"The answer is {problem.gold}.")
 
 
 def _sum(number: int, expression: str, steps: str, gold: str) -> Problem:

@@ -299,14 +299,18 @@ def held_out(splits: dict[str, list[Problem]], seed: int) -> dict[str, list[Prob
     train = splits["train"]
     size = min(max(len(train) // 10, 1), MOST_HELD_OUT)
     if len(train) <= size * len(missing):
+        why = f", to hold some out for {' and '.join(missing)}" if missing else ""
         raise ValueError(
-            f"Expected at least {len(missing) + 1} different training questions, to hold some out "
-            f"for {' and '.join(missing) or 'nothing'}; got {len(train)}."
+            f"Expected at least {len(missing) + 1} different training questions{why}; got "
+            f"{len(train)}."
         )
     drawn = random.Random(seed).sample(range(len(train)), size * len(missing))
-    parts = {name: set(drawn[at * size : (at + 1) * size]) for at, name in enumerate(missing)}
-    cut = {name: [train[index] for index in sorted(part)] for name, part in parts.items()}
-    rest = [problem for index, problem in enumerate(train) if index not in set(drawn)]
+    cut = {
+        name: [train[index] for index in sorted(drawn[at * size : (at + 1) * size])]
+        for at, name in enumerate(missing)
+    }
+    taken = set(drawn)
+    rest = [problem for index, problem in enumerate(train) if index not in taken]
     return {**splits, **cut, "train": rest}
 
 

@@ -1,0 +1,121 @@
+"""The plots of the pages, as SVG that is part of the page.
+
+They are drawn in placeholder colours, which become CSS variables (`--ink`, `--grid`, `--s0` to
+`--s7`): the page's style sheet then colours them in light and in dark. Text stays text, ids are the
+plot's own, and the same data give the same bytes. No text of a model or a user enters a plot.
+"""
+
+import io
+import re
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_svg import FigureCanvasSVG
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+Line = tuple[Sequence[int], Sequence[tuple[float, float, float]]]
+"""Iterations, and (accuracy, low, high) at each."""
+Curve = Sequence[tuple[Sequence[int], Sequence[float]]]
+"""One piece per iteration: optimizer steps, and a value at each."""
+
+LINES_SHOWN = 12
+"""Lines in one plot; the others are left to the table."""
+COLOURS = 8
+DASHES = ("solid", "dashed", "dotted")
+MARKERS, GLYPHS = "osD^vPX*", "●■◆▲▼✚✖★"
+"""What a line is marked with, in the plot and in the page's legend."""
+
+INK, GRID = "#0a0b01", "#0a0b02"
+SERIES = tuple(f"#0a0c{index:02x}" for index in range(COLOURS))
+STYLE: dict[Any, Any] = {
+    "svg.fonttype": "none",
+    "font.size": 9,
+    "text.color": INK,
+    "axes.labelcolor": INK,
+    "axes.edgecolor": GRID,
+    "xtick.color": GRID,
+    "ytick.color": GRID,
+    "xtick.labelcolor": INK,
+    "ytick.labelcolor": INK,
+    "axes.grid": True,
+    "axes.grid.axis": "y",
+    "grid.color": GRID,
+    "grid.linewidth": 0.6,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.spines.left": False,
+    "ytick.major.size": 0,
+    "lines.linewidth": 1.6,
+    "lines.markersize": 4.5,
+}
+
+
+def accuracy_plot(name: str, label: str, lines: Sequence[Line]) -> str:
+    """Accuracy by iteration with 95% intervals: bands for up to three lines, bars for more.
+
+    Args:
+        name: a word of its own among the plots of a page.
+        label: what a screen reader says.
+    """
+
+    def draw(axes: Axes) -> None:
+        for index, line in enumerate(lines[:LINES_SHOWN]):
+            _draw_line(axes, line, index, band=len(lines) <= 3)
+        axes.set_ylim(0, 102)
+        ticks = range(0, 101, 20)
+        axes.set_yticks(ticks, [f"{value}%" for value in ticks])
+        last = max((iterations[-1] for iterations, _ in lines if iterations), default=0)
+        axes.set_xlim(-0.25, max(last, 1) + 0.25)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.xaxis.set_major_formatter(lambda at, _: f"{at:.0f}" if at else "base")
+        axes.set_xlabel("iteration")
+
+    return _svg(name, label, draw)
+
+
+def _draw_line(axes: Axes, line: Line, index: int, *, band: bool) -> None:
+    iterations, values = line
+    at, low, high = ([100 * value[end] for value in values] for end in range(3))
+    colour = SERIES[index % COLOURS]
+    if band and len(iterations) > 1:
+        axes.fill_between(iterations, low, high, color=colour, alpha=0.18, linewidth=0)
+    else:
+        axes.vlines(iterations, low, high, color=colour, alpha=0.35, linewidth=1)
+    style = DASHES[index // COLOURS % len(DASHES)]
+    marker = MARKERS[index % len(MARKERS)]
+    axes.plot(iterations, at, color=colour, marker=marker, linestyle=style, clip_on=False)
+
+
+def curve_plot(name: str, label: str, pieces: Curve) -> str:
+    """A value over the optimizer steps of all iterations; a dotted line where an iteration ends."""
+
+    def draw(axes: Axes) -> None:
+        for steps, values in pieces:
+            axes.plot(steps, values, color=SERIES[0], marker="o" if len(steps) == 1 else None)
+            axes.axvline(steps[-1], color=GRID, linewidth=0.8, linestyle=":")
+        axes.set_ylim(bottom=0)
+        axes.set_xlim(left=0)
+        axes.set_xlabel("optimizer steps, all iterations")
+
+    return _svg(name, label, draw)
+
+
+def _svg(name: str, label: str, draw: Callable[[Axes], None]) -> str:
+    buffer, style = io.StringIO(), {**STYLE}
+    style["svg.hashsalt"] = name
+    with matplotlib.rc_context(style):
+        figure = Figure(figsize=(5.4, 3.1), layout="constrained")
+        FigureCanvasSVG(figure)
+        draw(figure.add_subplot())
+        metadata = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+        figure.savefig(buffer, format="svg", transparent=True, metadata=metadata)
+    svg = buffer.getvalue()
+    svg = re.sub(r"<metadata>.*?</metadata>", "", svg[svg.index("<svg") :], flags=re.DOTALL)
+    svg = re.sub(r'(\sid="|href="#|url\(#)', rf"\g<1>{name}-", svg)
+    svg = svg.replace(INK, "var(--ink)").replace(GRID, "var(--grid)")
+    for index, colour in enumerate(SERIES):
+        svg = svg.replace(colour, f"var(--s{index})")
+    return svg.replace("<svg ", f'<svg role="img" aria-label="{label}" ', 1)

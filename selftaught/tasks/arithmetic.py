@@ -1,0 +1,176 @@
+"""Addition of two numbers of n digits, generated; the task of STaR's first table.
+
+The problems have answers and no rationales. A rationale, where one is needed (the embedded model's
+pre-training, worked examples for other models), is the scratchpad that `scratchpad` writes, after
+Nye et al. 2021 (arXiv:2112.00114) as in Section 4.2 of STaR:
+
+    29+57=b9+7+0=16;a2+5+1=08;#86
+
+Columns are named by letter from the left and worked from the right: the column's two digits, the
+carry into it, and their sum in two digits, whose first is the next carry. The answer stands after
+`#`, and the line ends. Every column is ten characters, at every length.
+
+Which split a sum belongs to is a property of the sum (`split_of`), not of a seed: the splits of
+all seeds are disjoint, and nothing in validation or test was seen when the embedded model was made.
+"""
+
+import random
+import zlib
+from collections.abc import Sequence
+from functools import cache
+
+from selftaught.answers import after_marker, same_number
+from selftaught.prompts import PromptStyle
+from selftaught.records import Problem
+from selftaught.tasks.base import Task
+from selftaught.tasks.question_file import hint, split_named
+
+MOST_DIGITS = 26
+"""As many as there are letters to name columns."""
+ENUMERATED = 2
+"""Up to so many digits all sums are listed; longer ones are drawn until enough are found."""
+
+
+def arithmetic(
+    digits: str = "1-5",
+    train: int = 400,
+    validation: int = 100,
+    test: int = 200,
+    shots: int = 0,
+    seed: int = 0,
+) -> Task:
+    """Sums of two numbers with equally many digits; all counts are per number of digits.
+
+    There are only 100 sums of one digit: about 70 of them are for training, 10 for validation and
+    20 for test, and a split that should be larger has just those.
+
+    Args:
+        digits: such as "1-5" or "3".
+        shots: worked examples per number of digits in the prompt; the paper shows 10 (Section 4.2).
+            None for the embedded model, which writes scratchpads without being shown any.
+    """
+    lengths = _lengths(digits)
+    counts = {"train": train, "validation": validation, "test": test}
+    for name, count in (counts | {"shots": shots + 1}).items():
+        if count < 1:
+            raise ValueError(
+                f"{name} must be at least {int(name != 'shots')}; got {count - (name == 'shots')}."
+            )
+
+    @cache
+    def splits() -> dict[str, list[Problem]]:
+        return {
+            name: [problem(*sum_) for n in lengths for sum_ in sums(n, name, count, seed)]
+            for name, count in counts.items()
+        }
+
+    shown = _shots(lengths, shots, seed)
+    return Task(
+        name="arithmetic",
+        problems=lambda split: split_named(splits, split, "arithmetic"),
+        prompt=PromptStyle(
+            name="few-shot" if shots else "bare",
+            question="{question}=",
+            answer="{rationale}\n",
+            stop=("\n",),
+            shots=lambda problem: shown,
+        ),
+        extract=extract,
+        equal=same_number,
+        hint=hint,
+        direct="#{answer}",
+        group=lambda problem: digits_of(problem.question),
+        max_tokens=11 * lengths[-1] + 8,
+        facts="generated; Zelikman et al. 2022 (arXiv:2203.14465), Section 4.2",
+    )
+
+
+def problem(a: int, b: int) -> Problem:
+    """The question of a sum, and its answer."""
+    return Problem(id=f"{a}+{b}", question=f"{a}+{b}", gold=str(a + b))
+
+
+def scratchpad(a: int, b: int) -> str:
+    """The worked sum, answer included: "b9+7+0=16;a2+5+1=08;#86" for 29 and 57."""
+    tops, bottoms = _padded(a, b)
+    lines, carry = [], 0
+    for place in reversed(range(len(tops))):
+        total = int(tops[place]) + int(bottoms[place]) + carry
+        lines.append(f"{_letter(place)}{tops[place]}+{bottoms[place]}+{carry}={total:02d};")
+        carry = total // 10
+    return "".join(lines) + f"#{a + b}"
+
+
+def columns(a: int, b: int) -> str:
+    """The columns of a sum, named and not worked: "b9+7;a2+5;" for 29 and 57."""
+    tops, bottoms = _padded(a, b)
+    places = reversed(range(len(tops)))
+    return "".join(f"{_letter(place)}{tops[place]}+{bottoms[place]};" for place in places)
+
+
+def extract(completion: str) -> str | None:
+    """The whole number after `#`; without the mark, or with anything else after it, no answer."""
+    found = after_marker(completion, "#")
+    return found if found and found.isascii() and found.isdigit() else None
+
+
+def split_of(a: int, b: int) -> str:
+    """The split that a sum belongs to, whatever the seed: 7 in 10 train, 1 validation, 2 test."""
+    share = zlib.crc32(f"{a}+{b}".encode()) % 10
+    return "train" if share > 2 else "validation" if share == 0 else "test"
+
+
+def sums(n: int, split: str, count: int, seed: int) -> list[tuple[int, int]]:
+    """`count` different sums of n digits from a split, in random order; all where there are fewer."""
+    draw = random.Random(f"{seed} {split} {n}")
+    numbers = _numbers(n)
+    if n <= ENUMERATED:
+        there_are = [(a, b) for a in numbers for b in numbers if split_of(a, b) == split]
+        return draw.sample(there_are, min(count, len(there_are)))
+    found: dict[tuple[int, int], None] = {}
+    while len(found) < count:
+        pair = draw.choice(numbers), draw.choice(numbers)
+        if split_of(*pair) == split:
+            found[pair] = None
+    return list(found)
+
+
+def digits_of(question: str) -> str:
+    """How many digits the operands of a question have, in words, such as "3 digits"."""
+    n = len(question.partition("+")[0])
+    return "1 digit" if n == 1 else f"{n} digits"
+
+
+def _shots(lengths: Sequence[int], shots: int, seed: int) -> list[Problem]:
+    """Worked examples of every length, from training sums, short ones first."""
+    pairs = [pair for n in lengths for pair in sums(n, "train", shots, seed + 1)] if shots else []
+    return [
+        Problem(
+            id=f"shot {a}+{b}", question=f"{a}+{b}", gold=str(a + b), rationale=scratchpad(a, b)
+        )
+        for a, b in pairs
+    ]
+
+
+def _numbers(n: int) -> range:
+    return range(10) if n == 1 else range(10 ** (n - 1), 10**n)
+
+
+def _padded(a: int, b: int) -> tuple[str, str]:
+    width = max(len(str(a)), len(str(b)))
+    return str(a).zfill(width), str(b).zfill(width)
+
+
+def _letter(place: int) -> str:
+    return chr(ord("a") + place)
+
+
+def _lengths(digits: str) -> range:
+    first, _, last = digits.partition("-")
+    last = last or first
+    if not (first.isdecimal() and last.isdecimal() and 1 <= int(first) <= int(last) <= MOST_DIGITS):
+        raise ValueError(
+            f'digits must be a number or a range from 1 to {MOST_DIGITS}, such as "3" or "1-5"; '
+            f"got {digits!r}."
+        )
+    return range(int(first), int(last) + 1)

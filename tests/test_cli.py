@@ -1,0 +1,119 @@
+"""The command line as a user meets it: real processes, real files."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from selftaught.cli import COMMANDS, main
+from selftaught.records import read_jsonl, read_rollouts
+
+
+def run(*arguments: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "selftaught.cli", *arguments],
+        cwd=cwd, capture_output=True, text=True, timeout=300,
+        env=os.environ | {"OMP_NUM_THREADS": "1"} | environment,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("command", ["", *COMMANDS])
+def test_help_comes_within_a_second_and_without_torch(command: str, tmp_path: Path):
+    began = time.monotonic()
+    code = (
+        "import sys\nfrom selftaught.cli import main\n"
+        "try: main(sys.argv[1:])\nexcept SystemExit: pass\n"
+        "print('torch' in sys.modules, file=sys.stderr)"
+    )
+    times = []
+    for _ in range(3):  # the best of three: the machine may be busy
+        began = time.monotonic()
+        done = subprocess.run(
+            [sys.executable, "-c", code, *command.split(), "--help"],
+            capture_output=True, text=True, cwd=tmp_path, check=True,
+        )  # fmt: skip
+        times.append(time.monotonic() - began)
+        if times[-1] < 1:
+            break
+    assert min(times) < 1
+    assert "usage: selftaught" in done.stdout
+    assert done.stderr.strip() == "False"
+
+
+def test_every_option_of_star_says_what_it_is_and_where_it_comes_from(tmp_path: Path):
+    told = run("star", "--help", cwd=tmp_path).stdout
+    assert told.count("--") > 40
+    for source in ("Section 4.1", "Section 3.2", "Appendix H", "Section 4.3"):
+        assert source in told
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["star", "--no_such_option", "1"], "no_such_option"),
+        (["star", "--task", "nonsense", "--out", "r"], "No task is called 'nonsense'"),
+        (["star", "--task_options.digit", "3", "--out", "r"], "has no option 'digit'"),
+        (["star", "--iterations", "0", "--out", "r"], "iterations must be at least 1"),
+        (["star", "--prompt", "poetry"], "poetry"),
+        (["grade", "missing.jsonl"], "missing.jsonl"),
+        (["train", "dpo"], "got 'dpo'"),
+        (["nonsense"], "nonsense"),
+    ],
+)
+def test_bad_arguments_are_told_in_words_with_code_2(
+    arguments: list[str], told: str, tmp_path: Path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    try:
+        code = main(arguments)
+    except SystemExit as stop:
+        code = stop.code
+    assert code == 2
+    assert told in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_the_stages_one_by_one_make_a_model(tmp_path: Path):
+    small = ["--task_options.train", "20", "--task_options.digits", "1-2"]
+    done = run("sample", *small, "--out", "r.jsonl", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    stored = read_rollouts(tmp_path / "r.jsonl")
+    assert done.stderr == ""  # quiet where nobody looks
+    assert run("grade", "r.jsonl", "--out", "g.jsonl", cwd=tmp_path).returncode == 0
+    graded = read_rollouts(tmp_path / "g.jsonl")
+    assert len(graded) == len(stored)
+    right = [rollout for rollout in graded if rollout.correct]
+    assert len(right) > len(graded) * 0.8
+    assert run("select", "g.jsonl", "--out", "e.jsonl", cwd=tmp_path).returncode == 0
+    assert len(list(read_jsonl(tmp_path / "e.jsonl"))) == len(right)
+    done = run("train", "sft", "--data", "e.jsonl", "--max-steps", "2", "--out", "m", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    options = ["--task_options.test", "10", "--task_options.digits", "1-2", "--model", "m"]
+    done = run("evaluate", *options, "--out", "t.jsonl", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    result = json.loads((tmp_path / "t.evaluation.json").read_text())
+    assert f"{result['accuracy']:.1%}" in done.stdout or "|" in done.stdout
+    assert (tmp_path / "t.config.yaml").exists()
+
+
+@pytest.mark.slow
+def test_the_second_process_in_one_run_stops_at_once(tmp_path: Path):
+    first = subprocess.Popen(
+        [sys.executable, "-m", "selftaught.cli", "star", "--out", "r"], cwd=tmp_path,
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    try:
+        while not (tmp_path / "r" / "config.yaml").exists():
+            assert first.poll() is None
+            time.sleep(0.1)
+        second = run("star", "--out", "r", cwd=tmp_path)
+    finally:
+        first.kill()
+        first.wait()
+    assert second.returncode == 2
+    assert f"in use by process {first.pid}" in second.stderr
