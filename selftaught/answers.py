@@ -241,9 +241,9 @@ _REWRITTEN = [
     (re.compile(r"\\frac ?([0-9A-Za-z])"), r"\\frac{\1}"),
     (re.compile(r"(\\frac ?\{[^{}]*+\}) ?([0-9A-Za-z])"), r"\1{\2}"),
     (re.compile(r"\\sqrt ?([0-9]|[A-Za-z])"), r"\\sqrt{\1}"),
-    (re.compile(r"([^ ]) *+,(?: *+,)*+ *+(?=[^ 0-9])|([^ ]) *+, +(?=[0-9])"), r"\1\2, "),
     (re.compile(r"_([0-9])(?= )"), r"_{\1}"),
     (re.compile(r" ++"), " "),
+    (re.compile(r", ?(?:, ?)++"), ", "),
 ]  # fmt: skip
 _THOUSANDS = re.compile(r"(?<![0-9.,])[0-9]{1,3}+(?:,[0-9]{3})++(?![0-9])")
 _WRAPPERS = (("$$", "$$"), ("$", "$"), (r"\(", r"\)"), (r"\[", r"\]"), ("**", "**"))
@@ -343,7 +343,7 @@ _SLASHED = rf"(?:(?P<whole2>{_INTEGER}) )?(?P<top2>{_INTEGER}) ?/ ?(?P<under2>-?
 _PLAIN = rf"(?P<decimal>{_DECIMAL})(?:(?:[eE]| ?(?:\\times|\\cdot|\*) ?10 ?\^ ?\{{?)(?P<exponent>[-+]?{_INTEGER})\}}?)?"
 _UNIT = r" ?(?P<unit>%|\^ ?\\circ ?[CF]?|\\text ?\{[^{}]*+\}(?: ?\^ ?\{?[0-9]\}?)?| ?[A-Za-z][A-Za-z ]*+(?:\^ ?\{?[0-9]\}?)?|)"
 _QUANTITY = re.compile(
-    rf"(?P<sign>[-+]?) ?(?P<money>[$€£¥]?) ?(?P<sign2>-?)(?:{_FRACTION}|{_SLASHED}|{_PLAIN}){_UNIT} ?"
+    rf"(?P<sign>[-+]?) ?(?:(?P<money>[$€£¥]) ?(?P<sign2>-?))?(?:{_FRACTION}|{_SLASHED}|{_PLAIN}){_UNIT} ?"
 )
 _UNIT_NAMES = {
     "percent": "%", "^\\circ": "degree", "deg": "degree", "feet": "foot", "ft": "foot",

@@ -163,15 +163,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _tell(f"selftaught: nothing to learn from. {nothing}")
         return NOTHING_LEARNED
     except (ValueError, OSError, ImportError) as error:
-        named = isinstance(error, OSError) and error.strerror
-        text = (
-            f"{error.strerror}{f': {error.filename}' if error.filename else ''}" if named else error
-        )
-        _tell(f"selftaught: error: {text}")
+        _tell(f"selftaught: error: {_words(error)}")
         return BAD_INPUT
     except KeyboardInterrupt:
         _tell(f"\nInterrupted. What is done is kept; continue with: selftaught {shlex.join(given)}")
         return INTERRUPTED
+
+
+def _words(error: Exception) -> str:
+    """The message of an error; of the operating system's, without its number."""
+    if not isinstance(error, OSError) or not error.strerror:
+        return str(error)
+    return error.strerror + (f": {error.filename}" if error.filename else "")
 
 
 def _run(given: list[str]) -> int:
@@ -227,7 +230,10 @@ def _dataclass_arguments(
     def add(parser: ArgumentParser, given: list[str]) -> None:
         del given
         for name, about, count in positional:
-            parser.add_argument(name, help=about, **({"nargs": count} if count else {}))
+            if count:
+                parser.add_argument(name, help=about, nargs=count)
+            else:
+                parser.add_argument(name, help=about)
         _add(parser, options)
 
     return add
@@ -570,7 +576,7 @@ def _remember(options: Any, out: Path) -> None:
 
 
 @contextmanager
-def _bar(stage: str, total: int) -> Iterator[Callable[[int], None] | None]:
+def _bar(stage: str, total: int) -> Iterator[Callable[[int], Any] | None]:
     """A progress bar with rate and time left; nothing where nobody looks."""
     if not sys.stderr.isatty():
         yield None

@@ -132,7 +132,7 @@ def compare_runs(runs: Sequence[Path], out: Path) -> Path:
     told = [read_run(run) for run in runs]
     if len(told) < 2:
         raise ValueError(f"expected at least two run folders to compare, got {len(told)}.")
-    lines = [_line(run, lambda evaluation: evaluation) for run in told]
+    lines = [_line(run, lambda evaluation: evaluation.group_mean) for run in told]
     plot = Markup(accuracy_plot("runs", "Held-out accuracy by iteration, a line per run", lines))
     pairs = [run.base_and_best for run in told]
     groups = list(dict.fromkeys(group for pair in pairs if pair for group in pair[1].groups))
@@ -259,15 +259,17 @@ def headline(run: Run) -> str:
     """One sentence: what the run did and where it stands."""
     if run.base_and_best is None:
         return "Nothing is measured yet: the base model's validation has not ended."
-    base, best = run.base_and_best
+    base, best = (each.group_mean for each in run.base_and_best)
+    model, groups = run.base_and_best[0].model, len(run.base_and_best[0].groups)
     split = "test" if run.measured else "validation"
+    over = f", the mean of {groups} groups" if groups > 1 else ""
     done = run.iterations[-1]
     if done == 0 and run.summary is None:
         return visible(
-            f"Still running: nothing is trained yet; the base model, {base.model}, reaches "
+            f"Still running: nothing is trained yet; the base model, {model}, reaches "
             f"{percent(base.accuracy)} ({interval(base)}) on the {split} problems."
         )
-    told = f"{done} iteration{'s' * (done != 1)} from {base.model}"
+    told = f"{done} iteration{'s' * (done != 1)} from {model}"
     if run.best == 0:
         result = (
             f"none better than the base model's {percent(base.accuracy)} on the {split} problems"
@@ -275,7 +277,7 @@ def headline(run: Run) -> str:
     else:
         result = (
             f"{split} accuracy from {percent(base.accuracy)} to {percent(best.accuracy)} "
-            f"({interval(best)}) after iteration {run.best}"
+            f"({interval(best)}{over}) after iteration {run.best}"
         )
     if run.summary is None:
         return visible(f"Still running: {told}; {result} so far.")
@@ -455,7 +457,7 @@ def _run_plots(run: Run) -> dict[str, Any]:
     drawn: dict[str, Any] = dict.fromkeys(("accuracy_plot", "group_plot", "loss_plot", "rate_plot"))
     groups = list(dict.fromkeys(name for each in run.validations for name in each.groups))
     if run.rows:
-        every = _line(run, lambda evaluation: evaluation)
+        every = _line(run, lambda evaluation: evaluation.group_mean)
         drawn["accuracy_plot"] = Markup(
             accuracy_plot("accuracy", "Held-out accuracy by iteration", [every])
         )

@@ -124,7 +124,9 @@ def train_sft(
         for entry in trainer.state.log_history
         if "loss" in entry
     ]
-    finished = trainer.model if peft_config is None else trainer.model.merge_and_unload()
+    finished: Any = trainer.model
+    if peft_config is not None:
+        finished = finished.merge_and_unload()
     finished.config.use_cache = True
     done = Training(
         out, result.global_step, _mean_loss(log, result.training_loss), len(rows), too_long, log
@@ -161,9 +163,7 @@ def tokenized(
     return rows, len(examples) - len(rows)
 
 
-def _token_ids(
-    example: Example, tokenizer: "PreTrainedTokenizerBase"
-) -> tuple[list[int], list[int]]:
+def _token_ids(example: Example, tokenizer: Any) -> tuple[list[int], list[int]]:
     """The tokens of the prompt, and of the prompt with its completion and ending."""
     prompt, completion = example.prompt, example.completion
     if isinstance(prompt, list) and isinstance(completion, list):

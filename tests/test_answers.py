@@ -226,6 +226,7 @@ def test_reading_100_000_characters_takes_time_linear_in_them(unit: str) -> None
     assert time.perf_counter() - started < 5  # a quadratic pattern takes minutes
 
 
+@pytest.mark.slow
 @given(st.lists(st.sampled_from(ADVERSARIES), min_size=1, max_size=4))
 @settings(max_examples=15, deadline=5000)
 def test_reading_mixed_adversarial_text_takes_linear_time(units: list[str]) -> None:

@@ -54,7 +54,7 @@ from selftaught.tasks import Task, open_task
 from selftaught.training import Training, lora_config, sft_config, train_sft
 
 Row = dict[str, Any]
-Advance = Callable[[int], None]
+Advance = Callable[[int], Any]
 
 
 @dataclass(frozen=True)

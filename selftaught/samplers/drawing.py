@@ -69,7 +69,7 @@ class Ending:
     def text(self, token_ids: Sequence[int]) -> str:
         """The text of tokens, without special ones."""
         text = self._tokenizer.decode(
-            token_ids, skip_special_tokens=True, clean_up_tokenization_spaces=False
+            list(token_ids), skip_special_tokens=True, clean_up_tokenization_spaces=False
         )
         assert isinstance(text, str)
         return text

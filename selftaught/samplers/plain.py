@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 from transformers import (
     GenerationConfig,
-    GenerationMixin,
     LogitsProcessor,
     LogitsProcessorList,
+    PreTrainedModel,
     StoppingCriteria,
     StoppingCriteriaList,
 )
@@ -25,7 +25,7 @@ from selftaught.samplers.drawing import Ending, choose
 class PlainLoop:
     """The road for any model that has `generate`."""
 
-    def __init__(self, model: GenerationMixin) -> None:
+    def __init__(self, model: PreTrainedModel) -> None:
         self._model = model
 
     def complete(
@@ -51,7 +51,7 @@ class PlainLoop:
 
 
 def _generate(
-    model: GenerationMixin,
+    model: PreTrainedModel,
     rows: Sequence[tuple[int, ...]],
     uniform_BN: Tensor,
     params: SamplingParams,

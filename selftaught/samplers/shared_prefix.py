@@ -15,7 +15,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from math import ceil
-from os.path import commonprefix
 
 import torch
 from torch import Tensor, nn
@@ -86,7 +85,13 @@ def _shared(rows: Sequence[tuple[int, ...]], numbers: list[int]) -> int:
     """How many first tokens sorted rows share, their last token left out."""
     first, last = rows[numbers[0]], rows[numbers[-1]]
     shortest = min(len(rows[number]) for number in numbers)
-    return min(len(commonprefix([first, last])), shortest - 1)
+    return min(_common(first, last), shortest - 1)
+
+
+def _common(first: Sequence[int], second: Sequence[int]) -> int:
+    """How many first tokens two texts share."""
+    pairs = enumerate(zip(first, second, strict=False))
+    return next((at for at, (a, b) in pairs if a != b), min(len(first), len(second)))
 
 
 @dataclass
@@ -237,7 +242,7 @@ def obstacle(model: PreTrainedModel) -> str | None:
 @contextmanager
 def _two_part(model: PreTrainedModel) -> Iterator[None]:
     """The model with the two-part attention."""
-    own = model.config._attn_implementation
+    own = model.config._attn_implementation or "eager"
     model.set_attn_implementation(ATTENTION)
     try:
         yield
@@ -292,7 +297,7 @@ class SharedPrefixLoop:
             return self._prefixes[tokens]
         prefix = Prefix(())
         for known in self._prefixes.values():
-            whole = len(commonprefix([known.tokens, tokens])) // CHUNK * CHUNK
+            whole = _common(known.tokens, tokens) // CHUNK * CHUNK
             if whole > len(prefix.tokens):
                 prefix = Prefix(
                     tokens[:whole],

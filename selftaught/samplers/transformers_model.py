@@ -153,21 +153,12 @@ class TransformersSampler:
 
     def _tokens(self, prompt: Text, key: str, max_tokens: int) -> tuple[int, ...]:
         """The prompt as the model reads it, with room for the completion."""
-        if isinstance(prompt, str):
-            ids = self._tokenizer(prompt)["input_ids"]
-        elif self._tokenizer.chat_template is None:
+        if not isinstance(prompt, str) and self._tokenizer.chat_template is None:
             raise ValueError(
                 f"Expected a model with a chat template for the messages of {key!r}, got "
                 f"{self.model}, which has none; use a text prompt, or an instruction-tuned model."
             )
-        else:
-            continued = prompt[-1]["role"] == "assistant"
-            ids = self._tokenizer.apply_chat_template(
-                prompt,
-                add_generation_prompt=not continued,
-                continue_final_message=continued,
-                return_dict=True,
-            )["input_ids"]
+        ids = _encoded(self._tokenizer, prompt)
         if not ids:
             raise ValueError(f"The prompt of {key!r} is empty: expected at least one token.")
         if self._context is not None and len(ids) + max_tokens > self._context:
@@ -220,8 +211,8 @@ def _load_tokenizer(model: str) -> PreTrainedTokenizerBase:
 def _load_model(model: str, dtype: str, device: str) -> PreTrainedModel:
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    loaded = AutoModelForCausalLM.from_pretrained(model, dtype=dtype)
-    return loaded.to(device)
+    loaded: PreTrainedModel = AutoModelForCausalLM.from_pretrained(model, dtype=dtype)
+    return loaded.to(torch.device(device))  # type: ignore[arg-type]
 
 
 def _end_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
@@ -241,8 +232,19 @@ def _context(model: PreTrainedModel) -> int | None:
 def prompt_as_seen(model: str, prompt: Text) -> str:
     """The prompt decoded from the tokens the model reads, special tokens and template included."""
     tokenizer = _load_tokenizer(model)
+    return str(tokenizer.decode(_encoded(tokenizer, prompt)))
+
+
+def _encoded(tokenizer: PreTrainedTokenizerBase, prompt: Text) -> list[int]:
+    """The tokens of a prompt; a last message by the assistant is one to be continued."""
     if isinstance(prompt, str):
-        ids = tokenizer(prompt)["input_ids"]
-    else:
-        ids = tokenizer.apply_chat_template(prompt, add_generation_prompt=True, return_dict=False)
-    return str(tokenizer.decode(ids))
+        return tokenizer(prompt).input_ids
+    continued = prompt[-1]["role"] == "assistant"
+    text = tokenizer.apply_chat_template(
+        prompt,
+        add_generation_prompt=not continued,
+        continue_final_message=continued,
+        tokenize=False,
+    )
+    # The template writes the special tokens itself.
+    return tokenizer(str(text), add_special_tokens=False).input_ids

@@ -1,0 +1,75 @@
+"""Small real things that stand in for large ones: a two-layer random model, a scripted sampler."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from selftaught.records import Completion, Text
+from selftaught.samplers.scripted import ScriptedSampler
+
+CORPUS = (
+    "Q: What is 12 + 7?\nA: 12 + 7 = 19. The answer is 19.\n\n",
+    "Q: Tom has 3 apples and buys 40 more. How many apples does he have?\nA: 3 + 40 = 43.\n\n",
+)
+
+
+@pytest.fixture(scope="session")
+def tiny_model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a two-layer Llama of random weights and a byte-level tokenizer of 320 tokens.
+
+    The weights are drawn wide (0.2), so that its greedy text varies and attention matters. It has
+    an end token, no chat template, and reads up to 512 tokens.
+    """
+    import torch
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+    folder = tmp_path_factory.mktemp("tiny_model")
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=320,
+        special_tokens=["<|end|>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(CORPUS, trainer)
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, eos_token="<|end|>", pad_token="<|end|>"
+    )
+    fast.save_pretrained(folder)
+    config = LlamaConfig(
+        vocab_size=len(fast),
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=512,
+        initializer_range=0.2,
+        bos_token_id=None,
+        eos_token_id=fast.eos_token_id,
+        pad_token_id=fast.eos_token_id,
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        LlamaForCausalLM(config).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def scripted_sampler() -> Callable[..., ScriptedSampler]:
+    """Makes a sampler of a function, a dict from prompt text, or one text for every prompt."""
+
+    def make(
+        answers: str | dict[str, str] | Callable[[Text, int], str | Completion], **options: str
+    ) -> ScriptedSampler:
+        if isinstance(answers, str):
+            return ScriptedSampler(lambda prompt, index: answers, **options)
+        if isinstance(answers, dict):
+            return ScriptedSampler(lambda prompt, index: answers[str(prompt)], **options)
+        return ScriptedSampler(answers, **options)
+
+    return make
