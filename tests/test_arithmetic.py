@@ -33,7 +33,9 @@ def test_every_scratchpad_is_school_addition_and_ends_in_the_sum():
             *lines, answer = scratchpad(a, b).split(";")
             parts = [re.fullmatch(r"([a-z])(\d)\+(\d)\+(\d)=(\d)(\d)", line) for line in lines]
             assert all(parts) and answer == f"#{a + b}"
-            name, top, bottom, carry, tens, unit = zip(*(part.groups() for part in parts), strict=True)
+            name, top, bottom, carry, tens, unit = zip(
+                *(part.groups() for part in parts), strict=True
+            )
             assert "".join(name) == "edcba"[5 - n :]
             assert int("".join(reversed(top))) == a and int("".join(reversed(bottom))) == b
             assert carry == ("0", *tens[:-1])
@@ -117,7 +119,7 @@ def test_the_same_seed_gives_the_same_problems_in_the_same_order():
 
 
 def test_the_share_of_every_split_is_near_seven_one_two():
-    count = {split: 0 for split in SPLITS}
+    count = dict.fromkeys(SPLITS, 0)
     for a in range(10, 100):
         for b in range(10, 100):
             count[split_of(a, b)] += 1

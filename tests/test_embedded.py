@@ -60,7 +60,9 @@ def test_the_corpus_holds_no_held_out_sum_and_no_long_sum_but_with_its_answer_sh
 
 def test_importing_the_room_does_not_import_torch():
     script = "import sys, selftaught.embedded; print('torch' in sys.modules)"
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True
+    )
     assert done.stdout.strip() == "False"
 
 
@@ -68,7 +70,8 @@ def test_the_recipe_gives_the_same_weights_twice_and_others_for_another_seed(tmp
     for name, seed in (("one", 0), ("two", 0), ("other", 1)):
         rebuild(tmp_path / name, seed, steps=3, most_last_steps=0)
     weights = {
-        name: (tmp_path / name / "model.safetensors").read_bytes() for name in ("one", "two", "other")
+        name: (tmp_path / name / "model.safetensors").read_bytes()
+        for name in ("one", "two", "other")
     }
     assert weights["one"] == weights["two"] != weights["other"]
     assert set(json.loads((tmp_path / "one" / "config.json").read_text())["architectures"]) == {

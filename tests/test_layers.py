@@ -91,7 +91,9 @@ def test_a_room_imports_only_from_lower_stairs(module: str):
 @pytest.mark.parametrize("library", DOORS)
 def test_a_foreign_library_has_its_doors_and_no_others(library: str):
     users = {m for m in modules() if any(name.split(".")[0] == library for name in imported(m))}
-    outside = {m for m in users if m not in DOORS[library] and m.split(".")[0] not in DOORS[library]}
+    outside = {
+        m for m in users if m not in DOORS[library] and m.split(".")[0] not in DOORS[library]
+    }
     assert not outside
 
 

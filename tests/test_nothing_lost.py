@@ -107,7 +107,16 @@ def test_a_run_killed_twenty_times_ends_byte_for_byte_as_an_undisturbed_one(tmp_
 
 @pytest.mark.slow
 def test_ctrl_c_says_how_to_continue(tmp_path: Path):
-    command = [sys.executable, "-m", "selftaught.cli", "star", "--out", "runs/a", "--iterations", "1"]
+    command = [
+        sys.executable,
+        "-m",
+        "selftaught.cli",
+        "star",
+        "--out",
+        "runs/a",
+        "--iterations",
+        "1",
+    ]
     process = subprocess.Popen(
         command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         env=os.environ | {"OMP_NUM_THREADS": "1"},

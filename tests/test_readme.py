@@ -28,7 +28,9 @@ def test_every_block_says_what_it_is(page: str):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("page", [page for page in PAGES if {"python", "sh"} & {k for k, _ in blocks(page)}])
+@pytest.mark.parametrize(
+    "page", [page for page in PAGES if {"python", "sh"} & {k for k, _ in blocks(page)}]
+)
 def test_the_blocks_run(page: str, tmp_path: Path):
     binaries = Path(sys.executable).parent
     environment = os.environ | {

@@ -238,7 +238,10 @@ def test_the_page_opens_with_what_the_run_reached(page, run):
     """82 and 190 of 200 test problems in five groups of 40: 41.0% and 95.0%. The interval of the best:
     groups of 40, 40, 39, 38 and 33 right have Wilson intervals that reach .0876, .0876, .1038, .1150
     and .1445 below them, and 0, 0, .0206, .0362 and .0875 above; root sum of squares over five."""
-    assert "from 41.0% to 95.0% (90.1\N{EN DASH}96.9, the mean of 5 groups) after iteration 3" in page.text
+    assert (
+        "from 41.0% to 95.0% (90.1\N{EN DASH}96.9, the mean of 5 groups) after iteration 3"
+        in page.text
+    )
     assert "4 iterations from embedded in 4.2 minutes" in page.text
     assert "stopped: no gain in 1 iteration" in page.text
     assert "still running" not in page.text

@@ -36,7 +36,9 @@ def units_of_two_problems(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_all_samples_of_all_problems_are_stored_in_order(tmp_path: Path):
     store = tmp_path / "deep" / "rollouts.jsonl"
     made = collect(echo(), PROBLEMS, STYLE, TWO, store=store)
-    assert [(r.problem.id, r.index) for r in made] == [(f"p{i}", j) for i in range(7) for j in (0, 1)]
+    assert [(r.problem.id, r.index) for r in made] == [
+        (f"p{i}", j) for i in range(7) for j in (0, 1)
+    ]
     assert made[3].prompt == "Q: What is 1?\nA:"
     assert read_rollouts(store) == made
 
@@ -56,7 +58,9 @@ def test_a_store_cut_at_any_byte_ends_as_if_it_had_not_been(tmp_path: Path):
     collect(echo(), PROBLEMS, STYLE, TWO, store=store)
     whole = store.read_bytes()
     ends = [place + 1 for place, byte in enumerate(whole) if byte == ord("\n")]
-    for cut in sorted({0, 1, 5, *ends, *(end - 1 for end in ends), *(end + 3 for end in ends[:-1])}):
+    for cut in sorted(
+        {0, 1, 5, *ends, *(end - 1 for end in ends), *(end + 3 for end in ends[:-1])}
+    ):
         store.write_bytes(whole[:cut])
         sampler = echo()
         collect(sampler, PROBLEMS, STYLE, TWO, store=store)

@@ -76,6 +76,6 @@ def test_a_share_of_problems_is_repeatable_and_of_the_asked_size():
     half = share_of(problems, 0.5, seed=3)
     assert half == share_of(problems, 0.5, seed=3)
     assert 900 < len(half) < 1100  # 1000 +- 4.5 standard deviations of a fair coin
-    assert set(p.id for p in half) != set(p.id for p in share_of(problems, 0.5, seed=4))
+    assert {p.id for p in half} != {p.id for p in share_of(problems, 0.5, seed=4)}
     assert share_of(problems, 0.0, seed=3) == []
     assert share_of(problems, 1.0, seed=3) == problems

@@ -103,7 +103,9 @@ class Killed(BaseException):
 def test_a_training_killed_in_the_middle_ends_with_the_same_bytes(
     tiny_model_dir: Path, tmp_path: Path, torn: bool
 ):
-    whole = train_sft(tiny_model_dir, EXAMPLES, config(tmp_path / "a"), out=tmp_path / "a" / "model")
+    whole = train_sft(
+        tiny_model_dir, EXAMPLES, config(tmp_path / "a"), out=tmp_path / "a" / "model"
+    )
     steps = 0
 
     def killer(count: int) -> None:

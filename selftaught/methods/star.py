@@ -164,6 +164,20 @@ class StarConfig:
             if not holds:
                 raise ValueError(f"{name} must be {want}; got {getattr(self, name)!r}.")
 
+    @classmethod
+    def embedded(cls, **changes: Any) -> "StarConfig":
+        """The settings of the small model in this package, found by measurement (LOG.md)."""
+        found: dict[str, Any] = {
+            "validation_problems": None,
+            "start_steps": 150,
+            "learning_rate": 1e-3,
+            "warmup_steps": 10,
+            "per_device_train_batch_size": 48,
+            "gradient_accumulation_steps": 1,
+            "sampler_options": {"batch_size": 512},
+        }
+        return cls(**(found | changes))
+
     def steps(self, iteration: int) -> int:
         """Optimizer steps of an iteration, from 1; -1 where epochs decide."""
         match self.schedule:
@@ -236,6 +250,8 @@ def run_star(config: StarConfig, watch: Watch | None = None) -> Row:
     with hold(config.out):
         write_config(config.out, plain(config), CHANGEABLE)
         star = open_star(config, watch or Watch())
+        if config.training:
+            _sft_config(star, 1, config.out)  # refuse an unknown option before anything is sampled
         metrics = config.out / "metrics.jsonl"
         rows = read_rows(metrics) or [_base_row(star)]
         for iteration in range(len(rows), config.iterations + 1):
@@ -433,11 +449,11 @@ def _measure(
         )
 
 
-def _train(star: Star, start: str, examples: Sequence[Any], iteration: int, out: Path) -> Training:
-    """One fine-tuning on the union of both kinds of example (line 7)."""
-    config, steps = star.config, star.config.steps(iteration)
+def _sft_config(star: Star, iteration: int, folder: Path) -> Any:
+    """TRL's settings of an iteration's fine-tuning."""
+    config = star.config
     options = {
-        "max_steps": steps,
+        "max_steps": config.steps(iteration),
         "num_train_epochs": config.num_train_epochs,
         "learning_rate": config.learning_rate,
         "lr_scheduler_type": "constant_with_warmup",
@@ -449,13 +465,25 @@ def _train(star: Star, start: str, examples: Sequence[Any], iteration: int, out:
         "save_steps": config.save_steps,
         "seed": config.seed + iteration,
     }
-    lora = lora_config(r=config.lora_r, alpha=config.lora_alpha,
-                       target_modules=config.lora_target_modules) if config.use_peft else None  # fmt: skip
-    with star.watch.progress(f"iteration {iteration}: training", max(steps, 0)) as advance:
+    return sft_config(folder, **(options | config.training))
+
+
+def _train(
+    star: Star, start: str, examples: Sequence[Example], iteration: int, out: Path
+) -> Training:
+    """One fine-tuning on the union of both kinds of example (line 7)."""
+    config = star.config
+    lora = None
+    if config.use_peft:
+        lora = lora_config(
+            r=config.lora_r, alpha=config.lora_alpha, target_modules=config.lora_target_modules
+        )
+    steps = max(config.steps(iteration), 0)
+    with star.watch.progress(f"iteration {iteration}: training", steps) as advance:
         return train_sft(
             start,
             examples,
-            sft_config(out / "training", **(options | config.training)),
+            _sft_config(star, iteration, out / "training"),
             out=out / "model",
             peft_config=lora,
             progress=advance,

@@ -122,7 +122,8 @@ class _Window:
                 own_BTS |= own_S <= position_BT1 - sliding
                 prefix_P = torch.arange(shared, device=device) - shared
                 prefix_BTP = prefix_P <= position_BT1 - sliding
-            self._masks[sliding] = (own_BTS[:, None, None], prefix_BTP)
+            hidden_prefix = None if prefix_BTP is None else prefix_BTP[None, :, None]
+            self._masks[sliding] = (own_BTS[:, None, None], hidden_prefix)
         return self._masks[sliding]
 
 
@@ -198,30 +199,57 @@ def two_part_attention(
 
     query_BKGTD = (query_BHTD * scale).view(rows, groups, per_group, new, width)
     score_BKGTS = (query_BKGTD.flatten(2, 3) @ key_BKSD.transpose(2, 3)).float()
-    score_BKGTS = score_BKGTS.view(rows, groups, per_group, new, -1)
-    if softcap is not None:
-        score_BKGTS = softcap * torch.tanh(score_BKGTS / softcap)
-    score_BKGTS = score_BKGTS.masked_fill(own_hidden, -torch.inf)
-    if not shared:
-        weight = score_BKGTS.softmax(-1).to(value_BKSD.dtype)
-        out = weight.flatten(2, 3) @ value_BKSD
-        return out.view(rows, heads, new, -1).transpose(1, 2).contiguous(), None
+    own_hidden = own_hidden.expand(rows, 1, per_group, new, -1).flatten(2, 3)
+    own_BKGTD, own_total = _weighted(score_BKGTS, own_hidden, softcap, value_BKSD)
+    if shared:
+        if prefix_hidden is not None:
+            prefix_hidden = prefix_hidden.expand(1, rows, per_group, new, -1).flatten(1, 3)
+        prefix_KBGTD, prefix_total = _over_prefix(
+            query_BKGTD.transpose(0, 1).reshape(groups, -1, width),
+            window.prefix.key_KPD[layer],
+            window.prefix.value_KPD[layer],
+            prefix_hidden,
+            softcap,
+        )
+        by_row = (groups, rows, per_group * new, -1)
+        share = torch.sigmoid(prefix_total.view(by_row).transpose(0, 1) - own_total)
+        prefix_BKGTD = prefix_KBGTD.view(by_row).transpose(0, 1)
+        own_BKGTD = torch.lerp(own_BKGTD, prefix_BKGTD, share.to(own_BKGTD.dtype))
+    return own_BKGTD.reshape(rows, heads, new, -1).transpose(1, 2).contiguous(), None
 
-    query_KBGTD = query_BKGTD.transpose(0, 1).reshape(groups, -1, width)
-    score_KBGTP = (query_KBGTD @ window.prefix.key_KPD[layer].transpose(1, 2)).float()
+
+def _over_prefix(
+    query_KQD: Tensor,
+    key_KPD: Tensor,
+    value_KPD: Tensor,
+    hidden: Tensor | None,
+    softcap: float | None,
+) -> tuple[Tensor, Tensor]:
+    """Attention of all rows' queries (Q) over the prefix, and the log of its sum of weights."""
+    plain = hidden is None and softcap is None and key_KPD.shape == value_KPD.shape
+    if plain and query_KQD.device.type == "cpu":
+        # `scaled_dot_product_attention` itself does not return the sum of weights.
+        out, total = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
+            query_KQD[None], key_KPD[None], value_KPD[None], scale=1.0
+        )
+        return out[0], total[0, ..., None]
+    score_KQP = (query_KQD @ key_KPD.transpose(1, 2)).float()
+    return _weighted(score_KQP, hidden, softcap, value_KPD)
+
+
+def _weighted(
+    score: Tensor, hidden: Tensor | None, softcap: float | None, value: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The values under a softmax of the scores, and the log of its sum of weights."""
     if softcap is not None:
-        score_KBGTP = softcap * torch.tanh(score_KBGTP / softcap)
-    if prefix_hidden is not None:
-        full = score_KBGTP.view(groups, rows, per_group, new, shared)
-        full.masked_fill_(prefix_hidden[None, :, None], -torch.inf)
-    score_KBGTP = score_KBGTP.view(groups, rows, per_group * new, shared)
-    own_KBGTS = score_BKGTS.flatten(2, 3).transpose(0, 1)
-    weight = torch.cat([score_KBGTP, own_KBGTS], -1).softmax(-1).to(value_BKSD.dtype)
-    prefix_KBGTP, own_KBGTS = weight.split([shared, weight.shape[-1] - shared], -1)
-    out_KBGTD = prefix_KBGTP.flatten(1, 2) @ window.prefix.value_KPD[layer]
-    out_BKGTD = out_KBGTD.view(groups, rows, per_group * new, -1).transpose(0, 1)
-    out_BKGTD = out_BKGTD + own_KBGTS.transpose(0, 1) @ value_BKSD
-    return out_BKGTD.reshape(rows, heads, new, -1).transpose(1, 2).contiguous(), None
+        score = softcap * torch.tanh(score / softcap)
+    if hidden is not None:
+        score = score.masked_fill(hidden, -torch.inf)
+    largest = score.amax(-1, keepdim=True).clamp(min=torch.finfo(torch.float32).min)
+    weight = torch.exp(score - largest)
+    total = weight.sum(-1, keepdim=True)
+    out = (weight / total.clamp(min=1e-38)).to(value.dtype) @ value
+    return out, largest + total.log()
 
 
 AttentionInterface.register(ATTENTION, two_part_attention)

@@ -2,6 +2,8 @@
 
 import inspect
 from collections.abc import Callable
+from types import UnionType
+from typing import Literal, Union, get_args, get_origin, get_type_hints
 
 from selftaught.tasks.base import Task
 
@@ -29,7 +31,27 @@ def open_task(name: str, /, **options: object) -> Task:
             f"The task {name!r} needs the option {', '.join(map(repr, missing))}; "
             f"for example --task_options.{missing[0]} VALUE."
         )
-    return opened(**options)
+    hints = get_type_hints(opened)
+    return opened(**{key: _typed(name, key, value, hints[key]) for key, value in options.items()})
+
+
+def _typed(task: str, key: str, value: object, hint: object) -> object:
+    """The value as its type hint has it: a number given for a text is the text of the number.
+
+    Raises:
+        ValueError: the value is of another type; names both.
+    """
+    allowed = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
+    for one in allowed:
+        if get_origin(one) is Literal:
+            if value in get_args(one):
+                return value
+        elif isinstance(value, get_origin(one) or one) and (one is not int or value is not True):
+            return value
+    if str in allowed and isinstance(value, int | float) and not isinstance(value, bool):
+        return str(value)
+    wanted = " or ".join(one.__name__ if isinstance(one, type) else str(one) for one in allowed)
+    raise ValueError(f"The option {key!r} of the task {task!r} wants {wanted}; got {value!r}.")
 
 
 def _opener(name: str) -> Callable[..., Task]:

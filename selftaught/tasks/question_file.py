@@ -374,20 +374,24 @@ def file_rows(path: Path) -> list[Row]:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: its ending or its content is not that of a table; names the line.
+        ValueError: its ending or its content is not that of a table, or it is empty; names the line.
     """
     if not path.is_file():
         raise FileNotFoundError(f"There is no file {path}; check the path.")
     match path.suffix.lower():
         case ".jsonl":
-            return _jsonl_rows(path)
+            rows = _jsonl_rows(path)
         case ".json":
-            return _json_rows(path)
+            rows = _json_rows(path)
         case ".csv":
-            return _csv_rows(path)
+            rows = _csv_rows(path)
         case ".parquet":
-            return _parquet_rows(path)
-    raise ValueError(f"{path}: expected a file that ends in {', '.join(ENDINGS)}.")
+            rows = _parquet_rows(path)
+        case _:
+            raise ValueError(f"{path}: expected a file that ends in {', '.join(ENDINGS)}.")
+    if not rows:
+        raise ValueError(f"{path} is empty: expected at least one row.")
+    return rows
 
 
 def _jsonl_rows(path: Path) -> list[Row]:
