@@ -429,3 +429,29 @@ def split_unit(text: str) -> tuple[str, str]:
     body, _, word = text.rpartition(" ")
     unit = _unit_of(word) if word.isalpha() and body else None
     return (body.strip(), unit) if unit else (text, "")
+
+
+def marked_number(completion: str) -> str | None:
+    """The number a completion marks as its answer: after "####", in a box, or after "answer is".
+
+    A completion that is nothing but a number is one too. Any other has no answer: taking its last
+    number would let rationales into the training set that never came to an end, and would be right
+    by accident more often.
+    """
+    alone = completion.strip().removesuffix(".")
+    if first_number(alone) == alone:
+        return alone
+    if "####" in completion:
+        return first_number(after_marker(completion, "####") or "")
+    for place in (last_boxed(completion), after_answer_is(completion)):
+        # "The answer is 12 + 7 = 19." states 19
+        if place and (number := first_number(place.rpartition("=")[2])):
+            return number
+    return None
+
+
+def stated(completion: str) -> str | None:
+    """The text after "the answer is"; the whole completion where it is a single line without it."""
+    text = completion.strip()
+    alone = text.removesuffix(".") if "\n" not in text else ""
+    return last_boxed(text) or after_answer_is(text) or alone or None

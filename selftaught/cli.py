@@ -374,7 +374,7 @@ def _sample(options: Namespace) -> int:
     from selftaught.rollouts import collect
 
     ask = AskOptions(**_values(options))
-    task, problems, style, params = _asked(ask)
+    _, problems, style, params = _asked(ask)
     from selftaught.samplers import open_sampler
 
     _remember(ask, ask.out)

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from selftaught.tasks.arithmetic import columns, extract, problem, scratchpad, split_of, sums
-from selftaught.tasks.question_file import hint
+from selftaught.tasks.base import answer_in_brackets
 
 if TYPE_CHECKING:
     from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
@@ -216,4 +216,4 @@ def _training_sum(draw: random.Random, n: int) -> tuple[int, int]:
 
 def _question(a: int, b: int, shown: bool) -> str:
     asked = problem(a, b)
-    return (hint(asked) if shown else asked).question
+    return (answer_in_brackets(asked) if shown else asked).question

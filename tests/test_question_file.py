@@ -200,7 +200,7 @@ def test_a_file_of_another_kind(tmp_path):
 @pytest.mark.parametrize("name", ["q.jsonl", "q.csv", "q.json"])
 def test_an_empty_file(tmp_path, name):
     (tmp_path / name).write_text("[]" if name == "q.json" else "", encoding="utf-8")
-    refused(tmp_path / name, "train questions are empty: expected at least one row")
+    refused(tmp_path / name, "is empty: expected at least one row")
 
 
 def test_a_wrong_column_names_those_there_are_and_the_nearest(tmp_path):

@@ -62,6 +62,7 @@ class Ending:
         # Special tokens are not part of the text, so as a stop string each is an end token.
         self.eos = sorted({*eos, *(special[text] for text in stop if text in special)})
         self._tokenizer = tokenizer
+        self._special = frozenset(special.values())
         self._stop = [text for text in stop if text not in special]
         self._suspects: dict[int, bool] = {}
         self._table_V = torch.full((0,), -1, dtype=torch.int8)
@@ -93,7 +94,10 @@ class Ending:
     def _can_end_a_stop(self, token: int) -> bool:
         """False only if no stop string can end inside this token, whatever stands before it."""
         alone = self.text([token])
-        if not alone or "\ufffd" in alone:  # special, or part of a character
+        if not alone:  # special or unknown tokens add no text; others may, after another
+            known = self._tokenizer.convert_ids_to_tokens(token) is not None
+            return known and token not in self._special
+        if "\ufffd" in alone:  # part of a character
             return True
         # Some tokenizers drop the space before the first word.
         return any(

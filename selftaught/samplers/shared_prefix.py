@@ -7,8 +7,8 @@ ones take their place. The model's own code runs unchanged: the two-part attenti
 transformers' `AttentionInterface`, the store of keys and values as its cache.
 
 Shapes: B rows, T new tokens of a row, P prefix tokens, S stored tokens of a row (prefix not
-counted), H query heads, K key-value heads, G query heads per key-value head, D head width,
-V vocabulary, N tokens of a completion.
+counted), H query heads, K key-value heads, G query heads per key-value head, Q queries of all
+kinds together, D head width, V vocabulary, N tokens of a completion.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -35,6 +35,8 @@ STEP_TOKENS = 16
 SHARE = 16
 """A longer prefix for fewer rows is considered if it is so many tokens longer."""
 KEPT_PREFIXES = 16
+HIDDEN = -30000.0
+"""Added to the score of a token that must not be seen; finite, so that a row may see no prefix."""
 
 
 @dataclass(frozen=True)
@@ -107,24 +109,29 @@ class _Window:
     sliding: dict[int, int]
     """The sliding window of each layer that has one."""
     layers_seen: int = 0
-    _masks: dict[int | None, tuple[Tensor, Tensor | None]] = field(default_factory=dict)
+    _biases: dict[int | None, tuple[Tensor, Tensor | None]] = field(default_factory=dict)
 
-    def hidden(self, sliding: int | None) -> tuple[Tensor, Tensor | None]:
-        """Which own and which prefix tokens each new token must not see; None: it sees all."""
-        if sliding not in self._masks:
-            shared = len(self.prefix.tokens)
-            device = self.position_BT.device
-            position_BT1 = self.position_BT[..., None]
-            own_S = torch.arange(self.stored, device=device)
-            own_BTS = own_S > position_BT1
-            prefix_BTP = None
+    def bias(
+        self, sliding: int | None, per_group: int, dtype: torch.dtype
+    ) -> tuple[Tensor, Tensor | None]:
+        """What hides tokens from queries: own ones [B, 1, GT, S] and, if any, prefix ones [BGT, P]."""
+        if sliding not in self._biases:
+            shared, (rows, new) = len(self.prefix.tokens), self.position_BT.shape
+            position_B1T1 = self.position_BT[:, None, :, None]
+            own_S = torch.arange(self.stored, device=self.position_BT.device)
+            hidden_B1TS = own_S > position_B1T1
+            prefix_QP = None
             if sliding is not None:
-                own_BTS |= own_S <= position_BT1 - sliding
-                prefix_P = torch.arange(shared, device=device) - shared
-                prefix_BTP = prefix_P <= position_BT1 - sliding
-            hidden_prefix = None if prefix_BTP is None else prefix_BTP[None, :, None]
-            self._masks[sliding] = (own_BTS[:, None, None], hidden_prefix)
-        return self._masks[sliding]
+                hidden_B1TS |= own_S <= position_B1T1 - sliding
+                prefix_P = torch.arange(-shared, 0, device=self.position_BT.device)
+                gone_B1TP = prefix_P <= position_B1T1 - sliding
+                if bool(gone_B1TP.any()):
+                    gone_BGTP = gone_B1TP.expand(-1, per_group, -1, -1)
+                    prefix_QP = gone_BGTP.reshape(-1, shared).to(dtype) * HIDDEN
+            hidden_BGTS = hidden_B1TS.expand(-1, per_group, -1, -1)
+            own_B1QS = hidden_BGTS.reshape(rows, 1, per_group * new, -1).to(dtype) * HIDDEN
+            self._biases[sliding] = (own_B1QS, prefix_QP)
+        return self._biases[sliding]
 
 
 class _Slots(Cache):
@@ -194,62 +201,45 @@ def two_part_attention(
     groups = key_BKSD.shape[1]
     per_group = heads // groups
     shared = len(window.prefix.tokens)
-    own_hidden, prefix_hidden = window.hidden(window.sliding.get(layer))
-    scale = width**-0.5 if scaling is None else scaling
-
-    query_BKGTD = (query_BHTD * scale).view(rows, groups, per_group, new, width)
-    score_BKGTS = (query_BKGTD.flatten(2, 3) @ key_BKSD.transpose(2, 3)).float()
-    own_hidden = own_hidden.expand(rows, 1, per_group, new, -1).flatten(2, 3)
-    own_BKGTD, own_total = _weighted(score_BKGTS, own_hidden, softcap, value_BKSD)
+    own_bias, prefix_bias = window.bias(window.sliding.get(layer), per_group, query_BHTD.dtype)
+    query_BHTD = query_BHTD * (width**-0.5 if scaling is None else scaling)
+    query_BKQD = query_BHTD.view(rows, groups, per_group * new, width)
+    out_BKQD, own_total = _attend(query_BKQD, key_BKSD, value_BKSD, own_bias, softcap)
     if shared:
-        if prefix_hidden is not None:
-            prefix_hidden = prefix_hidden.expand(1, rows, per_group, new, -1).flatten(1, 3)
-        prefix_KBGTD, prefix_total = _over_prefix(
-            query_BKGTD.transpose(0, 1).reshape(groups, -1, width),
-            window.prefix.key_KPD[layer],
-            window.prefix.value_KPD[layer],
-            prefix_hidden,
+        prefix_1KQD, prefix_total = _attend(
+            query_BKQD.transpose(0, 1).reshape(1, groups, -1, width),
+            window.prefix.key_KPD[layer][None],
+            window.prefix.value_KPD[layer][None],
+            prefix_bias,
             softcap,
         )
         by_row = (groups, rows, per_group * new, -1)
-        share = torch.sigmoid(prefix_total.view(by_row).transpose(0, 1) - own_total)
-        prefix_BKGTD = prefix_KBGTD.view(by_row).transpose(0, 1)
-        own_BKGTD = torch.lerp(own_BKGTD, prefix_BKGTD, share.to(own_BKGTD.dtype))
-    return own_BKGTD.reshape(rows, heads, new, -1).transpose(1, 2).contiguous(), None
+        share_BKQ1 = torch.sigmoid(prefix_total.view(by_row).transpose(0, 1) - own_total)
+        prefix_BKQD = prefix_1KQD.view(by_row).transpose(0, 1)
+        out_BKQD = torch.lerp(out_BKQD, prefix_BKQD, share_BKQ1.to(out_BKQD.dtype))
+    return out_BKQD.reshape(rows, heads, new, -1).transpose(1, 2).contiguous(), None
 
 
-def _over_prefix(
-    query_KQD: Tensor,
-    key_KPD: Tensor,
-    value_KPD: Tensor,
-    hidden: Tensor | None,
-    softcap: float | None,
+def _attend(
+    query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, softcap: float | None
 ) -> tuple[Tensor, Tensor]:
-    """Attention of all rows' queries (Q) over the prefix, and the log of its sum of weights."""
-    plain = hidden is None and softcap is None and key_KPD.shape == value_KPD.shape
-    if plain and query_KQD.device.type == "cpu":
-        # `scaled_dot_product_attention` itself does not return the sum of weights.
+    """Attention over one part of the tokens, and the log of its sum of weights.
+
+    With both, parts are joined as if under one softmax.
+    """
+    if query.device.type == "cpu" and softcap is None and key.shape == value.shape:
+        # The kernel behind `scaled_dot_product_attention`, which itself keeps the sum back.
         out, total = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
-            query_KQD[None], key_KPD[None], value_KPD[None], scale=1.0
+            query, key, value, attn_mask=bias, scale=1.0
         )
-        return out[0], total[0, ..., None]
-    score_KQP = (query_KQD @ key_KPD.transpose(1, 2)).float()
-    return _weighted(score_KQP, hidden, softcap, value_KPD)
-
-
-def _weighted(
-    score: Tensor, hidden: Tensor | None, softcap: float | None, value: Tensor
-) -> tuple[Tensor, Tensor]:
-    """The values under a softmax of the scores, and the log of its sum of weights."""
+        return out, total[..., None]
+    score = (query @ key.transpose(-1, -2)).float()
     if softcap is not None:
         score = softcap * torch.tanh(score / softcap)
-    if hidden is not None:
-        score = score.masked_fill(hidden, -torch.inf)
-    largest = score.amax(-1, keepdim=True).clamp(min=torch.finfo(torch.float32).min)
-    weight = torch.exp(score - largest)
-    total = weight.sum(-1, keepdim=True)
-    out = (weight / total.clamp(min=1e-38)).to(value.dtype) @ value
-    return out, largest + total.log()
+    if bias is not None:
+        score = score + bias
+    total = score.logsumexp(-1, keepdim=True)
+    return torch.exp(score - total).to(value.dtype) @ value, total
 
 
 AttentionInterface.register(ATTENTION, two_part_attention)

@@ -22,8 +22,7 @@ from functools import cache
 from selftaught.answers import after_marker, same_number
 from selftaught.prompts import PromptStyle
 from selftaught.records import Problem
-from selftaught.tasks.base import Task
-from selftaught.tasks.question_file import hint, split_named
+from selftaught.tasks.base import Task, answer_in_brackets, split_named
 
 MOST_DIGITS = 26
 """As many as there are letters to name columns."""
@@ -77,7 +76,7 @@ def arithmetic(
         ),
         extract=extract,
         equal=same_number,
-        hint=hint,
+        hint=answer_in_brackets,
         direct="#{answer}",
         group=lambda problem: digits_of(problem.question),
         max_tokens=11 * lengths[-1] + 8,

@@ -1,7 +1,7 @@
 """What a task is: four verbs and a few words, as data."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from selftaught.answers import Verdict
 from selftaught.prompts import PromptStyle
@@ -37,3 +37,17 @@ class Task:
     """Room for one rationale."""
     facts: str = ""
     """One line: source, licence, paper."""
+
+
+def answer_in_brackets(problem: Problem) -> Problem:
+    """The problem with its answer in brackets after the question."""
+    return replace(problem, question=f"{problem.question} ({problem.gold})", rationale=None)
+
+
+def split_named(
+    splits: Callable[[], dict[str, list[Problem]]], split: str, task: str
+) -> list[Problem]:
+    """The problems of a split; an unknown name is an error that names those there are."""
+    if split not in ("train", "validation", "test"):
+        raise ValueError(f"{task} has the splits train, validation and test; got {split!r}.")
+    return splits()[split]

@@ -11,8 +11,8 @@ from pathlib import Path
 from selftaught.answers import choice_letter, same_choice
 from selftaught.prompts import PromptStyle
 from selftaught.records import Problem
-from selftaught.tasks.base import Task
-from selftaught.tasks.question_file import Row, file_rows, hub_rows, split_named
+from selftaught.tasks.base import Task, split_named
+from selftaught.tasks.rows import Row, file_rows, hub_rows
 
 
 def _asked(stem: str, choices: dict[str, str]) -> str:

@@ -32,8 +32,8 @@ from selftaught.answers import (
 )
 from selftaught.prompts import PromptStyle
 from selftaught.records import Problem
-from selftaught.tasks.base import Task
-from selftaught.tasks.question_file import Row, file_rows, hub_rows, split_named
+from selftaught.tasks.base import Task, answer_in_brackets, split_named
+from selftaught.tasks.rows import Row, file_rows, hub_rows
 
 if TYPE_CHECKING:
     from sympy import Basic, Expr
@@ -134,7 +134,7 @@ def competition_math(
         prompt=PromptStyle(name="few-shot", shots=lambda problem: SHOTS),
         extract=extract,
         equal=equal,
-        hint=hint,
+        hint=answer_in_brackets,
         prove=prove,
         group=level,
         max_tokens=512,
@@ -184,11 +184,6 @@ def _problem(row: Row, id: str) -> Problem:
 def level(problem: Problem) -> str:
     """The difficulty, 1 to 5, or "?" where the data does not say."""
     return f"level {problem.id.rpartition('-level-')[2] or '?'}"
-
-
-def hint(problem: Problem) -> Problem:
-    """The problem with its answer in brackets after the question."""
-    return replace(problem, question=f"{problem.question} ({problem.gold})", rationale=None)
 
 
 def extract(completion: str) -> str | None:

@@ -8,18 +8,11 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from selftaught.answers import first_number, same_number
+from selftaught.answers import first_number, marked_number, same_number
 from selftaught.prompts import PromptStyle
 from selftaught.records import Problem
-from selftaught.tasks.base import Task
-from selftaught.tasks.question_file import (
-    Row,
-    file_rows,
-    hint,
-    hub_rows,
-    marked_number,
-    split_named,
-)
+from selftaught.tasks.base import Task, answer_in_brackets, split_named
+from selftaught.tasks.rows import Row, file_rows, hub_rows
 
 SHOTS = tuple(
     Problem(f"gsm8k-shot-{number}", question, gold, f"{steps}\n#### {gold}")
@@ -97,7 +90,7 @@ def gsm8k(data_dir: str | None = None, validation: int = 500) -> Task:
         prompt=PromptStyle(name="few-shot", shots=lambda problem: SHOTS),
         extract=marked_number,
         equal=same_number,
-        hint=hint,
+        hint=answer_in_brackets,
         direct="#### {answer}",
         facts="GSM8K, MIT licence, Cobbe et al. 2021 (arXiv:2110.14168)",
     )

@@ -15,18 +15,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
-from selftaught.answers import Verdict, same_number, same_text
+from selftaught.answers import Verdict, marked_number, same_number, same_text, stated
 from selftaught.prompts import PromptStyle
 from selftaught.records import Problem
-from selftaught.tasks.base import Task
-from selftaught.tasks.question_file import (
-    Columns,
-    hint,
-    marked_number,
-    read_shots,
-    split_named,
-    stated,
-)
+from selftaught.tasks.base import Task, answer_in_brackets, split_named
+from selftaught.tasks.question_file import Columns, read_shots
 
 SPLITS = ("test", "validation", "train")
 """In the order they are drawn: a question is kept where it comes first, so held-out problems keep
@@ -96,7 +89,7 @@ def gym(
         prompt=PromptStyle(name="few-shot", shots=lambda problem: examples),
         extract=_extraction([problem.gold for part in splits.values() for problem in part]),
         equal=_scored(name, config or {}, drawn) if name in SCORED else _same,
-        hint=hint,
+        hint=answer_in_brackets,
         facts="reasoning-gym, Apache-2.0, Stojanovski et al. 2025 (arXiv:2505.24760)",
     )
 
@@ -270,12 +263,12 @@ def _sum(number: int, expression: str, steps: str, gold: str) -> Problem:
 
 
 CHAIN_SUM = (
-    _sum(1, "12 + 7 - 3", "12 + 7 = 19, 19 - 3 = 16", "16"),
+    _sum(1, "12 + 7 - 3", "12 + 7 - 3 = 19 - 3 = 16", "16"),
     _sum(2, "5 - 8", "5 - 8 = -3", "-3"),
     _sum(3, "34 + 52", "34 + 52 = 86", "86"),
-    _sum(4, "9 - 4 + 6", "9 - 4 = 5, 5 + 6 = 11", "11"),
-    _sum(5, "71 - 25 - 30", "71 - 25 = 46, 46 - 30 = 16", "16"),
-    _sum(6, "18 + 64 - 90", "18 + 64 = 82, 82 - 90 = -8", "-8"),
+    _sum(4, "9 - 4 + 6", "9 - 4 + 6 = 5 + 6 = 11", "11"),
+    _sum(5, "71 - 25 - 30", "71 - 25 - 30 = 46 - 30 = 16", "16"),
+    _sum(6, "18 + 64 - 90", "18 + 64 - 90 = 82 - 90 = -8", "-8"),
 )
 
 

@@ -3,11 +3,7 @@
 Also the door through which every task reads rows from files and from the Hub.
 """
 
-import codecs
-import csv
 import difflib
-import io
-import json
 import random
 import string
 import warnings
@@ -16,35 +12,27 @@ from dataclasses import replace
 from decimal import Decimal
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 from selftaught.answers import (
     Verdict,
-    after_answer_is,
-    after_marker,
     choice_letter,
-    first_number,
     last_boxed,
+    marked_number,
     quantity,
     same_choice,
     same_number,
     same_text,
+    stated,
 )
 from selftaught.prompts import PromptStyle
-from selftaught.records import Problem, parse_json_line
-from selftaught.tasks.base import Task
+from selftaught.records import Problem
+from selftaught.tasks.base import Task, answer_in_brackets, split_named
+from selftaught.tasks.rows import Row, file_rows, hub_rows, is_file
 
 Kind = Literal["number", "text", "choice", "latex"]
 LETTERS = string.ascii_uppercase
 MOST_HELD_OUT = 500
-ENDINGS = (".jsonl", ".json", ".csv", ".parquet")
-
-
-class Row(NamedTuple):
-    """One row of a table, and where it stands, for messages."""
-
-    where: str
-    values: dict[str, Any]
 
 
 class Columns(NamedTuple):
@@ -125,7 +113,7 @@ def question_file(
         ),
         extract=reading.extract,
         equal=reading.equal,
-        hint=hint,
+        hint=answer_in_brackets,
         prove=reading.prove,
         direct=reading.direct,
         max_tokens=max_tokens,
@@ -140,11 +128,6 @@ def read_shots(path: Path, columns: Columns, kind: Kind) -> Sequence[Problem]:
     """
     columns = columns._replace(rationale=columns.rationale or "rationale")
     return _problems(file_rows(path), columns, _reading(kind), "shot")
-
-
-def hint(problem: Problem) -> Problem:
-    """The problem with its answer in brackets after the question."""
-    return replace(problem, question=f"{problem.question} ({problem.gold})", rationale=None)
 
 
 # --- answers of each kind ------------------------------------------------------------------------
@@ -165,32 +148,6 @@ def _reading(kind: Kind) -> Reading:
             return Reading(lambda gold: last_boxed(gold) or gold, extract, equal, boxed, prove)
         case _:
             raise ValueError(f"kind must be number, text, choice or latex; got {kind!r}.")
-
-
-def marked_number(completion: str) -> str | None:
-    """The number a completion marks as its answer: after "####", in a box, or after "answer is".
-
-    A completion that is nothing but a number is one too. Any other has no answer: taking its last
-    number would let rationales into the training set that never came to an end, and would be right
-    by accident more often.
-    """
-    alone = completion.strip().removesuffix(".")
-    if first_number(alone) == alone:
-        return alone
-    if "####" in completion:
-        return first_number(after_marker(completion, "####") or "")
-    for place in (last_boxed(completion), after_answer_is(completion)):
-        # "The answer is 12 + 7 = 19." states 19
-        if place and (number := first_number(place.rpartition("=")[2])):
-            return number
-    return None
-
-
-def stated(completion: str) -> str | None:
-    """The text after "the answer is"; the whole completion where it is a single line without it."""
-    text = completion.strip()
-    alone = text.removesuffix(".") if "\n" not in text else ""
-    return last_boxed(text) or after_answer_is(text) or alone or None
 
 
 def _number(gold: str) -> str | None:
@@ -314,15 +271,6 @@ def held_out(splits: dict[str, list[Problem]], seed: int) -> dict[str, list[Prob
     return {**splits, **cut, "train": rest}
 
 
-def split_named(
-    splits: Callable[[], dict[str, list[Problem]]], split: str, task: str
-) -> list[Problem]:
-    """The problems of a split; an unknown name is an error that names those there are."""
-    if split not in ("train", "validation", "test"):
-        raise ValueError(f"{task} has the splits train, validation and test; got {split!r}.")
-    return splits()[split]
-
-
 def _fields(template: str) -> list[str]:
     """The columns a template names."""
     return [name for _, name, _, _ in string.Formatter().parse(template) if name is not None]
@@ -359,123 +307,3 @@ def _text(row: Row, column: str) -> str:
             raise ValueError(
                 f'{row.where}: expected text or a number in the column "{column}", got {value!r}.'
             )
-
-
-# --- from files and the Hub to rows --------------------------------------------------------------
-
-
-def is_file(path: str) -> bool:
-    """Whether a path names a file of ours rather than something on the Hub."""
-    return Path(path).suffix.lower() in ENDINGS or Path(path).exists()
-
-
-def file_rows(path: Path) -> list[Row]:
-    """The rows of a file, by its ending.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: its ending or its content is not that of a table, or it is empty; names the line.
-    """
-    if not path.is_file():
-        raise FileNotFoundError(f"There is no file {path}; check the path.")
-    match path.suffix.lower():
-        case ".jsonl":
-            rows = _jsonl_rows(path)
-        case ".json":
-            rows = _json_rows(path)
-        case ".csv":
-            rows = _csv_rows(path)
-        case ".parquet":
-            rows = _parquet_rows(path)
-        case _:
-            raise ValueError(f"{path}: expected a file that ends in {', '.join(ENDINGS)}.")
-    if not rows:
-        raise ValueError(f"{path} is empty: expected at least one row.")
-    return rows
-
-
-def _jsonl_rows(path: Path) -> list[Row]:
-    rows = []
-    for number, line in enumerate(path.read_bytes().removeprefix(codecs.BOM_UTF8).split(b"\n"), 1):
-        if line.strip():
-            where = f"{path}, line {number}"
-            rows.append(Row(where, parse_json_line(line, where)))
-    return rows
-
-
-def _json_rows(path: Path) -> list[Row]:
-    try:
-        listed = json.loads(_decoded(path))
-    except (json.JSONDecodeError, RecursionError) as error:
-        raise ValueError(f"{path}: expected a JSON list of objects, got {error}.") from None
-    if not isinstance(listed, list) or not all(isinstance(row, dict) for row in listed):
-        raise ValueError(
-            f"{path}: expected a JSON list of objects, one per question; for one object per line "
-            "name the file .jsonl."
-        )
-    return [Row(f"{path}, row {number}", row) for number, row in enumerate(listed, 1)]
-
-
-def _csv_rows(path: Path) -> list[Row]:
-    reader = csv.reader(io.StringIO(_decoded(path), newline=""), strict=True)
-    rows: list[Row] = []
-    header: list[str] = []
-    try:
-        for values in reader:
-            where = f"{path}, line {reader.line_num}"
-            if not header:
-                header = values
-                if len(set(header)) < len(header):
-                    raise ValueError(f"{where}: a column name stands twice: {', '.join(header)}.")
-            elif values and len(values) != len(header):
-                raise ValueError(
-                    f"{where}: expected {len(header)} values, as in the first line, got "
-                    f"{len(values)}; put values that hold commas in double quotes."
-                )
-            elif values:
-                rows.append(Row(where, dict(zip(header, values, strict=True))))
-    except csv.Error as error:
-        raise ValueError(f"{path}, line {reader.line_num}: expected CSV, got {error}.") from None
-    return rows
-
-
-def _parquet_rows(path: Path) -> list[Row]:
-    import pyarrow
-    import pyarrow.parquet
-
-    try:
-        listed = pyarrow.parquet.read_table(path).to_pylist()
-    except pyarrow.ArrowInvalid as error:
-        raise ValueError(f"{path}: expected a Parquet file, got: {error}") from None
-    return [Row(f"{path}, row {number}", row) for number, row in enumerate(listed, 1)]
-
-
-def _decoded(path: Path) -> str:
-    raw = path.read_bytes()
-    try:
-        return raw.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = raw.count(b"\n", 0, error.start) + 1
-        raise ValueError(
-            f"{path}, line {line}: expected UTF-8 text, got byte {raw[error.start]:#04x}; convert "
-            "the file to UTF-8."
-        ) from None
-
-
-def hub_rows(name: str, config: str | None, split: str) -> list[Row]:
-    """The rows of one split of a Hub data set.
-
-    Raises:
-        FileNotFoundError: the Hub cannot be reached, or has no such data set.
-        ValueError: the data set has no such config or split.
-    """
-    from datasets import load_dataset
-
-    try:
-        rows = load_dataset(name, config, split=split)
-    except (ConnectionError, FileNotFoundError) as error:
-        raise FileNotFoundError(
-            f"The data set {name!r} is neither a file here nor could it be loaded from the Hub "
-            f"({error}); check the name and the connection, or give the path of a local copy."
-        ) from error
-    return [Row(f"{name}, {split}, row {number}", dict(row)) for number, row in enumerate(rows, 1)]
