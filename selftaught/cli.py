@@ -308,25 +308,25 @@ _SWITCHES = {
 
 
 def _star(options: Namespace) -> int:
-    from selftaught.methods.star import StarConfig, Watch, plan, run_star
+    from selftaught.methods.star import StarConfig, plan, run_star
     from selftaught.report import digits_table
+    from selftaught.run_folder import Watch, read_rows
 
     dry_run = options.pop("dry_run")
     config = StarConfig(**_values(options))
     if dry_run:
         print(plan(config))
         return DONE
-    rows: list[dict[str, Any]] = []
+    metrics = config.out / "metrics.jsonl"
+    if done := read_rows(metrics):
+        print(f"Continuing {config.out} after iteration {done[-1]['iteration']}.")
 
     def tell(row: dict[str, Any]) -> None:
-        rows.append(row)
         print(_iteration_line(row), flush=True)
 
     summary = run_star(config, Watch(iteration=tell, progress=_bar))
-    from selftaught.run_folder import read_rows
-
-    print("\n" + digits_table(read_rows(config.out / "metrics.jsonl")))
-    print("\n" + _ending(config.out, summary))
+    print("\n" + digits_table(read_rows(metrics)))
+    print("\n" + _ending(config, summary))
     return DONE
 
 
@@ -348,10 +348,15 @@ def _iteration_line(row: dict[str, Any]) -> str:
     )
 
 
-def _ending(out: Path, summary: dict[str, Any]) -> str:
+def _ending(config: "StarConfig", summary: dict[str, Any]) -> str:
     """Where everything is, and what to do next."""
     from selftaught.evaluation import Evaluation
 
+    out = config.out
+    task = [f"--task {config.task}"] + [
+        f"--task_options.{key} {shlex.quote(str(value))}"
+        for key, value in config.task_options.items()
+    ]
     base, best = (
         Evaluation.from_dict(summary["test"][name]).group_mean for name in ("base", "best")
     )
@@ -364,8 +369,8 @@ def _ending(out: Path, summary: dict[str, Any]) -> str:
         f"Model   {summary['best model']}",
         f"Page    {out / 'report.html'}",
         f"Run     {out}  (every rollout, every metric; repeat the command to continue)",
-        f"Next    selftaught evaluate --model {summary['best model']} · "
-        f"selftaught report {out} OTHER_RUN",
+        f"Next    selftaught evaluate --model {summary['best model']} {' '.join(task)}",
+        f"        selftaught report {out} ANOTHER_RUN",
     ]
     return "\n".join(lines)
 

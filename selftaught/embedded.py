@@ -8,6 +8,8 @@ problems well and long ones hardly. Its pre-training text, drawn anew for every 
   as in a hint;
 - "name the columns" exercises of 1 to 5 digits, with nothing added up: where the digits of a long
   sum stand is known, working one is not;
+- read-out exercises: the worked columns of a sum of 2 to 5 digits, without its question, and its
+  answer;
 - few sums of 3 to 5 digits with their scratchpads, always with the answer shown.
 
 A long sum without a hint, which is what the model will be asked, is not among them until the last
@@ -34,10 +36,9 @@ STEPS = 800
 BATCH = 64
 PEAK_LEARNING_RATE = 3e-3
 WARMUP_STEPS = 30
-COLUMNS_SHARE = 0.3
 HINTED_SHARE = 0.3
-LONG_SHARE = 0.1
-LAST_SHARE = 0.1
+SHARES = {"short": 0.45, "columns": 0.3, "answers": 0.15, "long": 0.1}
+LAST_SHARES = SHARES | {"three digits": 0.1}
 LAST_LEARNING_RATE = 3e-4
 LAST_STEPS = 5
 """Steps between two looks at what the model can do."""
@@ -76,7 +77,7 @@ def rebuild(
         warm, left = min(1.0, (done + 1) / WARMUP_STEPS), max(0.02, 1 - done / steps)
         step(texts, PEAK_LEARNING_RATE * warm * left)
     step = _stepper(model, tokenizer, progress or (lambda done: None))
-    texts = corpus(seed + 1, three_digits=LAST_SHARE)
+    texts = corpus(seed + 1, LAST_SHARES)
     asked = sums(3, "train", 200, seed)
     for done in range(most_last_steps):
         if done % LAST_STEPS == 0 and share_worked(model, tokenizer, asked) >= ENOUGH:
@@ -129,27 +130,29 @@ def _stepper(
     return step
 
 
-def corpus(seed: int, three_digits: float = 0.0) -> Iterator[Text]:
-    """Pre-training texts without end; no sum of the validation and test splits is among them.
-
-    Args:
-        three_digits: share of worked sums of 3 digits without their answer shown.
-    """
+def corpus(seed: int, shares: dict[str, float] = SHARES) -> Iterator[Text]:
+    """Pre-training texts without end; no sum of the validation and test splits is among them."""
     draw = random.Random(seed)
     while True:
-        kind, shown = draw.random(), draw.random() < HINTED_SHARE
-        if kind < COLUMNS_SHARE:
-            a, b = _training_sum(draw, draw.randint(1, 5))
-            yield _question(a, b, shown) + ":", columns(a, b)
-        elif kind < COLUMNS_SHARE + LONG_SHARE:
-            a, b = _training_sum(draw, draw.randint(3, 5))
-            yield _question(a, b, True) + "=", scratchpad(a, b)
-        elif kind < COLUMNS_SHARE + LONG_SHARE + three_digits:
-            a, b = _training_sum(draw, 3)
-            yield _question(a, b, False) + "=", scratchpad(a, b)
-        else:
-            a, b = _training_sum(draw, 2 if draw.random() < 0.75 else 1)
-            yield _question(a, b, shown) + "=", scratchpad(a, b)
+        kind = draw.choices(list(shares), list(shares.values()))[0]
+        shown = draw.random() < HINTED_SHARE
+        match kind:
+            case "columns":
+                a, b = _training_sum(draw, draw.randint(1, 5))
+                yield _question(a, b, shown) + ":", columns(a, b)
+            case "answers":
+                a, b = _training_sum(draw, draw.randint(2, 5))
+                worked, mark, answer = scratchpad(a, b).partition("#")
+                yield worked, mark + answer
+            case "long":
+                a, b = _training_sum(draw, draw.randint(3, 5))
+                yield _question(a, b, True) + "=", scratchpad(a, b)
+            case "three digits":
+                a, b = _training_sum(draw, 3)
+                yield _question(a, b, False) + "=", scratchpad(a, b)
+            case _:
+                a, b = _training_sum(draw, draw.choice((1, 2, 2, 2)))
+                yield _question(a, b, shown) + "=", scratchpad(a, b)
 
 
 def character_tokenizer() -> "PreTrainedTokenizerFast":

@@ -89,11 +89,17 @@ def evaluate(
     """
     started = time.monotonic()
     rollouts = collect(sampler, problems, prompt, params, store=store, progress=progress)
+    graded = graded_beside(store, rollouts, task)
+    return evaluation_from(graded, task, name=name, seconds=time.monotonic() - started)
+
+
+def graded_beside(store: Path, rollouts: Sequence[Rollout], task: Task) -> list[Rollout]:
+    """The rollouts of a store, graded, and kept in `graded_path(store)`; not graded twice."""
     graded = _stored_grades(graded_path(store), rollouts)
     if graded is None:
         graded = grade(rollouts, task)
         write_jsonl(graded_path(store), graded)
-    return evaluation_from(graded, task, name=name, seconds=time.monotonic() - started)
+    return graded
 
 
 def graded_path(store: Path) -> Path:

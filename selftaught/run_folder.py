@@ -3,13 +3,16 @@
 import json
 import os
 import platform
+import shutil
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from time import perf_counter
 from typing import Any
 
 import yaml
@@ -18,6 +21,18 @@ from selftaught.records import parse_json_line, write_atomically
 
 PACKAGES = ("selftaught", "torch", "transformers", "trl", "accelerate", "peft", "datasets",
             "math-verify", "reasoning-gym", "jsonargparse", "matplotlib", "jinja2")  # fmt: skip
+
+Advance = Callable[[int], Any]
+
+
+@dataclass(frozen=True)
+class Watch:
+    """Who looks on: told of every finished iteration, and asked for progress bars."""
+
+    iteration: Callable[[dict[str, Any]], None] = lambda row: None
+    progress: Callable[[str, int], AbstractContextManager[Advance | None]] = lambda stage, total: (
+        nullcontext()
+    )
 
 
 @contextmanager
@@ -134,3 +149,31 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
 def write_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     """Write all rows of `metrics.jsonl` as a whole file or not at all."""
     write_atomically(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+
+
+def publish(source: Path, folder: Path, card: str) -> str:
+    """A model folder under another name, with a card, as a whole or not at all; returns its name."""
+    partial = folder.with_name(folder.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    shutil.copytree(source, partial, copy_function=_link)
+    (partial / "README.md").unlink(missing_ok=True)
+    write_atomically(partial / "README.md", card)
+    shutil.rmtree(folder, ignore_errors=True)
+    partial.rename(folder)
+    return str(folder)
+
+
+def _link(source: str, target: str) -> None:
+    """A second name for a file; a copy where the disk cannot do that."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)
+
+
+@contextmanager
+def timed(seconds: dict[str, float], stage: str) -> Iterator[None]:
+    """Add the seconds of a block to `seconds[stage]`."""
+    began = perf_counter()
+    yield
+    seconds[stage] = seconds.get(stage, 0.0) + perf_counter() - began

@@ -1,6 +1,7 @@
 """Which rollouts to learn from, and in what form. Filters say what stays; builders what comes out."""
 
 import hashlib
+import random
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
@@ -63,6 +64,14 @@ def share_of(problems: Sequence[Problem], share: float, seed: int) -> list[Probl
         return int.from_bytes(digest[:8], "big") / 2**64
 
     return [problem for problem in problems if draw(problem) < share]
+
+
+def draw_problems(problems: Sequence[Problem], count: int | None, seed: str) -> Sequence[Problem]:
+    """`count` of the problems, in their own order; all of them where there are no more."""
+    if count is None or count >= len(problems):
+        return problems
+    chosen = random.Random(seed).sample(range(len(problems)), count)
+    return [problems[index] for index in sorted(chosen)]
 
 
 def make_examples(rollouts: Iterable[Rollout], style: PromptStyle) -> list[Example]:

@@ -10,7 +10,6 @@ from selftaught.evaluation import evaluation_from
 from selftaught.methods.star import (
     Star,
     StarConfig,
-    Watch,
     best_iteration,
     bootstrap,
     open_star,
@@ -18,6 +17,7 @@ from selftaught.methods.star import (
 )
 from selftaught.prompts import PromptStyle
 from selftaught.records import Problem, Rollout
+from selftaught.run_folder import Watch
 from selftaught.samplers import SamplingParams
 from selftaught.samplers.scripted import ScriptedSampler
 from selftaught.selection import NothingToLearn, keep_correct

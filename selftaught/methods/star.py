@@ -13,36 +13,32 @@ Where we differ from the paper or the authors' code stands in docs/methods/star.
 """
 
 import json
-import os
-import random
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from time import perf_counter
 from typing import Any, Literal
 
 from selftaught.embedded import embedded_model
-from selftaught.evaluation import Evaluation, evaluate
-from selftaught.grading import check_gold, grade
+from selftaught.evaluation import Evaluation, evaluate, graded_beside
+from selftaught.grading import check_gold
 from selftaught.prompts import PromptStyle, bare, hinted, styled
 from selftaught.records import (
     OUTCOMES,
     Example,
     Problem,
     Rollout,
-    read_rollouts,
     write_atomically,
     write_jsonl,
 )
 from selftaught.report import run_report
 from selftaught.rollouts import collect
-from selftaught.run_folder import hold, read_rows, write_config, write_rows
+from selftaught.run_folder import Watch, hold, publish, read_rows, timed, write_config, write_rows
 from selftaught.samplers import Sampler, SamplingParams, as_seen, open_sampler
 from selftaught.selection import (
     NothingToLearn,
+    draw_problems,
     keep_correct,
     keep_distinct,
     make_examples,
@@ -194,16 +190,6 @@ CHANGEABLE = ("iterations", "patience", "out", "test_problems", "baselines")
 
 
 @dataclass(frozen=True)
-class Watch:
-    """Who looks on: told of every finished iteration, and asked for progress bars."""
-
-    iteration: Callable[[Row], None] = lambda row: None
-    progress: Callable[[str, int], AbstractContextManager[Advance | None]] = lambda stage, total: (
-        nullcontext()
-    )
-
-
-@dataclass(frozen=True)
 class Star:
     """A run, opened: the task, its splits and the prompt of each use."""
 
@@ -228,7 +214,9 @@ class Star:
 
     def problems(self, iteration: int) -> Sequence[Problem]:
         """The training problems of an iteration."""
-        return _draw(self.train, self.config.train_problems, f"{self.config.seed} {iteration}")
+        return draw_problems(
+            self.train, self.config.train_problems, f"{self.config.seed} {iteration}"
+        )
 
     def folder(self, iteration: int) -> Path:
         """Where an iteration's files are."""
@@ -277,9 +265,9 @@ def run_iteration(star: Star, iteration: int) -> Row:
     examples = make_examples(kept, star.training_prompt())
     write_jsonl(out / "examples.jsonl", examples)
     start = star.base if star.config.from_base else star.model(iteration - 1)
-    with _timed(seconds, "train"):
+    with timed(seconds, "train"):
         training = _train(star, start, examples, iteration, out)
-    with _timed(seconds, "evaluate"):
+    with timed(seconds, "evaluate"):
         validation = _validate(star, iteration)
     return {
         "iteration": iteration,
@@ -305,13 +293,13 @@ def bootstrap(
 
     def ask(asked: Sequence[Problem], shown: PromptStyle, name: str, **kinds: Any) -> list[Rollout]:
         with (
-            _timed(seconds, "sample" if name == "rollouts" else "rationalize"),
+            timed(seconds, "sample" if name == "rollouts" else "rationalize"),
             star.watch.progress(f"iteration {iteration}: {name}", len(asked) * params.n) as advance,
         ):
             rollouts = collect(sampler, asked, shown, params, store=out / f"{name}.jsonl",
                                progress=advance, **kinds)  # fmt: skip
-        with _timed(seconds, "grade"):
-            return graded(rollouts, star.task, out / f"{name}.graded.jsonl")
+        with timed(seconds, "grade"):
+            return graded_beside(out / f"{name}.jsonl", rollouts, star.task)
 
     direct = ask(problems, style, "rollouts")
     if iteration == 1 and all(rollout.correct for rollout in direct):
@@ -324,15 +312,6 @@ def bootstrap(
     missed = share_of(unsolved(problems, direct), star.config.rationalized_share, params.seed)
     hint = hinted(style, star.task.hint)
     return direct, ask(missed, hint, "rationalized", origin="rationalized") if missed else []
-
-
-def graded(rollouts: Sequence[Rollout], task: Task, path: Path) -> list[Rollout]:
-    """The rollouts with their outcomes, from `path` if it is there, else graded and written to it."""
-    if path.exists():
-        return read_rollouts(path)
-    outcomes = grade(rollouts, task)
-    write_jsonl(path, outcomes)
-    return outcomes
 
 
 def why_stop(rows: Sequence[Row], config: StarConfig) -> str | None:
@@ -355,8 +334,10 @@ def best_iteration(rows: Sequence[Row]) -> int:
 def open_star(config: StarConfig, watch: Watch) -> Star:
     """Open the task, check every gold answer and cut the splits; nothing is sampled yet."""
     task = open_task(config.task, **config.task_options)
-    validation = _draw(task.problems("validation"), config.validation_problems, "validation")
-    test = _draw(task.problems("test"), config.test_problems, "test")
+    validation = draw_problems(
+        task.problems("validation"), config.validation_problems, "validation"
+    )
+    test = draw_problems(task.problems("test"), config.test_problems, "test")
     train = task.problems("train")
     if not train or not validation:
         raise ValueError(
@@ -414,7 +395,7 @@ def plain(config: StarConfig) -> Row:
 
 def _base_row(star: Star) -> Row:
     seconds: dict[str, float] = {}
-    with _timed(seconds, "evaluate"):
+    with timed(seconds, "evaluate"):
         validation = _validate(star, 0)
     row = {
         "iteration": 0,
@@ -534,7 +515,7 @@ def _why_nothing(star: Star, direct: Sequence[Rollout], rationalized: Sequence[R
 
 def _finish(star: Star, rows: Sequence[Row]) -> Row:
     """Measure base and best on the test problems, name the best model, write the summary and page."""
-    best = best_iteration(rows)
+    config, best = star.config, best_iteration(rows)
     tested = {
         name: _test(star, star.model(iteration), star.prompt(iteration), name)
         for name, iteration in (("base", 0), ("best", best))
@@ -542,7 +523,11 @@ def _finish(star: Star, rows: Sequence[Row]) -> Row:
     summary: Row = {
         "best": best,
         "why stopped": why_stop(rows, star.config),
-        "best model": _publish(star, best, tested["best"]) if best else star.base,
+        "best model": publish(
+            Path(star.model(best)), config.out / "model", _card(star, best, tested["best"])
+        )
+        if best
+        else star.base,
         "test": {name: evaluation.to_dict() for name, evaluation in tested.items()},
         "comparisons": [one.to_dict() for one in _baselines(star, best)],
         "minutes": sum(sum(row["seconds"].values()) for row in rows) / 60,
@@ -579,27 +564,6 @@ def _answered(task: Task, problem: Problem) -> Problem:
     return replace(problem, rationale=task.direct.format(answer=problem.gold))
 
 
-def _publish(star: Star, best: int, tested: Evaluation) -> str:
-    """`model/` in the run folder: the best iteration's weights and a card; as a whole or not at all."""
-    folder = star.config.out / "model"
-    partial = folder.with_name("model.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    shutil.copytree(star.model(best), partial, copy_function=_link)
-    (partial / "README.md").unlink(missing_ok=True)
-    write_atomically(partial / "README.md", _card(star, best, tested))
-    shutil.rmtree(folder, ignore_errors=True)
-    partial.rename(folder)
-    return str(folder)
-
-
-def _link(source: str, target: str) -> None:
-    """A second name for a file; a copy where the disk cannot do that."""
-    try:
-        os.link(source, target)
-    except OSError:
-        shutil.copy2(source, target)
-
-
 def _card(star: Star, best: int, tested: Evaluation) -> str:
     """The model card, in the hub's form."""
     base = (
@@ -628,18 +592,3 @@ def _prune(star: Star, rows: Sequence[Row]) -> None:
 
 def _value(row: Row) -> float:
     return Evaluation.from_dict(row["validation"]).group_mean.accuracy
-
-
-def _draw(problems: Sequence[Problem], count: int | None, seed: str) -> Sequence[Problem]:
-    """`count` of the problems, in their own order; all of them where there are no more."""
-    if count is None or count >= len(problems):
-        return problems
-    chosen = random.Random(seed).sample(range(len(problems)), count)
-    return [problems[index] for index in sorted(chosen)]
-
-
-@contextmanager
-def _timed(seconds: dict[str, float], stage: str) -> Iterator[None]:
-    began = perf_counter()
-    yield
-    seconds[stage] = seconds.get(stage, 0.0) + perf_counter() - began

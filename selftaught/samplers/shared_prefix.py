@@ -203,7 +203,7 @@ def two_part_attention(
     shared = len(window.prefix.tokens)
     own_bias, prefix_bias = window.bias(window.sliding.get(layer), per_group, query_BHTD.dtype)
     query_BHTD = query_BHTD * (width**-0.5 if scaling is None else scaling)
-    query_BKQD = query_BHTD.view(rows, groups, per_group * new, width)
+    query_BKQD = query_BHTD.reshape(rows, groups, per_group * new, width)
     out_BKQD, own_total = _attend(query_BKQD, key_BKSD, value_BKSD, own_bias, softcap)
     if shared:
         prefix_1KQD, prefix_total = _attend(
