@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 Text = tuple[str, str]
 """What is read and what is written: the loss is on the second."""
 
+ROPE_BASE = 200.0
+"""Small: no text is longer than 80 characters, and far columns must be told apart."""
 STEPS = 800
 BATCH = 64
 PEAK_LEARNING_RATE = 3e-3
@@ -39,10 +41,10 @@ WARMUP_STEPS = 30
 HINTED_SHARE = 0.3
 SHARES = {"short": 0.45, "columns": 0.3, "answers": 0.15, "long": 0.1}
 LAST_SHARES = SHARES | {"three digits": 0.1}
-LAST_LEARNING_RATE = 3e-4
-LAST_STEPS = 5
+LAST_LEARNING_RATE = 3e-5
+LAST_STEPS = 2
 """Steps between two looks at what the model can do."""
-MOST_LAST_STEPS = 100
+MOST_LAST_STEPS = 200
 ENOUGH = 0.08
 PAD, END = "<pad>", "\n"
 
@@ -185,6 +187,7 @@ def _config(tokenizer: "PreTrainedTokenizerFast") -> Any:
         num_attention_heads=4,
         num_key_value_heads=4,
         max_position_embeddings=512,
+        rope_parameters={"rope_type": "default", "rope_theta": ROPE_BASE},
         initializer_range=0.06,
         tie_word_embeddings=True,
         bos_token_id=None,

@@ -82,7 +82,8 @@ def outcome(folder: Path) -> dict[str, bytes]:
 
 
 def measured(folder: Path) -> list[dict]:
-    rows = [json.loads(line) for line in (folder / "runs/star/metrics.jsonl").open()]
+    text = (folder / "runs/star/metrics.jsonl").read_text()
+    rows = [json.loads(line) for line in text.splitlines()]
     for row in rows:
         row.pop("seconds")
         row["validation"].pop("seconds")

@@ -327,9 +327,10 @@ def test_prompts_are_grouped_by_what_they_share() -> None:
     assert sorted(group.shared for group in groups) == [102, 102]
     assert sorted(number for group in groups for number in group.numbers) == list(range(80))
     # All prompts equal: the last token is left to be computed.
-    assert [group.shared for group in plan([(1, 2, 3)] * 4, 8, 16)] == [2]
-    # Nothing in common.
+    assert [group.shared for group in plan([tuple(one)] * 4, 8, 16)] == [99]
+    # Nothing in common, and next to nothing.
     assert [group.shared for group in plan([(1,), (2,), (3, 4)], 8, 16)] == [0]
+    assert [group.shared for group in plan([(1, 2), (1, 3), (1, 3, 4)], 8, 16)] == [0]
 
 
 def test_n_samples_and_progress(tiny_model_dir: Path) -> None:

@@ -13,7 +13,7 @@ kinds together, D head width, V vocabulary, N tokens of a completion.
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import ceil
 
 import torch
@@ -33,7 +33,7 @@ PREFILL_TOKENS = 2048
 STEP_TOKENS = 16
 """One decoding step costs about as much as so many prompt tokens; for planning only."""
 SHARE = 16
-"""A longer prefix for fewer rows is considered if it is so many tokens longer."""
+"""A prefix, or a longer one for fewer rows, is worth so many tokens at least."""
 KEPT_PREFIXES = 16
 HIDDEN = -30000.0
 """Added to the score of a token that must not be seen; finite, so that a row may see no prefix."""
@@ -80,7 +80,8 @@ def plan(rows: Sequence[tuple[int, ...]], batch_size: int, max_tokens: int) -> l
         parts += [Group(_shared(rows, rest), rest)] if rest else []
         return parts if sum(map(cost, parts)) < cost(whole) else [whole]
 
-    return best(order)
+    # So few shared tokens are cheaper computed anew than attended to apart.
+    return [group if group.shared >= SHARE else replace(group, shared=0) for group in best(order)]
 
 
 def _shared(rows: Sequence[tuple[int, ...]], numbers: list[int]) -> int:
