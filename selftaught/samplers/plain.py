@@ -39,6 +39,23 @@ class PlainLoop:
         batch_size: int,
     ) -> None:
         """Complete every row of prompt tokens; `finished` gets a row's number and new tokens."""
+        saved = self._model.generation_config
+        # `generate` fills in what the model's own settings say, a repetition penalty for one.
+        self._model.generation_config = GenerationConfig()
+        try:
+            self._complete(rows, uniform_BN, params, ending, finished, batch_size)
+        finally:
+            self._model.generation_config = saved
+
+    def _complete(
+        self,
+        rows: Sequence[tuple[int, ...]],
+        uniform_BN: Tensor,
+        params: SamplingParams,
+        ending: Ending,
+        finished: Callable[[int, list[int]], None],
+        batch_size: int,
+    ) -> None:
         order = sorted(range(len(rows)), key=lambda number: len(rows[number]))
         for _, same in groupby(order, key=lambda number: len(rows[number])):
             numbers = list(same)

@@ -35,6 +35,9 @@ STEP_TOKENS = 16
 SHARE = 16
 """A prefix, or a longer one for fewer rows, is worth so many tokens at least."""
 KEPT_PREFIXES = 16
+AGREEMENT = {torch.float32: 1e-3}
+"""How far logits may be from the model's own in the trial at the start, in their standard
+deviations, 1.0 in short types. Rounding alone gave 1e-5 in float32 and 0.2 in bfloat16."""
 HIDDEN = -30000.0
 """Added to the score of a token that must not be seen; finite, so that a row may see no prefix."""
 
@@ -189,11 +192,11 @@ def two_part_attention(
     scaling: float | None = None,
     dropout: float = 0.0,
     softcap: float | None = None,
-    selftaught_window: _Window | None = None,
+    *,
+    selftaught_window: _Window,
     **kwargs: object,
 ) -> tuple[Tensor, None]:
     """Attention over the shared prefix and over each row's own tokens, under one softmax."""
-    assert selftaught_window is not None
     window = selftaught_window
     layer = module.layer_idx
     assert isinstance(layer, int)
@@ -252,7 +255,10 @@ def obstacle(model: PreTrainedModel) -> str | None:
         return "its attention cannot be replaced"
     if model.config.get_text_config().to_dict().get("attention_chunk_size") is not None:
         return "its attention is chunked"
-    for layer in DynamicCache(config=model.config).layers:
+    layers = DynamicCache(config=model.config).layers
+    if len(layers) != model.config.get_text_config().num_hidden_layers:
+        return "its layers share keys and values"
+    for layer in layers:
         if type(layer) not in (DynamicLayer, DynamicSlidingWindowLayer):
             return f"it has a layer that is not attention alone ({type(layer).__name__})"
     return None
@@ -283,14 +289,22 @@ class SharedPrefixLoop:
         }
         self._prefixes: dict[tuple[int, ...], Prefix] = {}
 
-    def disagreement(self, tokens: tuple[int, ...], shared: int) -> float:
-        """How far the last logits of a prompt are from the model's own, in standard deviations."""
+    def objection(self, tokens: tuple[int, ...], shared: int) -> str | None:
+        """Why this loop cannot serve its model, as a trial on one prompt tells."""
         plain_V = self._model(torch.tensor([tokens], device=self._model.device)).logits[0, -1]
-        with _two_part(self._model):
-            batch = _Batch(self, self._prefix(tokens[:shared]), [tokens], [0], 1, 1)
-            own_V = batch.first_logits()
+        try:
+            with _two_part(self._model):
+                batch = _Batch(self, self._prefix(tokens[:shared]), [tokens], [0], 1, 1)
+                own_V = batch.first_logits()
+        # What code that was not written for another attention or cache may do with one.
+        except (AttributeError, IndexError, NotImplementedError, TypeError) as error:
+            return f"its code does not go with another attention ({error})"
+        if batch.layers_seen != self._layers:
+            return f"{self._layers - batch.layers_seen} of its layers do not use the attention"
         difference = (own_V.float() - plain_V.float()).abs().max() / plain_V.float().std()
-        return float(difference)
+        if not float(difference) <= AGREEMENT.get(self._model.dtype, 1.0):
+            return f"on a prompt, its logits would be off by {difference:.2g} standard deviations"
+        return None
 
     def complete(
         self,
@@ -367,7 +381,6 @@ class SharedPrefixLoop:
             use_cache=True,
             selftaught_window=window,
         )
-        assert window.layers_seen == self._layers
         return out.logits if head else out.last_hidden_state
 
 
@@ -386,7 +399,7 @@ class _Batch:
         self._loop, self._prefix = loop, prefix
         shared = len(prefix.tokens)
         self._own = {number: rows[number][shared:] for number in numbers}
-        # Longest first: the rows that wait then fit where longer ones were.
+        # Shortest first: prompts computed together are padded little.
         self._waiting = sorted(numbers, key=lambda number: (len(rows[number]), rows[number]))
         size = min(batch_size, len(numbers))
         self._size = size
@@ -485,6 +498,11 @@ class _Batch:
                     head=False,
                 )
             start = stop
+
+    @property
+    def layers_seen(self) -> int:
+        """How many layers used the attention in the latest forward pass."""
+        return 0 if self._slots.window is None else self._slots.window.layers_seen
 
     def first_logits(self) -> Tensor:
         """The logits after the prompt of the only row; for the check at the start."""

@@ -33,9 +33,6 @@ logger = logging.getLogger(__name__)
 
 CONTEXT_NAMES = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length", "n_ctx")
 """What configurations call the longest text a model can read."""
-AGREEMENT = {torch.float32: 1e-3}
-"""How far logits may be from the model's own in the check at the start, in their standard
-deviations. Rounding alone gives 1e-5 in float32, 0.2 in bfloat16; a wrong mask gives 1 and more."""
 
 
 class TransformersSampler:
@@ -104,11 +101,11 @@ class TransformersSampler:
             raise ValueError(f"Expected one key per prompt, got {len(keys)} for {len(prompts)}.")
         if not prompts:
             return []
-        rows = [
+        tokens = [
             self._tokens(prompt, key, params.max_tokens)
             for prompt, key in zip(prompts, keys, strict=True)
-            for _ in range(params.n)
         ]
+        rows = [row for row in tokens for _ in range(params.n)]
         uniform_BN = torch.stack(
             [
                 uniforms(params.seed, key, index, params.max_tokens)
@@ -139,10 +136,9 @@ class TransformersSampler:
         if reason is None:
             loop = SharedPrefixLoop(self._model)
             group = plan(rows, self._batch_size, max_tokens)[0]
-            off = loop.disagreement(rows[group.numbers[0]], group.shared)
-            if off <= AGREEMENT.get(self._model.dtype, 1.0):
+            reason = loop.objection(rows[group.numbers[0]], group.shared)
+            if reason is None:
                 return loop
-            reason = f"on a prompt, its logits would be off by {off:.2g} standard deviations"
         logger.warning(
             "%s is sampled by plain generate, which is slower: the shared-prefix loop cannot serve "
             "it because %s.",
