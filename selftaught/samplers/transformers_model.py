@@ -22,6 +22,7 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.utils import logging as transformers_logging
 
 from selftaught.records import Completion, Text
 from selftaught.samplers.base import SamplingParams
@@ -207,6 +208,7 @@ def _load_tokenizer(model: str) -> PreTrainedTokenizerBase:
 def _load_model(model: str, dtype: str, device: str) -> PreTrainedModel:
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
+    transformers_logging.disable_progress_bar()  # it would break the caller's own
     loaded: PreTrainedModel = AutoModelForCausalLM.from_pretrained(model, dtype=dtype)
     return loaded.to(torch.device(device))  # type: ignore[arg-type]
 
