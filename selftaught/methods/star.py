@@ -164,6 +164,7 @@ class StarConfig:
     def embedded(cls, **changes: Any) -> "StarConfig":
         """The settings of the small model in this package, found by measurement (LOG.md)."""
         found: dict[str, Any] = {
+            "task_options": {"train": 300},
             "validation_problems": None,
             "start_steps": 150,
             "learning_rate": 1e-3,
