@@ -8,7 +8,7 @@ import shlex
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -341,9 +341,10 @@ def _iteration_line(row: dict[str, Any]) -> str:
         return f"base          {_bold(held_out)} · {seconds}"
     funnel = row["funnel"]
     dropped = ", ".join(f"{count} {why}" for why, count in funnel["dropped"].items()) or "none"
+    sampled, rationalized = (sum(funnel[kind].values()) for kind in ("sampled", "rationalized"))
     return (
-        f"iteration {row['iteration']:<3} kept {funnel['kept']} of {funnel['asked']} · rationalized "
-        f"{funnel['kept rationalized']} of {funnel['hinted']} · dropped: {dropped} · "
+        f"iteration {row['iteration']:<3} kept {funnel['kept']} of {sampled} · rationalized "
+        f"{funnel['kept rationalized']} of {rationalized} · dropped: {dropped} · "
         f"train loss {row['training']['loss']:.3f} · {_bold(held_out)} · {seconds}"
     )
 
@@ -353,10 +354,11 @@ def _ending(config: "StarConfig", summary: dict[str, Any]) -> str:
     from selftaught.evaluation import Evaluation
 
     out = config.out
-    task = [f"--task {config.task}"] + [
-        f"--task_options.{key} {shlex.quote(str(value))}"
-        for key, value in config.task_options.items()
-    ]
+    asked = _task_flags(config.task, config.task_options)
+    if config.prompt != "few_shot":
+        asked += f" --prompt {config.prompt}"
+    if config.max_tokens is not None:
+        asked += f" --max_tokens {config.max_tokens}"
     base, best = (
         Evaluation.from_dict(summary["test"][name]).group_mean for name in ("base", "best")
     )
@@ -369,10 +371,19 @@ def _ending(config: "StarConfig", summary: dict[str, Any]) -> str:
         f"Model   {summary['best model']}",
         f"Page    {out / 'report.html'}",
         f"Run     {out}  (every rollout, every metric; repeat the command to continue)",
-        f"Next    selftaught evaluate --model {summary['best model']} {' '.join(task)}",
+        f"Next    selftaught evaluate --model {summary['best model']}{asked} "
+        f"--out {out / 'evaluate.jsonl'}",
         f"        selftaught report {out} ANOTHER_RUN",
     ]
     return "\n".join(lines)
+
+
+def _task_flags(task: str, options: dict[str, Any]) -> str:
+    """The flags that name a task again."""
+    flags = [f" --task {task}"] + [
+        f" --task_options.{key} {shlex.quote(str(value))}" for key, value in options.items()
+    ]
+    return "".join(flags)
 
 
 def _sample(options: Namespace) -> int:
@@ -382,8 +393,8 @@ def _sample(options: Namespace) -> int:
     _, problems, style, params = _asked(ask)
     from selftaught.samplers import open_sampler
 
-    _remember(ask, ask.out)
     with (
+        _held(ask.out),
         open_sampler(ask.sampler, _model(ask.model), **ask.sampler_options) as sampler,
         _bar("sampling", len(problems) * params.n) as advance,
     ):
@@ -391,8 +402,9 @@ def _sample(options: Namespace) -> int:
             sampler, problems, style, params, store=ask.out, progress=advance,
             origin="rationalized" if ask.hint else "sampled",
         )  # fmt: skip
+    _remember(ask, ask.out)
     print(f"{len(rollouts)} rollouts in {ask.out}")
-    print(f"Next: selftaught grade --task {ask.task} {ask.out}")
+    print(f"Next: selftaught grade{_task_flags(ask.task, ask.task_options)} {ask.out}")
     return DONE
 
 
@@ -404,6 +416,8 @@ def _grade(options: Namespace) -> int:
     stores = options.pop("rollouts")
     how = GradeOptions(**_values(options))
     rollouts = [rollout for store in stores for rollout in read_rollouts(Path(store))]
+    if not rollouts:
+        raise ValueError(f"There are no rollouts in {', '.join(stores)}.")
     graded = grade(rollouts, open_task(how.task, **how.task_options))
     write_jsonl(how.out, graded)
     counts = {outcome: sum(one.outcome == outcome for one in graded) for outcome in OUTCOMES}
@@ -447,12 +461,11 @@ def _train(options: Namespace) -> int:
     if kind != "sft":
         raise ValueError(f"Expected a kind of training, sft; got {kind!r}.")
     how = TrainOptions(**_values(options))
-    _remember(how, how.out)
     examples = [_example(row, how.data, Example) for row in read_jsonl(how.data)]
     lora = lora_config(r=how.lora_r, alpha=how.lora_alpha, target_modules=how.lora_target_modules) if how.use_peft else None  # fmt: skip
     own = {"model", "data", "out", "use_peft", "lora_r", "lora_alpha", "lora_target_modules", "training"}  # fmt: skip
     given = {name: value for name, value in asdict(how).items() if name not in own} | how.training
-    with _bar("training", max(how.max_steps, 0)) as advance:
+    with _held(how.out), _bar("training", max(how.max_steps, 0)) as advance:
         done = train_sft(
             _model(how.model),
             examples,
@@ -461,6 +474,7 @@ def _train(options: Namespace) -> int:
             peft_config=lora,
             progress=advance,
         )
+    _remember(how, how.out)
     print(f"{done.steps} steps on {done.trained_on} examples ({done.too_long} too long), "
           f"loss {done.loss:.3f}: {done.model}")  # fmt: skip
     return DONE
@@ -484,14 +498,15 @@ def _evaluate(options: Namespace) -> int:
 
     ask = EvaluateOptions(**_values(options))
     task, problems, style, params = _asked(ask)
-    _remember(ask, ask.out)
     with (
+        _held(ask.out),
         open_sampler(ask.sampler, _model(ask.model), **ask.sampler_options) as sampler,
         _bar("evaluating", len(problems) * params.n) as advance,
     ):
         evaluation = evaluate(
             sampler, task, problems, style, params, store=ask.out, name=ask.model, progress=advance
         )
+    _remember(ask, ask.out)
     result = ask.out.with_name(ask.out.stem + ".evaluation.json")
     write_atomically(result, json.dumps(evaluation.to_dict(), indent=2) + "\n")
     print(markdown_table([evaluation]))
@@ -571,6 +586,13 @@ def _model(name: str) -> str:
 
 def _values(options: Namespace) -> dict[str, Any]:
     return {name: options[name] for name in vars(options)}
+
+
+def _held(out: Path) -> AbstractContextManager[None]:
+    """Hold what a command writes against another process that would write it too."""
+    from selftaught.run_folder import hold
+
+    return hold(out.parent, f"{out.name}.lock")
 
 
 def _remember(options: Any, out: Path) -> None:

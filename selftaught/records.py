@@ -147,5 +147,20 @@ def write_jsonl(path: Path, records: Iterable[Rollout | Example | Preference | P
 
 
 def read_rollouts(path: Path) -> list[Rollout]:
-    """The rollouts of a store or of a graded file; a store's header line is passed over."""
-    return [rollout_from(row) for row in read_jsonl(path) if "problem" in row]
+    """The rollouts of a store or of a graded file; a store's header line is passed over.
+
+    Raises:
+        ValueError: a line is no rollout; says the file and which.
+    """
+    rollouts = []
+    for number, row in enumerate(read_jsonl(path), 1):
+        if number == 1 and "format" in row:
+            continue
+        try:
+            rollouts.append(rollout_from(row))
+        except (KeyError, TypeError):
+            raise ValueError(
+                f"{path}, record {number}: expected a rollout (problem, prompt, completion, ...), "
+                f"got an object with {', '.join(row) or 'nothing in it'}."
+            ) from None
+    return rollouts

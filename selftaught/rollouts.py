@@ -6,6 +6,7 @@ it is done and made again as a whole otherwise, so a continued run asks in the s
 undisturbed one, and even its rounding is the same.
 """
 
+import hashlib
 import json
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -51,11 +52,13 @@ def collect(
         "fingerprint": sampler.fingerprint,
         "prompts": prompt.digest(problems),
         "problems": len(problems),
+        "answers": _digest([(problem.id, problem.gold) for problem in problems]),
         "origin": origin,
         "unit": size,
         "params": asdict(params) | {"stop": list(params.stop)},
     }
     units = [problems[start : start + size] for start in range(0, len(problems), size)]
+    sampler.check([prompt(problem) for problem in problems], params, [one.id for one in problems])
     rollouts = _resume(store, header, [len(unit) * params.n for unit in units])
     if progress and rollouts:
         progress(len(rollouts))
@@ -99,10 +102,11 @@ def _units_in(rows: int, rows_per_unit: int) -> int:
 
 def _resume(store: Path, header: dict[str, Any], unit_rows: Sequence[int]) -> list[Rollout]:
     """The rollouts of all whole units in the store, which is cut back to them; makes a new store."""
-    if not store.exists() or not _first_line(store).endswith(b"\n"):
+    line = json.dumps(header, ensure_ascii=False) + "\n"
+    if not store.exists() or _torn_header(store, line):
         store.parent.mkdir(parents=True, exist_ok=True)
         store.unlink(missing_ok=True)
-        _append(store, json.dumps(header, ensure_ascii=False) + "\n", 0)
+        _append(store, line, 0)
         return []
     _refuse_another(store, header, parse_json_line(_first_line(store), f"{store}, line 1"))
     rollouts: list[Rollout] = []
@@ -124,6 +128,25 @@ def _resume(store: Path, header: dict[str, Any], unit_rows: Sequence[int]) -> li
     return rollouts
 
 
+def _torn_header(store: Path, header: str) -> bool:
+    """Whether the store ends within its header; a file that is no store is refused.
+
+    Raises:
+        ValueError: the file holds something else.
+    """
+    first = _first_line(store)
+    if first.endswith(b"\n"):
+        return False
+    if not header.encode("utf-8", "backslashreplace").startswith(first):
+        raise ValueError(f"{store} is not a store of rollouts; give another file, or move it away.")
+    return True
+
+
+def _digest(values: object) -> str:
+    shown = json.dumps(values, ensure_ascii=True)
+    return hashlib.sha256(shown.encode()).hexdigest()[:16]
+
+
 def _first_line(store: Path) -> bytes:
     with store.open("rb") as file:
         return file.readline()
@@ -141,6 +164,7 @@ def _refuse_another(store: Path, wanted: dict[str, Any], found: dict[str, Any]) 
         "fingerprint": "the model's weights",
         "prompts": "the prompts (problems, worked examples or template)",
         "problems": "the number of problems",
+        "answers": "the ids or gold answers of the problems",
         "origin": "whether the answer was given as a hint",
         "unit": "the size of a unit",
         "params": "the sampling options",

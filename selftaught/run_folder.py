@@ -36,8 +36,11 @@ class Watch:
 
 
 @contextmanager
-def hold(folder: Path) -> Iterator[None]:
+def hold(folder: Path, name: str = "run.lock") -> Iterator[None]:
     """Hold a run folder for this process; the hold ends with the process, however it ends.
+
+    Args:
+        name: of the lock file; one of its own holds a single file of the folder.
 
     Raises:
         BlockingIOError: another process holds the folder; says which.
@@ -47,7 +50,7 @@ def hold(folder: Path) -> Iterator[None]:
 
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        lock = (folder / "run.lock").open("a+", encoding="utf-8")
+        lock = (folder / name).open("a+", encoding="utf-8")
     except OSError as error:
         raise OSError(
             error.errno,

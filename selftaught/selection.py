@@ -80,15 +80,15 @@ def make_examples(rollouts: Iterable[Rollout], style: PromptStyle) -> list[Examp
     With a style that gives no hint, a rationalized completion is learned as if the model had found
     it unaided (Section 3.2 of Zelikman et al. 2022, arXiv:2203.14465).
     """
-    examples = []
-    for rollout in rollouts:
-        prompt = style(rollout.problem)
-        if isinstance(prompt, str):
-            examples.append(Example(prompt, rollout.completion))
-        else:
-            answer = {"role": "assistant", "content": rollout.completion}
-            examples.append(Example(prompt, [answer]))
-    return examples
+    return [example(style, rollout.problem, rollout.completion) for rollout in rollouts]
+
+
+def example(style: PromptStyle, problem: Problem, completion: str) -> Example:
+    """A problem in a style and the completion to imitate, both as text or both as messages."""
+    prompt = style(problem)
+    if isinstance(prompt, str):
+        return Example(prompt, completion)
+    return Example(prompt, [{"role": "assistant", "content": completion}])
 
 
 def why_dropped(rollouts: Iterable[Rollout]) -> dict[str, int]:

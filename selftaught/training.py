@@ -7,11 +7,14 @@ TRL's own preparation of a data set would cut an over-long row at its end, where
 and say nothing. So rows are tokenized here: those that do not fit are dropped and counted.
 """
 
+import errno
+import hashlib
 import json
 import math
 import shutil
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +25,12 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
     from trl import SFTConfig
 
+DECIDING = (
+    "max_steps", "num_train_epochs", "learning_rate", "lr_scheduler_type", "warmup_steps", "seed",
+    "per_device_train_batch_size", "gradient_accumulation_steps", "max_length", "bf16",
+    "weight_decay", "max_grad_norm", "optim",
+)  # fmt: skip
+"""Options of TRL's SFTConfig that decide the weights; a continued training must have the same."""
 IGNORED = -100
 """The label of a token without loss, in torch and transformers."""
 
@@ -55,6 +64,7 @@ def sft_config(output_dir: Path, **options: Any) -> "SFTConfig":
         "dataset_kwargs": {"skip_prepare_dataset": True},
         "remove_unused_columns": False,
         "logging_nan_inf_filter": False,  # a loss that is not a number must be seen
+        "logging_steps": 1,  # so is each; and means over several would differ after a continuation
         "disable_tqdm": True,
         "save_total_limit": 1,
         "dataloader_pin_memory": False,
@@ -93,8 +103,13 @@ def train_sft(
     Raises:
         ValueError: no example, none that fits `config.max_length`, or a loss that is not finite.
     """
+    checkpoints = Path(str(config.output_dir))
+    made_from = _made_from(model, examples, config, peft_config)
+    _refuse_another(out / "training.json", made_from)
     if (out / "training.json").exists():
+        shutil.rmtree(checkpoints, ignore_errors=True)
         return _stored(out)
+    _refuse_another(checkpoints / "made_from.json", made_from)
     from transformers import AutoModelForCausalLM, AutoTokenizer, PrinterCallback, set_seed
     from transformers.utils import logging
     from trl import SFTTrainer
@@ -117,8 +132,9 @@ def train_sft(
         callbacks=[_watcher(progress)],
     )
     trainer.remove_callback(PrinterCallback)
-    checkpoints = Path(str(config.output_dir))
-    result = trainer.train(resume_from_checkpoint=_last_whole_checkpoint(checkpoints))
+    write_atomically(checkpoints / "made_from.json", json.dumps({"made_from": made_from}) + "\n")
+    with _told_if_full(checkpoints):
+        result = trainer.train(resume_from_checkpoint=_last_whole_checkpoint(checkpoints))
     log = [
         {key: entry[key] for key in ("step", "loss", "learning_rate")}
         for entry in trainer.state.log_history
@@ -131,7 +147,8 @@ def train_sft(
     done = Training(
         out, result.global_step, _mean_loss(log, result.training_loss), len(rows), too_long, log
     )
-    _save(finished, tokenizer, done)
+    with _told_if_full(out):
+        _save(finished, tokenizer, done, made_from)
     shutil.rmtree(checkpoints, ignore_errors=True)
     return done
 
@@ -240,14 +257,54 @@ def _mean_loss(log: Sequence[dict[str, float]], reported: float) -> float:
     return sum(row["loss"] for row in log) / len(log) if log else reported
 
 
-def _save(model: Any, tokenizer: Any, done: Training) -> None:
+@contextmanager
+def _told_if_full(folder: Path) -> Iterator[None]:
+    """Turn what torch and safetensors raise on a full disk into words."""
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except (SafetensorError, RuntimeError) as error:
+        written = any(word in str(error) for word in ("write", "writing", "unexpected pos", "I/O"))
+        if isinstance(error, RuntimeError) and not written:
+            raise
+        raise OSError(
+            errno.ENOSPC,
+            f"Could not write to {folder}: {error}. Make room and repeat the command to continue",
+        ) from error
+
+
+def _made_from(
+    model: str | Path, examples: Sequence[Example], config: "SFTConfig", peft_config: Any
+) -> str:
+    """A hash of what decides the weights that come out: start model, examples and options."""
+    options = {name: getattr(config, name) for name in DECIDING}
+    lora = None if peft_config is None else [peft_config.r, peft_config.lora_alpha]
+    whole = [Path(model).name, [asdict(one) for one in examples], options, lora]
+    text = json.dumps(whole, ensure_ascii=True, default=str, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _refuse_another(report: Path, made_from: str) -> None:
+    """Refuse to continue, or to take for finished, a training on other data or with other options."""
+    if not report.exists():
+        return
+    found = json.loads(report.read_text(encoding="utf-8")).get("made_from")
+    if found != made_from:
+        raise ValueError(
+            f"{report.parent} was made from another model, other examples or other options. "
+            "Give another folder, or delete it to train anew."
+        )
+
+
+def _save(model: Any, tokenizer: Any, done: Training, made_from: str) -> None:
     """The model folder, as a whole or not at all; what the training did stands beside the weights."""
     partial = done.model.with_name(done.model.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     model.save_pretrained(partial)
     tokenizer.save_pretrained(partial)
     report = {"steps": done.steps, "loss": done.loss, "trained_on": done.trained_on,
-              "too_long": done.too_long, "log": done.log}  # fmt: skip
+              "too_long": done.too_long, "log": done.log, "made_from": made_from}  # fmt: skip
     write_atomically(partial / "training.json", json.dumps(report) + "\n")
     shutil.rmtree(done.model, ignore_errors=True)
     partial.rename(done.model)
@@ -255,4 +312,5 @@ def _save(model: Any, tokenizer: Any, done: Training) -> None:
 
 def _stored(out: Path) -> Training:
     report = json.loads((out / "training.json").read_text(encoding="utf-8"))
+    del report["made_from"]
     return Training(model=out, **report)

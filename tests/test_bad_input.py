@@ -133,6 +133,41 @@ def test_a_run_folder_of_another_run(tmp_path, tiny_model_dir, capsys):
     assert "seed (was 0, now 5)" in words
 
 
+def test_a_mistyped_first_command_does_not_block_its_folder(tmp_path, tiny_model_dir, capsys):
+    assert star(capsys, tmp_path, tiny_model_dir, tmp_path / "typo.jsonl")[0] == 2
+    code, _ = star(capsys, tmp_path, tiny_model_dir, jsonl(tmp_path / "q.jsonl", GOOD))
+    assert code == 3  # asked, and nothing right: a random model
+
+
+def test_a_changed_gold_answer_is_not_graded_with_the_old_one(tmp_path, tiny_model_dir, capsys):
+    questions = jsonl(tmp_path / "q.jsonl", GOOD)
+    assert star(capsys, tmp_path, tiny_model_dir, questions)[0] == 3
+    jsonl(questions, [row | {"answer": "7"} for row in GOOD])
+    code, words = star(capsys, tmp_path, tiny_model_dir, questions)
+    assert code == 2
+    assert "the ids or gold answers of the problems" in words
+
+
+def test_options_the_sampler_does_not_know(tmp_path, tiny_model_dir, capsys):
+    questions = jsonl(tmp_path / "q.jsonl", GOOD)
+    code, words = star(
+        capsys, tmp_path, tiny_model_dir, questions, "--sampler_options.batchsize", "4"
+    )
+    assert code == 2
+    assert "has no option 'batchsize'; its options are batch_size" in words
+
+
+def test_a_file_that_is_no_store_is_left_alone(tmp_path, capsys):
+    notes = tmp_path / "notes.txt"
+    notes.write_text("do not lose this")
+    assert main(["sample", "--task_options.digits", "1", "--out", str(notes)]) == 2
+    assert "is not a store of rollouts" in capsys.readouterr().err
+    assert notes.read_text() == "do not lose this"
+    jsonl(notes, [{"gold": "1", "answer": "2"}])
+    assert main(["grade", str(notes), "--out", str(tmp_path / "g.jsonl")]) == 2
+    assert "expected a rollout" in capsys.readouterr().err
+
+
 def test_the_dry_run_shows_the_first_prompt_and_writes_nothing(tmp_path, tiny_model_dir, capsys):
     questions = jsonl(tmp_path / "q.jsonl", GOOD)
     code = main(

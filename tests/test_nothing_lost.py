@@ -44,11 +44,16 @@ while True:
     _, status = os.waitpid(child, 0)
     if os.WIFSIGNALED(status):
         killed += 1
-        done = sorted(str(p.relative_to("runs")) for p in Path("runs").rglob("*") if p.is_file())
-        stages.append(done[-1] if done else "nothing")
+        star_folder = Path("runs/star")
+        if (star_folder / "test-base.jsonl").exists():
+            stages.append("the end")
+        elif list(star_folder.glob("iteration-*/training")):
+            stages.append("training")
+        else:
+            stages.append("sampling and measuring")
         continue
     break
-print(json.dumps({"killed": killed, "status": status}))
+print(json.dumps({"killed": killed, "status": status, "stages": stages}))
 """
 SETTINGS = {
     "task_options": {"digits": "1-3", "train": 60, "validation": 20, "test": 20},
@@ -57,8 +62,8 @@ SETTINGS = {
 }  # fmt: skip
 
 
-def run(folder: Path, seed: int, kills: int) -> int:
-    """Run STaR in `folder`, killing it so many times; returns how often it was killed."""
+def run(folder: Path, seed: int, kills: int) -> list[str]:
+    """Run STaR in `folder`, killing it so many times; returns in which stage each kill fell."""
     folder.mkdir()
     done = subprocess.run(
         [sys.executable, "-c", DRIVER, json.dumps(SETTINGS), str(seed), str(kills)],
@@ -67,7 +72,8 @@ def run(folder: Path, seed: int, kills: int) -> int:
     assert done.returncode == 0, done.stderr[-3000:]
     told = json.loads(done.stdout.splitlines()[-1])
     assert told["status"] == 0, done.stderr[-3000:]
-    return told["killed"]
+    assert len(told["stages"]) == told["killed"]
+    return told["stages"]
 
 
 def outcome(folder: Path) -> dict[str, bytes]:
@@ -92,15 +98,17 @@ def measured(folder: Path) -> list[dict]:
 
 @pytest.mark.slow
 def test_a_run_killed_twenty_times_ends_byte_for_byte_as_an_undisturbed_one(tmp_path: Path):
-    assert run(tmp_path / "undisturbed", seed=0, kills=0) == 0
-    killed, trial = 0, 0
-    while killed < 20:
+    assert run(tmp_path / "undisturbed", seed=0, kills=0) == []
+    stages: list[str] = []
+    trial = 0
+    while len(stages) < 20:
         trial += 1
         folder = tmp_path / f"killed-{trial}"
-        killed += run(folder, seed=trial, kills=20 - killed)
+        stages += run(folder, seed=trial, kills=20 - len(stages))
         assert outcome(folder) == outcome(tmp_path / "undisturbed")
         assert measured(folder) == measured(tmp_path / "undisturbed")
         assert not list(folder.rglob("*.partial"))
+    assert {"training", "sampling and measuring"} <= set(stages)
     names = outcome(tmp_path / "undisturbed")
     assert "runs/star/model/model.safetensors" in names
     assert "runs/star/iteration-2/rationalized.jsonl" in names

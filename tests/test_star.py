@@ -97,6 +97,11 @@ def test_the_worked_examples_can_go_after_the_first_iteration(tmp_path: Path):
         assert all(("shown." in str(prompt)) == shown for prompt in sampler.asked)
 
 
+def test_a_chat_stays_a_chat_without_its_worked_examples():
+    asked = star(StarConfig(prompt="chat", prompt_later=False)).prompt(1)(PROBLEMS[0])
+    assert asked == [{"role": "user", "content": "a?"}]
+
+
 def test_a_base_that_is_always_right_has_nothing_to_learn(tmp_path: Path):
     sampler = answers({"a": "#1", "b": "#2", "c": "#3"}, {})
     with pytest.raises(NothingToLearn, match="already answers all 3"):
@@ -151,6 +156,9 @@ def test_a_run_stops_at_the_plateau_and_names_the_best(rights: list[int], best: 
     [
         ({"iterations": 0}, "iterations must be at least 1; got 0"),
         ({"rationalized_share": 1.5}, "rationalized_share must be from 0 to 1"),
+        ({"test_problems": 0}, "test_problems must be at least 1"),
+        ({"max_tokens": 0}, "max_tokens must be at least 1"),
+        ({"grow_steps": 0.5}, "grow_steps must be at least 1"),
         ({"learning_rate": 0.0}, "learning_rate must be above 0"),
     ],
 )

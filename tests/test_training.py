@@ -2,6 +2,8 @@
 
 import json
 import math
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -14,7 +16,7 @@ from selftaught.training import lora_config, sft_config, tokenized, train_sft
 EXAMPLES = [Example(f"{a}+{b}=", f"{a + b}") for a in range(4) for b in range(4)]
 OPTIONS = {
     "max_steps": 6, "learning_rate": 1e-2, "per_device_train_batch_size": 4, "save_steps": 2,
-    "logging_steps": 1, "seed": 3, "lr_scheduler_type": "constant", "max_length": 32,
+    "seed": 3, "lr_scheduler_type": "constant", "max_length": 32,
 }  # fmt: skip
 
 
@@ -161,3 +163,31 @@ def test_a_lora_adapter_is_merged_into_an_ordinary_folder(tiny_model_dir: Path, 
 def test_an_option_trl_does_not_know_is_named(tmp_path: Path):
     with pytest.raises(ValueError, match="no_such_option"):
         sft_config(tmp_path, no_such_option=1)
+
+
+def test_other_examples_are_not_taken_for_a_finished_training(tiny_model_dir: Path, tmp_path: Path):
+    train_sft(tiny_model_dir, EXAMPLES, config(tmp_path, max_steps=1), out=tmp_path / "model")
+    with pytest.raises(ValueError, match="made from another model, other examples"):
+        train_sft(
+            tiny_model_dir, EXAMPLES[:3], config(tmp_path, max_steps=1), out=tmp_path / "model"
+        )
+
+
+def test_a_disk_that_is_full_when_weights_are_written_is_told(tiny_model_dir: Path, tmp_path: Path):
+    code = f"""
+import resource, sys
+sys.path.insert(0, {str(Path(__file__).parent)!r})
+from pathlib import Path
+import test_training as here
+resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
+try:
+    here.train_sft({str(tiny_model_dir)!r}, here.EXAMPLES, here.config(Path({str(tmp_path)!r})),
+                   out=Path({str(tmp_path)!r}) / "model")
+except OSError as error:
+    print(error.strerror)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "Could not write to" in done.stdout
+    assert "repeat the command to continue" in done.stdout
+    whole = train_sft(tiny_model_dir, EXAMPLES, config(tmp_path), out=tmp_path / "model")
+    assert whole.steps == 6

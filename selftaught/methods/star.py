@@ -39,6 +39,7 @@ from selftaught.samplers import Sampler, SamplingParams, as_seen, open_sampler
 from selftaught.selection import (
     NothingToLearn,
     draw_problems,
+    example,
     keep_correct,
     keep_distinct,
     make_examples,
@@ -155,7 +156,14 @@ class StarConfig:
             ("patience", self.patience >= 1, "at least 1"),
             ("rationalized_share", 0 <= self.rationalized_share <= 1, "from 0 to 1"),
             ("start_steps", self.start_steps >= 1, "at least 1"),
+            ("grow_steps", self.grow_steps >= 1, "at least 1"),
+            ("add_steps", self.add_steps >= 0, "0 or more"),
+            ("max_tokens", self.max_tokens is None or self.max_tokens >= 1, "at least 1"),
             ("learning_rate", self.learning_rate > 0, "above 0"),
+            *(
+                (name, getattr(self, name) is None or getattr(self, name) >= 1, "at least 1")
+                for name in ("train_problems", "validation_problems", "test_problems")
+            ),
         ):
             if not holds:
                 raise ValueError(f"{name} must be {want}; got {getattr(self, name)!r}.")
@@ -164,7 +172,6 @@ class StarConfig:
     def embedded(cls, **changes: Any) -> "StarConfig":
         """The settings of the small model in this package, found by measurement (LOG.md)."""
         found: dict[str, Any] = {
-            "task_options": {"train": 300},
             "validation_problems": None,
             "start_steps": 150,
             "learning_rate": 1e-3,
@@ -186,7 +193,7 @@ class StarConfig:
                 return -1
 
 
-CHANGEABLE = ("iterations", "patience", "out", "test_problems", "baselines")
+CHANGEABLE = ("iterations", "patience", "out", "baselines")
 """Fields a continued run may change: nothing stored depends on them."""
 
 
@@ -206,7 +213,8 @@ class Star:
     def prompt(self, iteration: int) -> PromptStyle:
         """The prompt with which the model of an iteration (0: the base) is sampled."""
         later = iteration > 0 and not self.config.prompt_later
-        return styled(self.task.prompt, "bare" if later else self.config.prompt)
+        style = styled(self.task.prompt, self.config.prompt)
+        return bare(style) if later else style
 
     def training_prompt(self) -> PromptStyle:
         """The prompt in training: without worked examples, unless asked for."""
@@ -237,16 +245,21 @@ def run_star(config: StarConfig, watch: Watch | None = None) -> Row:
         BlockingIOError: another process runs in the folder.
     """
     with hold(config.out):
-        write_config(config.out, plain(config), CHANGEABLE)
         star = open_star(config, watch or Watch())
         if config.training:
             _sft_config(star, 1, config.out)  # refuse an unknown option before anything is sampled
+        write_config(config.out, plain(config), CHANGEABLE)
         metrics = config.out / "metrics.jsonl"
         rows = read_rows(metrics) or [_base_row(star)]
         for iteration in range(len(rows), config.iterations + 1):
             if why_stop(rows, config):
                 break
-            rows.append(run_iteration(star, iteration))
+            try:
+                rows.append(run_iteration(star, iteration))
+            except NothingToLearn as nothing:
+                if iteration == 1:
+                    raise
+                return _finish(star, rows, str(nothing))
             write_rows(metrics, rows)
             _prune(star, rows)
             run_report(config.out)
@@ -340,10 +353,10 @@ def open_star(config: StarConfig, watch: Watch) -> Star:
     )
     test = draw_problems(task.problems("test"), config.test_problems, "test")
     train = task.problems("train")
-    if not train or not validation:
+    if not (train and validation and test):
         raise ValueError(
-            f"The task {config.task!r} has {len(train)} training and {len(validation)} validation "
-            "problems; STaR needs at least one of each."
+            f"The task {config.task!r} has {len(train)} training, {len(validation)} validation and "
+            f"{len(test)} test problems; STaR needs at least one of each."
         )
     check_gold([*train, *validation, *test], task)
     params = SamplingParams(
@@ -514,16 +527,19 @@ def _why_nothing(star: Star, direct: Sequence[Rollout], rationalized: Sequence[R
     )
 
 
-def _finish(star: Star, rows: Sequence[Row]) -> Row:
+def _finish(star: Star, rows: Sequence[Row], stopped: str | None = None) -> Row:
     """Measure base and best on the test problems, name the best model, write the summary and page."""
     config, best = star.config, best_iteration(rows)
+    _prune(star, rows)
     tested = {
-        name: _test(star, star.model(iteration), star.prompt(iteration), name)
-        for name, iteration in (("base", 0), ("best", best))
+        name: _test(star, star.model(iteration), star.prompt(iteration), name, store)
+        for name, iteration, store in (("base", 0, "base"), ("best", best, f"iteration-{best}"))
+        if best or name == "base"
     }
+    tested.setdefault("best", tested["base"])
     summary: Row = {
         "best": best,
-        "why stopped": why_stop(rows, star.config),
+        "why stopped": stopped or why_stop(rows, star.config),
         "best model": publish(
             Path(star.model(best)), config.out / "model", _card(star, best, tested["best"])
         )
@@ -539,8 +555,10 @@ def _finish(star: Star, rows: Sequence[Row]) -> Row:
     return summary
 
 
-def _test(star: Star, model: str, style: PromptStyle, name: str) -> Evaluation:
-    return _measure(star, model, star.test, style, star.config.out / f"test-{name}.jsonl", name)
+def _test(star: Star, model: str, style: PromptStyle, name: str, store: str) -> Evaluation:
+    """Accuracy on the test problems, whose rollouts are kept as `test-{store}.jsonl`."""
+    path = star.config.out / f"test-{store}.jsonl"
+    return _measure(star, model, star.test, style, path, name)
 
 
 def _baselines(star: Star, best: int) -> list[Evaluation]:
@@ -549,15 +567,19 @@ def _baselines(star: Star, best: int) -> list[Evaluation]:
     if not star.config.baselines:
         return []
     style = star.prompt(0)
-    answers_only = replace(style, shots=lambda problem: [_answered(star.task, shot) for shot in style.shots(problem)])  # fmt: skip
-    few_shot = _test(star, star.base, answers_only, "few-shot direct")
+    answers_only = replace(
+        style, shots=lambda problem: [_answered(star.task, shot) for shot in style.shots(problem)]
+    )
+    untrained = _test(star, star.base, answers_only, "direct answers, base", "direct-base")
     target = bare(style)
     examples = [
-        Example(target(problem), target.completion(_answered(star.task, problem).rationale or ""))
+        example(target, problem, target.completion(_answered(star.task, problem).rationale or ""))
         for problem in star.train
     ]
-    trained = _train(star, star.base, examples, max(best, 1), star.config.out / "direct")
-    return [few_shot, _test(star, str(trained.model), target, "direct fine-tuning")]
+    last = max(best, 1)
+    trained = _train(star, star.base, examples, last, star.config.out / f"direct-{last}")
+    name = "direct answers, fine-tuned"
+    return [untrained, _test(star, str(trained.model), target, name, f"direct-{last}")]
 
 
 def _answered(task: Task, problem: Problem) -> Problem:

@@ -1,5 +1,7 @@
 """Where a model can live; `open_sampler` opens one by name."""
 
+import inspect
+
 from selftaught.records import Text
 from selftaught.samplers.base import Sampler, SamplingParams
 
@@ -10,12 +12,18 @@ def open_sampler(name: str, model: str, **options: object) -> Sampler:
     """A sampler of the named kind for a model; close it, or use it in a `with`.
 
     Raises:
-        ValueError: no sampler has this name.
+        ValueError: no sampler has this name, or it has no such option.
     """
     match name:
         case "transformers":
             from selftaught.samplers.transformers_model import TransformersSampler
 
+            known = list(inspect.signature(TransformersSampler).parameters)[1:]
+            if unknown := sorted(set(options) - set(known)):
+                raise ValueError(
+                    f"The sampler {name!r} has no option {', '.join(map(repr, unknown))}; "
+                    f"its options are {', '.join(known)}."
+                )
             return TransformersSampler(model, **options)  # type: ignore[arg-type]
         case _:
             raise ValueError(f"No sampler is called {name!r}; there is: transformers.")

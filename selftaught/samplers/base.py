@@ -72,6 +72,14 @@ class Sampler(Protocol):
         """
         ...
 
+    def check(self, prompts: Sequence[Text], params: SamplingParams, keys: Sequence[str]) -> None:
+        """Refuse what could not be sampled, before anything is.
+
+        Raises:
+            ValueError: a prompt and `max_tokens` do not fit the model's context; names the key.
+        """
+        ...
+
     def close(self) -> None:
         """Give the memory back."""
         ...

@@ -43,6 +43,9 @@ class ScriptedSampler:
                 progress(params.n)
         return completions
 
+    def check(self, prompts: Sequence[Text], params: SamplingParams, keys: Sequence[str]) -> None:
+        """Nothing is refused."""
+
     def close(self) -> None:
         """Nothing to give back."""
 

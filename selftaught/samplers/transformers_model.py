@@ -166,6 +166,11 @@ class TransformersSampler:
             )
         return tuple(ids)
 
+    def check(self, prompts: Sequence[Text], params: SamplingParams, keys: Sequence[str]) -> None:
+        """Refuse prompts that do not fit the model's context; see `Sampler`."""
+        for prompt, key in zip(prompts, keys, strict=True):
+            self._tokens(prompt, key, params.max_tokens)
+
     def close(self) -> None:
         """Give the memory back."""
         self._loop = None

@@ -32,7 +32,7 @@ ENUMERATED = 2
 
 def arithmetic(
     digits: str = "1-5",
-    train: int = 400,
+    train: int = 300,
     validation: int = 100,
     test: int = 200,
     shots: int = 0,

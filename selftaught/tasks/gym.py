@@ -223,8 +223,11 @@ def _scored(
             return Verdict(False, "form")
         if "**" in answer:
             return Verdict(False, "form")
-        with contextlib.redirect_stdout(io.StringIO()):
-            right = all(generator.score_answer(answer, entry) == 1.0 for entry in entries[gold])
+        try:
+            with contextlib.redirect_stdout(io.StringIO()):
+                right = all(generator.score_answer(answer, entry) == 1.0 for entry in entries[gold])
+        except Exception as error:  # the library's code, on text it was not written for
+            return Verdict(None, f"error: {type(error).__name__}")
         return Verdict(right, "scorer")
 
     return equal

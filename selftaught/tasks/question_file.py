@@ -1,7 +1,4 @@
-"""The user's own questions: a JSONL, JSON, CSV or Parquet file, or a Hub data set, by column names.
-
-Also the door through which every task reads rows from files and from the Hub.
-"""
+"""The user's own questions: a JSONL, JSON, CSV or Parquet file, or a Hub data set, by column names."""
 
 import difflib
 import random
