@@ -98,7 +98,7 @@ def rebuild(
 
 
 def share_worked(
-    model: "LlamaForCausalLM",
+    model: Any,
     tokenizer: "PreTrainedTokenizerFast",
     asked: Sequence[tuple[int, int]],
 ) -> float:
@@ -184,7 +184,7 @@ def character_tokenizer() -> "PreTrainedTokenizerFast":
     )
 
 
-def _config(tokenizer: "PreTrainedTokenizerFast") -> Any:
+def _config(tokenizer: Any) -> Any:
     from transformers import LlamaConfig
 
     return LlamaConfig(
@@ -204,7 +204,7 @@ def _config(tokenizer: "PreTrainedTokenizerFast") -> Any:
     )
 
 
-def _batch(tokenizer: "PreTrainedTokenizerFast", texts: Sequence[Text]) -> dict[str, Any]:
+def _batch(tokenizer: Any, texts: Sequence[Text]) -> dict[str, Any]:
     """Token ids and labels, padded on the right."""
     import torch
 

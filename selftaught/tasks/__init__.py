@@ -3,7 +3,7 @@
 import inspect
 from collections.abc import Callable
 from types import UnionType
-from typing import Literal, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from selftaught.tasks.base import Task
 
@@ -35,7 +35,7 @@ def open_task(name: str, /, **options: object) -> Task:
     return opened(**{key: _typed(name, key, value, hints[key]) for key, value in options.items()})
 
 
-def _typed(task: str, key: str, value: object, hint: object) -> object:
+def _typed(task: str, key: str, value: object, hint: Any) -> object:
     """The value as its type hint has it: a number given for a text is the text of the number.
 
     Raises:
