@@ -5,12 +5,15 @@ Only what the chosen subcommand needs is imported, so that `--help` comes at onc
 
 import os
 import shlex
+import signal
 import sys
+import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING, Any, Literal
 
 import yaml
@@ -157,6 +160,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     warnings.filterwarnings("ignore", category=UserWarning, module="torch")
+    _INTERRUPTED.clear()
+    before = signal.signal(signal.SIGINT, _interrupt)
     try:
         return _run(given)
     except NothingToLearn as nothing:
@@ -168,6 +173,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         _tell(f"\nInterrupted. What is done is kept; continue with: selftaught {shlex.join(given)}")
         return INTERRUPTED
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+_INTERRUPTED = threading.Event()
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    """Ctrl-C. Python drops an exception that is raised inside a callback, as during an import; so it
+    is also noted, and the next stage does not begin."""
+    _INTERRUPTED.set()
+    raise KeyboardInterrupt
 
 
 def _words(error: Exception) -> str:
@@ -605,6 +622,8 @@ def _remember(options: Any, out: Path) -> None:
 @contextmanager
 def _bar(stage: str, total: int) -> Iterator[Callable[[int], Any] | None]:
     """A progress bar with rate and time left; nothing where nobody looks."""
+    if _INTERRUPTED.is_set():
+        raise KeyboardInterrupt
     if not sys.stderr.isatty():
         yield None
         return

@@ -3,18 +3,16 @@
 They are drawn in placeholder colours, which become CSS variables (`--ink`, `--grid`, `--s0` to
 `--s7`): the page's style sheet then colours them in light and in dark. Text stays text, ids are the
 plot's own, and the same data give the same bytes. No text of a model or a user enters a plot.
+matplotlib is imported when a plot is drawn: it would slow down every `--help`.
 """
 
 import io
 import re
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import matplotlib
-from matplotlib.axes import Axes
-from matplotlib.backends.backend_svg import FigureCanvasSVG
-from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 Line = tuple[Sequence[int], Sequence[tuple[float, float, float]]]
 """Iterations, and (accuracy, low, high) at each."""
@@ -61,7 +59,9 @@ def accuracy_plot(name: str, label: str, lines: Sequence[Line]) -> str:
         label: what a screen reader says.
     """
 
-    def draw(axes: Axes) -> None:
+    from matplotlib.ticker import MaxNLocator
+
+    def draw(axes: "Axes") -> None:
         for index, line in enumerate(lines[:LINES_SHOWN]):
             _draw_line(axes, line, index, band=len(lines) <= 3)
         axes.set_ylim(0, 102)
@@ -76,7 +76,7 @@ def accuracy_plot(name: str, label: str, lines: Sequence[Line]) -> str:
     return _svg(name, label, draw)
 
 
-def _draw_line(axes: Axes, line: Line, index: int, *, band: bool) -> None:
+def _draw_line(axes: "Axes", line: Line, index: int, *, band: bool) -> None:
     iterations, values = line
     at, low, high = ([100 * value[end] for value in values] for end in range(3))
     colour = SERIES[index % COLOURS]
@@ -92,7 +92,7 @@ def _draw_line(axes: Axes, line: Line, index: int, *, band: bool) -> None:
 def curve_plot(name: str, label: str, pieces: Curve) -> str:
     """A value over the optimizer steps of all iterations; a dotted line where an iteration ends."""
 
-    def draw(axes: Axes) -> None:
+    def draw(axes: "Axes") -> None:
         for steps, values in pieces:
             axes.plot(steps, values, color=SERIES[0], marker="o" if len(steps) == 1 else None)
             axes.axvline(steps[-1], color=GRID, linewidth=0.8, linestyle=":")
@@ -103,7 +103,11 @@ def curve_plot(name: str, label: str, pieces: Curve) -> str:
     return _svg(name, label, draw)
 
 
-def _svg(name: str, label: str, draw: Callable[[Axes], None]) -> str:
+def _svg(name: str, label: str, draw: "Callable[[Axes], None]") -> str:
+    import matplotlib
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+    from matplotlib.figure import Figure
+
     buffer, style = io.StringIO(), {**STYLE}
     style["svg.hashsalt"] = name
     with matplotlib.rc_context(style):

@@ -136,6 +136,7 @@ def test_ctrl_c_says_how_to_continue(tmp_path: Path):
     time.sleep(random.Random(0).uniform(0.0, 2.0))
     process.send_signal(signal.SIGINT)
     _, told = process.communicate(timeout=60)
-    assert process.returncode == 130
+    # Python ends by the signal itself where it met the import of an extension; shells say 130 to both
+    assert process.returncode in (130, -signal.SIGINT)
     assert "continue with: selftaught star --out runs/a --iterations 1" in told
     assert "Traceback" not in told
