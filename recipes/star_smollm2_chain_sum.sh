@@ -4,7 +4,7 @@
 #
 #   bash recipes/star_smollm2_chain_sum.sh [MODEL_DIR] [RUN_DIR]
 #
-# Measured 2026-11-21 at commit c485223, 2 cores at 2.5 GHz (AVX-512, no AMX), float32, seed 0, 300 test
+# Measured 2026-11-21 at commit 1c1059c, 2 cores at 2.5 GHz (AVX-512, no AMX), float32, seed 0, 300 test
 # problems, with 6 worked examples in the prompt, greedy, without the baselines:
 #   base (plain few-shot)    19.3%  [15.3, 24.2]
 #   STaR, iteration 1        32.7%  [27.6, 38.2]
