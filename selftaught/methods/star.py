@@ -444,7 +444,7 @@ def _measure(
         )
 
 
-def _sft_config(star: Star, iteration: int, folder: Path) -> Any:
+def _sft_config(star: Star, iteration: int, folder: Path, **changes: Any) -> Any:
     """TRL's settings of an iteration's fine-tuning."""
     config = star.config
     options = {
@@ -460,11 +460,11 @@ def _sft_config(star: Star, iteration: int, folder: Path) -> Any:
         "save_steps": config.save_steps,
         "seed": config.seed + iteration,
     }
-    return sft_config(folder, **(options | config.training))
+    return sft_config(folder, **(options | config.training | changes))
 
 
 def _train(
-    star: Star, start: str, examples: Sequence[Example], iteration: int, out: Path
+    star: Star, start: str, examples: Sequence[Example], iteration: int, out: Path, **changes: Any
 ) -> Training:
     """One fine-tuning on the union of both kinds of example (line 7)."""
     config = star.config
@@ -473,12 +473,12 @@ def _train(
         lora = lora_config(
             r=config.lora_r, alpha=config.lora_alpha, target_modules=config.lora_target_modules
         )
-    steps = max(config.steps(iteration), 0)
+    steps = changes.get("max_steps") or max(config.steps(iteration), 0)
     with star.watch.progress(f"iteration {iteration}: training", steps) as advance:
         return train_sft(
             start,
             examples,
-            _sft_config(star, iteration, out / "training"),
+            _sft_config(star, iteration, out / "training", **changes),
             out=out / "model",
             peft_config=lora,
             progress=advance,
@@ -546,7 +546,7 @@ def _finish(star: Star, rows: Sequence[Row], stopped: str | None = None) -> Row:
         if best
         else star.base,
         "test": {name: evaluation.to_dict() for name, evaluation in tested.items()},
-        "comparisons": [one.to_dict() for one in _baselines(star, best)],
+        "comparisons": [one.to_dict() for one in _baselines(star, rows, best)],
         "minutes": sum(sum(row["seconds"].values()) for row in rows) / 60,
     }
     text = json.dumps(summary, indent=2, ensure_ascii=False) + "\n"
@@ -561,9 +561,9 @@ def _test(star: Star, model: str, style: PromptStyle, name: str, store: str) -> 
     return _measure(star, model, star.test, style, path, name)
 
 
-def _baselines(star: Star, best: int) -> list[Evaluation]:
-    """The paper's rows without rationales: worked examples with answers only, and fine-tuning on
-    (question, answer) for as many steps as the best iteration had."""
+def _baselines(star: Star, rows: Sequence[Row], best: int) -> list[Evaluation]:
+    """The paper's rows without rationales: worked examples with answers only, and fine-tuning the
+    base on (question, answer) for as many steps as lie between it and the best iteration."""
     if not star.config.baselines:
         return []
     style = star.prompt(0)
@@ -577,7 +577,12 @@ def _baselines(star: Star, best: int) -> list[Evaluation]:
         for problem in star.train
     ]
     last = max(best, 1)
-    trained = _train(star, star.base, examples, last, star.config.out / f"direct-{last}")
+    seen = rows[last : last + 1] if star.config.from_base else rows[1 : last + 1]
+    if not seen:
+        return [untrained]
+    steps = sum(row["training"]["steps"] for row in seen)
+    folder = star.config.out / f"direct-{last}"
+    trained = _train(star, star.base, examples, last, folder, max_steps=steps)
     name = "direct answers, fine-tuned"
     return [untrained, _test(star, str(trained.model), target, name, f"direct-{last}")]
 
