@@ -1,5 +1,6 @@
 """STaR's own part: whom it asks again, what it keeps, how long it trains, when it stops."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from selftaught.methods.star import (
     best_iteration,
     bootstrap,
     open_star,
+    run_star,
     why_stop,
 )
 from selftaught.prompts import PromptStyle
@@ -170,3 +172,29 @@ def test_settings_that_cannot_be_are_refused(option: dict, told: str):
 def test_greedy_with_many_samples_is_refused_before_anything_runs(tmp_path: Path):
     with pytest.raises(ValueError, match="4 equal completions"):
         open_star(StarConfig(n=4, out=tmp_path), Watch())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("from_base", [True, False])
+def test_the_direct_answer_baseline_trains_as_long_as_the_best_model(
+    tmp_path: Path, from_base: bool
+):
+    config = StarConfig.embedded(
+        out=tmp_path / "run",
+        task_options={"digits": "1-3", "train": 60, "validation": 20, "test": 20},
+        iterations=2,
+        start_steps=6,
+        add_steps=2,
+        schedule="add",
+        from_base=from_base,
+        keep_models="all",
+        baselines=True,
+    )
+    summary = run_star(config)
+    names = [row["name"] for row in summary["comparisons"]]
+    assert names == ["direct answers, base", "direct answers, fine-tuned"]
+    best = max(summary["best"], 1)
+    lengths = [6, 8][:best]  # 6 steps, then 2 more
+    told = json.loads((tmp_path / "run" / f"direct-{best}" / "model" / "training.json").read_text())
+    assert told["steps"] == (lengths[-1] if from_base else sum(lengths))
+    assert told["trained_on"] == len(open_star(config, Watch()).train)
