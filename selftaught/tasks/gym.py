@@ -9,6 +9,7 @@ import difflib
 import io
 import itertools
 import random
+import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -83,10 +84,14 @@ def gym(
         for split in SPLITS
     }
     examples = own or [_answered(entry, at) for at, entry in enumerate(drawn["shots"])]
+
+    def shown(problem: Problem) -> Sequence[Problem]:
+        return _like(problem, examples) if own is CHAIN_SUM else examples
+
     return Task(
         name=f"gym {name}",
         problems=lambda split: split_named(lambda: splits, split, f"gym {name}"),
-        prompt=PromptStyle(name="few-shot", shots=lambda problem: examples),
+        prompt=PromptStyle(name="few-shot", shots=shown),
         extract=_extraction([problem.gold for part in splits.values() for problem in part]),
         equal=_scored(name, config or {}, drawn) if name in SCORED else _same,
         hint=answer_in_brackets,
@@ -266,13 +271,36 @@ def _sum(number: int, expression: str, steps: str, gold: str) -> Problem:
 
 
 CHAIN_SUM = (
-    _sum(1, "12 + 7 - 3", "12 + 7 - 3 = 19 - 3 = 16", "16"),
-    _sum(2, "5 - 8", "5 - 8 = -3", "-3"),
-    _sum(3, "34 + 52", "34 + 52 = 86", "86"),
-    _sum(4, "9 - 4 + 6", "9 - 4 + 6 = 5 + 6 = 11", "11"),
-    _sum(5, "71 - 25 - 30", "71 - 25 - 30 = 46 - 30 = 16", "16"),
-    _sum(6, "18 + 64 - 90", "18 + 64 - 90 = 82 - 90 = -8", "-8"),
+    _sum(1, "5 - 8", "5 - 8 = -3", "-3"),
+    _sum(2, "34 + 52", "34 + 52 = 86", "86"),
+    _sum(3, "43 - 67", "43 - 67 = -24", "-24"),
+    _sum(4, "3 + 4", "3 + 4 = 7", "7"),
+    _sum(5, "80 - 46", "80 - 46 = 34", "34"),
+    _sum(6, "55 + 38", "55 + 38 = 93", "93"),
+    _sum(7, "9 - 2", "9 - 2 = 7", "7"),
+    _sum(8, "27 + 64", "27 + 64 = 91", "91"),
+    _sum(9, "12 + 7 - 3", "12 + 7 = 19. 19 - 3 = 16", "16"),
+    _sum(10, "9 - 4 + 6", "9 - 4 = 5. 5 + 6 = 11", "11"),
+    _sum(11, "71 - 25 - 30", "71 - 25 = 46. 46 - 30 = 16", "16"),
+    _sum(12, "18 + 64 - 90", "18 + 64 = 82. 82 - 90 = -8", "-8"),
+    _sum(13, "6 + 8 + 7", "6 + 8 = 14. 14 + 7 = 21", "21"),
+    _sum(14, "2 - 9 - 1", "2 - 9 = -7. -7 - 1 = -8", "-8"),
+    _sum(15, "55 + 38 + 21", "55 + 38 = 93. 93 + 21 = 114", "114"),
+    _sum(16, "27 - 59 + 14", "27 - 59 = -32. -32 + 14 = -18", "-18"),
 )
+
+
+def _terms(question: str) -> int:
+    return len(re.findall(r"\d+", question))
+
+
+def _like(problem: Problem, shots: Sequence[Problem]) -> Sequence[Problem]:
+    """The worked sums with as many terms as the problem; beyond them, the longest there are.
+
+    A small model shown both kinds adds a step to short sums and leaves one out of long ones.
+    """
+    wanted = min(_terms(problem.question), max(_terms(shot.question) for shot in shots))
+    return [shot for shot in shots if _terms(shot.question) == wanted] or shots
 
 
 def _equation(number: int, equation: str, steps: str, gold: str) -> Problem:
