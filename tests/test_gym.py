@@ -1,9 +1,12 @@
 """reasoning-gym tasks: what is drawn, what is asked and what counts as right."""
 
+import itertools
 import json
 import os
+import re
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
@@ -72,11 +75,27 @@ def test_worked_examples_of_ours_are_right_at_every_step():
         *steps, last = shot.rationale.removesuffix(".").split(". The answer is ")
         assert last == shot.gold
         asked = shot.question.split(": ")[1].removesuffix(" =")
-        stages = steps[0].split(" = ")  # the sum, then what is left of it, then its value
-        assert stages[0] == asked
-        assert {evaluated(stage) for stage in stages} == {int(shot.gold)}
-        lengths = [len(stage.split()) for stage in stages]
-        assert lengths == list(range(lengths[0], 0, -2))
+        terms = asked.replace("- ", "-").replace("+ ", "").split()
+        sums = list(itertools.accumulate(map(int, terms)))
+        signed = asked.split()[1:]
+        want = [
+            f"{before} {sign} {term} = {after}"
+            for before, sign, term, after in zip(
+                sums, signed[::2], signed[1::2], sums[1:], strict=False
+            )
+        ]
+        assert steps[0].split(". ") == want
+        assert str(sums[-1]) == shot.gold
+
+
+@pytest.mark.parametrize(
+    ("asked", "terms"), [("4 + 5 =", 2), ("4 + 5 - 6 =", 3), ("1 + 2 + 3 + 4 =", 3)]
+)
+def test_a_sum_is_shown_worked_sums_of_its_own_length(sums, asked: str, terms: int):
+    problem = replace(sums.problems("test")[0], question=f"arithmetic problem: {asked}")
+    shown = sums.prompt.shots(problem)
+    assert len(shown) == 8
+    assert {len(re.findall(r"\d+", shot.question)) for shot in shown} == {terms}
 
 
 def test_worked_equations_are_solved_by_their_golds():
@@ -97,7 +116,8 @@ def test_the_prompt_ends_in_the_problem_and_the_hint_is_its_answer(sums):
     assert sums.prompt(problem).endswith(f"\n\nQ: {problem.question}\nA:")
     shown = hinted(sums.prompt, sums.hint)(problem)
     assert shown.endswith(f"\n\nQ: {problem.question} ({problem.gold})\nA:")
-    assert f"{CHAIN_SUM[0].question} ({CHAIN_SUM[0].gold})\nA: " in shown
+    worked = sums.prompt.shots(problem)[0]
+    assert f"{worked.question} ({worked.gold})\nA: " in shown
 
 
 @pytest.mark.parametrize(
