@@ -1,0 +1,428 @@
+"""Causal attention over a text and, for thoughts, over the text before a position and the thought
+itself, under one softmax.
+
+The model's own code runs unchanged: this attention comes in by transformers' `AttentionInterface`,
+what a token may see by its `AttentionMaskInterface`, as the model's own rule for each layer (causal,
+sliding window, chunks). What is computed is decided by the *pass* that travels through the model in
+place of a mask: `Reading` for the text, `Thinking` for thoughts.
+
+A thought token at position j sees the text up to j and the earlier tokens of its own thought. So its
+scores have two parts: many queries against the shared keys of the text (one matrix product), and
+every thought against itself (small products, no mask of positions by positions).
+
+Shapes: B texts, T text tokens, R rows (one per text, thought and position), J positions per text,
+U new tokens of a row, S tokens of a row so far, P text tokens that are seen, H query heads, K
+key-value heads, G query heads per key-value head, Q queries of a group (G U), D head width.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from transformers import AttentionInterface, PreTrainedModel
+from transformers.masking_utils import AttentionMaskInterface
+
+ATTENTION = "quiet_thoughts"
+HIDDEN = -30000.0
+"""Added to the score of what must not be seen; finite, so that a query may see no text at all."""
+
+Rule = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
+"""The model's own rule (batch, head, query position, key position) -> seen, of a layer."""
+
+
+class Pass(Protocol):
+    """What the attention does in one forward pass of the model, begun by `under`."""
+
+    def attend(
+        self, layer: int, query: Tensor, key: Tensor, value: Tensor, rule: Rule, form: "Form"
+    ) -> Tensor: ...
+
+
+@dataclass(frozen=True)
+class Form:
+    """What a layer does with its scores."""
+
+    scale: float
+    softcap: float | None = None
+    sink_H: Tensor | None = None
+    """A learned score per head that takes weight and gives nothing (gpt_oss)."""
+
+    @property
+    def plain(self) -> bool:
+        return self.softcap is None and self.sink_H is None
+
+
+def quiet_attention(
+    module: nn.Module,
+    query_BHTD: Tensor,
+    key_BKTD: Tensor,
+    value_BKTD: Tensor,
+    attention_mask: "Seen",
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    softcap: float | None = None,
+    s_aux: Tensor | None = None,
+    **kwargs: object,
+) -> tuple[Tensor, None]:
+    """The attention of every layer, as transformers calls it; the pass does the work."""
+    quiet_pass, rule = attention_mask.quiet_pass, attention_mask.rule
+    layer = module.layer_idx
+    assert isinstance(layer, int)
+    scale = query_BHTD.shape[-1] ** -0.5 if scaling is None else scaling
+    form = Form(scale, softcap, s_aux)
+    # Autocast leaves queries and keys in float32 after their rotation, and values short.
+    query_BHTD, key_BKTD = query_BHTD.to(value_BKTD.dtype), key_BKTD.to(value_BKTD.dtype)
+    out_BHTD = quiet_pass.attend(layer, query_BHTD, key_BKTD, value_BKTD, rule, form)
+    return out_BHTD.transpose(1, 2).contiguous(), None
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What layers get for a mask: it reaches them in every model, and when a layer is computed again."""
+
+    rule: Rule
+    quiet_pass: Pass
+
+
+_CURRENT: ContextVar[Pass] = ContextVar("quiet_pass")
+
+
+def _seen_by_rule(*args: object, mask_function: Rule, **kwargs: object) -> Seen:
+    """In place of a mask of fixed size: the rule itself, for any positions."""
+    return Seen(mask_function, _CURRENT.get())
+
+
+@contextmanager
+def under(quiet_pass: Pass) -> Iterator[None]:
+    """Forward passes begun here are this pass."""
+    token = _CURRENT.set(quiet_pass)
+    try:
+        yield
+    finally:
+        _CURRENT.reset(token)
+
+
+AttentionInterface.register(ATTENTION, quiet_attention)
+AttentionMaskInterface.register(ATTENTION, _seen_by_rule)  # type: ignore[arg-type]
+
+
+@contextmanager
+def thoughtful(model: PreTrainedModel) -> Iterator[None]:
+    """The model with this attention."""
+    own = model.config._attn_implementation or "eager"
+    model.set_attn_implementation(ATTENTION)
+    try:
+        yield
+    finally:
+        model.set_attn_implementation(own)
+
+
+def refusal(base: PreTrainedModel, told: str) -> str:
+    """Why a model cannot be used, and what can."""
+    return (
+        f"{type(base).__name__} cannot think at many positions at once: {told}. Use a model whose layers are all "
+        "attention through transformers' AttentionInterface, such as Llama, Mistral, Qwen or Gemma."
+    )
+
+
+def layer_name(base: PreTrainedModel, number: int) -> str:
+    """A layer by number, its class and its parts."""
+    count = base.config.get_text_config().num_hidden_layers
+    stacks = (module for module in base.modules() if isinstance(module, nn.ModuleList))
+    layers = next((stack for stack in stacks if len(stack) == count), None)
+    if layers is None:
+        return f"layer {number}"
+    parts = ", ".join(type(part).__name__ for part in layers[number].children())
+    return f"layer {number} ({type(layers[number]).__name__}: {parts})"
+
+
+def _seen(rule: Rule, query_position: Tensor, key_position: Tensor) -> Tensor:
+    """The rule on two tensors of positions that broadcast."""
+    zero = torch.zeros((), dtype=torch.long, device=query_position.device)
+    return rule(zero, zero, query_position, key_position)
+
+
+@dataclass
+class Gradients:
+    """What thoughts owe the keys and values of the text; sent back through the reading pass once."""
+
+    key_BKTD: list[Tensor | None]
+    value_BKTD: list[Tensor | None]
+    scale: Tensor | float = 1.0
+
+
+class _Inject(torch.autograd.Function):
+    """The tensor itself; its gradient is increased by what `owed` holds by then."""
+
+    @staticmethod
+    def forward(ctx: Any, tensor: Tensor, gradients: Gradients, name: str, layer: int) -> Tensor:
+        ctx.owed = (gradients, name, layer)
+        return tensor.view_as(tensor)
+
+    @staticmethod
+    def backward(ctx: Any, *outputs: Tensor) -> tuple[Tensor, None, None, None]:
+        gradients, name, layer = ctx.owed
+        owed = getattr(gradients, name)[layer]
+        (output,) = outputs
+        return output if owed is None else output + gradients.scale * owed, None, None, None
+
+
+@dataclass
+class Reading:
+    """The pass over the text; keeps the keys and values of every layer."""
+
+    real_BT: Tensor | None
+    """Which tokens are text and not padding, where that is not simply the first ones."""
+    key_BKTD: dict[int, Tensor] = field(default_factory=dict)
+    value_BKTD: dict[int, Tensor] = field(default_factory=dict)
+    gradients: Gradients | None = None
+    _seen: dict[Rule, Tensor] = field(default_factory=dict)
+
+    def attend(
+        self, layer: int, query: Tensor, key: Tensor, value: Tensor, rule: Rule, form: Form
+    ) -> Tensor:
+        self.key_BKTD[layer], self.value_BKTD[layer] = key.detach(), value.detach()
+        if self.gradients is not None and torch.is_grad_enabled():
+            key = _Inject.apply(key, self.gradients, "key_BKTD", layer)
+            value = _Inject.apply(value, self.gradients, "value_BKTD", layer)
+        if rule not in self._seen:
+            at_T = torch.arange(query.shape[2], device=query.device)
+            seen_TT = _seen(rule, at_T[:, None], at_T[None])
+            seen = seen_TT[None, None]
+            if self.real_BT is not None:
+                # A padding token sees itself: a softmax over nothing would not be a number.
+                own_TT = torch.eye(len(at_T), dtype=torch.bool, device=query.device)
+                seen = (seen & self.real_BT[:, None, None]) | own_TT
+            self._seen[rule] = seen
+        seen = self._seen[rule]
+        if form.plain:
+            return nn.functional.scaled_dot_product_attention(
+                query, key, value, attn_mask=seen, scale=form.scale, enable_gqa=True
+            )
+        rows, heads, new, width = query.shape
+        groups = key.shape[1]
+        query_BKQD = query.reshape(rows, groups, -1, width)
+        bias = (~seen).expand(-1, heads // groups, -1, -1).reshape(len(seen), 1, -1, new)
+        out = _joint([(query_BKQD, key, value, bias.to(query.dtype) * HIDDEN)], form, new)
+        return out[0].reshape(rows, heads, new, -1)
+
+
+@dataclass
+class Thinking:
+    """The pass over thoughts: rows of new tokens, each after a text up to a position."""
+
+    key_BKTD: list[Tensor]
+    value_BKTD: list[Tensor]
+    real_BT: Tensor | None
+    position_J: Tensor
+    """The text position of each row, the same ones for every thought and text."""
+    thoughts: int
+    stored: int = 0
+    """Tokens the rows have from earlier passes."""
+    own_key_RKSD: dict[int, Tensor] = field(default_factory=dict)
+    own_value_RKSD: dict[int, Tensor] = field(default_factory=dict)
+    keep: bool = False
+    """Whether later passes continue these rows."""
+    _biases: dict[Rule, tuple[Tensor, Tensor]] = field(default_factory=dict)
+
+    def next(self, new: int) -> None:
+        """Count the tokens of the pass that ended."""
+        self.stored += new
+        self._biases.clear()
+
+    def attend(
+        self, layer: int, query: Tensor, key: Tensor, value: Tensor, rule: Rule, form: Form
+    ) -> Tensor:
+        if self.keep:
+            if self.stored:
+                key = torch.cat([self.own_key_RKSD[layer], key], 2)
+                value = torch.cat([self.own_value_RKSD[layer], value], 2)
+            self.own_key_RKSD[layer], self.own_value_RKSD[layer] = key, value
+        rows, heads, new, width = query.shape
+        groups, texts = key.shape[1], len(self.key_BKTD[layer])
+        prefix_bias, own_bias = self._bias(rule, query, heads // groups, texts)
+        query_RKQD = query.reshape(rows, groups, -1, width)
+        shown = int(self.position_J[-1]) + 1
+        prefix_key = self.key_BKTD[layer][:, :, :shown]
+        prefix_value = self.value_BKTD[layer][:, :, :shown]
+        if query.device.type == "cpu" and form.plain and key.shape == value.shape:
+            out = _TwoPart.apply(
+                query_RKQD, prefix_key, prefix_value, key, value, prefix_bias, own_bias, form.scale
+            )
+            return out.reshape(rows, heads, new, -1)
+        by_text = query_RKQD.reshape(texts, -1, groups, query_RKQD.shape[2], width).transpose(1, 2)
+        parts = [
+            (by_text.reshape(texts, groups, -1, width), prefix_key, prefix_value, prefix_bias),
+            (query_RKQD, key, value, own_bias),
+        ]
+        prefix_out, own_out = _joint(parts, form, new)
+        prefix_out = prefix_out.view(texts, groups, rows // texts, -1, prefix_out.shape[-1])
+        out = own_out + prefix_out.transpose(1, 2).reshape(own_out.shape)
+        return out.reshape(rows, heads, new, -1)
+
+    def _bias(self, rule: Rule, query: Tensor, per_group: int, texts: int) -> tuple[Tensor, Tensor]:
+        """What hides tokens: of the text [1 or B, 1, NJQ, P], of the own thought [1 or R, 1, Q, S]."""
+        if rule not in self._biases:
+            new = query.shape[2]
+            new_U = torch.arange(self.stored, self.stored + new, device=query.device)
+            own_S = torch.arange(self.stored + new, device=query.device)
+            text_P = torch.arange(int(self.position_J[-1]) + 1, device=query.device)
+            at_JU = self.position_J[:, None] + 1 + new_U
+            seen_JUP = _seen(rule, at_JU[:, :, None], text_P)
+            seen_JUP = seen_JUP & (text_P <= self.position_J[:, None, None])
+            seen_BJUP = seen_JUP[None]
+            if self.real_BT is not None:
+                seen_BJUP = seen_BJUP & self.real_BT[:, None, None, : len(text_P)]
+            shape = (len(seen_BJUP), self.thoughts, len(at_JU), per_group, new, len(text_P))
+            seen = seen_BJUP[:, None, :, None].expand(shape).reshape(shape[0], 1, -1, len(text_P))
+            own_JUS = _seen(rule, at_JU[:, :, None], self.position_J[:, None, None] + 1 + own_S)
+            if bool((own_JUS == own_JUS[:1]).all()):
+                own = own_JUS[:1, None]
+            else:
+                own = own_JUS[None, None, :, None].expand(texts, self.thoughts, -1, 1, -1, -1)
+                own = own.reshape(-1, 1, new, len(own_S))
+            own = own.expand(-1, per_group, -1, -1).reshape(len(own), 1, -1, len(own_S))
+            self._biases[rule] = (
+                (~seen).to(query.dtype) * HIDDEN,
+                (~own).to(query.dtype) * HIDDEN,
+            )
+        return self._biases[rule]
+
+
+def _joint(
+    parts: list[tuple[Tensor, Tensor, Tensor, Tensor]], form: Form, new: int
+) -> list[Tensor]:
+    """Attention over several parts (query, key, value, bias) under one softmax, written out.
+
+    Parts have the same queries, those of the first ordered by text and those of the others by row;
+    each part's share of the output is returned in its own order.
+    """
+    scores = []
+    for query, key, _, bias in parts:
+        score = (query @ key.transpose(-1, -2)) * form.scale
+        if form.softcap is not None:
+            score = form.softcap * torch.tanh(score / form.softcap)
+        scores.append(score + bias)
+    top = scores[-1].logsumexp(-1)
+    if len(parts) == 2:
+        by_row = _by_row(scores[0].logsumexp(-1), top)
+        top = torch.logaddexp(top, by_row)
+    if form.sink_H is not None:
+        groups = top.shape[1]
+        sink_KQ = form.sink_H.view(groups, -1, 1).expand(-1, -1, new).reshape(groups, -1)
+        top = torch.logaddexp(top, sink_KQ.to(top.dtype))
+    out = []
+    for score, (_, _, value, _) in zip(scores, parts, strict=True):
+        total = top if score.shape[:-1] == top.shape else _by_text(top, score.shape[:-1])
+        out.append(torch.exp(score - total[..., None]).to(value.dtype) @ value)
+    return out
+
+
+def _by_row(total_BKX: Tensor, like_RKQ: Tensor) -> Tensor:
+    """From texts with all their queries to rows."""
+    texts, groups = total_BKX.shape[:2]
+    rows, queries = like_RKQ.shape[0], like_RKQ.shape[2]
+    return (
+        total_BKX.view(texts, groups, rows // texts, queries)
+        .transpose(1, 2)
+        .reshape(like_RKQ.shape)
+    )
+
+
+def _by_text(total_RKQ: Tensor, shape: torch.Size) -> Tensor:
+    """From rows to texts with all their queries."""
+    rows, groups, queries = total_RKQ.shape
+    texts = shape[0]
+    return total_RKQ.view(texts, rows // texts, groups, queries).transpose(1, 2).reshape(shape)
+
+
+class _TwoPart(torch.autograd.Function):
+    """Both parts by the CPU's flash kernel.
+
+    The kernel gives the log of its sum of weights, by which the parts are joined. Backwards it
+    recomputes its weights from that log; given the joint one, and the joint output, it returns
+    each part's exact gradients.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        query_RKQD: Tensor,
+        prefix_key: Tensor,
+        prefix_value: Tensor,
+        key: Tensor,
+        value: Tensor,
+        prefix_bias: Tensor,
+        own_bias: Tensor,
+        scale: float,
+    ) -> Tensor:
+        texts = len(prefix_key)
+        query_BKXD = _turn(query_RKQD, texts)
+        prefix_out, prefix_total = _flash(query_BKXD, prefix_key, prefix_value, prefix_bias, scale)
+        own_out, own_total = _flash(query_RKQD, key, value, own_bias, scale)
+        prefix_out = _turn_back(prefix_out, query_RKQD)
+        prefix_total = _by_row(prefix_total, own_total)
+        share = torch.sigmoid(prefix_total - own_total)[..., None].to(own_out.dtype)
+        out = torch.lerp(own_out, prefix_out, share)
+        total = torch.logaddexp(prefix_total, own_total)
+        ctx.save_for_backward(
+            query_RKQD, prefix_key, prefix_value, key, value, prefix_bias, own_bias, out, total
+        )
+        ctx.scale = scale
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *outputs: Tensor) -> tuple[Tensor | None, ...]:
+        query, prefix_key, prefix_value, key, value, prefix_bias, own_bias, out, total = (
+            ctx.saved_tensors
+        )
+        (grad,) = outputs
+        grad, texts = grad.contiguous(), len(prefix_key)
+        x_shape = torch.Size((texts, key.shape[1], query.shape[0] // texts * query.shape[2]))
+        prefix_query, prefix_key_grad, prefix_value_grad = _flash_backward(
+            _turn(grad, texts), _turn(query, texts), prefix_key, prefix_value, _turn(out, texts),
+            _by_text(total, x_shape), prefix_bias, ctx.scale,
+        )  # fmt: skip
+        query_grad, key_grad, value_grad = _flash_backward(
+            grad, query, key, value, out, total, own_bias, ctx.scale
+        )
+        query_grad = query_grad + _turn_back(prefix_query, query)
+        return (
+            query_grad, prefix_key_grad, prefix_value_grad, key_grad, value_grad, None, None, None
+        )  # fmt: skip
+
+
+def _turn(tensor_RKQD: Tensor, texts: int) -> Tensor:
+    """From rows to texts with all their queries."""
+    rows, groups, queries, width = tensor_RKQD.shape
+    by_text = tensor_RKQD.view(texts, rows // texts, groups, queries, width).transpose(1, 2)
+    return by_text.reshape(texts, groups, -1, width)
+
+
+def _turn_back(tensor_BKXD: Tensor, like_RKQD: Tensor) -> Tensor:
+    """From texts with all their queries to rows."""
+    texts, groups = tensor_BKXD.shape[:2]
+    rows, _, queries, width = like_RKQD.shape
+    by_row = tensor_BKXD.view(texts, groups, rows // texts, queries, width).transpose(1, 2)
+    return by_row.reshape(like_RKQD.shape)
+
+
+def _flash(
+    query: Tensor, key: Tensor, value: Tensor, bias: Tensor, scale: float
+) -> tuple[Tensor, Tensor]:
+    return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
+        query, key, value, attn_mask=bias, scale=scale
+    )
+
+
+def _flash_backward(
+    grad: Tensor, query: Tensor, key: Tensor, value: Tensor, out: Tensor, total: Tensor,
+    bias: Tensor, scale: float,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
+        grad, query, key, value, out, total, 0.0, False, attn_mask=bias, scale=scale
+    )

@@ -1,0 +1,118 @@
+"""What is learned from: the mixed prediction of the next true tokens, and REINFORCE for thoughts.
+
+Shapes: B texts, T text tokens, N thoughts per position, J positions, S thought tokens, K lookahead
+tokens, D hidden width, V vocabulary, X any number of tokens.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+from torch.utils.checkpoint import checkpoint
+
+from selftaught.quiet.mixing import MixingHead
+from selftaught.quiet.thoughts import Head
+
+IGNORED = -100
+"""The label of a token without loss, in torch and transformers."""
+
+
+def log_probs(head: Head, hidden_XD: Tensor, target_X: Tensor) -> Tensor:
+    """Log-probability of each target token in nats, 0 where it is ignored: `[X]`."""
+    logits_XV = _precise(head(hidden_XD))
+    return -cross_entropy(logits_XV, target_X, reduction="none", ignore_index=IGNORED)
+
+
+def text_log_probs(head: Head, hidden_BTD: Tensor, target_BT: Tensor, tokens: int) -> Tensor:
+    """`log_probs` of a text, `tokens` at a time; their logits are computed again backwards."""
+    hidden_XD, target_X = hidden_BTD.flatten(0, 1), target_BT.flatten()
+    parts = [
+        checkpoint(log_probs, head, hidden, target, use_reentrant=False)
+        for hidden, target in zip(hidden_XD.split(tokens), target_X.split(tokens), strict=True)
+    ]
+    return torch.cat(parts).view(target_BT.shape)
+
+
+def _precise(logits: Tensor) -> Tensor:
+    """Short types in float32; a log of a sum of 49,000 numbers needs it."""
+    return logits.float() if logits.dtype in (torch.bfloat16, torch.float16) else logits
+
+
+def thought_log_probs(
+    head: Head,
+    hidden_RSD: Tensor,
+    thought_RS: Tensor,
+    never: tuple[int, ...],
+    temperature: float,
+) -> Tensor:
+    """Log-probability of each thought token at a temperature, among what a thought may have: `[R, S]`.
+
+    The authors compute it at temperature 3 whatever the thoughts were drawn at.
+    """
+    logits_RSV = _precise(head(hidden_RSD)) / temperature
+    banned_V = torch.zeros_like(logits_RSV[0, 0])
+    banned_V[list(never)] = -torch.inf
+    total_RS = (logits_RSV + banned_V).logsumexp(-1)
+    return logits_RSV.gather(-1, thought_RS[..., None])[..., 0] - total_RS
+
+
+def mixed_log_probs(
+    head: Head,
+    mixing: MixingHead,
+    mix: str,
+    without_BJKD: Tensor,
+    without_log_prob_BJK: Tensor,
+    with_BNJKD: Tensor,
+    target_BJK: Tensor,
+) -> tuple[Tensor, Tensor]:
+    """Log-probability of the next true tokens after each thought, and the thought's weight: `[B, N, J, K]`.
+
+    mix "log_probs": `w log p_with + (1 - w) log p_without`, not normalised again (Algorithm 1 of
+    Zelikman et al. 2024, arXiv:2403.09629, with w for the thought). mix "hidden": the states are
+    mixed and go through the head once, as in the authors' code.
+    """
+    thoughts = with_BNJKD.shape[1]
+    without_BNJKD = without_BJKD[:, None].expand(-1, thoughts, -1, -1, -1)
+    target_BNJK = target_BJK[:, None].expand(-1, thoughts, -1, -1)
+    weight_BNJK = mixing(without_BNJKD, with_BNJKD)
+    shown_BNJKD = with_BNJKD
+    if mix == "hidden":
+        shown_BNJKD = torch.lerp(without_BNJKD, with_BNJKD, weight_BNJK[..., None])
+    log_prob_BNJK = log_probs(head, shown_BNJKD.flatten(0, 3), target_BNJK.flatten())
+    log_prob_BNJK = log_prob_BNJK.view(target_BNJK.shape)
+    if mix == "log_probs":
+        weight_BNJK = _precise(weight_BNJK)
+        log_prob_BNJK = torch.lerp(without_log_prob_BJK[:, None].expand_as(log_prob_BNJK), log_prob_BNJK, weight_BNJK)  # fmt: skip
+    return log_prob_BNJK, weight_BNJK
+
+
+@dataclass(frozen=True)
+class Rewards:
+    """How much each thought helped, in nats over its lookahead: `[B, N, J]`."""
+
+    reward_BNJ: Tensor
+    """Gain over the prediction without a thought."""
+    advantage_BNJ: Tensor
+    """Gain over the position's other thoughts, nothing below zero; no gradient flows through it."""
+
+
+def rewards(baseline: str, without_BJK: Tensor, mixed_BNJK: Tensor) -> Rewards:
+    """What REINFORCE multiplies, from log-probabilities of the true tokens.
+
+    baseline "log_mean": the log of the thoughts' mean probability of each token (Algorithm 1).
+    baseline "mean_log": the mean of their log-probabilities; with one thought per position the
+    prediction without it (the authors' code).
+    """
+    without_BJK, mixed_BNJK = without_BJK.detach(), mixed_BNJK.detach()
+    reward_BNJ = (mixed_BNJK - without_BJK[:, None]).sum(-1)
+    if baseline == "log_mean":
+        thoughts = mixed_BNJK.shape[1]
+        mean_BJK = mixed_BNJK.logsumexp(1) - math.log(thoughts)
+        advantage_BNJ = (mixed_BNJK - mean_BJK[:, None]).sum(-1)
+    elif mixed_BNJK.shape[1] > 1:
+        advantage_BNJ = reward_BNJ - reward_BNJ.mean(1, keepdim=True)
+    else:
+        advantage_BNJ = reward_BNJ
+    return Rewards(reward_BNJ, advantage_BNJ.clamp(min=0))

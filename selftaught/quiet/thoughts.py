@@ -1,0 +1,221 @@
+"""Read the text, think at many positions at once, talk after each thought.
+
+Shapes: B texts, T text tokens, N thoughts per position, J positions, R rows (B N J, in this order),
+S sampled thought tokens, K lookahead tokens, U tokens of a row (start, S thought tokens, end, K - 1
+true tokens), D hidden width, V vocabulary.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from selftaught.quiet.attention import (
+    Gradients,
+    Pass,
+    Reading,
+    Thinking,
+    layer_name,
+    refusal,
+    under,
+)
+
+Head = Callable[[Tensor], Tensor]
+"""From hidden states to logits."""
+
+
+@dataclass(frozen=True)
+class Marks:
+    """The tokens around a thought."""
+
+    start: int
+    end: int
+    never: tuple[int, ...]
+    """What a thought never has: start, end, padding."""
+    gradient: float
+    """Factor of the gradient that reaches the embeddings of start and end."""
+
+
+@dataclass(frozen=True)
+class Prefix:
+    """A text that was read."""
+
+    ids_BT: Tensor
+    hidden_BTD: Tensor
+    key_BKTD: list[Tensor]
+    value_BKTD: list[Tensor]
+    position_BT: Tensor
+    real_BT: Tensor | None
+
+
+def input_matrix(base: PreTrainedModel) -> nn.Embedding:
+    """The layer that gives the embeddings of tokens."""
+    return base.get_input_embeddings()  # type: ignore[return-value]
+
+
+def decoder(base: PreTrainedModel) -> nn.Module:
+    """The model without its head."""
+    found = base.get_decoder()
+    return base.get_submodule("model") if found is base else found  # Llama 4 names itself
+
+
+def output_matrix(base: PreTrainedModel) -> nn.Linear:
+    """The linear layer that gives a causal language model's logits."""
+    matrix = base.get_output_embeddings()
+    if matrix is None:
+        raise ValueError(
+            f"Expected a causal language model, got {type(base).__name__}, which has no head over "
+            "a vocabulary; load it with AutoModelForCausalLM."
+        )
+    return matrix  # type: ignore[return-value]
+
+
+def language_head(base: PreTrainedModel) -> Head:
+    """The model's own way from its last hidden state to logits, for any states.
+
+    A matrix, then what a configuration may ask for: a factor (cohere), a divisor (granite) and a
+    soft cap (gemma 2).
+    """
+    config = base.config.get_text_config().to_dict()
+    factor = config.get("logit_scale") or 1.0
+    divisor = config.get("logits_scaling") or 1.0
+    cap = config.get("final_logit_softcapping")
+    matrix = output_matrix(base)
+
+    def head(hidden: Tensor) -> Tensor:
+        logits = matrix(hidden)
+        if factor != 1.0 or divisor != 1.0:
+            logits = logits * (factor / divisor)
+        return logits if cap is None else cap * torch.tanh(logits / cap)
+
+    return head
+
+
+def _run(base: PreTrainedModel, embedding: Tensor, position: Tensor, quiet_pass: Pass) -> Tensor:
+    """The last hidden states of one forward pass."""
+    # With a mask of ones nothing is taken for packed texts; the pass knows what is padding.
+    ones = torch.ones(position.shape, dtype=torch.long, device=position.device)
+    with under(quiet_pass):
+        out = decoder(base)(
+            inputs_embeds=embedding, position_ids=position, attention_mask=ones, use_cache=False
+        )
+    return out.last_hidden_state
+
+
+def read(
+    base: PreTrainedModel,
+    ids_BT: Tensor,
+    mask_BT: Tensor | None,
+    gradients: Gradients | None = None,
+) -> Prefix:
+    """The text's hidden states, keys and values, in one ordinary forward pass."""
+    real_BT = None if mask_BT is None else mask_BT.bool()
+    position_BT = torch.arange(ids_BT.shape[1], device=ids_BT.device).expand_as(ids_BT)
+    if real_BT is not None:
+        if bool((real_BT[:, 1:] <= real_BT[:, :-1]).all()):
+            real_BT = None  # padding at the end is never seen from before it
+        else:
+            position_BT = (real_BT.long().cumsum(1) - 1).clamp(min=0)
+    reading = Reading(real_BT, gradients=gradients)
+    hidden_BTD = _run(base, input_matrix(base)(ids_BT), position_BT, reading)
+    layers = range(base.config.get_text_config().num_hidden_layers)
+    for layer in layers:
+        if layer not in reading.key_BKTD:
+            told = f"{layer_name(base, layer)} does not use attention that can be replaced"
+            raise ValueError(refusal(base, told))
+    keys = [reading.key_BKTD[layer] for layer in layers]
+    values = [reading.value_BKTD[layer] for layer in layers]
+    return Prefix(ids_BT, hidden_BTD, keys, values, position_BT, real_BT)
+
+
+def _thinking(prefix: Prefix, position_J: Tensor, thoughts: int, *, keep: bool) -> Thinking:
+    return Thinking(
+        prefix.key_BKTD, prefix.value_BKTD, prefix.real_BT, position_J, thoughts, keep=keep
+    )
+
+
+def _row_position(
+    prefix: Prefix, position_J: Tensor, thoughts: int, first: int, new: int
+) -> Tensor:
+    """The position ids of a row's tokens `first` to `first + new`: [R, new]."""
+    at_BJ = prefix.position_BT[:, position_J] + 1 + first
+    at_BNJ = at_BJ[:, None].expand(-1, thoughts, -1).reshape(-1, 1)
+    return at_BNJ + torch.arange(new, device=at_BNJ.device)
+
+
+def think(
+    base: PreTrainedModel,
+    head: Head,
+    prefix: Prefix,
+    position_J: Tensor,
+    uniform_BNJS: Tensor,
+    marks: Marks,
+    temperature: float,
+) -> Tensor:
+    """Thoughts after the given positions, one forward pass per token for all: `[B, N, J, S]`.
+
+    Each token is drawn from the model's distribution at a temperature (0: the likeliest) by
+    inverting its cumulative sum at one uniform number; so a thought depends on nothing but its
+    text, its position and its numbers.
+    """
+    texts, thoughts, positions, length = uniform_BNJS.shape
+    uniform_RS = uniform_BNJS.reshape(-1, length)
+    thinking = _thinking(prefix, position_J, thoughts, keep=True)
+    ids_R = torch.full((len(uniform_RS),), marks.start, device=prefix.ids_BT.device)
+    drawn = []
+    with torch.no_grad():
+        for step in range(length):
+            position_R1 = _row_position(prefix, position_J, thoughts, step, 1)
+            embedding = input_matrix(base)(ids_R[:, None])
+            hidden_R1D = _run(base, embedding, position_R1, thinking)
+            thinking.next(1)
+            logits_RV = head(hidden_R1D[:, 0]).float()
+            logits_RV[:, list(marks.never)] = -torch.inf
+            ids_R = _draw(logits_RV, uniform_RS[:, step], temperature)
+            drawn.append(ids_R)
+    return torch.stack(drawn, 1).view(texts, thoughts, positions, length)
+
+
+def _draw(logits_RV: Tensor, uniform_R: Tensor, temperature: float) -> Tensor:
+    """One token per row."""
+    if temperature == 0:
+        return logits_RV.argmax(-1)
+    sums_RV = (logits_RV / temperature).softmax(-1).cumsum(-1)
+    # Rounding: sums may end a little off 1, and a uniform of nearly 1 lie above the last.
+    want_R1 = (uniform_R * sums_RV[:, -1]).unsqueeze(-1)
+    return torch.searchsorted(sums_RV, want_R1, right=True)[:, 0].clamp(max=sums_RV.shape[1] - 1)
+
+
+def talk(
+    base: PreTrainedModel,
+    prefix: Prefix,
+    position_J: Tensor,
+    thought_BNJS: Tensor,
+    lookahead: int,
+    marks: Marks,
+) -> tuple[Tensor, Tensor]:
+    """Hidden states along the thoughts and after them, in one teacher-forced pass.
+
+    Returns:
+        Those from which the thought's tokens are predicted, `[R, S, D]`, and those from which the
+        next true tokens are, `[R, K, D]`: at the end token and at the true tokens that follow.
+    """
+    texts, thoughts, positions, length = thought_BNJS.shape
+    last = prefix.ids_BT.shape[1] - 1
+    ahead = torch.arange(1, lookahead, device=position_J.device)
+    true_BJK = prefix.ids_BT[:, (position_J[:, None] + ahead).clamp(max=last)]
+    true_BNJK = true_BJK[:, None].expand(-1, thoughts, -1, -1)
+    one = torch.ones_like(thought_BNJS[..., :1])
+    parts = [one * marks.start, thought_BNJS, one * marks.end, true_BNJK]
+    ids_RU = torch.cat(parts, -1).view(texts * thoughts * positions, -1)
+    embedding = input_matrix(base)(ids_RU)
+    if marks.gradient != 1:
+        mark_U = torch.zeros(ids_RU.shape[1], 1, dtype=embedding.dtype, device=embedding.device)
+        mark_U[[0, length + 1]] = marks.gradient - 1
+        embedding = embedding + mark_U * (embedding - embedding.detach())
+    position_RU = _row_position(prefix, position_J, thoughts, 0, ids_RU.shape[1])
+    thinking = _thinking(prefix, position_J, thoughts, keep=False)
+    hidden_RUD = _run(base, embedding, position_RU, thinking)
+    return hidden_RUD[:, :length], hidden_RUD[:, length + 1 :]

@@ -1,0 +1,138 @@
+"""Quiet-STaR's loss from its definition: one ordinary forward pass for every thought."""
+
+import copy
+
+import torch
+from torch import Tensor
+
+from selftaught.quiet.model import QuietConfig, QuietLM
+from selftaught.quiet.thoughts import decoder
+
+START, END, PAD, VOCABULARY = 35, 36, 34, 37
+
+
+def quiet(base: torch.nn.Module, config: QuietConfig) -> QuietLM:
+    """With a mixing head that has begun to trust thoughts."""
+    model = QuietLM(base, config, start=START, end=END, pad=PAD)
+    torch.manual_seed(1)
+    torch.nn.init.normal_(model.mixing.layers[-1].weight, std=0.5)
+    return model.double()
+
+
+def texts(lengths: list[int], *, left: bool = False) -> tuple[Tensor, Tensor]:
+    draw = torch.Generator().manual_seed(2)
+    longest = max(lengths)
+    ids, mask = torch.full((len(lengths), longest), PAD), torch.zeros(len(lengths), longest).long()
+    for row, length in enumerate(lengths):
+        place = slice(longest - length, None) if left else slice(length)
+        ids[row, place] = torch.randint(0, PAD, (length,), generator=draw)
+        mask[row, place] = 1
+    return ids, mask
+
+
+def drawn(config: QuietConfig, ids: Tensor) -> Tensor:
+    shape = (len(ids), config.thoughts, ids.shape[1], config.thought_tokens)
+    return torch.randint(0, PAD, shape, generator=torch.Generator().manual_seed(3))
+
+
+def naive_loss(model: QuietLM, ids: Tensor, mask: Tensor, thoughts: Tensor) -> Tensor:
+    """The loss from its definition: every thought of every position in a forward pass of its own."""
+    config, base = model.config, model.base
+    ahead, length, banned = config.lookahead, config.thought_tokens, [START, END, PAD]
+    talk_nll = [[] for _ in range(ahead)]
+    base_nll, policy, policy_count = [], [], 0
+
+    def states(tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """The last hidden states and the logits."""
+        given = {"input_ids": tokens[None]}
+        if config.embedding_gradient != 1:
+            plain = base.get_input_embeddings()(tokens[None])
+            mark = ((tokens == START) | (tokens == END))[None, :, None]
+            scaled = plain * config.embedding_gradient
+            scaled = scaled - scaled.detach() + plain.detach()
+            given = {"inputs_embeds": torch.where(mark, scaled, plain)}
+        hidden = decoder(base)(**given, use_cache=False).last_hidden_state
+        return hidden[0], base(**given, use_cache=False).logits[0]
+
+    for row, all_thoughts, real in zip(ids, thoughts, mask, strict=True):
+        text = row[real.bool()]
+        offset = int(real.argmax())
+        size = len(text)
+        hidden, without = states(text)
+        without = without.log_softmax(-1)
+        base_nll += [-without[at, text[at + 1]] for at in range(size - 1)]
+        padded = len(row) if config.baseline == "mean_log" else size
+        policy_count += max(padded - ahead - (config.baseline == "mean_log"), 0) * config.thoughts
+        for at in range(size - 1):
+            mixed, whole = [], []
+            for thought in all_thoughts[:, offset + at]:
+                marks = torch.tensor([START, *thought.tolist(), END])
+                with_thought, said = states(
+                    torch.cat([text[: at + 1], marks, text[at + 1 : at + ahead]])
+                )
+                gains = []
+                for k in range(min(ahead, size - 1 - at)):
+                    here = at + length + 2 + k
+                    weight = model.mixing(hidden[at + k], with_thought[here])
+                    target = text[at + k + 1]
+                    if config.mix == "hidden":
+                        state = (1 - weight) * hidden[at + k] + weight * with_thought[here]
+                        log_prob = base.lm_head(state).log_softmax(-1)[target]
+                    else:
+                        log_prob = (1 - weight) * without[at + k, target] + weight * said[
+                            here
+                        ].log_softmax(-1)[target]
+                    talk_nll[k].append(-log_prob)
+                    gains.append((log_prob.detach(), without[at + k, target].detach()))
+                mixed.append(gains)
+                logits = said[at + 1 : at + 1 + length] / config.reinforce_temperature
+                logits = logits.clone()
+                logits[:, banned] = -torch.inf
+                log_probs = logits.log_softmax(-1)[torch.arange(length), thought]
+                whole.append(
+                    log_probs.sum() if config.reinforce_reduction == "sum" else log_probs.mean()
+                )
+            # The authors leave the last such position out, and count padding as tokens of no gain.
+            authors = config.baseline == "mean_log"
+            if at > (len(row) - ahead - 2 if authors else size - ahead - 1):
+                continue
+            policy += [
+                -advantage * log_prob
+                for advantage, log_prob in zip(advantages(config, mixed), whole, strict=True)
+            ]
+    loss = config.base_nll_weight * torch.stack(base_nll).mean()
+    loss = loss + config.nll_weight * sum(torch.stack(k).mean() for k in talk_nll) / ahead
+    return loss + config.reinforce_weight * sum(policy) / policy_count
+
+
+def advantages(config: QuietConfig, mixed: list[list[tuple[Tensor, Tensor]]]) -> list[float]:
+    """Of the thoughts of one position, from (with, without) log-probabilities per lookahead token."""
+    if config.baseline == "log_mean":
+        by_token = zip(*mixed, strict=True)
+        means = [torch.stack([said.exp() for said, _ in token]).mean().log() for token in by_token]
+        found = [
+            sum(said - mean for (said, _), mean in zip(one, means, strict=True)) for one in mixed
+        ]
+    else:
+        found = [sum(said - without for said, without in one) for one in mixed]
+        if len(found) > 1:
+            mean = sum(found) / len(found)
+            found = [one - mean for one in found]
+    return [max(float(one), 0.0) for one in found]
+
+
+def assert_equal_to_naive(
+    model: QuietLM, ids: Tensor, mask: Tensor, *, tolerance: float = 1e-9
+) -> None:
+    """The fast loss and every gradient, to a tolerance."""
+    thoughts = drawn(model.config, ids)
+    slow = copy.deepcopy(model)
+    expected = naive_loss(slow, ids, mask, thoughts)
+    expected.backward()
+    loss = model(ids, mask, thoughts=thoughts).loss
+    loss.backward()
+    torch.testing.assert_close(loss.detach(), expected.detach(), rtol=tolerance, atol=tolerance)
+    for (name, fast), (_, plain) in zip(
+        model.named_parameters(), slow.named_parameters(), strict=True
+    ):
+        torch.testing.assert_close(fast.grad, plain.grad, rtol=tolerance, atol=tolerance, msg=name)

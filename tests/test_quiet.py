@@ -1,0 +1,249 @@
+"""Quiet-STaR: what the authors' code computes, and one ordinary forward pass for every thought."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from naive_quiet import END, PAD, START, VOCABULARY, assert_equal_to_naive, drawn, quiet, texts
+from safetensors.torch import load_file
+from transformers import MistralConfig, MistralForCausalLM, Starcoder2Config, Starcoder2ForCausalLM
+
+from selftaught.quiet.model import QuietConfig, QuietLM
+
+GOLDEN = Path(__file__).parent / "golden" / "quiet_star_official"
+
+
+# --- the authors' code, as numbers ---------------------------------------------------------------
+
+
+def official(case: str, **changes: int) -> tuple[QuietLM, dict]:
+    """The tiny model of a case, in float64, and what the authors' code returned for it."""
+    told = json.loads((GOLDEN / case / "expected.json").read_text())
+    sizes = told["config"]
+    weights = load_file(GOLDEN / case / "weights.safetensors")
+    base = MistralForCausalLM(
+        MistralConfig(
+            vocab_size=sizes["V"],
+            hidden_size=sizes["hidden"],
+            intermediate_size=2 * sizes["hidden"],
+            num_hidden_layers=sizes["layers"],
+            num_attention_heads=sizes["heads"],
+            num_key_value_heads=sizes["kv"],
+            rms_norm_eps=1e-6,
+            sliding_window=None,
+            tie_word_embeddings=False,
+        )
+    ).double()
+    mixing = {name: weights.pop(name) for name in list(weights) if name.startswith("mixing")}
+    base.load_state_dict(weights)
+    config = QuietConfig.authors_code(
+        thought_tokens=sizes["n_ahead"] - 3,
+        lookahead=sizes["n_talk"],
+        thoughts=sizes["n_pass"],
+        reinforce_weight=sizes["policy_beta"],
+        **changes,
+    )
+    model = QuietLM(base, config, start=told["start_id"], end=told["end_id"], pad=None)
+    model.mixing.layers.load_state_dict(
+        {name.removeprefix("mixing_head."): weight for name, weight in mixing.items()}
+    )
+    return model.train(), told
+
+
+@pytest.mark.parametrize("positions_per_chunk", [1, 5, 100])
+@pytest.mark.parametrize("case", ["one_thought_one_token", "two_thoughts", "three_thoughts_padded"])
+def test_the_authors_numbers_come_out(case: str, positions_per_chunk: int):
+    model, told = official(case, positions_per_chunk=positions_per_chunk)
+    out = model(
+        torch.tensor(told["input_ids"]),
+        torch.tensor(told["attention_mask"]),
+        thoughts=torch.tensor(told["thought_tokens"]),
+    )
+    out.loss.backward()
+    near = {"rel": 1e-5}
+    assert out.loss.item() == pytest.approx(told["loss"], **near)
+    assert out.nll_without.item() == pytest.approx(told["base_nll"], **near)
+    assert out.nll_with_K.tolist() == pytest.approx(told["talk_nll"], **near)
+    assert out.reward.item() == pytest.approx(told["policy_reward_mean"], **near)
+    assert out.reinforce.item() == pytest.approx(told["policy_loss"], **near)
+    norms = {
+        name.removeprefix("base.").replace("mixing.layers", "mixing_head"): value.grad.norm().item()
+        for name, value in model.named_parameters()
+    }
+    embedding = model.base.model.embed_tokens.weight.grad
+    norms["start_embedding"] = embedding[told["start_id"]].norm().item()
+    norms["end_embedding"] = embedding[told["end_id"]].norm().item()
+    assert {name: norms[name] for name in told["grad_norms"]} == pytest.approx(
+        told["grad_norms"], **near
+    )
+
+
+# --- one ordinary forward pass for every thought -------------------------------------------------
+
+
+def tiny(**changes: object) -> Starcoder2ForCausalLM:
+    """Grouped heads, rotary positions, and nothing inside that is float32 whatever the weights are."""
+    torch.manual_seed(0)
+    sizes = {
+        "vocab_size": VOCABULARY,
+        "hidden_size": 16,
+        "intermediate_size": 24,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "initializer_range": 0.4,
+        "sliding_window": None,
+        "bos_token_id": None,
+        "eos_token_id": None,
+    }
+    return Starcoder2ForCausalLM(Starcoder2Config(**(sizes | changes))).double()
+
+
+@pytest.mark.parametrize("preset", ["paper", "authors_code"])
+@pytest.mark.parametrize(
+    ("thoughts", "lookahead", "length"), [(1, 1, 1), (2, 4, 3), (3, 2, 2), (4, 6, 1)]
+)
+def test_loss_and_gradients_are_those_of_separate_forward_passes(
+    preset: str, thoughts: int, lookahead: int, length: int
+):
+    config = getattr(QuietConfig, preset)(
+        thoughts=thoughts,
+        lookahead=lookahead,
+        thought_tokens=length,
+        reinforce_weight=3.0,
+        positions_per_chunk=3,
+    )
+    assert_equal_to_naive(quiet(tiny(), config), *texts([9, 7]))
+
+
+@pytest.mark.parametrize("preset", ["paper", "authors_code"])
+def test_padding_on_either_side_changes_nothing(preset: str):
+    config = getattr(QuietConfig, preset)(
+        thoughts=2, lookahead=2, thought_tokens=2, reinforce_weight=3.0, positions_per_chunk=4
+    )
+    ids, mask = texts([8, 5], left=True)
+    if preset == "paper":
+        assert_equal_to_naive(quiet(tiny(), config), ids, mask)
+    right = texts([8, 5])
+    thoughts = drawn(config, ids)
+    moved = thoughts.clone()
+    moved[1, :, :5] = thoughts[1, :, 3:]
+    model = quiet(tiny(), config)
+    left_out, right_out = model(ids, mask, thoughts=thoughts), model(*right, thoughts=moved)
+    torch.testing.assert_close(left_out.nll_with_K, right_out.nll_with_K, rtol=1e-12, atol=0)
+
+
+# --- drawing thoughts ----------------------------------------------------------------------------
+
+
+def small(**changes: object) -> QuietConfig:
+    sizes: dict = {"thoughts": 2, "lookahead": 2, "thought_tokens": 3, "reinforce_weight": 2.0}
+    return QuietConfig.paper(**(sizes | changes))
+
+
+def test_thoughts_depend_on_the_seed_and_not_on_chunks():
+    ids, mask = texts([9, 6])
+    outs = [
+        quiet(tiny(), small(positions_per_chunk=chunk))(ids, mask, seed=seed)
+        for chunk, seed in ((1, 5), (3, 5), (100, 5), (100, 6))
+    ]
+    one, three, all_at_once, other = (out.thought_BNTS for out in outs)
+    assert torch.equal(one, three)
+    assert torch.equal(one, all_at_once)
+    assert not torch.equal(one, other)
+    torch.testing.assert_close(outs[0].loss, outs[2].loss, rtol=1e-12, atol=0)
+
+
+def test_greedy_thoughts_are_those_of_ordinary_greedy_decoding():
+    model = quiet(tiny(), small(temperature=0.0))
+    ids, mask = texts([7, 7])
+    thoughts = model(ids, mask).thought_BNTS
+    never = [START, END, PAD]
+    for row, by_thought in zip(ids, thoughts, strict=True):
+        for at in range(6):
+            tokens = [*row[: at + 1].tolist(), START]
+            for _ in range(3):
+                logits = model.base(torch.tensor([tokens])).logits[0, -1].clone()
+                logits[never] = -torch.inf
+                tokens.append(int(logits.argmax()))
+            for thought in by_thought[:, at]:
+                assert thought.tolist() == tokens[at + 2 :]
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.5])
+def test_thoughts_come_from_the_models_distribution(temperature: float):
+    base = tiny(initializer_range=0.15)
+    model = quiet(base, small(thoughts=4, thought_tokens=1, temperature=temperature))
+    text = torch.tensor([3, 14, 15])
+    draws = 1500
+    with torch.no_grad():
+        thoughts = model(text.expand(draws, -1)).thought_BNTS[:, :, 1, 0].flatten()
+        logits = base(torch.tensor([[3, 14, START]])).logits[0, -1] / temperature
+    logits[[START, END, PAD]] = -torch.inf
+    wanted = logits.softmax(-1) * len(thoughts)
+    counts = torch.bincount(thoughts, minlength=VOCABULARY)
+    assert counts[[START, END, PAD]].sum() == 0
+    many = wanted >= 5
+    distance = ((counts - wanted) ** 2 / wanted)[many].sum().item()
+    freedom = int(many.sum()) - 1
+    assert freedom > 10
+    # The mean of a chi-square variable is its degrees of freedom, its variance twice that.
+    assert abs(distance - freedom) < 5 * (2 * freedom) ** 0.5
+
+
+# --- the ways it is trained ----------------------------------------------------------------------
+
+
+def gradients(model: QuietLM, *, share: float = 1.0) -> dict[str, torch.Tensor]:
+    ids, mask = texts([9, 6])
+    (model(ids, mask, seed=1).loss * share).backward()
+    return {name: weight.grad for name, weight in model.named_parameters() if weight.requires_grad}
+
+
+def test_a_share_of_the_loss_gives_that_share_of_every_gradient():
+    whole, quarter = (gradients(quiet(tiny(), small()), share=share) for share in (1.0, 0.25))
+    for name in whole:
+        torch.testing.assert_close(quarter[name], whole[name] / 4, rtol=1e-9, atol=1e-12)
+
+
+def test_gradient_checkpointing_changes_no_gradient():
+    plain = gradients(quiet(tiny(), small()).train())
+    model = quiet(tiny(), small()).train()
+    model.gradient_checkpointing_enable()
+    assert model.base.is_gradient_checkpointing
+    found = gradients(model)
+    for name in plain:
+        torch.testing.assert_close(found[name], plain[name], rtol=1e-9, atol=1e-9)
+
+
+def test_measuring_gives_the_loss_of_training():
+    model = quiet(tiny(), small())
+    ids, mask = texts([9, 6])
+    with torch.no_grad():
+        measured = model(ids, mask, seed=1).loss
+    torch.testing.assert_close(measured, model(ids, mask, seed=1).loss.detach(), rtol=1e-12, atol=0)
+
+
+def test_an_adapter_learns_alone():
+    from peft import LoraConfig
+
+    base = tiny()
+    base.add_adapter(LoraConfig(r=2, target_modules=["q_proj", "v_proj"], init_lora_weights=False))
+    found = gradients(quiet(base, small()))
+    adapted = {name for name in found if "lora" in name}
+    assert len(adapted) == 8
+    assert all(("lora" in name) or name.startswith("mixing") for name in found)
+    assert all(float(found[name].abs().max()) > 0 for name in adapted)
+
+
+def test_bfloat16_is_near_float32():
+    exact = quiet(tiny(), small()).float()
+    rounded = quiet(tiny(), small()).float()
+    ids, mask = texts([9, 6])
+    thoughts = drawn(small(), ids)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        near = rounded(ids, mask, thoughts=thoughts).loss
+    near.backward()
+    assert near.item() == pytest.approx(exact(ids, mask, thoughts=thoughts).loss.item(), rel=0.1)
+    assert all(torch.isfinite(weight.grad).all() for weight in rounded.parameters())

@@ -1,0 +1,79 @@
+"""A model that thinks, made of an ordinary one, saved, opened, and refused when its parts do not fit."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from selftaught.quiet.folder import make_quiet, open_quiet, save_quiet
+from selftaught.quiet.model import QuietConfig, QuietLM
+
+SMALL = QuietConfig.paper(thought_tokens=2, lookahead=2)
+
+
+def made(folder: Path, config: QuietConfig = SMALL) -> tuple[QuietLM, AutoTokenizer]:
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    base = AutoModelForCausalLM.from_pretrained(folder)
+    return make_quiet(base, tokenizer, config), tokenizer
+
+
+def test_the_new_tokens_start_as_the_initial_text(tiny_model_dir: Path):
+    before = AutoModelForCausalLM.from_pretrained(tiny_model_dir)
+    model, tokenizer = made(tiny_model_dir)
+    dash = tokenizer("---").input_ids[0]
+    assert tokenizer.convert_ids_to_tokens([model.marks.start, model.marks.end]) == [
+        "<|startofthought|>",
+        "<|endofthought|>",
+    ]
+    new, old = model.base.get_input_embeddings().weight, before.get_input_embeddings().weight
+    assert len(new) == len(old) + 2
+    for token in (model.marks.start, model.marks.end):
+        torch.testing.assert_close(new[token], old[dash], rtol=0, atol=0)
+
+
+def test_an_untrained_mixing_head_changes_no_prediction(tiny_model_dir: Path):
+    model, tokenizer = made(tiny_model_dir)
+    ids = tokenizer("Q: What is 12 + 7?", return_tensors="pt").input_ids
+    with torch.no_grad():
+        out = model(ids)
+    assert out.reward.item() == 0
+    first = out.log_prob_with_BNTK[..., 0]
+    torch.testing.assert_close(first, out.log_prob_without_BT[:, None, :-1].expand_as(first))
+
+
+def test_a_saved_model_comes_back_whole_and_its_base_alone(tiny_model_dir: Path, tmp_path: Path):
+    model, tokenizer = made(tiny_model_dir)
+    torch.nn.init.normal_(model.mixing.layers[-1].weight)
+    ids = tokenizer("Q: What is 12 + 7?", return_tensors="pt").input_ids
+    save_quiet(model, tokenizer, tmp_path / "quiet")
+    opened, its_tokenizer = open_quiet(tmp_path / "quiet")
+    assert opened.config == model.config
+    assert opened.marks == model.marks
+    assert len(its_tokenizer) == len(tokenizer)
+    with torch.no_grad():
+        assert opened.eval()(ids).loss.item() == model.eval()(ids).loss.item()
+        base = AutoModelForCausalLM.from_pretrained(tmp_path / "quiet")
+        assert torch.equal(base(ids).logits, model.base(ids).logits)
+    assert not list((tmp_path / "quiet").glob("*.bin"))
+
+
+def test_tokens_that_are_there_already_are_refused(tiny_model_dir: Path, tmp_path: Path):
+    model, tokenizer = made(tiny_model_dir)
+    with pytest.raises(ValueError, match=r"without <\|startofthought\|> and .*open_quiet"):
+        make_quiet(model.base, tokenizer, SMALL)
+
+
+def test_a_folder_with_another_base_is_refused(tiny_model_dir: Path, tmp_path: Path):
+    model, tokenizer = made(tiny_model_dir)
+    save_quiet(model, tokenizer, tmp_path / "quiet")
+    with torch.no_grad():
+        model.base.get_input_embeddings().weight[0] += 1
+    model.base.save_pretrained(tmp_path / "quiet")
+    with pytest.raises(ValueError, match=r"trained with another base .*from the same run"):
+        open_quiet(tmp_path / "quiet")
+    shutil.rmtree(tmp_path / "quiet")
+    model.base.save_pretrained(tmp_path / "quiet")
+    with pytest.raises(ValueError, match=r"folder with quiet.json, .*make_quiet"):
+        open_quiet(tmp_path / "quiet")
