@@ -4,11 +4,30 @@ import copy
 
 import torch
 from torch import Tensor
+from transformers import Starcoder2Config, Starcoder2ForCausalLM
 
 from selftaught.quiet.model import QuietConfig, QuietLM
 from selftaught.quiet.thoughts import decoder
 
 START, END, PAD, VOCABULARY = 35, 36, 34, 37
+
+
+def tiny(**changes: object) -> Starcoder2ForCausalLM:
+    """Grouped heads, rotary positions, and nothing inside that is float32 whatever the weights are."""
+    torch.manual_seed(0)
+    sizes = {
+        "vocab_size": VOCABULARY,
+        "hidden_size": 16,
+        "intermediate_size": 24,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "initializer_range": 0.4,
+        "sliding_window": None,
+        "bos_token_id": None,
+        "eos_token_id": None,
+    }
+    return Starcoder2ForCausalLM(Starcoder2Config(**(sizes | changes))).double()
 
 
 def quiet(base: torch.nn.Module, config: QuietConfig) -> QuietLM:

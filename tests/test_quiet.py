@@ -5,9 +5,19 @@ from pathlib import Path
 
 import pytest
 import torch
-from naive_quiet import END, PAD, START, VOCABULARY, assert_equal_to_naive, drawn, quiet, texts
+from naive_quiet import (
+    END,
+    PAD,
+    START,
+    VOCABULARY,
+    assert_equal_to_naive,
+    drawn,
+    quiet,
+    texts,
+    tiny,
+)
 from safetensors.torch import load_file
-from transformers import MistralConfig, MistralForCausalLM, Starcoder2Config, Starcoder2ForCausalLM
+from transformers import MistralConfig, MistralForCausalLM
 
 from selftaught.quiet.model import QuietConfig, QuietLM
 
@@ -80,24 +90,6 @@ def test_the_authors_numbers_come_out(case: str, positions_per_chunk: int):
 
 
 # --- one ordinary forward pass for every thought -------------------------------------------------
-
-
-def tiny(**changes: object) -> Starcoder2ForCausalLM:
-    """Grouped heads, rotary positions, and nothing inside that is float32 whatever the weights are."""
-    torch.manual_seed(0)
-    sizes = {
-        "vocab_size": VOCABULARY,
-        "hidden_size": 16,
-        "intermediate_size": 24,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "initializer_range": 0.4,
-        "sliding_window": None,
-        "bos_token_id": None,
-        "eos_token_id": None,
-    }
-    return Starcoder2ForCausalLM(Starcoder2Config(**(sizes | changes))).double()
 
 
 @pytest.mark.parametrize("preset", ["paper", "authors_code"])

@@ -177,38 +177,46 @@ class Reading:
 
     real_BT: Tensor | None
     """Which tokens are text and not padding, where that is not simply the first ones."""
+    keep: bool = False
+    """Whether the text of later passes follows that of earlier ones."""
     key_BKTD: dict[int, Tensor] = field(default_factory=dict)
     value_BKTD: dict[int, Tensor] = field(default_factory=dict)
     gradients: Gradients | None = None
-    _seen: dict[Rule, Tensor] = field(default_factory=dict)
+    _seen: dict[tuple[Rule, int], Tensor] = field(default_factory=dict)
 
     def attend(
         self, layer: int, query: Tensor, key: Tensor, value: Tensor, rule: Rule, form: Form
     ) -> Tensor:
+        if self.keep and layer in self.key_BKTD:
+            key = torch.cat([self.key_BKTD[layer], key], 2)
+            value = torch.cat([self.value_BKTD[layer], value], 2)
         self.key_BKTD[layer], self.value_BKTD[layer] = key.detach(), value.detach()
         if self.gradients is not None and torch.is_grad_enabled():
             key = _Inject.apply(key, self.gradients, "key_BKTD", layer)
             value = _Inject.apply(value, self.gradients, "value_BKTD", layer)
-        if rule not in self._seen:
-            at_T = torch.arange(query.shape[2], device=query.device)
-            seen_TT = _seen(rule, at_T[:, None], at_T[None])
-            seen = seen_TT[None, None]
-            if self.real_BT is not None:
-                # A padding token sees itself: a softmax over nothing would not be a number.
-                own_TT = torch.eye(len(at_T), dtype=torch.bool, device=query.device)
-                seen = (seen & self.real_BT[:, None, None]) | own_TT
-            self._seen[rule] = seen
-        seen = self._seen[rule]
+        rows, heads, new, width = query.shape
+        groups, stored = key.shape[1], key.shape[2]
+        if (rule, stored) not in self._seen:
+            self._seen.clear()
+            self._seen[rule, stored] = self._seen_by(rule, new, stored, query.device)
+        seen = self._seen[rule, stored]
         if form.plain:
             return nn.functional.scaled_dot_product_attention(
                 query, key, value, attn_mask=seen, scale=form.scale, enable_gqa=True
             )
-        rows, heads, new, width = query.shape
-        groups = key.shape[1]
         query_BKQD = query.reshape(rows, groups, -1, width)
-        bias = (~seen).expand(-1, heads // groups, -1, -1).reshape(len(seen), 1, -1, new)
+        bias = (~seen).expand(-1, heads // groups, -1, -1).reshape(len(seen), 1, -1, stored)
         out = _joint([(query_BKQD, key, value, bias.to(query.dtype) * HIDDEN)], form, new)
         return out[0].reshape(rows, heads, new, -1)
+
+    def _seen_by(self, rule: Rule, new: int, stored: int, device: torch.device) -> Tensor:
+        """Which of the stored tokens each new one sees: [1 or B, 1, new, stored]."""
+        at_T = torch.arange(stored, device=device)
+        seen = _seen(rule, at_T[-new:, None], at_T[None])[None, None]
+        if self.real_BT is None:
+            return seen
+        # A padding token sees itself: a softmax over nothing would not be a number.
+        return (seen & self.real_BT[:, None, None]) | (at_T[-new:, None] == at_T)
 
 
 @dataclass

@@ -20,6 +20,7 @@ from transformers import PreTrainedModel
 from transformers.utils import ModelOutput
 
 from selftaught.quiet.attention import Gradients, thoughtful
+from selftaught.quiet.generation import generate
 from selftaught.quiet.losses import (
     IGNORED,
     mixed_log_probs,
@@ -239,6 +240,25 @@ class QuietLM(nn.Module):
         return _output(
             loss + config.base_nll_weight * nll_without, nll_without, without_BT, parts, targets
         )
+
+    def mixed_logits(self, without_BD: Tensor, with_BND: Tensor) -> Tensor:
+        """Log-probabilities of the next token, up to a constant, the mean over thoughts: `[B, V]`."""
+        head = language_head(self.base)
+        without_BND = without_BD[:, None].expand_as(with_BND)
+        weight_BN1 = self.mixing(without_BND, with_BND)[..., None]
+        if self.config.mix == "hidden":
+            mixed_BNV = head(torch.lerp(without_BND, with_BND, weight_BN1)).float()
+        else:
+            log_prob_BNV = head(with_BND).float().log_softmax(-1)
+            without_BNV = head(without_BND).float().log_softmax(-1)
+            mixed_BNV = torch.lerp(without_BNV, log_prob_BNV, weight_BN1.float())
+        return mixed_BNV.log_softmax(-1).logsumexp(1)
+
+    def generate(
+        self, input_ids: Tensor, attention_mask: Tensor | None = None, **options: Any
+    ) -> Tensor:
+        """Texts continued, thinking before every token; see `generation.generate`."""
+        return generate(self, input_ids, attention_mask, **options)
 
     def _uniform(self, ids_BT: Tensor, seed: int) -> Tensor:
         texts, length = ids_BT.shape

@@ -111,15 +111,24 @@ def read(
     gradients: Gradients | None = None,
 ) -> Prefix:
     """The text's hidden states, keys and values, in one ordinary forward pass."""
-    real_BT = None if mask_BT is None else mask_BT.bool()
-    position_BT = torch.arange(ids_BT.shape[1], device=ids_BT.device).expand_as(ids_BT)
-    if real_BT is not None:
-        if bool((real_BT[:, 1:] <= real_BT[:, :-1]).all()):
-            real_BT = None  # padding at the end is never seen from before it
-        else:
-            position_BT = (real_BT.long().cumsum(1) - 1).clamp(min=0)
-    reading = Reading(real_BT, gradients=gradients)
-    hidden_BTD = _run(base, input_matrix(base)(ids_BT), position_BT, reading)
+    real_BT = torch.ones_like(ids_BT) if mask_BT is None else mask_BT
+    return read_on(base, ids_BT, real_BT, Reading(None, gradients=gradients))
+
+
+def read_on(base: PreTrainedModel, new_BT: Tensor, mask_BT: Tensor, reading: Reading) -> Prefix:
+    """The hidden states of the text's new last tokens, and the keys and values of all of it.
+
+    `mask_BT` is of the whole text. A reading that keeps is given again with what follows.
+    """
+    real_BT = mask_BT.bool()
+    position_BT = torch.arange(real_BT.shape[1], device=new_BT.device).expand_as(real_BT)
+    if bool((real_BT[:, 1:] <= real_BT[:, :-1]).all()):
+        reading.real_BT = None  # padding at the end is never seen from before it
+    else:
+        reading.real_BT = real_BT
+        position_BT = (real_BT.long().cumsum(1) - 1).clamp(min=0)
+    new_position_BT = position_BT[:, -new_BT.shape[1] :]
+    hidden_BTD = _run(base, input_matrix(base)(new_BT), new_position_BT, reading)
     layers = range(base.config.get_text_config().num_hidden_layers)
     for layer in layers:
         if layer not in reading.key_BKTD:
@@ -127,7 +136,7 @@ def read(
             raise ValueError(refusal(base, told))
     keys = [reading.key_BKTD[layer] for layer in layers]
     values = [reading.value_BKTD[layer] for layer in layers]
-    return Prefix(ids_BT, hidden_BTD, keys, values, position_BT, real_BT)
+    return Prefix(new_BT, hidden_BTD, keys, values, position_BT, reading.real_BT)
 
 
 def _thinking(prefix: Prefix, position_J: Tensor, thoughts: int, *, keep: bool) -> Thinking:
@@ -160,25 +169,54 @@ def think(
     inverting its cumulative sum at one uniform number; so a thought depends on nothing but its
     text, its position and its numbers.
     """
+    return think_on(base, head, prefix, position_J, uniform_BNJS, marks, temperature)[0]
+
+
+@torch.no_grad()
+def think_on(
+    base: PreTrainedModel,
+    head: Head,
+    prefix: Prefix,
+    position_J: Tensor,
+    uniform_BNJS: Tensor,
+    marks: Marks,
+    temperature: float,
+) -> tuple[Tensor, Thinking]:
+    """`think`, and the pass itself, which `after_thought` continues."""
     texts, thoughts, positions, length = uniform_BNJS.shape
     uniform_RS = uniform_BNJS.reshape(-1, length)
     thinking = _thinking(prefix, position_J, thoughts, keep=True)
     ids_R = torch.full((len(uniform_RS),), marks.start, device=prefix.ids_BT.device)
     drawn = []
-    with torch.no_grad():
-        for step in range(length):
-            position_R1 = _row_position(prefix, position_J, thoughts, step, 1)
-            embedding = input_matrix(base)(ids_R[:, None])
-            hidden_R1D = _run(base, embedding, position_R1, thinking)
-            thinking.next(1)
-            logits_RV = head(hidden_R1D[:, 0]).float()
-            logits_RV[:, list(marks.never)] = -torch.inf
-            ids_R = _draw(logits_RV, uniform_RS[:, step], temperature)
-            drawn.append(ids_R)
-    return torch.stack(drawn, 1).view(texts, thoughts, positions, length)
+    for step in range(length):
+        position_R1 = _row_position(prefix, position_J, thoughts, step, 1)
+        hidden_R1D = _run(base, input_matrix(base)(ids_R[:, None]), position_R1, thinking)
+        thinking.next(1)
+        logits_RV = head(hidden_R1D[:, 0]).float()
+        logits_RV[:, list(marks.never)] = -torch.inf
+        ids_R = draw(logits_RV, uniform_RS[:, step], temperature)
+        drawn.append(ids_R)
+    return torch.stack(drawn, 1).view(texts, thoughts, positions, length), thinking
 
 
-def _draw(logits_RV: Tensor, uniform_R: Tensor, temperature: float) -> Tensor:
+@torch.no_grad()
+def after_thought(
+    base: PreTrainedModel,
+    prefix: Prefix,
+    position_J: Tensor,
+    thinking: Thinking,
+    thought_BNJS: Tensor,
+    marks: Marks,
+) -> Tensor:
+    """The hidden state at the end token of thoughts just drawn: `[R, D]`."""
+    length, thoughts = thought_BNJS.shape[-1], thought_BNJS.shape[1]
+    last_R = thought_BNJS[..., -1].flatten()
+    ids_R2 = torch.stack([last_R, torch.full_like(last_R, marks.end)], 1)
+    position_R2 = _row_position(prefix, position_J, thoughts, length, 2)
+    return _run(base, input_matrix(base)(ids_R2), position_R2, thinking)[:, -1]
+
+
+def draw(logits_RV: Tensor, uniform_R: Tensor, temperature: float) -> Tensor:
     """One token per row."""
     if temperature == 0:
         return logits_RV.argmax(-1)

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from itertools import groupby
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import (
     GenerationConfig,
     LogitsProcessor,
@@ -25,8 +25,9 @@ from selftaught.samplers.drawing import Ending, choose
 class PlainLoop:
     """The road for any model that has `generate`."""
 
-    def __init__(self, model: PreTrainedModel) -> None:
+    def __init__(self, model: nn.Module, described: PreTrainedModel) -> None:
         self._model = model
+        self._described = described
 
     def complete(
         self,
@@ -39,13 +40,13 @@ class PlainLoop:
         batch_size: int,
     ) -> None:
         """Complete every row of prompt tokens; `finished` gets a row's number and new tokens."""
-        saved = self._model.generation_config
+        saved = self._described.generation_config
         # `generate` fills in what the model's own settings say, a repetition penalty for one.
-        self._model.generation_config = GenerationConfig()
+        self._described.generation_config = GenerationConfig()
         try:
             self._complete(rows, uniform_BN, params, ending, finished, batch_size)
         finally:
-            self._model.generation_config = saved
+            self._described.generation_config = saved
 
     def _complete(
         self,
@@ -68,7 +69,7 @@ class PlainLoop:
 
 
 def _generate(
-    model: PreTrainedModel,
+    model: nn.Module,
     rows: Sequence[tuple[int, ...]],
     uniform_BN: Tensor,
     params: SamplingParams,

@@ -15,6 +15,7 @@ from types import TracebackType
 from typing import Literal, Self
 
 import torch
+from torch import nn
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -40,7 +41,8 @@ class TransformersSampler:
     """A causal language model as a function from prompts to completions.
 
     Args:
-        model: a model folder, a name on the Hugging Face hub, or a loaded model.
+        model: a model folder, a name on the Hugging Face hub, or a loaded model: one of transformers,
+            or any with `generate` and its base as `.base`, such as a QuietLM.
         batch_size: completions written at the same time.
         dtype: of the weights; "auto" is how they were saved.
         device: "auto" is the GPU where there is one.
@@ -52,7 +54,7 @@ class TransformersSampler:
 
     def __init__(
         self,
-        model: str | Path | PreTrainedModel,
+        model: str | Path | nn.Module,
         *,
         batch_size: int = 128,
         dtype: Literal["auto", "float32", "bfloat16"] = "auto",
@@ -62,20 +64,22 @@ class TransformersSampler:
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1; got {batch_size}.")
         self._batch_size = batch_size
-        if isinstance(model, PreTrainedModel):
+        if isinstance(model, nn.Module):
             if tokenizer is None:
                 raise ValueError(
                     "Expected a tokenizer beside a loaded model, got none; pass tokenizer=..."
                 )
-            self.model = model.name_or_path
+            wrapped = not isinstance(model, PreTrainedModel)
+            self._described: PreTrainedModel = model.base if wrapped else model  # type: ignore[assignment]
+            self.model = self._described.name_or_path
             self._tokenizer, self._model = tokenizer, model
         else:
             self.model = str(model)
             self._tokenizer = tokenizer or _load_tokenizer(self.model)
-            self._model = _load_model(self.model, dtype, device)
+            self._model = self._described = _load_model(self.model, dtype, device)
         self._model.eval()
-        self._eos = _end_tokens(self._model, self._tokenizer)
-        self._context = _context(self._model)
+        self._eos = _end_tokens(self._described, self._tokenizer)
+        self._context = _context(self._described)
         self._loop: SharedPrefixLoop | PlainLoop | None = None
 
     @cached_property
@@ -113,7 +117,7 @@ class TransformersSampler:
                 for key in keys
                 for index in range(params.n)
             ]
-        ).to(self._model.device)
+        ).to(self._described.device)
         ending = Ending(self._tokenizer, self._eos, params.stop)
         completions: list[Completion | None] = [None] * len(rows)
 
@@ -133,6 +137,8 @@ class TransformersSampler:
         self, rows: Sequence[tuple[int, ...]], max_tokens: int
     ) -> SharedPrefixLoop | PlainLoop:
         """The shared-prefix loop if it gives this model's own logits on a prompt, or the plain one."""
+        if not isinstance(self._model, PreTrainedModel):
+            return PlainLoop(self._model, self._described)
         reason = obstacle(self._model)
         if reason is None:
             loop = SharedPrefixLoop(self._model)
@@ -146,7 +152,7 @@ class TransformersSampler:
             self.model,
             reason,
         )
-        return PlainLoop(self._model)
+        return PlainLoop(self._model, self._described)
 
     def _tokens(self, prompt: Text, key: str, max_tokens: int) -> tuple[int, ...]:
         """The prompt as the model reads it, with room for the completion."""
@@ -175,6 +181,7 @@ class TransformersSampler:
         """Give the memory back."""
         self._loop = None
         self.__dict__.pop("_model", None)
+        self.__dict__.pop("_described", None)
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()

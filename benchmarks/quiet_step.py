@@ -1,0 +1,138 @@
+"""Speed and memory of one Quiet-STaR training step, beside the model's own rates in the same run.
+
+    python benchmarks/quiet_step.py
+    python benchmarks/quiet_step.py --lengths 256 --dtypes bfloat16 --model smollm2
+
+Efficiency is what the same tokens would cost at the plain language model's rates, over what they
+did: (L / train_rate + thoughts x positions x (sampled / forward_rate + scored / train_rate)) /
+measured. Peak memory is that of a process of its own.
+"""
+
+import argparse
+import json
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+
+import torch
+from transformers import AutoModelForCausalLM, MistralConfig, MistralForCausalLM, PreTrainedModel
+
+from selftaught.quiet.model import QuietConfig, QuietLM
+
+SAMPLED, LOOKAHEAD, THOUGHTS = 9, 4, 2
+
+
+def small(length: int) -> PreTrainedModel:
+    """Model "s": 6 layers of 256, vocabulary 8,194."""
+    return MistralForCausalLM(
+        MistralConfig(
+            vocab_size=8194,
+            hidden_size=256,
+            intermediate_size=688,
+            num_hidden_layers=6,
+            num_attention_heads=8,
+            num_key_value_heads=4,
+            max_position_embeddings=4 * length,
+            sliding_window=None,
+        )
+    )
+
+
+def seconds(run: Callable[[], object], repeats: int) -> float:
+    """The best of some runs, after one that is not counted."""
+    run()
+    best = float("inf")
+    for _ in range(repeats):
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        start = time.perf_counter()
+        run()
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        best = min(best, time.perf_counter() - start)
+    return best
+
+
+def measure(args: argparse.Namespace, length: int, dtype: str) -> dict[str, float]:
+    """One row of the table, in this process."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    torch.manual_seed(0)
+    base = AutoModelForCausalLM.from_pretrained(args.model) if args.model else small(length)
+    base = base.to(device, getattr(torch, dtype)).train()
+    vocabulary = base.config.vocab_size
+    ids = torch.randint(0, vocabulary - 2, (1, length), device=device)
+    config = QuietConfig.authors_code(
+        thought_tokens=SAMPLED,
+        lookahead=LOOKAHEAD,
+        thoughts=THOUGHTS,
+        positions_per_chunk=args.positions_per_chunk,
+    )
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    model = QuietLM(base, config, start=vocabulary - 2, end=vocabulary - 1, pad=None)
+
+    def quiet() -> None:
+        model.zero_grad(set_to_none=True)
+        model(ids).loss.backward()
+
+    def train() -> None:
+        base.zero_grad(set_to_none=True)
+        base(input_ids=ids, labels=ids, use_cache=False).loss.backward()
+
+    @torch.no_grad()
+    def forward() -> None:
+        base(input_ids=ids, use_cache=False)
+
+    measured = seconds(quiet, args.repeats)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    if device == "cuda":
+        peak = torch.cuda.max_memory_allocated() / 1024
+    train_rate = length / seconds(train, 5 * args.repeats)
+    forward_rate = length / seconds(forward, 5 * args.repeats)
+    scored = SAMPLED + 2 + LOOKAHEAD - 1
+    rows = THOUGHTS * (length - 1)
+    ideal = length / train_rate + rows * (SAMPLED / forward_rate + scored / train_rate)
+    return {
+        "seconds": measured, "efficiency": ideal / measured, "train_rate": train_rate,
+        "forward_rate": forward_rate, "peak_gb": peak / 1024**2, "before_gb": before / 1024**2,
+    }  # fmt: skip
+
+
+def main() -> None:
+    """Print the table, a process per row."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--model", help="a model folder; without it model s")
+    parser.add_argument("--lengths", type=int, nargs="+", default=[128, 256, 512])
+    parser.add_argument("--dtypes", nargs="+", default=["float32"])
+    parser.add_argument("--positions-per-chunk", type=int, default=32)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--repeats", type=int, default=2)
+    parser.add_argument("--row", action="store_true", help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.row:
+        torch.set_num_threads(args.threads)
+        print(json.dumps(measure(args, args.lengths[0], args.dtypes[0])))
+        return
+    print("| L | dtype | s/step | efficiency | train tokens/s | forward tokens/s | peak GB |")
+    print("|---|---|---|---|---|---|---|", flush=True)
+    for dtype in args.dtypes:
+        for length in args.lengths:
+            options = [
+                "--row", "--lengths", str(length), "--dtypes", dtype, "--threads", str(args.threads),
+                "--repeats", str(args.repeats), "--positions-per-chunk", str(args.positions_per_chunk),
+                *(["--model", args.model] if args.model else []),
+            ]  # fmt: skip
+            done = subprocess.run(
+                [sys.executable, __file__, *options], stdout=subprocess.PIPE, text=True, check=True
+            )
+            row = json.loads(done.stdout)
+            print(
+                f"| {length} | {dtype} | {row['seconds']:.2f} | {row['efficiency']:.2f} "
+                f"| {row['train_rate']:.0f} | {row['forward_rate']:.0f} | {row['peak_gb']:.2f} |",
+                flush=True,
+            )
+
+
+if __name__ == "__main__":
+    main()

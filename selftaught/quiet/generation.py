@@ -1,0 +1,127 @@
+"""Text from a model that thinks before every token.
+
+A thought of t tokens is appended to the cached text and dropped again when the next token is chosen.
+A token costs t + 2 passes: its own, one for the start token and each thought token but the last, and
+one for the last together with the end token.
+
+Shapes: B texts, T text tokens so far, N thoughts, R rows (B N), D hidden width, V vocabulary.
+"""
+
+from collections.abc import Generator
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteriaList
+from transformers.generation.streamers import BaseStreamer
+
+from selftaught.quiet.attention import Reading, thoughtful
+from selftaught.quiet.thoughts import after_thought, draw, language_head, read_on, think_on
+
+if TYPE_CHECKING:
+    from selftaught.quiet.model import QuietLM
+
+
+@torch.no_grad()
+def next_logits(
+    model: "QuietLM",
+    input_ids: Tensor,
+    attention_mask: Tensor,
+    *,
+    thoughts: int,
+    thought_temperature: float,
+    seed: int,
+) -> Generator[Tensor, Tensor, None]:
+    """The log-probabilities of the next token `[B, V]`; send it the token of each text `[B]`.
+
+    With several thoughts the probabilities after each are averaged. Start, end and padding tokens
+    have none.
+    """
+    base, marks = model.base, model.marks
+    head = language_head(base)
+    generator = torch.Generator().manual_seed(seed)
+    real_BT, new_BT = attention_mask, input_ids
+    reading = Reading(None, keep=True)
+    while True:
+        with thoughtful(base):
+            prefix = read_on(base, new_BT, real_BT, reading)
+            last = torch.tensor([real_BT.shape[1] - 1], device=input_ids.device)
+            shape = (len(input_ids), thoughts, 1, model.config.thought_tokens)
+            uniform = torch.rand(shape, generator=generator).to(input_ids.device)
+            thought, thinking = think_on(
+                base, head, prefix, last, uniform, marks, thought_temperature
+            )
+            after_RD = after_thought(base, prefix, last, thinking, thought, marks)
+        without_BD = prefix.hidden_BTD[:, -1]
+        logits_BV = model.mixed_logits(without_BD, after_RD.view(len(input_ids), thoughts, -1))
+        logits_BV[:, list(marks.never)] = -torch.inf
+        token_B = yield logits_BV
+        new_BT = token_B[:, None]
+        real_BT = torch.cat([real_BT, torch.ones_like(real_BT[:, :1])], 1)
+
+
+def generate(
+    model: "QuietLM",
+    input_ids: Tensor,
+    attention_mask: Tensor | None = None,
+    *,
+    generation_config: GenerationConfig | None = None,
+    max_new_tokens: int | None = None,
+    do_sample: bool = False,
+    temperature: float = 1.0,
+    eos_token_id: int | list[int] | None = None,
+    pad_token_id: int | None = None,
+    logits_processor: LogitsProcessorList | None = None,
+    stopping_criteria: StoppingCriteriaList | None = None,
+    streamer: BaseStreamer | None = None,
+    thoughts: int = 1,
+    thought_temperature: float = 0.0,
+    seed: int = 0,
+) -> Tensor:
+    """Texts continued, `[B, T + new]`; the arguments of transformers' `generate` that are served.
+
+    A `generation_config` gives max_new_tokens, do_sample, temperature, eos_token_id and
+    pad_token_id; its other fields are not looked at. Padding stands on the left.
+
+    Raises:
+        ValueError: no max_new_tokens, or padding on the right.
+    """
+    if generation_config is not None:
+        max_new_tokens = generation_config.max_new_tokens
+        do_sample = bool(generation_config.do_sample)
+        temperature = generation_config.temperature or temperature
+        eos_token_id, pad_token_id = generation_config.eos_token_id, generation_config.pad_token_id
+    if max_new_tokens is None:
+        raise ValueError("max_new_tokens must be given: how many tokens to write at most.")
+    mask_BT = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+    if not bool(mask_BT[:, -1].all()):
+        raise ValueError("Expected padding on the left, got some on the right; pad that side.")
+    ends = [] if eos_token_id is None else torch.tensor(eos_token_id).view(-1).tolist()
+    filler = pad_token_id if pad_token_id is not None else (ends[0] if ends else 0)
+    generator = torch.Generator().manual_seed(seed + 1)
+    steps = next_logits(
+        model, input_ids, mask_BT, thoughts=thoughts, thought_temperature=thought_temperature,
+        seed=seed,
+    )  # fmt: skip
+    done_B = torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
+    whole_BT = input_ids
+    logits_BV = next(steps)
+    for number in range(max_new_tokens):
+        if logits_processor is not None:
+            logits_BV = logits_processor(whole_BT, logits_BV)  # type: ignore[arg-type]
+        uniform_B = torch.rand(len(input_ids), generator=generator).to(input_ids.device)
+        token_B = draw(logits_BV.float(), uniform_B, temperature if do_sample else 0.0)
+        token_B = token_B.masked_fill(done_B, filler)
+        whole_BT = torch.cat([whole_BT, token_B[:, None]], 1)
+        if streamer is not None:
+            streamer.put(token_B.cpu())
+        done_B = done_B | torch.isin(token_B, torch.tensor(ends, device=token_B.device))
+        if stopping_criteria is not None:
+            stopped_B = stopping_criteria(whole_BT, logits_BV)  # type: ignore[arg-type]
+            done_B = done_B | stopped_B.to(done_B.device)
+        if bool(done_B.all()) or number + 1 == max_new_tokens:
+            break
+        logits_BV = steps.send(token_B)
+    if streamer is not None:
+        streamer.end()
+    return whole_BT
