@@ -5,6 +5,7 @@ import random
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
+from selftaught.equations import wrong_equations
 from selftaught.prompts import PromptStyle
 from selftaught.records import Example, Problem, Rollout
 
@@ -29,6 +30,11 @@ def keep_correct(rollouts: Iterable[Rollout]) -> list[Rollout]:
         if rollout.correct:
             kept.append(rollout)
     return kept
+
+
+def keep_sound(rollouts: Iterable[Rollout]) -> list[Rollout]:
+    """The rollouts without an inline equation that does not hold (Yuan et al. 2023, arXiv:2308.01825)."""
+    return [rollout for rollout in rollouts if not wrong_equations(rollout.completion)]
 
 
 def keep_distinct(rollouts: Iterable[Rollout]) -> list[Rollout]:

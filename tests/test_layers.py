@@ -13,11 +13,12 @@ PACKAGE = ROOT / "selftaught"
 
 BELOW_EVALUATION = {
     "grading", "tasks", "rollouts", "selection", "training", "embedded", "metrics", "samplers",
-    "prompts", "answers", "records", "run_folder",
+    "prompts", "answers", "equations", "records", "run_folder",
 }  # fmt: skip
 MAY_IMPORT: dict[str, set[str]] = {
     "records": set(),
     "answers": set(),
+    "equations": set(),
     "metrics": set(),
     "plots": set(),
     "quiet": set(),
@@ -27,7 +28,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "run_folder": {"records"},
     "tasks": {"answers", "prompts", "records"},
     "rollouts": {"prompts", "samplers", "records"},
-    "selection": {"prompts", "records"},
+    "selection": {"equations", "prompts", "records"},
     "training": {"records"},
     "embedded": {"tasks", "prompts", "records"},
     "grading": {"tasks", "answers", "records"},

@@ -42,6 +42,7 @@ from selftaught.selection import (
     example,
     keep_correct,
     keep_distinct,
+    keep_sound,
     make_examples,
     share_of,
     unsolved,
@@ -92,6 +93,9 @@ class StarConfig:
     """Ask the failures again with the gold answer as a hint (Section 3.2)."""
     rationalized_share: float = 1.0
     """Share of the failures asked again; 1.0, the authors' code."""
+    check_equations: bool = False
+    """Drop rationales with an inline equation that does not hold. Not in the paper: the filter of
+    RFT (arXiv:2308.01825), against right answers, above all shown ones, under wrong reasoning."""
     train_problems: int | None = None
     """Problems per iteration, drawn anew each time; none: all. The paper draws 10,000 of 50,000
     sums (Section 4.1)."""
@@ -216,6 +220,11 @@ class Star:
         style = styled(self.task.prompt, self.config.prompt)
         return bare(style) if later else style
 
+    def kept(self, rollouts: Sequence[Rollout]) -> list[Rollout]:
+        """What is learned from."""
+        right = keep_correct(rollouts)
+        return keep_sound(right) if self.config.check_equations else right
+
     def training_prompt(self) -> PromptStyle:
         """The prompt in training: without worked examples, unless asked for."""
         style = styled(self.task.prompt, self.config.prompt)
@@ -273,7 +282,7 @@ def run_iteration(star: Star, iteration: int) -> Row:
     out, problems = star.folder(iteration), star.problems(iteration)
     with open_sampler(star.config.sampler, star.model(iteration - 1), **star.config.sampler_options) as sampler:  # fmt: skip
         direct, rationalized = bootstrap(star, sampler, iteration, problems, out, seconds)
-    kept = keep_distinct(keep_correct(direct) + keep_correct(rationalized))
+    kept = keep_distinct(star.kept(direct) + star.kept(rationalized))
     if not kept:
         raise NothingToLearn(_why_nothing(star, direct, rationalized))
     examples = make_examples(kept, star.training_prompt())
@@ -287,7 +296,7 @@ def run_iteration(star: Star, iteration: int) -> Row:
         "iteration": iteration,
         "model": str(training.model),
         "validation": validation.to_dict(),
-        "funnel": _funnel(problems, direct, rationalized, training),
+        "funnel": _funnel(star, problems, direct, rationalized, training),
         "training": {"steps": training.steps, "loss": training.loss, "log": training.log},
         "seconds": seconds,
     }
@@ -486,23 +495,26 @@ def _train(
 
 
 def _funnel(
+    star: Star,
     problems: Sequence[Problem],
     direct: Sequence[Rollout],
     rationalized: Sequence[Rollout],
     training: Training,
 ) -> Row:
-    right, rationalized_right = keep_correct(direct), keep_correct(rationalized)
+    kept, rationalized_kept = star.kept(direct), star.kept(rationalized)
     dropped = Counter(why_dropped(direct)) + Counter(why_dropped(rationalized))
-    distinct = len(keep_distinct([*right, *rationalized_right]))
-    dropped["the same text again"] = len(right) + len(rationalized_right) - distinct
+    right = len(keep_correct(direct)) + len(keep_correct(rationalized))
+    dropped["a wrong equation"] = right - len(kept) - len(rationalized_kept)
+    distinct = len(keep_distinct([*kept, *rationalized_kept]))
+    dropped["the same text again"] = len(kept) + len(rationalized_kept) - distinct
     dropped["too long"] = training.too_long
     return {
         "asked": len(problems),
         "sampled": _outcomes(direct),
         "hinted": len({rollout.problem.id for rollout in rationalized}),
         "rationalized": _outcomes(rationalized),
-        "kept": len(right),
-        "kept rationalized": len(rationalized_right),
+        "kept": len(kept),
+        "kept rationalized": len(rationalized_kept),
         "dropped": {why: count for why, count in dropped.items() if count},
         "trained on": training.trained_on,
     }
@@ -518,9 +530,11 @@ def _why_nothing(star: Star, direct: Sequence[Rollout], rationalized: Sequence[R
         reasons = why_dropped(rollouts).items()
         return ", ".join(f"{count} {why}" for why, count in sorted(reasons)) or "none asked"
 
+    right = len(keep_correct(direct)) + len(keep_correct(rationalized))
+    unsound = f"; {right} were right with a wrong equation (--check_equations)" if right else ""
     return (
-        f"Nothing was kept: of {len(direct)} completions none was right ({told(direct)}); of "
-        f"{len(rationalized)} with the answer as a hint none was right ({told(rationalized)}). "
+        f"Nothing was kept: of {len(direct)} completions all were dropped ({told(direct)}); so were "
+        f"{len(rationalized)} with the answer as a hint ({told(rationalized)}){unsound}. "
         "Try easier problems, a stronger model, more samples (--n 4 --temperature 0.7), a larger "
         f"--max_tokens (now {star.params.max_tokens}) if many were cut, or another --prompt; "
         f"what was said is in {star.config.out}."

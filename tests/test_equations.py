@@ -1,0 +1,74 @@
+"""Equations in rationales, judged by hand."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from selftaught.equations import equations, wrong_equations
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "12 + 7 = 19. 19 - 3 = 16. The answer is 16.",
+        "5 - 8 = -3.",
+        "-3 - 4 = -7, so it is -7.",
+        "The rolls: 48 + 36 = 84 rolls, 84 - 71 = 13 are left.",
+        "1 + 2 + 3 = 3 + 3 = 6",
+        "2 * (3 + 4) = 14 and 15 / 4 = 3.75",
+        "10 / 3 = 3.33, 10 / 3 = 3.3333",
+        "1,200 + 300 = 1,500",
+        "$5 \u00d7 3 = $15 and 6 \u2212 7 = \u22121",
+        "(1 + 2) * 3 = 9",
+        "2.5+2.5=5",
+    ],
+)
+def test_right_equations_hold(text: str):
+    assert equations(text)
+    assert not wrong_equations(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "wrong"),
+    [
+        ("61 - 89 = -124. 124 - 96 = -124.", [("61 - 89", "-124"), ("124 - 96", "-124")]),
+        ("8 - 7 = -3", [("8 - 7", "-3")]),
+        ("1 + 2 + 3 = 3 + 4 = 6", [("1 + 2 + 3", "3 + 4"), ("3 + 4", "6")]),
+        ("10 / 3 = 3.34", [("10 / 3", "3.34")]),
+        ("2 + 2 = 5 apples", [("2 + 2", "5")]),
+        ("so -3 - 4 = 7", [("-3 - 4", "7")]),
+    ],
+)
+def test_wrong_equations_are_named(text: str, wrong: list[tuple[str, str]]):
+    assert [equation[:2] for equation in wrong_equations(text)] == wrong
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "3x + 4 = 10",
+        "x - 4 = 10 and 3*x = 15",
+        "20% of 50 + 5 = 15",
+        "50 * 20% = 10",
+        "1 + 1 = 2x",
+        "5 / 0 = 7",
+        "7 = 8",
+        "1 2 + 3 = 4",
+        "the sum of 3 + 4 = 9",
+        "2^3 + 1 = 9",
+        "((((1 + 1 = 3",
+        "",
+    ],
+)
+def test_what_cannot_be_read_is_not_judged(text: str):
+    assert wrong_equations(text) == []
+
+
+@given(st.text(alphabet="0123456789+-*/()=., x%$", max_size=80) | st.text(max_size=60))
+def test_no_text_makes_it_fail(text: str):
+    assert all(equation in equations(text) for equation in wrong_equations(text))
+
+
+@pytest.mark.parametrize("piece", ["(", "1+", "1=", "-", "1,1", "1.", "9"])
+def test_long_texts_take_no_time(piece: str):
+    equations(piece * 20_000)
