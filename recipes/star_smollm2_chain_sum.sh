@@ -4,13 +4,16 @@
 #
 #   bash recipes/star_smollm2_chain_sum.sh [MODEL_DIR] [RUN_DIR]
 #
-# Measured 2026-11-21 at commit 1c1059c, 2 cores at 2.5 GHz (AVX-512, no AMX), float32, seed 0, 300 test
-# problems, with 6 worked examples in the prompt, greedy, without the baselines:
-#   base (plain few-shot)    19.3%  [15.3, 24.2]
-#   STaR, iteration 1        32.7%  [27.6, 38.2]
-# Validation (100 problems) by iteration: 15, 30, 29%; stopped without a gain. The aim was 40%: it falls
-# short, LOG.md says why. 42 minutes on a machine that was doing other work at the same time. The two
-# baselines (direct answers, untrained and fine-tuned) have not been measured yet.
+# Measured 2026-11-21 at commit a78c2ba, 2 cores of an AMD EPYC (AVX2), float32, seed 0, 300 test problems,
+# greedy, 95% intervals:
+#   worked examples with answers only     11.0%  [ 7.9, 15.0]
+#   base, worked examples (plain few-shot) 23.7%  [19.2, 28.8]
+#   fine-tuned on answers only, 62 steps  30.0%  [25.1, 35.4]
+#   STaR, iteration 2, 62 steps           52.7%  [47.0, 58.2]
+# Validation (150 problems) by iteration: 20.7, 47.3, 50.0%. 35 minutes with the baselines: 30 measured, and
+# 5 for the first iteration's completions, which were taken over from an earlier run of the same settings.
+# Differs from the paper: check_equations (right answers under wrong sums are dropped; without it 35.3%
+# instead of 47.3% after one iteration), a rate of 2e-4 that decays, 2 epochs instead of a step schedule.
 set -eu
 model=${1:-runs/smollm2}
 run=${2:-runs/star_smollm2_chain_sum}
