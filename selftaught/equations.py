@@ -11,13 +11,28 @@ from typing import NamedTuple
 
 MOST_DIGITS, MOST_TOKENS = 30, 200
 
-_TOKEN = re.compile(r"[0-9]++(?:,[0-9]{3})*+(?:\.[0-9]++)?+|[-+*/()=]")
-_SIGNS = str.maketrans(
-    {"\u2212": "-", "\u2013": "-", "\u00d7": "*", "\u00b7": "*", "\u00f7": "/", "\u00a0": " "}
-    | dict.fromkeys("$\u20ac\u00a3", " ")
+_NUMBER = r"[0-9]++(?:,[0-9]{3}(?![0-9]))*+(?:\.[0-9]++)?+|\.[0-9]++"
+_TOKEN = re.compile(
+    rf"(?P<number>{_NUMBER})|(?P<sign>[-+*/()=])|(?P<word>[^\W\d_]++)|(?P<line>\n)|(?P<other>\S)"
 )
-_BEFORE = re.compile(r"(?:[A-Za-z)%^]|\bof ?)$")
-_AFTER = re.compile(r"[A-Za-z%(^]")
+_SIGNS = str.maketrans(
+    dict.fromkeys("\u2212\u2013", "-")
+    | dict.fromkeys("\u00d7\u00b7\u22c5\u2217", "*")
+    | dict.fromkeys("\u00f7\u2044\u2215", "/")
+    | dict.fromkeys("$\u20ac\u00a3\u00a0\u202f", " ")
+)
+_WRITTEN = re.compile(r"\\(times|cdot|div)(?![A-Za-z])|(?<=[0-9)]) ?x ?(?=[0-9(])")
+_JOINED = re.compile(
+    r"times|minus|plus|modu?l?o?|negative|twice|thrice|double|triple|half|of|over|by|the|divided"
+    r"|multiplied|root|square|squared|cubed|percent|."
+)
+"""What stands before an expression that has begun earlier than its first number."""
+_CHANGED = re.compile(
+    r"percent|remainder|rem|carry|modu?l?o?|times|plus|minus|hundred|thousand|million|billion|dozen|half"
+    r"|seconds?|minutes?|hours?|days?|weeks?|months?|years?|cents?|dollars?|mm|cm|km|inch|inches"
+    r"|foot|feet|yards?|miles?|mg|kg|ml|."
+)
+"""What stands after a number that is not a plain one."""
 
 
 class Equation(NamedTuple):
@@ -31,15 +46,17 @@ class Equation(NamedTuple):
 def equations(text: str) -> list[Equation]:
     """Every equation whose left side has an operation and that could be read, in order.
 
-    `1 + 2 + 3 = 3 + 3 = 6` is two. A right side with decimals may be rounded in its last one.
+    `1 + 2 + 3 = 3 + 3 = 6` is two. A right side with decimals may be cut or rounded in its last one.
     """
+    text = _WRITTEN.sub(lambda found: "/" if found[1] == "div" else "*", text.translate(_SIGNS))
     found = []
-    for run in _runs(text.translate(_SIGNS)):
-        sides = [side.strip() for side in run.split("=")]
+    for sides in _chains(text):
         for left, right in pairwise(sides):
-            values = _value(left), _value(right)
-            if re.search(r"[0-9)] *[-+*/]", left) and None not in values:
-                found.append(Equation(left, right, _same(values[0], values[1], right)))
+            before, after = _value(left), _value(right)
+            operation = any(sign in left[1:] for sign in "+-*/")
+            if operation and before is not None and after is not None:
+                holds = _same(before, after, right[-1])
+                found.append(Equation(" ".join(left), " ".join(right), holds))
     return found
 
 
@@ -48,47 +65,75 @@ def wrong_equations(text: str) -> list[Equation]:
     return [equation for equation in equations(text) if not equation.holds]
 
 
-def _runs(text: str) -> list[str]:
-    """Stretches of numbers and signs with an equals sign; what a letter or percent touches is cut off."""
-    runs = []
-    for match in re.finditer(r"[-+*/()=0-9][-+*/()=0-9., ]*+", text):
-        run, before = match.group().rstrip(" ,."), text[: match.start()].rstrip(" ")[-4:]
-        for piece in re.split(r"[.,](?![0-9])|(?<![0-9])[.,]", run):
-            if "=" not in piece:
-                continue
-            starts, ends = run.startswith(piece), run.endswith(piece)
-            touched = text[match.start() - 1 : match.start()]
-            unary = re.match(r"-[0-9(]", piece) is not None
-            if starts and (
-                re.match(r"[+*/]", piece)
-                or (piece.startswith("-") and not unary)
-                or _BEFORE.search(touched)
-                or before.endswith("of")
-            ):
-                piece = "=" + piece.partition("=")[2]
-            after = text[match.start() + len(run) :][:1]
-            if ends and _AFTER.match(after):
-                piece = piece.rpartition("=")[0] + "="
-            runs.append(piece)
-    return runs
+def _chains(text: str) -> list[list[list[str]]]:
+    """The sides, as tokens, of everything with an equals sign; a side that is not plain is empty."""
+    chains: list[list[list[str]]] = []
+    run: list[str] = []
+    start = ""
+    previous = "line"
+
+    def end(follows: str) -> None:
+        if "=" in run:
+            chains.append(_sides(run, start, follows))
+        run.clear()
+
+    for match in _TOKEN.finditer(text):
+        kind, token = str(match.lastgroup), match.group()
+        if kind in ("number", "sign"):
+            if kind == previous == "number":  # 1 1/2, 18 000: neither can be read
+                end("half")
+                start = "half"
+            if not run and kind == "sign" and token in "+*/" and not start:
+                start = token
+            run.append(token)
+        elif kind == "line":
+            if not run or run[-1] == ")" or run[-1][-1].isdigit():
+                end("")
+                start = ""
+        else:
+            # A full stop or comma ends a sentence; any other sign belongs to what it touches.
+            plain = token in ".,:;?" and not text[match.end() : match.end() + 1].isdigit()
+            end("" if plain else token.lower())
+            start = "" if plain else token.lower()
+        previous = kind
+    end("")
+    return chains
 
 
-def _same(left: Fraction | None, right: Fraction | None, written: str) -> bool:
-    assert left is not None
-    assert right is not None
-    decimals = re.search(r"\.([0-9]+)$", written)
-    if decimals is None:
+def _sides(run: list[str], start: str, follows: str) -> list[list[str]]:
+    """The sides of one run of tokens, between what stands before it and after it."""
+    sides: list[list[str]] = [[]]
+    for token in run:
+        if token == "=":
+            sides.append([])
+        else:
+            sides[-1].append(token)
+    if _JOINED.fullmatch(start) or (start and sides[0][:1] == ["-"]):
+        sides[0] = []
+    if _CHANGED.fullmatch(follows):
+        sides[-1] = []
+    return [_whole(side) for side in sides]
+
+
+def _whole(side: list[str]) -> list[str]:
+    """The side without a bracket that is opened or closed on another one."""
+    if side.count("(") == side.count(")") + 1 and side[0] == "(":
+        return side[1:]
+    if side.count(")") == side.count("(") + 1 and side[-1] == ")":
+        return side[:-1]
+    return side
+
+
+def _same(left: Fraction, right: Fraction, written: str) -> bool:
+    decimals = len(written.partition(".")[2])
+    if not decimals:
         return left == right
-    return abs(left - right) <= Fraction(1, 2 * 10 ** len(decimals.group(1)))
+    return abs(left - right) < Fraction(1, 10**decimals)
 
 
-def _value(side: str) -> Fraction | None:
+def _value(tokens: list[str]) -> Fraction | None:
     """The value of one side; None where it is not arithmetic."""
-    tokens = _TOKEN.findall(side)
-    if "".join(tokens) != side.replace(" ", "") or not 0 < len(tokens) <= MOST_TOKENS:
-        return None
-    # Two numbers with only a space between are not one.
-    if re.search(r"[0-9] +[0-9]", side) or any(len(token) > MOST_DIGITS for token in tokens):
+    if not 0 < len(tokens) <= MOST_TOKENS or any(len(token) > MOST_DIGITS for token in tokens):
         return None
     try:
         value, rest = _sum(tokens)

@@ -528,13 +528,14 @@ def _outcomes(rollouts: Sequence[Rollout]) -> dict[str, int]:
 def _why_nothing(star: Star, direct: Sequence[Rollout], rationalized: Sequence[Rollout]) -> str:
     def told(rollouts: Sequence[Rollout]) -> str:
         reasons = why_dropped(rollouts).items()
-        return ", ".join(f"{count} {why}" for why, count in sorted(reasons)) or "none asked"
+        told = [f"{count} {why}" for why, count in sorted(reasons)]
+        if right := len(keep_correct(rollouts)):
+            told.append(f"{right} right with a wrong equation, see --check_equations")
+        return ", ".join(told) or "none asked"
 
-    right = len(keep_correct(direct)) + len(keep_correct(rationalized))
-    unsound = f"; {right} were right with a wrong equation (--check_equations)" if right else ""
     return (
         f"Nothing was kept: of {len(direct)} completions all were dropped ({told(direct)}); so were "
-        f"{len(rationalized)} with the answer as a hint ({told(rationalized)}){unsound}. "
+        f"{len(rationalized)} with the answer as a hint ({told(rationalized)}). "
         "Try easier problems, a stronger model, more samples (--n 4 --temperature 0.7), a larger "
         f"--max_tokens (now {star.params.max_tokens}) if many were cut, or another --prompt; "
         f"what was said is in {star.config.out}."
@@ -577,7 +578,8 @@ def _test(star: Star, model: str, style: PromptStyle, name: str, store: str) -> 
 
 def _baselines(star: Star, rows: Sequence[Row], best: int) -> list[Evaluation]:
     """The paper's rows without rationales: worked examples with answers only, and fine-tuning the
-    base on (question, answer) for as many steps as lie between it and the best iteration."""
+    base on (question, answer) for as many steps as lie between it and the best iteration (the first,
+    where none was better than the base)."""
     if not star.config.baselines:
         return []
     style = star.prompt(0)

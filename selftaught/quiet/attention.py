@@ -312,6 +312,8 @@ def _joint(
     scores = []
     for query, key, _, bias in parts:
         score = (query @ key.transpose(-1, -2)) * form.scale
+        if score.dtype in (torch.bfloat16, torch.float16):
+            score = score.float()
         if form.softcap is not None:
             score = form.softcap * torch.tanh(score / form.softcap)
         scores.append(score + bias)

@@ -67,8 +67,8 @@ def generate(
     *,
     generation_config: GenerationConfig | None = None,
     max_new_tokens: int | None = None,
-    do_sample: bool = False,
-    temperature: float = 1.0,
+    do_sample: bool | None = None,
+    temperature: float | None = None,
     eos_token_id: int | list[int] | None = None,
     pad_token_id: int | None = None,
     logits_processor: LogitsProcessorList | None = None,
@@ -81,16 +81,18 @@ def generate(
     """Texts continued, `[B, T + new]`; the arguments of transformers' `generate` that are served.
 
     A `generation_config` gives max_new_tokens, do_sample, temperature, eos_token_id and
-    pad_token_id; its other fields are not looked at. Padding stands on the left.
+    pad_token_id where they are not given themselves; its other fields are not looked at. Without one
+    texts end at the base's own end tokens. Padding stands on the left.
 
     Raises:
         ValueError: no max_new_tokens, or padding on the right.
     """
-    if generation_config is not None:
-        max_new_tokens = generation_config.max_new_tokens
-        do_sample = bool(generation_config.do_sample)
-        temperature = generation_config.temperature or temperature
-        eos_token_id, pad_token_id = generation_config.eos_token_id, generation_config.pad_token_id
+    given = generation_config or GenerationConfig(eos_token_id=_end_tokens(model))
+    max_new_tokens = given.max_new_tokens if max_new_tokens is None else max_new_tokens
+    do_sample = bool(given.do_sample) if do_sample is None else do_sample
+    temperature = (given.temperature or 1.0) if temperature is None else temperature
+    eos_token_id = given.eos_token_id if eos_token_id is None else eos_token_id
+    pad_token_id = given.pad_token_id if pad_token_id is None else pad_token_id
     if max_new_tokens is None:
         raise ValueError("max_new_tokens must be given: how many tokens to write at most.")
     mask_BT = torch.ones_like(input_ids) if attention_mask is None else attention_mask
@@ -125,3 +127,8 @@ def generate(
     if streamer is not None:
         streamer.end()
     return whole_BT
+
+
+def _end_tokens(model: "QuietLM") -> int | list[int] | None:
+    configured = model.base.generation_config
+    return None if configured is None else configured.eos_token_id

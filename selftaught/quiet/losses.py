@@ -79,7 +79,9 @@ def mixed_log_probs(
     weight_BNJK = mixing(without_BNJKD, with_BNJKD)
     shown_BNJKD = with_BNJKD
     if mix == "hidden":
-        shown_BNJKD = torch.lerp(without_BNJKD, with_BNJKD, weight_BNJK[..., None])
+        # Under autocast the head's weight is short and the states are not.
+        weight_BNJK1 = weight_BNJK[..., None].to(with_BNJKD.dtype)
+        shown_BNJKD = torch.lerp(without_BNJKD, with_BNJKD, weight_BNJK1)
     log_prob_BNJK = log_probs(head, shown_BNJKD.flatten(0, 3), target_BNJK.flatten())
     log_prob_BNJK = log_prob_BNJK.view(target_BNJK.shape)
     if mix == "log_probs":

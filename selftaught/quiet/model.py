@@ -72,6 +72,14 @@ class QuietConfig:
     """Positions that think at the same time; decides memory, not results."""
 
     def __post_init__(self) -> None:
+        for name, allowed in (
+            ("mix", ("log_probs", "hidden")),
+            ("baseline", ("log_mean", "mean_log")),
+            ("reinforce_reduction", ("sum", "mean")),
+        ):
+            if getattr(self, name) not in allowed:
+                told = " or ".join(map(repr, allowed))
+                raise ValueError(f"{name} must be {told}; got {getattr(self, name)!r}.")
         for name in ("thought_tokens", "lookahead", "thoughts", "positions_per_chunk"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1; got {getattr(self, name)}.")
@@ -207,8 +215,16 @@ class QuietLM(nn.Module):
             labels: as transformers has them: the tokens themselves, -100 where there is no loss;
                 the input itself by default.
             thoughts: given thoughts `[B, N, T, S]` instead of drawn ones.
-            seed: of the draws; the same for any size of chunk.
+            seed: of the draws; the same for any size of chunk. Give another one at every step.
+
+        Raises:
+            ValueError: texts of fewer than two tokens, which have nothing to predict.
         """
+        if input_ids.shape[1] < 2:
+            raise ValueError(
+                f"Expected texts of at least 2 tokens, got {input_ids.shape[1]}: there is no next "
+                "token to predict; leave such texts out."
+            )
         config = self.config
         targets = self._targets(input_ids, attention_mask, labels)
         positions = torch.arange(input_ids.shape[1] - 1, device=input_ids.device)
@@ -247,7 +263,8 @@ class QuietLM(nn.Module):
         without_BND = without_BD[:, None].expand_as(with_BND)
         weight_BN1 = self.mixing(without_BND, with_BND)[..., None]
         if self.config.mix == "hidden":
-            mixed_BNV = head(torch.lerp(without_BND, with_BND, weight_BN1)).float()
+            mixed_BND = torch.lerp(without_BND, with_BND, weight_BN1.to(with_BND.dtype))
+            mixed_BNV = head(mixed_BND).float()
         else:
             log_prob_BNV = head(with_BND).float().log_softmax(-1)
             without_BNV = head(without_BND).float().log_softmax(-1)

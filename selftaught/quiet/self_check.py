@@ -50,6 +50,8 @@ def self_check(base: PreTrainedModel, marks: Marks) -> None:
                     f"deviations; its layers are {layer_name(base, 0)}"
                 )
                 raise ValueError(refusal(base, told))
+    except torch.OutOfMemoryError:
+        raise
     # What code that was not written for another attention may do with one.
     except (AttributeError, LookupError, RuntimeError, TypeError) as error:
         told = f"its code does not go with another attention ({error})"

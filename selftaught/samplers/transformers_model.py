@@ -70,6 +70,11 @@ class TransformersSampler:
                     "Expected a tokenizer beside a loaded model, got none; pass tokenizer=..."
                 )
             wrapped = not isinstance(model, PreTrainedModel)
+            if wrapped and not isinstance(getattr(model, "base", None), PreTrainedModel):
+                raise ValueError(
+                    "Expected a model of transformers, or one with its base as .base, got "
+                    f"{type(model).__name__}; merge an adapter first (merge_and_unload)."
+                )
             self._described: PreTrainedModel = model.base if wrapped else model  # type: ignore[assignment]
             self.model = self._described.name_or_path
             self._tokenizer, self._model = tokenizer, model

@@ -295,12 +295,13 @@ def _terms(question: str) -> int:
 
 
 def _like(problem: Problem, shots: Sequence[Problem]) -> Sequence[Problem]:
-    """The worked sums with as many terms as the problem; beyond them, the longest there are.
+    """The worked sums with as many terms as the problem; or with nearly as many.
 
     A small model shown both kinds adds a step to short sums and leaves one out of long ones.
     """
-    wanted = min(_terms(problem.question), max(_terms(shot.question) for shot in shots))
-    return [shot for shot in shots if _terms(shot.question) == wanted] or shots
+    lengths = {_terms(shot.question) for shot in shots}
+    nearest = min(lengths, key=lambda terms: abs(terms - _terms(problem.question)))
+    return [shot for shot in shots if _terms(shot.question) == nearest]
 
 
 def _equation(number: int, equation: str, steps: str, gold: str) -> Problem:
