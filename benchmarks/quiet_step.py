@@ -105,7 +105,7 @@ def main() -> None:
     parser.add_argument("--model", help="a model folder; without it model s")
     parser.add_argument("--lengths", type=int, nargs="+", default=[128, 256, 512])
     parser.add_argument("--dtypes", nargs="+", default=["float32"])
-    parser.add_argument("--positions-per-chunk", type=int, default=32)
+    parser.add_argument("--positions-per-chunk", type=int, help="by default what fits")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--repeats", type=int, default=2)
     parser.add_argument("--row", action="store_true", help=argparse.SUPPRESS)
@@ -120,7 +120,8 @@ def main() -> None:
         for length in args.lengths:
             options = [
                 "--row", "--lengths", str(length), "--dtypes", dtype, "--threads", str(args.threads),
-                "--repeats", str(args.repeats), "--positions-per-chunk", str(args.positions_per_chunk),
+                "--repeats", str(args.repeats),
+                *(["--positions-per-chunk", str(args.positions_per_chunk)] if args.positions_per_chunk else []),
                 *(["--model", args.model] if args.model else []),
             ]  # fmt: skip
             done = subprocess.run(

@@ -140,7 +140,7 @@ def test_thoughts_depend_on_the_seed_and_not_on_chunks():
         quiet(tiny(), small(positions_per_chunk=chunk))(ids, mask, seed=seed)
         for chunk, seed in ((1, 5), (3, 5), (100, 5), (100, 6))
     ]
-    one, three, all_at_once, other = (out.thought_BNTS for out in outs)
+    one, three, all_at_once, other = (out.thought_BNJS for out in outs)
     assert torch.equal(one, three)
     assert torch.equal(one, all_at_once)
     assert not torch.equal(one, other)
@@ -150,7 +150,7 @@ def test_thoughts_depend_on_the_seed_and_not_on_chunks():
 def test_greedy_thoughts_are_those_of_ordinary_greedy_decoding():
     model = quiet(tiny(), small(temperature=0.0))
     ids, mask = texts([7, 7])
-    thoughts = model(ids, mask).thought_BNTS
+    thoughts = model(ids, mask).thought_BNJS
     never = [START, END, PAD]
     for row, by_thought in zip(ids, thoughts, strict=True):
         for at in range(6):
@@ -170,7 +170,7 @@ def test_thoughts_come_from_the_models_distribution(temperature: float):
     text = torch.tensor([3, 14, 15])
     draws = 1500
     with torch.no_grad():
-        thoughts = model(text.expand(draws, -1)).thought_BNTS[:, :, 1, 0].flatten()
+        thoughts = model(text.expand(draws, -1)).thought_BNJS[:, :, 1, 0].flatten()
         logits = base(torch.tensor([[3, 14, START]])).logits[0, -1] / temperature
     logits[[START, END, PAD]] = -torch.inf
     wanted = logits.softmax(-1) * len(thoughts)

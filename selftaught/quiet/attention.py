@@ -182,7 +182,7 @@ class Reading:
     key_BKTD: dict[int, Tensor] = field(default_factory=dict)
     value_BKTD: dict[int, Tensor] = field(default_factory=dict)
     gradients: Gradients | None = None
-    _seen: dict[tuple[Rule, int], Tensor] = field(default_factory=dict)
+    _seen: dict[tuple[Rule, int, int], tuple[Tensor, bool]] = field(default_factory=dict)
 
     def attend(
         self, layer: int, query: Tensor, key: Tensor, value: Tensor, rule: Rule, form: Form
@@ -196,14 +196,18 @@ class Reading:
             value = _Inject.apply(value, self.gradients, "value_BKTD", layer)
         rows, heads, new, width = query.shape
         groups, stored = key.shape[1], key.shape[2]
-        if (rule, stored) not in self._seen:
-            self._seen.clear()
-            self._seen[rule, stored] = self._seen_by(rule, new, stored, query.device)
-        seen = self._seen[rule, stored]
+        if (rule, new, stored) not in self._seen:
+            if any(known[1:] != (new, stored) for known in self._seen):
+                self._seen.clear()
+            seen = self._seen_by(rule, new, stored, query.device)
+            causal = new == stored and bool((seen == seen.new_ones(new, new).tril()).all())
+            self._seen[rule, new, stored] = (seen, causal)
+        seen, causal = self._seen[rule, new, stored]
         if form.plain:
             return nn.functional.scaled_dot_product_attention(
-                query, key, value, attn_mask=seen, scale=form.scale, enable_gqa=True
-            )
+                query, key, value, attn_mask=None if causal else seen, is_causal=causal,
+                scale=form.scale, enable_gqa=True,
+            )  # fmt: skip
         query_BKQD = query.reshape(rows, groups, -1, width)
         bias = (~seen).expand(-1, heads // groups, -1, -1).reshape(len(seen), 1, -1, stored)
         out = _joint([(query_BKQD, key, value, bias.to(query.dtype) * HIDDEN)], form, new)
@@ -226,8 +230,10 @@ class Thinking:
     key_BKTD: list[Tensor]
     value_BKTD: list[Tensor]
     real_BT: Tensor | None
-    position_J: Tensor
-    """The text position of each row, the same ones for every thought and text."""
+    position_BJ: Tensor
+    """The text position of each row, `[1, J]` where texts have the same ones."""
+    shown: int
+    """One more than the last position."""
     thoughts: int
     stored: int = 0
     """Tokens the rows have from earlier passes."""
@@ -254,9 +260,8 @@ class Thinking:
         groups, texts = key.shape[1], len(self.key_BKTD[layer])
         prefix_bias, own_bias = self._bias(rule, query, heads // groups, texts)
         query_RKQD = query.reshape(rows, groups, -1, width)
-        shown = int(self.position_J[-1]) + 1
-        prefix_key = self.key_BKTD[layer][:, :, :shown]
-        prefix_value = self.value_BKTD[layer][:, :, :shown]
+        prefix_key = self.key_BKTD[layer][:, :, : self.shown]
+        prefix_value = self.value_BKTD[layer][:, :, : self.shown]
         if query.device.type == "cpu" and form.plain and key.shape == value.shape:
             out = _TwoPart.apply(
                 query_RKQD, prefix_key, prefix_value, key, value, prefix_bias, own_bias, form.scale
@@ -278,20 +283,20 @@ class Thinking:
             new = query.shape[2]
             new_U = torch.arange(self.stored, self.stored + new, device=query.device)
             own_S = torch.arange(self.stored + new, device=query.device)
-            text_P = torch.arange(int(self.position_J[-1]) + 1, device=query.device)
-            at_JU = self.position_J[:, None] + 1 + new_U
-            seen_JUP = _seen(rule, at_JU[:, :, None], text_P)
-            seen_JUP = seen_JUP & (text_P <= self.position_J[:, None, None])
-            seen_BJUP = seen_JUP[None]
+            text_P = torch.arange(self.shown, device=query.device)
+            at_BJ1 = self.position_BJ[:, :, None]
+            at_BJU = at_BJ1 + 1 + new_U
+            seen_BJUP = _seen(rule, at_BJU[..., None], text_P) & (text_P <= at_BJ1[..., None])
             if self.real_BT is not None:
-                seen_BJUP = seen_BJUP & self.real_BT[:, None, None, : len(text_P)]
-            shape = (len(seen_BJUP), self.thoughts, len(at_JU), per_group, new, len(text_P))
-            seen = seen_BJUP[:, None, :, None].expand(shape).reshape(shape[0], 1, -1, len(text_P))
-            own_JUS = _seen(rule, at_JU[:, :, None], self.position_J[:, None, None] + 1 + own_S)
-            if bool((own_JUS == own_JUS[:1]).all()):
-                own = own_JUS[:1, None]
+                seen_BJUP = seen_BJUP & self.real_BT[:, None, None, : self.shown]
+            count, positions = seen_BJUP.shape[:2]
+            shape = (count, self.thoughts, positions, per_group, new, self.shown)
+            seen = seen_BJUP[:, None, :, None].expand(shape).reshape(count, 1, -1, self.shown)
+            own_BJUS = _seen(rule, at_BJU[..., None], at_BJ1[..., None] + 1 + own_S)
+            if bool((own_BJUS == own_BJUS[:1, :1]).all()):
+                own = own_BJUS[0, :1, None]
             else:
-                own = own_JUS[None, None, :, None].expand(texts, self.thoughts, -1, 1, -1, -1)
+                own = own_BJUS[:, None, :, None].expand(texts, self.thoughts, -1, 1, -1, -1)
                 own = own.reshape(-1, 1, new, len(own_S))
             own = own.expand(-1, per_group, -1, -1).reshape(len(own), 1, -1, len(own_S))
             self._biases[rule] = (

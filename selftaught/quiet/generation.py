@@ -16,7 +16,7 @@ from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteria
 from transformers.generation.streamers import BaseStreamer
 
 from selftaught.quiet.attention import Reading, thoughtful
-from selftaught.quiet.thoughts import after_thought, draw, language_head, read_on, think_on
+from selftaught.quiet.thoughts import after_thought, draw, language_head, read_on, think
 
 if TYPE_CHECKING:
     from selftaught.quiet.model import QuietLM
@@ -45,10 +45,10 @@ def next_logits(
     while True:
         with thoughtful(base):
             prefix = read_on(base, new_BT, real_BT, reading)
-            last = torch.tensor([real_BT.shape[1] - 1], device=input_ids.device)
+            last = torch.tensor([[real_BT.shape[1] - 1]], device=input_ids.device)
             shape = (len(input_ids), thoughts, 1, model.config.thought_tokens)
             uniform = torch.rand(shape, generator=generator).to(input_ids.device)
-            thought, thinking = think_on(
+            thought, _, thinking = think(
                 base, head, prefix, last, uniform, marks, thought_temperature
             )
             after_RD = after_thought(base, prefix, last, thinking, thought, marks)
@@ -112,7 +112,7 @@ def generate(
         if logits_processor is not None:
             logits_BV = logits_processor(whole_BT, logits_BV)  # type: ignore[arg-type]
         uniform_B = torch.rand(len(input_ids), generator=generator).to(input_ids.device)
-        token_B = draw(logits_BV.float(), uniform_B, temperature if do_sample else 0.0)
+        token_B, _ = draw(logits_BV.float(), uniform_B, temperature if do_sample else 0.0)
         token_B = token_B.masked_fill(done_B, filler)
         whole_BT = torch.cat([whole_BT, token_B[:, None]], 1)
         if streamer is not None:

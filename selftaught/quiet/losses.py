@@ -35,6 +35,16 @@ def text_log_probs(head: Head, hidden_BTD: Tensor, target_BT: Tensor, tokens: in
     return torch.cat(parts).view(target_BT.shape)
 
 
+@torch.no_grad()
+def text_entropy(head: Head, hidden_BTD: Tensor, tokens: int) -> Tensor:
+    """Entropy of the next token in nats at every position, `tokens` at a time: `[B, T]`."""
+    parts = []
+    for hidden in hidden_BTD.flatten(0, 1).split(tokens):
+        log_p_XV = _precise(head(hidden)).log_softmax(-1)
+        parts.append(-(log_p_XV.exp() * log_p_XV).sum(-1))
+    return torch.cat(parts).view(hidden_BTD.shape[:2])
+
+
 def _precise(logits: Tensor) -> Tensor:
     """Short types in float32; a log of a sum of 49,000 numbers needs it."""
     return logits.float() if logits.dtype in (torch.bfloat16, torch.float16) else logits
@@ -52,10 +62,22 @@ def thought_log_probs(
     The authors compute it at temperature 3 whatever the thoughts were drawn at.
     """
     logits_RSV = _precise(head(hidden_RSD)) / temperature
-    banned_V = torch.zeros_like(logits_RSV[0, 0])
+    banned_V = logits_RSV.new_zeros(logits_RSV.shape[-1])
     banned_V[list(never)] = -torch.inf
     total_RS = (logits_RSV + banned_V).logsumexp(-1)
     return logits_RSV.gather(-1, thought_RS[..., None])[..., 0] - total_RS
+
+
+@dataclass(frozen=True)
+class Mixed:
+    """What is predicted after each thought, for each lookahead token: `[B, N, J, K]`."""
+
+    log_prob_BNJK: Tensor
+    """Log-probability of the true token, in the mixture."""
+    weight_BNJK: Tensor
+    """Weight of the thought."""
+    alone_BNJK: Tensor | None
+    """Log-probability after the thought alone, where asked for."""
 
 
 def mixed_log_probs(
@@ -66,8 +88,10 @@ def mixed_log_probs(
     without_log_prob_BJK: Tensor,
     with_BNJKD: Tensor,
     target_BJK: Tensor,
-) -> tuple[Tensor, Tensor]:
-    """Log-probability of the next true tokens after each thought, and the thought's weight: `[B, N, J, K]`.
+    *,
+    alone: bool = False,
+) -> Mixed:
+    """Predictions of the next true tokens, with and without each thought mixed.
 
     mix "log_probs": `w log p_with + (1 - w) log p_without`, not normalised again (Algorithm 1 of
     Zelikman et al. 2024, arXiv:2403.09629, with w for the thought). mix "hidden": the states are
@@ -77,17 +101,20 @@ def mixed_log_probs(
     without_BNJKD = without_BJKD[:, None].expand(-1, thoughts, -1, -1, -1)
     target_BNJK = target_BJK[:, None].expand(-1, thoughts, -1, -1)
     weight_BNJK = mixing(without_BNJKD, with_BNJKD)
-    shown_BNJKD = with_BNJKD
+
+    def predicted(states_BNJKD: Tensor) -> Tensor:
+        found = log_probs(head, states_BNJKD.flatten(0, 3), target_BNJK.flatten())
+        return found.view(target_BNJK.shape)
+
     if mix == "hidden":
         # Under autocast the head's weight is short and the states are not.
         weight_BNJK1 = weight_BNJK[..., None].to(with_BNJKD.dtype)
-        shown_BNJKD = torch.lerp(without_BNJKD, with_BNJKD, weight_BNJK1)
-    log_prob_BNJK = log_probs(head, shown_BNJKD.flatten(0, 3), target_BNJK.flatten())
-    log_prob_BNJK = log_prob_BNJK.view(target_BNJK.shape)
-    if mix == "log_probs":
-        weight_BNJK = _precise(weight_BNJK)
-        log_prob_BNJK = torch.lerp(without_log_prob_BJK[:, None].expand_as(log_prob_BNJK), log_prob_BNJK, weight_BNJK)  # fmt: skip
-    return log_prob_BNJK, weight_BNJK
+        log_prob_BNJK = predicted(torch.lerp(without_BNJKD, with_BNJKD, weight_BNJK1))
+        return Mixed(log_prob_BNJK, weight_BNJK, predicted(with_BNJKD) if alone else None)
+    weight_BNJK, alone_BNJK = _precise(weight_BNJK), predicted(with_BNJKD)
+    without_BNJK = without_log_prob_BJK[:, None].expand_as(alone_BNJK)
+    log_prob_BNJK = torch.lerp(without_BNJK, alone_BNJK, weight_BNJK)
+    return Mixed(log_prob_BNJK, weight_BNJK, alone_BNJK if alone else None)
 
 
 @dataclass(frozen=True)

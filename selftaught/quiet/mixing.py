@@ -1,4 +1,4 @@
-"""How far to trust the thought: the mixing head.
+"""How far to trust a thought (the mixing head), and whether to have one (the gate).
 
 Shapes: D hidden width; `...` any leading dimensions.
 """
@@ -30,3 +30,21 @@ class MixingHead(nn.Module):
     def forward(self, without_D: Tensor, with_D: Tensor) -> Tensor:
         """The weight of the thought, one number for each pair of states: `[...]`."""
         return self.layers(torch.cat([without_D, with_D], -1))[..., 0]
+
+
+class Gate(nn.Module):
+    """From the hidden state before a thought to what the thought will gain, in nats of the next token.
+
+    The mixing head knows its weight only after the thought; this knows before (ours: the paper leaves
+    it as future work). It learns by regression on the gains seen in training and starts at none.
+    """
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, 1))
+        nn.init.zeros_(self.layers[-1].weight)  # type: ignore[arg-type]
+        nn.init.zeros_(self.layers[-1].bias)  # type: ignore[arg-type]
+
+    def forward(self, hidden_D: Tensor) -> Tensor:
+        """The expected gain: `[...]`."""
+        return self.layers(hidden_D)[..., 0]

@@ -12,6 +12,7 @@ K lookahead tokens, D hidden width, V vocabulary.
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, Literal
 
 import torch
@@ -25,15 +26,29 @@ from selftaught.quiet.losses import (
     IGNORED,
     mixed_log_probs,
     rewards,
+    text_entropy,
     text_log_probs,
     thought_log_probs,
 )
-from selftaught.quiet.mixing import MixingHead
+from selftaught.quiet.memory import bytes_per_row, positions_within
+from selftaught.quiet.mixing import Gate, MixingHead
+from selftaught.quiet.positions import choose
 from selftaught.quiet.self_check import self_check
-from selftaught.quiet.thoughts import Marks, Prefix, language_head, output_matrix, read, talk, think
+from selftaught.quiet.thoughts import (
+    Marks,
+    Prefix,
+    at_positions,
+    language_head,
+    output_matrix,
+    read,
+    talk,
+    think,
+)
 
 HEAD_TOKENS = 512
 """Text tokens whose logits exist at the same time."""
+SAMPLED_AT_ONCE = 4
+"""Chunks whose thoughts are drawn at the same time, which needs less memory than learning from one."""
 
 
 @dataclass(frozen=True)
@@ -68,21 +83,46 @@ class QuietConfig:
     """Weight of the loss after thoughts: 1 (Algorithm 1); 0.5 in the code."""
     base_nll_weight: float = 0.0
     """Weight of the loss without thoughts: none in Algorithm 1; 0.5 in the code."""
-    positions_per_chunk: int = 32
-    """Positions that think at the same time; decides memory, not results."""
+    talk_weight: float = 0.0
+    """Weight of the loss after a thought alone, unmixed, so that thoughts learn while they weigh
+    little: neither in the paper nor in the code."""
+    last_position_learns: bool = True
+    """Whether REINFORCE uses the last position with a whole lookahead; the code leaves it out."""
+    positions: Literal["all", "uniform", "entropy"] = "all"
+    """Which positions think: all (the paper), or a share of them, drawn uniformly or by the entropy
+    of the prediction without a thought; each then counts for as many as it stands for."""
+    positions_share: float = 0.25
+    """Share of positions that think, where not all do."""
+    gate_weight: float = 0.0
+    """Weight of the gate's loss, which learns from the state before a thought what the thought will
+    gain (ours); nothing else learns from it. 0: no gate."""
+    positions_per_chunk: int | None = None
+    """Positions that think at the same time; decides memory, not results. By default what fits."""
+    chunk_megabytes: int = 384
+    """Memory for one chunk, where its size is not given."""
 
     def __post_init__(self) -> None:
         for name, allowed in (
             ("mix", ("log_probs", "hidden")),
             ("baseline", ("log_mean", "mean_log")),
             ("reinforce_reduction", ("sum", "mean")),
+            ("positions", ("all", "uniform", "entropy")),
         ):
             if getattr(self, name) not in allowed:
                 told = " or ".join(map(repr, allowed))
                 raise ValueError(f"{name} must be {told}; got {getattr(self, name)!r}.")
-        for name in ("thought_tokens", "lookahead", "thoughts", "positions_per_chunk"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1; got {getattr(self, name)}.")
+        for name, least in (
+            ("thought_tokens", 0),
+            ("lookahead", 1),
+            ("thoughts", 1),
+            ("positions_per_chunk", 1),
+            ("chunk_megabytes", 1),
+        ):
+            given = getattr(self, name)
+            if given is not None and given < least:
+                raise ValueError(f"{name} must be at least {least}; got {given}.")
+        if not 0 < self.positions_share <= 1:
+            raise ValueError(f"positions_share must be in (0, 1]; got {self.positions_share}.")
 
     @classmethod
     def paper(cls, **changes: Any) -> "QuietConfig":
@@ -102,13 +142,9 @@ class QuietConfig:
             "reinforce_reduction": "mean",
             "nll_weight": 0.5,
             "base_nll_weight": 0.5,
+            "last_position_learns": False,
         }
         return cls(**(found | changes))
-
-    @property
-    def last_position_learns(self) -> bool:
-        """Whether REINFORCE uses the last position with a whole lookahead; the code leaves it out."""
-        return self.baseline == "log_mean"
 
 
 @dataclass
@@ -127,9 +163,15 @@ class QuietOutput(ModelOutput):
     """Mean weight of the thought in the mixture."""
     log_prob_without_BT: Tensor | None = None
     """Of each next token, without thoughts."""
-    log_prob_with_BNTK: Tensor | None = None
-    weight_BNTK: Tensor | None = None
-    thought_BNTS: Tensor | None = None
+    positive: Tensor | None = None
+    """Share of thoughts with a positive advantage."""
+    entropy: Tensor | None = None
+    """Mean surprise of a drawn thought token, which on average is the entropy."""
+    position_BJ: Tensor | None = None
+    """The positions that thought, in order; for each of them:"""
+    log_prob_with_BNJK: Tensor | None = None
+    weight_BNJK: Tensor | None = None
+    thought_BNJS: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -183,7 +225,9 @@ class QuietLM(nn.Module):
         self.marks = Marks(start, end, tuple(sorted(never)), config.embedding_gradient)
         if check:
             self_check(base, self.marks)
-        self.mixing = MixingHead(output_matrix(base).weight.shape[1]).to(base.device, base.dtype)
+        width = output_matrix(base).weight.shape[1]
+        self.mixing = MixingHead(width).to(base.device, base.dtype)
+        self.gate = Gate(width).to(base.device, base.dtype) if config.gate_weight > 0 else None
 
     def gradient_checkpointing_enable(
         self, gradient_checkpointing_kwargs: dict[str, Any] | None = None
@@ -207,7 +251,7 @@ class QuietLM(nn.Module):
         labels: Tensor | None = None,
         *,
         thoughts: Tensor | None = None,
-        seed: int = 0,
+        seed: int | None = None,
     ) -> QuietOutput:
         """Loss and measures of a batch of texts `[B, T]`.
 
@@ -215,47 +259,43 @@ class QuietLM(nn.Module):
             labels: as transformers has them: the tokens themselves, -100 where there is no loss;
                 the input itself by default.
             thoughts: given thoughts `[B, N, T, S]` instead of drawn ones.
-            seed: of the draws; the same for any size of chunk. Give another one at every step.
+            seed: of the draws; the same for any size of chunk. By default from torch's own stream
+                of random numbers, so that every step draws others.
 
         Raises:
-            ValueError: texts of fewer than two tokens, which have nothing to predict.
+            ValueError: texts of fewer than two tokens, which have nothing to predict, or a chunk's
+                memory that is too small for one position.
         """
         if input_ids.shape[1] < 2:
             raise ValueError(
                 f"Expected texts of at least 2 tokens, got {input_ids.shape[1]}: there is no next "
                 "token to predict; leave such texts out."
             )
-        config = self.config
+        seed = int(torch.randint(2**62, ())) if seed is None else seed
+        draw = torch.Generator().manual_seed(seed)
         targets = self._targets(input_ids, attention_mask, labels)
-        positions = torch.arange(input_ids.shape[1] - 1, device=input_ids.device)
-        chunks = positions.split(config.positions_per_chunk)
-        uniform_BNTS = self._uniform(input_ids, seed) if thoughts is None else None
-        head = language_head(self.base)
-        parts: list[_Learned] = []
         with thoughtful(self.base):
             gradients = Gradients([], []) if torch.is_grad_enabled() else None
             prefix = read(self.base, input_ids, attention_mask, gradients)
+            head = language_head(self.base)
             without_BT = text_log_probs(head, prefix.hidden_BTD, targets.next_BT, HEAD_TOKENS)
+            where = self._positions(prefix, targets, draw)
+            thought_BNJS, surprise = self._think(prefix, where.position_BJ, draw, thoughts)
+            parts: list[_Learned] = []
 
-            def learn(position_J: Tensor, prefix: Prefix, without_BT: Tensor) -> Tensor:
-                if thoughts is None:
-                    assert uniform_BNTS is not None
-                    uniform = uniform_BNTS[:, :, position_J]
-                    thought_BNJS = think(self.base, head, prefix, position_J, uniform, self.marks, config.temperature)  # fmt: skip
-                else:
-                    thought_BNJS = thoughts[:, :, position_J]
-                states = talk(self.base, prefix, position_J, thought_BNJS, config.lookahead, self.marks)  # fmt: skip
-                learned = self._learn(
-                    position_J, prefix, without_BT, thought_BNJS, *states, targets
-                )
-                parts.append(learned)
-                return learned.loss
+            def learn(chunk: slice, prefix: Prefix, without_BT: Tensor) -> Tensor:
+                here, thought = where.part(chunk), thought_BNJS[:, :, chunk]
+                states = talk(self.base, prefix, here.position_BJ, thought, self.config.lookahead, self.marks)  # fmt: skip
+                parts.append(self._learn(here, prefix, without_BT, thought, *states, targets))
+                return parts[-1].loss
 
+            chunks = self._chunks(len(input_ids), where.position_BJ.shape[1])
             loss = _in_chunks(learn, chunks, prefix, without_BT, gradients, list(self.parameters()))
         nll_without = -without_BT.sum() / targets.counts.text
-        return _output(
-            loss + config.base_nll_weight * nll_without, nll_without, without_BT, parts, targets
-        )
+        loss = loss + self.config.base_nll_weight * nll_without
+        out = _output(loss, nll_without, without_BT, parts)
+        out.position_BJ, out.thought_BNJS, out.entropy = where.position_BJ, thought_BNJS, surprise
+        return out
 
     def mixed_logits(self, without_BD: Tensor, with_BND: Tensor) -> Tensor:
         """Log-probabilities of the next token, up to a constant, the mean over thoughts: `[B, V]`."""
@@ -277,11 +317,61 @@ class QuietLM(nn.Module):
         """Texts continued, thinking before every token; see `generation.generate`."""
         return generate(self, input_ids, attention_mask, **options)
 
-    def _uniform(self, ids_BT: Tensor, seed: int) -> Tensor:
-        texts, length = ids_BT.shape
-        draw = torch.Generator().manual_seed(seed)
-        shape = (texts, self.config.thoughts, length, self.config.thought_tokens)
-        return torch.rand(shape, generator=draw).to(ids_BT.device)
+    def _positions(self, prefix: Prefix, targets: Targets, draw: torch.Generator) -> "_Where":
+        """The positions that think; the last token has nothing after it."""
+        config, device = self.config, prefix.ids_BT.device
+        positions = prefix.ids_BT.shape[1] - 1
+        count = max(1, round(config.positions_share * positions))
+        uniform_B = torch.rand(len(prefix.ids_BT), generator=draw).to(device)
+        if config.positions == "all" or count == positions:
+            position_1J = torch.arange(positions, device=device)[None]
+            return _Where(position_1J, torch.ones(1, positions, device=device))
+        weight_BT = (targets.next_BT != IGNORED)[:, :-1].float()
+        if config.positions == "entropy":
+            hidden_BTD = prefix.hidden_BTD.detach()[:, :-1]
+            entropy_BT = text_entropy(language_head(self.base), hidden_BTD, HEAD_TOKENS)
+            # A tenth of the mean is everyone's: none may be left out altogether.
+            mean_B1 = (entropy_BT * weight_BT).sum(1, True) / weight_BT.sum(1, True).clamp(min=1)
+            weight_BT = weight_BT * (entropy_BT + 0.1 * mean_B1 + 1e-6)
+        return _Where(*choose(weight_BT, count, uniform_B))
+
+    def _think(
+        self, prefix: Prefix, position_BJ: Tensor, draw: torch.Generator, given: Tensor | None
+    ) -> tuple[Tensor, Tensor | None]:
+        """A thought for every position, and the mean surprise of its tokens; many positions at once."""
+        config, texts = self.config, len(prefix.ids_BT)
+        if given is not None:
+            position_BX = position_BJ.expand(texts, -1)
+            return at_positions(given.transpose(1, 2), position_BX).transpose(1, 2), None
+        length = prefix.ids_BT.shape[1]
+        shape = (texts, length, config.thoughts, config.thought_tokens)
+        uniform_BTNS = torch.rand(shape, generator=draw).to(position_BJ.device)
+        head, thoughts, surprises = language_head(self.base), [], []
+        # Without gradients a token needs its own keys, values and logits only.
+        wide = SAMPLED_AT_ONCE * self._chunk(texts)
+        for position_BC in position_BJ.split(wide, 1):
+            uniform_BNCS = at_positions(uniform_BTNS, position_BC).transpose(1, 2)
+            thought, surprise, _ = think(self.base, head, prefix, position_BC, uniform_BNCS, self.marks, config.temperature)  # fmt: skip
+            thoughts.append(thought)
+            surprises.append(surprise)
+        surprise = torch.cat(surprises, 2).mean() if config.thought_tokens else None
+        return torch.cat(thoughts, 2), surprise
+
+    def _chunk(self, texts: int) -> int:
+        """How many positions learn at the same time."""
+        config = self.config
+        if config.positions_per_chunk is not None:
+            return config.positions_per_chunk
+        tokens = config.thought_tokens + 1 + config.lookahead
+        predicted = config.lookahead + (config.thought_tokens + 1) // 2
+        row = bytes_per_row(self.base, tokens, predicted)
+        return positions_within(config.chunk_megabytes * 2**20, texts * config.thoughts, row)
+
+    def _chunks(self, texts: int, positions: int) -> list[slice]:
+        """Parts of nearly the same size: a last one of a few positions would cost nearly as much."""
+        count = -(-positions // self._chunk(texts))
+        edges = [positions * number // count for number in range(count + 1)]
+        return [slice(*edge) for edge in pairwise(edges)]
 
     def _targets(self, ids_BT: Tensor, mask_BT: Tensor | None, labels_BT: Tensor | None) -> Targets:
         lookahead = self.config.lookahead
@@ -308,7 +398,7 @@ class QuietLM(nn.Module):
 
     def _learn(
         self,
-        position_J: Tensor,
+        where: "_Where",
         prefix: Prefix,
         without_BT: Tensor,
         thought_BNJS: Tensor,
@@ -317,40 +407,68 @@ class QuietLM(nn.Module):
         targets: Targets,
     ) -> "_Learned":
         """A chunk's share of the loss."""
-        config, head = self.config, language_head(self.base)
+        config, head, counts = self.config, language_head(self.base), targets.counts
         last = prefix.ids_BT.shape[1] - 1
-        ahead_JK = position_J[:, None] + torch.arange(config.lookahead, device=position_J.device)
-        ahead_JK = ahead_JK.clamp(max=last)
-        target_BJK = targets.lookahead_BTK[:, position_J]
+        ahead_K = torch.arange(config.lookahead, device=without_BT.device)
+        ahead_BJK = (where.position_BJ[..., None] + ahead_K).clamp(max=last)
+        target_BJK = at_positions(targets.lookahead_BTK, where.position_BJ)
         known_BJK = target_BJK != IGNORED
-        without_BJK = without_BT[:, ahead_JK] * known_BJK
+        without_BJK = at_positions(without_BT, ahead_BJK) * known_BJK
         with_BNJKD = talking_RKD.view(*thought_BNJS.shape[:3], *talking_RKD.shape[1:])
-        log_prob_BNJK, weight_BNJK = mixed_log_probs(
-            head, self.mixing, config.mix, prefix.hidden_BTD[:, ahead_JK], without_BJK, with_BNJKD,
-            target_BJK,
+        hidden_BJKD = at_positions(prefix.hidden_BTD, ahead_BJK)
+        mixed = mixed_log_probs(
+            head, self.mixing, config.mix, hidden_BJKD, without_BJK, with_BNJKD, target_BJK,
+            alone=config.talk_weight > 0,
         )  # fmt: skip
-        log_prob_BNJK = log_prob_BNJK * known_BJK[:, None]
-        nll_K = -log_prob_BNJK.sum((0, 1, 2)) / targets.counts.lookahead_K
-        thought_RS = thought_BNJS.flatten(0, 2)
-        thought_log_prob_RS = thought_log_probs(
-            head, thinking_RSD, thought_RS, self.marks.never, config.reinforce_temperature
-        )
+        log_prob_BNJK = mixed.log_prob_BNJK * known_BJK[:, None]
+        factor_BNJ = where.factor_BJ[:, None].to(log_prob_BNJK.dtype)
+        stands_BNJK = factor_BNJ[..., None] * known_BJK[:, None]
+        nll_K = -(log_prob_BNJK * stands_BNJK).sum((0, 1, 2)) / counts.lookahead_K
+        loss = config.nll_weight * nll_K.mean()
+        if mixed.alone_BNJK is not None:
+            alone_K = -(mixed.alone_BNJK * stands_BNJK).sum((0, 1, 2)) / counts.lookahead_K
+            loss = loss + config.talk_weight * alone_K.mean()
         gained = rewards(config.baseline, without_BJK, log_prob_BNJK)
-        reinforced_B1J = targets.reinforced_BT[:, None, position_J]
-        advantage_BNJ = gained.advantage_BNJ * reinforced_B1J
-        per_thought_R = thought_log_prob_RS.sum(-1)
+        factor_BNJ = factor_BNJ * at_positions(targets.reinforced_BT, where.position_BJ)[:, None]
+        pull_R = (gained.advantage_BNJ * factor_BNJ).flatten()
+        # Thoughts without an advantage have no part in it, and the head is a third of the work.
+        pulled = pull_R.nonzero()[:, 0]
+        log_prob_XS = thought_log_probs(
+            head, thinking_RSD[pulled], thought_BNJS.flatten(0, 2)[pulled], self.marks.never,
+            config.reinforce_temperature,
+        )  # fmt: skip
+        per_thought_X = log_prob_XS.sum(-1)
         if config.reinforce_reduction == "mean":
-            per_thought_R = per_thought_R / thought_RS.shape[1]
-        reinforce = -(advantage_BNJ.flatten() * per_thought_R).sum() / targets.counts.reinforced
+            per_thought_X = per_thought_X / max(1, config.thought_tokens)
+        reinforce = -(pull_R[pulled] * per_thought_X).sum() / counts.reinforced
+        loss = loss + config.reinforce_weight * reinforce
+        if self.gate is not None:
+            gain_BJ = (log_prob_BNJK[..., 0].detach() - without_BJK[:, None, :, 0]).mean(1)
+            expected_BJ = self.gate(hidden_BJKD[:, :, 0].detach())
+            off_BJ = (expected_BJ - gain_BJ) ** 2 * known_BJK[..., 0]
+            loss = loss + config.gate_weight * (off_BJ * where.factor_BJ).sum() / counts.text
+        weight_BNJK = mixed.weight_BNJK.detach()
         return _Learned(
-            config.nll_weight * nll_K.mean() + config.reinforce_weight * reinforce,
+            loss,
             nll_K.detach(),
             reinforce.detach(),
-            (gained.reward_BNJ * reinforced_B1J).sum() / targets.counts.reinforced,
+            (gained.reward_BNJ * factor_BNJ).sum() / counts.reinforced,
+            ((gained.advantage_BNJ > 0) * factor_BNJ).sum() / counts.reinforced,
+            (weight_BNJK * stands_BNJK).sum() / counts.lookahead_K.sum(),
             log_prob_BNJK.detach(),
-            weight_BNJK.detach(),
-            thought_BNJS,
-        )
+            weight_BNJK,
+        )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class _Where:
+    """Positions that think, the same ones for all texts where B is 1, and how many each stands for."""
+
+    position_BJ: Tensor
+    factor_BJ: Tensor
+
+    def part(self, chunk: slice) -> "_Where":
+        return _Where(self.position_BJ[:, chunk], self.factor_BJ[:, chunk])
 
 
 @dataclass(frozen=True)
@@ -361,36 +479,35 @@ class _Learned:
     nll_K: Tensor
     reinforce: Tensor
     reward: Tensor
+    positive: Tensor
+    weight: Tensor
     log_prob_BNJK: Tensor
     weight_BNJK: Tensor
-    thought_BNJS: Tensor
 
 
 def _output(
-    loss: Tensor, nll_without: Tensor, without_BT: Tensor, parts: list[_Learned], targets: Targets
+    loss: Tensor, nll_without: Tensor, without_BT: Tensor, parts: list[_Learned]
 ) -> QuietOutput:
-    weight_BNTK = torch.cat([part.weight_BNJK for part in parts], 2)
-    known_BTK = (targets.lookahead_BTK != IGNORED)[:, : weight_BNTK.shape[2]]
     return QuietOutput(
         loss=loss,
         nll_without=nll_without.detach(),
         nll_with_K=torch.stack([part.nll_K for part in parts]).sum(0),
         reinforce=torch.stack([part.reinforce for part in parts]).sum(),
         reward=torch.stack([part.reward for part in parts]).sum(),
-        weight=(weight_BNTK * known_BTK[:, None]).sum() / targets.counts.lookahead_K.sum(),
+        positive=torch.stack([part.positive for part in parts]).sum(),
+        weight=torch.stack([part.weight for part in parts]).sum(),
         log_prob_without_BT=without_BT.detach(),
-        log_prob_with_BNTK=torch.cat([part.log_prob_BNJK for part in parts], 2),
-        weight_BNTK=weight_BNTK,
-        thought_BNTS=torch.cat([part.thought_BNJS for part in parts], 2),
+        log_prob_with_BNJK=torch.cat([part.log_prob_BNJK for part in parts], 2),
+        weight_BNJK=torch.cat([part.weight_BNJK for part in parts], 2),
     )
 
 
-Learn = Callable[[Tensor, Prefix, Tensor], Tensor]
+Learn = Callable[[slice, Prefix, Tensor], Tensor]
 
 
 def _in_chunks(
     learn: Learn,
-    chunks: Sequence[Tensor],
+    chunks: Sequence[slice],
     prefix: Prefix,
     without_BT: Tensor,
     gradients: Gradients | None,
@@ -412,7 +529,7 @@ class _Chunks(torch.autograd.Function):
     def forward(
         ctx: Any,
         learn: Learn,
-        chunks: Sequence[Tensor],
+        chunks: Sequence[slice],
         prefix: Prefix,
         gradients: Gradients,
         hidden_BTD: Tensor,

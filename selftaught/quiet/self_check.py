@@ -29,16 +29,16 @@ def self_check(base: PreTrainedModel, marks: Marks) -> None:
     picked = torch.randint(len(allowed), (TEXT + THOUGHT,), generator=draw)
     ids = allowed[picked].to(base.device)
     text, thought = ids[:TEXT], ids[TEXT:]
-    position = torch.tensor([TEXT // 3, TEXT - LOOKAHEAD - 1], device=base.device)
+    position = torch.tensor([[TEXT // 3, TEXT - LOOKAHEAD - 1]], device=base.device)
     learning = base.training
     base.eval()
     try:
         with thoughtful(base):
             prefix = read(base, text[None], None)
-            given = thought.expand(1, 1, len(position), -1)
+            given = thought.expand(1, 1, position.shape[1], -1)
             _, states_RKD = talk(base, prefix, position, given, LOOKAHEAD, marks)
         ours = language_head(base)(states_RKD)
-        for row, at in enumerate(position.tolist()):
+        for row, at in enumerate(position[0].tolist()):
             start, end = torch.tensor([[marks.start], [marks.end]], device=base.device)
             follows = text[at + 1 : at + LOOKAHEAD]
             whole = torch.cat([text[: at + 1], start, thought, end, follows])

@@ -1,8 +1,8 @@
 """Read the text, think at many positions at once, talk after each thought.
 
-Shapes: B texts, T text tokens, N thoughts per position, J positions, R rows (B N J, in this order),
-S sampled thought tokens, K lookahead tokens, U tokens of a row (start, S thought tokens, end, K - 1
-true tokens), D hidden width, V vocabulary.
+Shapes: B texts, T text tokens, N thoughts per position, J positions of a text, X any dimensions, R
+rows (B N J, in this order), S sampled thought tokens, K lookahead tokens, U tokens of a row (start,
+S thought tokens, end, K - 1 true tokens), D hidden width, V vocabulary.
 """
 
 from collections.abc import Callable
@@ -139,97 +139,102 @@ def read_on(base: PreTrainedModel, new_BT: Tensor, mask_BT: Tensor, reading: Rea
     return Prefix(new_BT, hidden_BTD, keys, values, position_BT, reading.real_BT)
 
 
-def _thinking(prefix: Prefix, position_J: Tensor, thoughts: int, *, keep: bool) -> Thinking:
+def _thinking(prefix: Prefix, position_BJ: Tensor, thoughts: int, *, keep: bool) -> Thinking:
+    shown = int(position_BJ.max()) + 1
     return Thinking(
-        prefix.key_BKTD, prefix.value_BKTD, prefix.real_BT, position_J, thoughts, keep=keep
+        prefix.key_BKTD, prefix.value_BKTD, prefix.real_BT, position_BJ, shown, thoughts, keep=keep
     )
 
 
 def _row_position(
-    prefix: Prefix, position_J: Tensor, thoughts: int, first: int, new: int
+    prefix: Prefix, position_BJ: Tensor, thoughts: int, first: int, new: int
 ) -> Tensor:
     """The position ids of a row's tokens `first` to `first + new`: [R, new]."""
-    at_BJ = prefix.position_BT[:, position_J] + 1 + first
+    at_BJ = at_positions(prefix.position_BT, position_BJ) + 1 + first
     at_BNJ = at_BJ[:, None].expand(-1, thoughts, -1).reshape(-1, 1)
     return at_BNJ + torch.arange(new, device=at_BNJ.device)
 
 
+def at_positions(tensor_BT: Tensor, position_BX: Tensor) -> Tensor:
+    """What each text has at some positions, `[B, X, ...]`; positions `[1, X]` hold for every text."""
+    texts = len(tensor_BT)
+    text_B = torch.arange(texts, device=tensor_BT.device)
+    index_BX = position_BX.expand(texts, *position_BX.shape[1:])
+    return tensor_BT[text_B.view(-1, *[1] * (index_BX.dim() - 1)), index_BX]
+
+
+@torch.no_grad()
 def think(
     base: PreTrainedModel,
     head: Head,
     prefix: Prefix,
-    position_J: Tensor,
+    position_BJ: Tensor,
     uniform_BNJS: Tensor,
     marks: Marks,
     temperature: float,
-) -> Tensor:
+) -> tuple[Tensor, Tensor, Thinking]:
     """Thoughts after the given positions, one forward pass per token for all: `[B, N, J, S]`.
 
     Each token is drawn from the model's distribution at a temperature (0: the likeliest) by
     inverting its cumulative sum at one uniform number; so a thought depends on nothing but its
-    text, its position and its numbers.
+    text, its position and its numbers. Also returns each token's surprise (minus its
+    log-probability) and the pass, which `after_thought` continues.
     """
-    return think_on(base, head, prefix, position_J, uniform_BNJS, marks, temperature)[0]
-
-
-@torch.no_grad()
-def think_on(
-    base: PreTrainedModel,
-    head: Head,
-    prefix: Prefix,
-    position_J: Tensor,
-    uniform_BNJS: Tensor,
-    marks: Marks,
-    temperature: float,
-) -> tuple[Tensor, Thinking]:
-    """`think`, and the pass itself, which `after_thought` continues."""
-    texts, thoughts, positions, length = uniform_BNJS.shape
+    thoughts, length = uniform_BNJS.shape[1], uniform_BNJS.shape[3]
     uniform_RS = uniform_BNJS.reshape(-1, length)
-    thinking = _thinking(prefix, position_J, thoughts, keep=True)
+    thinking = _thinking(prefix, position_BJ, thoughts, keep=True)
     ids_R = torch.full((len(uniform_RS),), marks.start, device=prefix.ids_BT.device)
-    drawn = []
+    thought_RS = torch.empty_like(uniform_RS, dtype=torch.long)
+    surprise_RS = torch.empty_like(uniform_RS)
     for step in range(length):
-        position_R1 = _row_position(prefix, position_J, thoughts, step, 1)
+        position_R1 = _row_position(prefix, position_BJ, thoughts, step, 1)
         hidden_R1D = _run(base, input_matrix(base)(ids_R[:, None]), position_R1, thinking)
         thinking.next(1)
         logits_RV = head(hidden_R1D[:, 0]).float()
         logits_RV[:, list(marks.never)] = -torch.inf
-        ids_R = draw(logits_RV, uniform_RS[:, step], temperature)
-        drawn.append(ids_R)
-    return torch.stack(drawn, 1).view(texts, thoughts, positions, length), thinking
+        ids_R, surprise_RS[:, step] = draw(logits_RV, uniform_RS[:, step], temperature)
+        thought_RS[:, step] = ids_R
+    return thought_RS.view_as(uniform_BNJS), surprise_RS.view_as(uniform_BNJS), thinking
 
 
 @torch.no_grad()
 def after_thought(
     base: PreTrainedModel,
     prefix: Prefix,
-    position_J: Tensor,
+    position_BJ: Tensor,
     thinking: Thinking,
     thought_BNJS: Tensor,
     marks: Marks,
 ) -> Tensor:
     """The hidden state at the end token of thoughts just drawn: `[R, D]`."""
-    length, thoughts = thought_BNJS.shape[-1], thought_BNJS.shape[1]
-    last_R = thought_BNJS[..., -1].flatten()
-    ids_R2 = torch.stack([last_R, torch.full_like(last_R, marks.end)], 1)
-    position_R2 = _row_position(prefix, position_J, thoughts, length, 2)
-    return _run(base, input_matrix(base)(ids_R2), position_R2, thinking)[:, -1]
+    thoughts, length = thought_BNJS.shape[1], thought_BNJS.shape[-1]
+    rows = thought_BNJS.shape[:3].numel()
+    start_R1 = torch.full((rows, 1), marks.start, device=thought_BNJS.device)
+    last_R1 = thought_BNJS[..., -1:].flatten(0, 2) if length else start_R1
+    ids_RU = torch.cat([last_R1, torch.full_like(last_R1, marks.end)], 1)
+    position_RU = _row_position(prefix, position_BJ, thoughts, length, 2)
+    return _run(base, input_matrix(base)(ids_RU), position_RU, thinking)[:, -1]
 
 
-def draw(logits_RV: Tensor, uniform_R: Tensor, temperature: float) -> Tensor:
-    """One token per row."""
+def draw(logits_RV: Tensor, uniform_R: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    """One token per row, and its surprise in nats."""
+    tempered_RV = logits_RV if temperature in (0, 1) else logits_RV / temperature
+    chance_RV = tempered_RV.softmax(-1)
     if temperature == 0:
-        return logits_RV.argmax(-1)
-    sums_RV = (logits_RV / temperature).softmax(-1).cumsum(-1)
-    # Rounding: sums may end a little off 1, and a uniform of nearly 1 lie above the last.
-    want_R1 = (uniform_R * sums_RV[:, -1]).unsqueeze(-1)
-    return torch.searchsorted(sums_RV, want_R1, right=True)[:, 0].clamp(max=sums_RV.shape[1] - 1)
+        ids_R = chance_RV.argmax(-1)
+    else:
+        sums_RV = chance_RV.cumsum(-1)
+        # Rounding: sums may end a little off 1, and a uniform of nearly 1 lie above the last.
+        want_R1 = (uniform_R * sums_RV[:, -1])[:, None]
+        ids_R = torch.searchsorted(sums_RV, want_R1, right=True)[:, 0]
+        ids_R = ids_R.clamp(max=sums_RV.shape[1] - 1)
+    return ids_R, -chance_RV.gather(1, ids_R[:, None])[:, 0].log()
 
 
 def talk(
     base: PreTrainedModel,
     prefix: Prefix,
-    position_J: Tensor,
+    position_BJ: Tensor,
     thought_BNJS: Tensor,
     lookahead: int,
     marks: Marks,
@@ -242,10 +247,10 @@ def talk(
     """
     texts, thoughts, positions, length = thought_BNJS.shape
     last = prefix.ids_BT.shape[1] - 1
-    ahead = torch.arange(1, lookahead, device=position_J.device)
-    true_BJK = prefix.ids_BT[:, (position_J[:, None] + ahead).clamp(max=last)]
+    ahead = torch.arange(1, lookahead, device=position_BJ.device)
+    true_BJK = at_positions(prefix.ids_BT, (position_BJ[..., None] + ahead).clamp(max=last))
     true_BNJK = true_BJK[:, None].expand(-1, thoughts, -1, -1)
-    one = torch.ones_like(thought_BNJS[..., :1])
+    one = torch.ones((texts, thoughts, positions, 1), dtype=torch.long, device=position_BJ.device)
     parts = [one * marks.start, thought_BNJS, one * marks.end, true_BNJK]
     ids_RU = torch.cat(parts, -1).view(texts * thoughts * positions, -1)
     embedding = input_matrix(base)(ids_RU)
@@ -253,7 +258,7 @@ def talk(
         mark_U = torch.zeros(ids_RU.shape[1], 1, dtype=embedding.dtype, device=embedding.device)
         mark_U[[0, length + 1]] = marks.gradient - 1
         embedding = embedding + mark_U * (embedding - embedding.detach())
-    position_RU = _row_position(prefix, position_J, thoughts, 0, ids_RU.shape[1])
-    thinking = _thinking(prefix, position_J, thoughts, keep=False)
+    position_RU = _row_position(prefix, position_BJ, thoughts, 0, ids_RU.shape[1])
+    thinking = _thinking(prefix, position_BJ, thoughts, keep=False)
     hidden_RUD = _run(base, embedding, position_RU, thinking)
     return hidden_RUD[:, :length], hidden_RUD[:, length + 1 :]
