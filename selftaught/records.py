@@ -106,6 +106,23 @@ def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
                 yield parse_json_line(line, f"{path}, line {number}")
 
 
+def read_examples(path: Path) -> list["Example"]:
+    """The examples of a JSONL file.
+
+    Raises:
+        ValueError: a row lacks the columns prompt or completion; says which and what there is.
+    """
+    examples = []
+    for row in read_jsonl(path):
+        if missing := {"prompt", "completion"} - set(row):
+            raise ValueError(
+                f"{path}: expected the columns prompt and completion; {', '.join(sorted(missing))} "
+                f"is missing among {', '.join(row)}."
+            )
+        examples.append(Example(row["prompt"], row["completion"]))
+    return examples
+
+
 def parse_json_line(line: bytes, where: str) -> dict[str, Any]:
     """The JSON object in one line of bytes; `where` names the line in the error."""
     try:

@@ -121,7 +121,7 @@ def run_report(run: Path) -> Path:
     """Write `report.html` and `report.md` into a run folder, also while it runs; returns the page."""
     told = read_run(run)
     kinds = rollout_kinds(run)
-    page = _page("run.html.j2", title=told.name, run=told, kinds=kinds, **_run_plots(told))
+    page = rendered("run.html.j2", title=told.name, run=told, kinds=kinds, **_run_plots(told))
     write_atomically(run / "report.md", _run_markdown(told))
     write_atomically(run / "report.html", page)
     return run / "report.html"
@@ -137,7 +137,7 @@ def compare_runs(runs: Sequence[Path], out: Path) -> Path:
     pairs = [run.base_and_best for run in told]
     groups = list(dict.fromkeys(group for pair in pairs if pair for group in pair[1].groups))
     differing = _differences([yaml.safe_load(run.config) or {} for run in told])
-    page = _page(
+    page = rendered(
         "compare.html.j2",
         title=f"{len(told)} runs side by side",
         runs=told,
@@ -498,8 +498,8 @@ def _curve(rows: Sequence[Mapping[str, Any]], key: str) -> Curve:
     return pieces
 
 
-def _page(template: str, **told: object) -> str:
-    """One HTML page from a template of `pages/`."""
+def rendered(template: str, **told: object) -> str:
+    """One HTML page from a template of `pages/`, everything in it escaped."""
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent / "pages"),
         autoescape=True,

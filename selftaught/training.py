@@ -103,8 +103,34 @@ def train_sft(
     Raises:
         ValueError: no example, none that fits `config.max_length`, or a loss that is not finite.
     """
+
+    def rows(tokenizer: "PreTrainedTokenizerBase") -> tuple[list[dict[str, list[int]]], int]:
+        return tokenized(examples, tokenizer, config.max_length)
+
+    told = [asdict(one) for one in examples]
+    return train_rows(
+        model, rows, told, config, out=out, peft_config=peft_config, progress=progress
+    )
+
+
+def train_rows(
+    model: str | Path,
+    make_rows: "Callable[[PreTrainedTokenizerBase], tuple[list[dict[str, list[int]]], int]]",
+    made_of: Any,
+    config: "SFTConfig",
+    *,
+    out: Path,
+    peft_config: "LoraConfig | None" = None,
+    progress: Callable[[int], None] | None = None,
+) -> Training:
+    """`train_sft` on rows of `input_ids` and `labels`, which the model's tokenizer makes.
+
+    Args:
+        make_rows: returns the rows, and how many were left out as too long.
+        made_of: what the rows are made of, as JSON has it; another training in `out` is known by it.
+    """
     checkpoints = Path(str(config.output_dir))
-    made_from = _made_from(model, examples, config, peft_config)
+    made_from = _made_from(model, made_of, config, peft_config)
     _refuse_another(out / "training.json", made_from)
     if (out / "training.json").exists():
         shutil.rmtree(checkpoints, ignore_errors=True)
@@ -119,7 +145,7 @@ def train_sft(
     tokenizer = AutoTokenizer.from_pretrained(str(model))
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
-    rows, too_long = tokenized(examples, tokenizer, config.max_length)
+    rows, too_long = make_rows(tokenizer)
     set_seed(config.seed)
     trained = AutoModelForCausalLM.from_pretrained(str(model), dtype="float32")
     trained.config.use_cache = False
@@ -274,13 +300,11 @@ def _told_if_full(folder: Path) -> Iterator[None]:
         ) from error
 
 
-def _made_from(
-    model: str | Path, examples: Sequence[Example], config: "SFTConfig", peft_config: Any
-) -> str:
+def _made_from(model: str | Path, made_of: Any, config: "SFTConfig", peft_config: Any) -> str:
     """A hash of what decides the weights that come out: start model, examples and options."""
     options = {name: getattr(config, name) for name in DECIDING}
     lora = None if peft_config is None else [peft_config.r, peft_config.lora_alpha]
-    whole = [Path(model).name, [asdict(one) for one in examples], options, lora]
+    whole = [Path(model).name, made_of, options, lora]
     text = json.dumps(whole, ensure_ascii=True, default=str, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 

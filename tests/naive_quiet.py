@@ -56,9 +56,9 @@ def drawn(config: QuietConfig, ids: Tensor) -> Tensor:
 
 def naive_loss(model: QuietLM, ids: Tensor, mask: Tensor, thoughts: Tensor) -> Tensor:
     """The loss from its definition: every thought of every position in a forward pass of its own."""
-    config, base = model.config, model.base
+    config, base = model.quiet_config, model.base
     ahead, length, banned = config.lookahead, config.thought_tokens, [START, END, PAD]
-    talk_nll = [[] for _ in range(ahead)]
+    talk_nll, alone_nll = ([[] for _ in range(ahead)] for _ in range(2))
     base_nll, policy, policy_count = [], [], 0
 
     def states(tokens: Tensor) -> tuple[Tensor, Tensor]:
@@ -94,6 +94,7 @@ def naive_loss(model: QuietLM, ids: Tensor, mask: Tensor, thoughts: Tensor) -> T
                     here = at + length + 2 + k
                     weight = model.mixing(hidden[at + k], with_thought[here])
                     target = text[at + k + 1]
+                    alone_nll[k].append(-said[here].log_softmax(-1)[target])
                     if config.mix == "hidden":
                         state = (1 - weight) * hidden[at + k] + weight * with_thought[here]
                         log_prob = base.lm_head(state).log_softmax(-1)[target]
@@ -121,6 +122,7 @@ def naive_loss(model: QuietLM, ids: Tensor, mask: Tensor, thoughts: Tensor) -> T
             ]
     loss = config.base_nll_weight * torch.stack(base_nll).mean()
     loss = loss + config.nll_weight * sum(torch.stack(k).mean() for k in talk_nll) / ahead
+    loss = loss + config.talk_weight * sum(torch.stack(k).mean() for k in alone_nll) / ahead
     return loss + config.reinforce_weight * sum(policy) / policy_count
 
 
@@ -144,7 +146,7 @@ def assert_equal_to_naive(
     model: QuietLM, ids: Tensor, mask: Tensor, *, tolerance: float = 1e-9
 ) -> None:
     """The fast loss and every gradient, to a tolerance."""
-    thoughts = drawn(model.config, ids)
+    thoughts = drawn(model.quiet_config, ids)
     slow = copy.deepcopy(model)
     expected = naive_loss(slow, ids, mask, thoughts)
     expected.backward()

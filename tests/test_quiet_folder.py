@@ -49,7 +49,7 @@ def test_a_saved_model_comes_back_whole_and_its_base_alone(tiny_model_dir: Path,
     ids = tokenizer("Q: What is 12 + 7?", return_tensors="pt").input_ids
     save_quiet(model, tokenizer, tmp_path / "quiet")
     opened, its_tokenizer = open_quiet(tmp_path / "quiet")
-    assert opened.config == model.config
+    assert opened.quiet_config == model.quiet_config
     assert opened.marks == model.marks
     assert len(its_tokenizer) == len(tokenizer)
     with torch.no_grad():

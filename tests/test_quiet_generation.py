@@ -20,7 +20,7 @@ def naive(model: QuietLM, text: Tensor, new: int) -> list[int]:
     tokens = text.tolist()
     for _ in range(new):
         thought = [*tokens, START]
-        for _ in range(model.config.thought_tokens):
+        for _ in range(model.quiet_config.thought_tokens):
             logits = model.base(torch.tensor([thought])).logits[0, -1].clone()
             logits[[START, END, PAD]] = -torch.inf
             thought.append(int(logits.argmax()))
@@ -28,7 +28,7 @@ def naive(model: QuietLM, text: Tensor, new: int) -> list[int]:
         after = model.base(torch.tensor([[*thought, END]]), output_hidden_states=True)
         without, with_thought = said.hidden_states[-1][0, -1], after.hidden_states[-1][0, -1]
         weight = model.mixing(without, with_thought)
-        if model.config.mix == "hidden":
+        if model.quiet_config.mix == "hidden":
             mixed = model.base.lm_head((1 - weight) * without + weight * with_thought)
         else:
             mixed = (1 - weight) * said.logits[0, -1].log_softmax(-1)

@@ -19,6 +19,7 @@ from transformers import (
 )
 
 from selftaught.quiet.model import QuietConfig, QuietLM
+from selftaught.quiet.self_check import check_attention
 from selftaught.quiet.thoughts import input_matrix, output_matrix
 
 SETTINGS, MIXING = "quiet.json", "mixing.safetensors"
@@ -44,6 +45,7 @@ def make_quiet(
     first = tokenizer(config.initial_text, add_special_tokens=False).input_ids[:1]
     if not first:
         raise ValueError(f"initial_text must have a token; got {config.initial_text!r}.")
+    check_attention(base)
     tokenizer.add_tokens(names, special_tokens=True)
     if len(tokenizer) > len(input_matrix(base).weight):
         base.resize_token_embeddings(len(tokenizer), mean_resizing=False)
@@ -58,14 +60,13 @@ def save_quiet(model: QuietLM, tokenizer: PreTrainedTokenizerBase, folder: Path)
     """Write the base, the tokenizer, the mixing head and the settings into one folder."""
     model.base.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    weights = {name: weight.contiguous() for name, weight in model.mixing.state_dict().items()}
-    save_file(weights, folder / MIXING)
+    save_file(model.heads(), folder / MIXING)
     told = {
-        "config": asdict(model.config),
+        "config": asdict(model.quiet_config),
         "start": model.marks.start,
         "end": model.marks.end,
         "never": model.marks.never,
-        "base": _fingerprint(model.base),
+        "base": fingerprint(model.base),
     }
     (folder / SETTINGS).write_text(json.dumps(told, indent=2) + "\n", encoding="utf-8")
 
@@ -84,7 +85,7 @@ def open_quiet(folder: Path, dtype: str = "auto") -> tuple[QuietLM, PreTrainedTo
     told = json.loads((folder / SETTINGS).read_text(encoding="utf-8"))
     tokenizer = AutoTokenizer.from_pretrained(folder)
     base = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
-    if dtype == "auto" and (found := _fingerprint(base)) != told["base"]:
+    if dtype == "auto" and (found := fingerprint(base)) != told["base"]:
         raise ValueError(
             f"The mixing head in {folder} was trained with another base (weights {told['base']}, "
             f"found {found}); take both from the same run."
@@ -96,7 +97,7 @@ def open_quiet(folder: Path, dtype: str = "auto") -> tuple[QuietLM, PreTrainedTo
         end=told["end"],
         pad=_pad(tokenizer),
     )
-    model.mixing.load_state_dict(load_file(folder / MIXING))
+    model.load_heads(load_file(folder / MIXING))
     return model, tokenizer
 
 
@@ -110,10 +111,12 @@ def _pad(tokenizer: PreTrainedTokenizerBase) -> int | None:
     return None if tokenizer.pad_token is None else _id(tokenizer, str(tokenizer.pad_token))
 
 
-def _fingerprint(base: PreTrainedModel) -> str:
-    """A hash of the weights."""
+def fingerprint(base: PreTrainedModel) -> str:
+    """A hash of the weights, those of an adapter left out."""
     digest = hashlib.sha256()
     for name, weight in sorted(base.state_dict().items()):
+        if "lora_" in name:
+            continue
         digest.update(f"{name} {tuple(weight.shape)}".encode())
         digest.update(weight.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
     return digest.hexdigest()[:16]

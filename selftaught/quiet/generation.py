@@ -16,7 +16,8 @@ from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteria
 from transformers.generation.streamers import BaseStreamer
 
 from selftaught.quiet.attention import Reading, thoughtful
-from selftaught.quiet.thoughts import after_thought, draw, language_head, read_on, think
+from selftaught.quiet.deciding import ThinkWhen, wanted
+from selftaught.quiet.thoughts import Prefix, after_thought, draw, language_head, read_on, think
 
 if TYPE_CHECKING:
     from selftaught.quiet.model import QuietLM
@@ -30,11 +31,13 @@ def next_logits(
     *,
     thoughts: int,
     thought_temperature: float,
+    think_when: ThinkWhen,
     seed: int,
 ) -> Generator[Tensor, Tensor, None]:
     """The log-probabilities of the next token `[B, V]`; send it the token of each text `[B]`.
 
-    With several thoughts the probabilities after each are averaged. Start, end and padding tokens
+    With several thoughts the probabilities after each are averaged; texts that do not think have the
+    base's own. Start, end and padding tokens
     have none.
     """
     base, marks = model.base, model.marks
@@ -45,19 +48,37 @@ def next_logits(
     while True:
         with thoughtful(base):
             prefix = read_on(base, new_BT, real_BT, reading)
-            last = torch.tensor([[real_BT.shape[1] - 1]], device=input_ids.device)
-            shape = (len(input_ids), thoughts, 1, model.config.thought_tokens)
+            without_BD = prefix.hidden_BTD[:, -1]
+            logits_BV = head(without_BD).float().log_softmax(-1)
+            thinks_B = wanted(model, think_when, without_BD, logits_BV)
+            shape = (len(input_ids), thoughts, 1, model.quiet_config.thought_tokens)
             uniform = torch.rand(shape, generator=generator).to(input_ids.device)
-            thought, _, thinking = think(
-                base, head, prefix, last, uniform, marks, thought_temperature
-            )
-            after_RD = after_thought(base, prefix, last, thinking, thought, marks)
-        without_BD = prefix.hidden_BTD[:, -1]
-        logits_BV = model.mixed_logits(without_BD, after_RD.view(len(input_ids), thoughts, -1))
+            row_X = thinks_B.nonzero()[:, 0]
+            if len(row_X):
+                some = prefix if len(row_X) == len(input_ids) else _rows(prefix, row_X)
+                last = torch.tensor([[real_BT.shape[1] - 1]], device=input_ids.device)
+                thought, _, thinking = think(
+                    base, head, some, last, uniform[row_X], marks, thought_temperature
+                )
+                after_RD = after_thought(base, some, last, thinking, thought, marks)
+                after_XND = after_RD.view(len(row_X), thoughts, -1)
+                logits_BV[row_X] = model.mixed_logits(without_BD[row_X], after_XND)
         logits_BV[:, list(marks.never)] = -torch.inf
         token_B = yield logits_BV
         new_BT = token_B[:, None]
         real_BT = torch.cat([real_BT, torch.ones_like(real_BT[:, :1])], 1)
+
+
+def _rows(prefix: Prefix, row_X: Tensor) -> Prefix:
+    """Some texts of several."""
+    return Prefix(
+        prefix.ids_BT[row_X],
+        prefix.hidden_BTD[row_X],
+        [key[row_X] for key in prefix.key_BKTD],
+        [value[row_X] for value in prefix.value_BKTD],
+        prefix.position_BT[row_X],
+        None if prefix.real_BT is None else prefix.real_BT[row_X],
+    )
 
 
 def generate(
@@ -76,6 +97,7 @@ def generate(
     streamer: BaseStreamer | None = None,
     thoughts: int = 1,
     thought_temperature: float = 0.0,
+    think_when: ThinkWhen = ThinkWhen(),  # noqa: B008  frozen
     seed: int = 0,
 ) -> Tensor:
     """Texts continued, `[B, T + new]`; the arguments of transformers' `generate` that are served.
@@ -103,7 +125,7 @@ def generate(
     generator = torch.Generator().manual_seed(seed + 1)
     steps = next_logits(
         model, input_ids, mask_BT, thoughts=thoughts, thought_temperature=thought_temperature,
-        seed=seed,
+        think_when=think_when, seed=seed,
     )  # fmt: skip
     done_B = torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
     whole_BT = input_ids

@@ -144,4 +144,6 @@ def rewards(baseline: str, without_BJK: Tensor, mixed_BNJK: Tensor) -> Rewards:
         advantage_BNJ = reward_BNJ - reward_BNJ.mean(1, keepdim=True)
     else:
         advantage_BNJ = reward_BNJ
-    return Rewards(reward_BNJ, advantage_BNJ.clamp(min=0))
+    # At first all thoughts weigh nothing, and rounding alone would tell them apart, times 1e6.
+    noise_BNJ = 4 * torch.finfo(mixed_BNJK.dtype).eps * mixed_BNJK.abs().sum(-1)
+    return Rewards(reward_BNJ, advantage_BNJ * (advantage_BNJ > noise_BNJ))

@@ -9,6 +9,7 @@ Shapes: B texts, T text tokens, N thoughts per position, J positions of a chunk,
 K lookahead tokens, D hidden width, V vocabulary.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.utils import ModelOutput
 
 from selftaught.quiet.attention import Gradients, thoughtful
@@ -220,7 +221,7 @@ class QuietLM(nn.Module):
     ) -> None:
         super().__init__()
         self.base = base
-        self.config = config
+        self.quiet_config = config
         never = {start, end} | ({pad} if pad is not None else set())
         self.marks = Marks(start, end, tuple(sorted(never)), config.embedding_gradient)
         if check:
@@ -228,6 +229,28 @@ class QuietLM(nn.Module):
         width = output_matrix(base).weight.shape[1]
         self.mixing = MixingHead(width).to(base.device, base.dtype)
         self.gate = Gate(width).to(base.device, base.dtype) if config.gate_weight > 0 else None
+
+    @property
+    def config(self) -> PreTrainedConfig:
+        """The base's own configuration, where transformers' trainer looks for one."""
+        return self.base.config
+
+    def heads(self) -> dict[str, Tensor]:
+        """The weights of the mixing head and, where there is one, of the gate."""
+        return {
+            name: weight.contiguous()
+            for name, weight in self.state_dict().items()
+            if not name.startswith("base.")
+        }
+
+    def load_heads(self, weights: dict[str, Tensor]) -> None:
+        """Take what `heads` gave."""
+        self.load_state_dict(weights, strict=False)
+        if missing := set(self.heads()) ^ set(weights):
+            raise ValueError(
+                f"Expected the weights of the heads that the settings name, got others ({', '.join(sorted(missing))}); take "
+                "quiet.json and mixing.safetensors from the same run."
+            )
 
     def gradient_checkpointing_enable(
         self, gradient_checkpointing_kwargs: dict[str, Any] | None = None
@@ -285,31 +308,31 @@ class QuietLM(nn.Module):
 
             def learn(chunk: slice, prefix: Prefix, without_BT: Tensor) -> Tensor:
                 here, thought = where.part(chunk), thought_BNJS[:, :, chunk]
-                states = talk(self.base, prefix, here.position_BJ, thought, self.config.lookahead, self.marks)  # fmt: skip
+                states = talk(self.base, prefix, here.position_BJ, thought, self.quiet_config.lookahead, self.marks)  # fmt: skip
                 parts.append(self._learn(here, prefix, without_BT, thought, *states, targets))
                 return parts[-1].loss
 
             chunks = self._chunks(len(input_ids), where.position_BJ.shape[1])
             loss = _in_chunks(learn, chunks, prefix, without_BT, gradients, list(self.parameters()))
         nll_without = -without_BT.sum() / targets.counts.text
-        loss = loss + self.config.base_nll_weight * nll_without
+        loss = loss + self.quiet_config.base_nll_weight * nll_without
         out = _output(loss, nll_without, without_BT, parts)
         out.position_BJ, out.thought_BNJS, out.entropy = where.position_BJ, thought_BNJS, surprise
         return out
 
     def mixed_logits(self, without_BD: Tensor, with_BND: Tensor) -> Tensor:
-        """Log-probabilities of the next token, up to a constant, the mean over thoughts: `[B, V]`."""
+        """Log-probabilities of the next token, the mean of the probabilities after each thought: `[B, V]`."""
         head = language_head(self.base)
         without_BND = without_BD[:, None].expand_as(with_BND)
         weight_BN1 = self.mixing(without_BND, with_BND)[..., None]
-        if self.config.mix == "hidden":
+        if self.quiet_config.mix == "hidden":
             mixed_BND = torch.lerp(without_BND, with_BND, weight_BN1.to(with_BND.dtype))
             mixed_BNV = head(mixed_BND).float()
         else:
             log_prob_BNV = head(with_BND).float().log_softmax(-1)
             without_BNV = head(without_BND).float().log_softmax(-1)
             mixed_BNV = torch.lerp(without_BNV, log_prob_BNV, weight_BN1.float())
-        return mixed_BNV.log_softmax(-1).logsumexp(1)
+        return mixed_BNV.log_softmax(-1).logsumexp(1) - math.log(with_BND.shape[1])
 
     def generate(
         self, input_ids: Tensor, attention_mask: Tensor | None = None, **options: Any
@@ -319,7 +342,7 @@ class QuietLM(nn.Module):
 
     def _positions(self, prefix: Prefix, targets: Targets, draw: torch.Generator) -> "_Where":
         """The positions that think; the last token has nothing after it."""
-        config, device = self.config, prefix.ids_BT.device
+        config, device = self.quiet_config, prefix.ids_BT.device
         positions = prefix.ids_BT.shape[1] - 1
         count = max(1, round(config.positions_share * positions))
         uniform_B = torch.rand(len(prefix.ids_BT), generator=draw).to(device)
@@ -339,7 +362,7 @@ class QuietLM(nn.Module):
         self, prefix: Prefix, position_BJ: Tensor, draw: torch.Generator, given: Tensor | None
     ) -> tuple[Tensor, Tensor | None]:
         """A thought for every position, and the mean surprise of its tokens; many positions at once."""
-        config, texts = self.config, len(prefix.ids_BT)
+        config, texts = self.quiet_config, len(prefix.ids_BT)
         if given is not None:
             position_BX = position_BJ.expand(texts, -1)
             return at_positions(given.transpose(1, 2), position_BX).transpose(1, 2), None
@@ -359,7 +382,7 @@ class QuietLM(nn.Module):
 
     def _chunk(self, texts: int) -> int:
         """How many positions learn at the same time."""
-        config = self.config
+        config = self.quiet_config
         if config.positions_per_chunk is not None:
             return config.positions_per_chunk
         tokens = config.thought_tokens + 1 + config.lookahead
@@ -374,7 +397,7 @@ class QuietLM(nn.Module):
         return [slice(*edge) for edge in pairwise(edges)]
 
     def _targets(self, ids_BT: Tensor, mask_BT: Tensor | None, labels_BT: Tensor | None) -> Targets:
-        lookahead = self.config.lookahead
+        lookahead = self.quiet_config.lookahead
         labels_BT = ids_BT if labels_BT is None else labels_BT
         if mask_BT is not None:
             labels_BT = labels_BT.masked_fill(mask_BT == 0, IGNORED)
@@ -383,16 +406,17 @@ class QuietLM(nn.Module):
         lookahead_BTK = shifted_BT.unfold(1, lookahead, 1)[:, : ids_BT.shape[1]]
         if mask_BT is not None:  # padding on the left would predict the text's first tokens
             lookahead_BTK = lookahead_BTK.masked_fill((mask_BT == 0)[..., None], IGNORED)
-        end = ids_BT.shape[1] - lookahead - (0 if self.config.last_position_learns else 1)
+        end = ids_BT.shape[1] - lookahead - (0 if self.quiet_config.last_position_learns else 1)
         within_T = torch.arange(ids_BT.shape[1], device=ids_BT.device) < end
-        if self.config.last_position_learns:
+        if self.quiet_config.last_position_learns:
             reinforced_BT = within_T & (lookahead_BTK != IGNORED).all(-1)
         else:
             reinforced_BT = within_T.expand_as(ids_BT)  # padding too: it counts, and gives nothing
         counts = Counts(
             text=(lookahead_BTK[..., 0] != IGNORED).sum().clamp(min=1),
-            lookahead_K=(lookahead_BTK != IGNORED).sum((0, 1)).clamp(min=1) * self.config.thoughts,
-            reinforced=reinforced_BT.sum().clamp(min=1) * self.config.thoughts,
+            lookahead_K=(lookahead_BTK != IGNORED).sum((0, 1)).clamp(min=1)
+            * self.quiet_config.thoughts,
+            reinforced=reinforced_BT.sum().clamp(min=1) * self.quiet_config.thoughts,
         )
         return Targets(lookahead_BTK[..., 0], lookahead_BTK, reinforced_BT, counts)
 
@@ -407,7 +431,7 @@ class QuietLM(nn.Module):
         targets: Targets,
     ) -> "_Learned":
         """A chunk's share of the loss."""
-        config, head, counts = self.config, language_head(self.base), targets.counts
+        config, head, counts = self.quiet_config, language_head(self.base), targets.counts
         last = prefix.ids_BT.shape[1] - 1
         ahead_K = torch.arange(config.lookahead, device=without_BT.device)
         ahead_BJK = (where.position_BJ[..., None] + ahead_K).clamp(max=last)
@@ -443,7 +467,7 @@ class QuietLM(nn.Module):
         reinforce = -(pull_R[pulled] * per_thought_X).sum() / counts.reinforced
         loss = loss + config.reinforce_weight * reinforce
         if self.gate is not None:
-            gain_BJ = (log_prob_BNJK[..., 0].detach() - without_BJK[:, None, :, 0]).mean(1)
+            gain_BJ = (log_prob_BNJK - without_BJK[:, None]).detach()[..., 0].mean(1)
             expected_BJ = self.gate(hidden_BJKD[:, :, 0].detach())
             off_BJ = (expected_BJ - gain_BJ) ** 2 * known_BJK[..., 0]
             loss = loss + config.gate_weight * (off_BJ * where.factor_BJ).sum() / counts.text

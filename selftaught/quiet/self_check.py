@@ -12,6 +12,18 @@ AGREEMENT = {torch.float64: 1e-4, torch.float32: 1e-3}
 rounding alone gives 0.2."""
 
 
+def check_attention(base: PreTrainedModel) -> None:
+    """Refuse a model whose attention cannot be replaced.
+
+    Raises:
+        ValueError: names the layer.
+    """
+    if not base._can_set_attn_implementation():
+        raise ValueError(
+            refusal(base, f"the attention of {layer_name(base, 0)} cannot be replaced")
+        )
+
+
 @torch.no_grad()
 def self_check(base: PreTrainedModel, marks: Marks) -> None:
     """Compare thoughts after a short text with ordinary forward passes of the same tokens.
@@ -19,11 +31,8 @@ def self_check(base: PreTrainedModel, marks: Marks) -> None:
     Raises:
         ValueError: the model cannot think in parallel; says which layer or what differs.
     """
+    check_attention(base)
     config = base.config.get_text_config()
-    if not base._can_set_attn_implementation():
-        raise ValueError(
-            refusal(base, f"the attention of {layer_name(base, 0)} cannot be replaced")
-        )
     draw = torch.Generator().manual_seed(0)
     allowed = torch.tensor([i for i in range(min(config.vocab_size, 1000)) if i not in marks.never])
     picked = torch.randint(len(allowed), (TEXT + THOUGHT,), generator=draw)

@@ -1,0 +1,335 @@
+"""Quiet-STaR training on ordinary text, by transformers' own Trainer.
+
+Checkpoints are the Trainer's; a finished model appears in `out/model` and not before. The same call
+continues from the last whole checkpoint to the same weights: spans, thoughts and the optimizer's
+state depend on the seed and the step only.
+"""
+
+import hashlib
+import json
+import random
+import resource
+import shutil
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_model
+from torch import Tensor, nn
+from transformers import (
+    PreTrainedTokenizerBase,
+    PrinterCallback,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+)
+from transformers.trainer_utils import set_seed
+
+from selftaught.quiet.folder import fingerprint, save_quiet
+from selftaught.quiet.model import QuietLM, QuietOutput
+from selftaught.quiet.scoring import DECILES
+from selftaught.quiet.texts import Spans, padded
+
+PAPER = {"learning_rate": 1e-6, "warmup_steps": 20, "weight_decay": 0.001,
+         "per_device_train_batch_size": 8}  # fmt: skip
+"""Appendix A of Zelikman et al. 2024 (arXiv:2403.09629)."""
+DECIDING = (
+    "max_steps", "num_train_epochs", "learning_rate", "lr_scheduler_type", "warmup_steps", "seed",
+    "per_device_train_batch_size", "gradient_accumulation_steps", "bf16", "weight_decay",
+    "max_grad_norm", "optim",
+)  # fmt: skip
+
+
+def quiet_arguments(output_dir: Path, **options: Any) -> TrainingArguments:
+    """Transformers' own `TrainingArguments`; what is set here is the paper's or keeps every loss seen.
+
+    Raises:
+        ValueError: an option that transformers does not know, or fp16, whose range is too small for
+            REINFORCE at the paper's weight.
+    """
+    if options.get("fp16"):
+        raise ValueError("fp16 cannot hold REINFORCE's gradients at its weight; use bf16.")
+    ours = PAPER | {
+        "report_to": "none",
+        "remove_unused_columns": False,
+        "logging_nan_inf_filter": False,
+        "logging_steps": 1,
+        "disable_tqdm": True,
+        "save_total_limit": 2,
+        "dataloader_pin_memory": False,
+        "ddp_find_unused_parameters": False,
+    }
+    try:
+        return TrainingArguments(output_dir=str(output_dir), **(ours | options))
+    except TypeError as error:
+        raise ValueError(
+            f"transformers' TrainingArguments refused the training options: {error}. Its fields "
+            "are listed at https://huggingface.co/docs/transformers/main_classes/trainer."
+        ) from None
+
+
+def train_quiet(
+    model: QuietLM,
+    tokenizer: PreTrainedTokenizerBase,
+    spans: Spans,
+    arguments: TrainingArguments,
+    *,
+    out: Path,
+    head_learning_rate: float | None = None,
+    peft_model: Any = None,
+    progress: Callable[[int], object] | None = None,
+) -> list[dict[str, float]]:
+    """Train a model to think, save it in `out/model`, and return what was logged.
+
+    Args:
+        head_learning_rate: of the mixing head and the gate; by default that of the rest.
+        peft_model: the adapter around the base, as `peft.get_peft_model` returns it; merged at the
+            end. See `with_lora`.
+
+    Raises:
+        ValueError: `out` belongs to another training, or a loss is not a number.
+    """
+    checkpoints, log = out / "checkpoints", out / "log.json"
+    made_from = _made_from(model, spans, arguments, head_learning_rate)
+    told = _told(out)
+    if told is not None and told["made_from"] != made_from:
+        raise ValueError(
+            f"{out} was made from another model, other texts or other options. Give another "
+            "folder, or delete it to train anew."
+        )
+    if told is not None and (out / "model").exists():
+        return json.loads(log.read_text(encoding="utf-8"))
+    if arguments.process_index == 0:
+        out.mkdir(parents=True, exist_ok=True)
+        _write(out / "made_from.json", {"made_from": made_from})
+    set_seed(arguments.seed)
+    trainer = _Trainer(
+        model=model,
+        args=arguments,
+        train_dataset=spans,
+        data_collator=lambda rows: _collated(rows, _filler(tokenizer)),
+        callbacks=[_Epochs(spans, progress)],
+        head_learning_rate=head_learning_rate,
+    )
+    trainer.remove_callback(PrinterCallback)
+    trainer.train(resume_from_checkpoint=_last_whole(checkpoints))
+    history = [entry for entry in trainer.state.log_history if "nll_with" in entry]
+    if not trainer.is_world_process_zero():
+        return history
+    if peft_model is not None:
+        peft_model.merge_and_unload()
+    _write(log, history)
+    partial = out / "model.partial"
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir()
+    save_quiet(model, tokenizer, partial)
+    partial.rename(out / "model")
+    shutil.rmtree(checkpoints, ignore_errors=True)
+    return history
+
+
+def with_lora(model: QuietLM, *, r: int, alpha: int, target_modules: str) -> Any:
+    """Put a LoRA adapter around the base, so that only it, the two new embeddings and the heads learn."""
+    from peft import LoraConfig, get_peft_model
+
+    name = next(n for n, m in model.base.named_modules() if m is model.base.get_input_embeddings())
+    config = LoraConfig(
+        r=r,
+        lora_alpha=alpha,
+        target_modules=target_modules if target_modules == "all-linear" else target_modules.split(","),
+        trainable_token_indices={name.split(".")[-1]: [model.marks.start, model.marks.end]},
+        task_type="CAUSAL_LM",
+    )  # fmt: skip
+    return get_peft_model(model.base, config)
+
+
+class _Trainer(Trainer):
+    """Transformers' trainer: with a seed of its own for every batch's thoughts, and their measures."""
+
+    def __init__(self, *args: Any, head_learning_rate: float | None, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.model_accepts_loss_kwargs = False  # the loss is a mean over the batch
+        self.head_learning_rate = head_learning_rate
+        self._sums: dict[str, list[float]] = defaultdict(list)
+        self._gains: list[Tensor] = []
+        self._micro = (-1, 0)
+        self._tokens, self._since = 0, time.perf_counter()
+
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        """As transformers' own; the heads in a group of their own where they have their own rate."""
+        optimizer = super().create_optimizer(model)
+        if self.head_learning_rate is not None:
+            quiet: Any = self.accelerator.unwrap_model(self.model)
+            heads = {id(one) for part in (quiet.mixing, quiet.gate) if part is not None for one in part.parameters()}  # fmt: skip
+            for group in list(optimizer.param_groups):
+                own = [one for one in group["params"] if id(one) in heads]
+                if own:
+                    group["params"] = [one for one in group["params"] if id(one) not in heads]
+                    optimizer.add_param_group({**group, "params": own, "lr": self.head_learning_rate})  # fmt: skip
+        return optimizer
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Any:
+        """The loss of one batch, whose thoughts are drawn by its place in the training."""
+        texts = inputs.pop("text")
+        step = self.state.global_step
+        self._micro = (step, self._micro[1] + 1 if self._micro[0] == step else 0)
+        place = f"{self.args.seed} {step} {self._micro[1]} {self.args.process_index}"
+        out: QuietOutput = model(**inputs, seed=random.Random(place).getrandbits(60))
+        assert out.loss is not None
+        if not bool(torch.isfinite(out.loss)):
+            kept = _last_whole(Path(str(self.args.output_dir)))
+            raise ValueError(
+                f"The loss is {out.loss.item()} at step {step + 1}, in the batch of texts "
+                f"{texts.tolist()}. {f'The last good checkpoint is {kept}' if kept else 'There is no checkpoint yet'}; "
+                f"lower learning_rate (now {self.args.learning_rate:g}) or reinforce_weight."
+            )
+        self._note(out, inputs)
+        return (out.loss, out) if return_outputs else out.loss
+
+    def _note(self, out: QuietOutput, inputs: dict[str, Any]) -> None:
+        assert out.nll_with_K is not None
+        for name, value in (
+            ("nll_without", out.nll_without), ("nll_with", out.nll_with_K[0]),
+            ("nll_with_lookahead", out.nll_with_K.mean()), ("reward", out.reward),
+            ("positive_advantages", out.positive), ("mixing_weight", out.weight),
+            ("thought_entropy", out.entropy), ("reinforce", out.reinforce),
+        ):  # fmt: skip
+            if value is not None:
+                self._sums[name].append(float(value))
+        self._gains.append(_gains(out, inputs))
+        self._tokens += int(inputs["attention_mask"].sum())
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Transformers' own log, with what happened to thoughts since the last one."""
+        if self._sums and "loss" in logs:
+            logs |= {name: sum(values) / len(values) for name, values in self._sums.items()}
+            without, gain = torch.cat(self._gains, 1)
+            for number, part in enumerate(
+                gain[(-without).argsort(stable=True)].tensor_split(DECILES), 1
+            ):
+                logs[f"gain_decile_{number}"] = float(part.mean()) if len(part) else 0.0
+            now = time.perf_counter()
+            logs["tokens_per_second"] = self._tokens / (now - self._since)
+            logs["peak_memory_gb"] = peak_memory()
+            self._sums.clear()
+            self._gains.clear()
+            self._tokens, self._since = 0, now
+        super().log(logs, start_time)
+
+    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+        """A checkpoint's weights; tied ones once, which transformers' own way refuses here."""
+        folder = Path(output_dir or str(self.args.output_dir))
+        folder.mkdir(parents=True, exist_ok=True)
+        model = self.accelerator.unwrap_model(self.model)
+        save_model(model, str(folder / "model.safetensors"), metadata={"format": "pt"})
+
+    def _issue_warnings_after_load(self, load_result: Any) -> None:
+        """Tied weights stand in a checkpoint once; nothing else may be missing."""
+        quiet: Any = self.accelerator.unwrap_model(self.model)
+        tied = set(quiet.base.all_tied_weights_keys)
+        missing = [key for key in load_result.missing_keys if key.removeprefix("base.") not in tied]
+        if missing or load_result.unexpected_keys:
+            raise ValueError(
+                f"The checkpoint does not fit the model: missing {missing[:3]}, unexpected "
+                f"{load_result.unexpected_keys[:3]}. Delete it, or train with the same options."
+            )
+
+
+class _Epochs(TrainerCallback):
+    """Tells the spans which epoch it is, and the user how far the training is."""
+
+    def __init__(self, spans: Spans, progress: Callable[[int], object] | None) -> None:
+        self.spans, self.progress = spans, progress
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self.progress and state.global_step:
+            self.progress(state.global_step)
+
+    def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.spans.epoch = int((state.epoch or 0) + 1e-6)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self.progress:
+            self.progress(1)
+
+
+def _gains(out: QuietOutput, inputs: dict[str, Any]) -> Tensor:
+    """Log-probability without thoughts, and what thoughts gained, of every token that was thought about."""
+    assert out.log_prob_without_BT is not None and out.log_prob_with_BNJK is not None
+    assert out.position_BJ is not None
+    with_BJ = out.log_prob_with_BNJK[..., 0].mean(1)
+    position_BJ = out.position_BJ.expand(len(with_BJ), -1)
+    without_BJ = out.log_prob_without_BT.gather(1, position_BJ)
+    known_BJ = inputs["attention_mask"].gather(1, position_BJ + 1).bool()
+    return torch.stack([without_BJ[known_BJ], (with_BJ - without_BJ)[known_BJ]]).float().cpu()
+
+
+def peak_memory() -> float:
+    """The most memory this process has held, in GB: of the accelerator where there is one."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 1e9
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9
+
+
+def _collated(rows: list[dict[str, Any]], filler: int) -> dict[str, Tensor]:
+    ids, mask = padded([row["input_ids"] for row in rows], filler)
+    return {"input_ids": ids, "attention_mask": mask, "text": torch.tensor([row["text"] for row in rows])}  # fmt: skip
+
+
+def _filler(tokenizer: PreTrainedTokenizerBase) -> int:
+    for found in (tokenizer.pad_token_id, tokenizer.eos_token_id):
+        if isinstance(found, int):
+            return found
+    return 0
+
+
+def _last_whole(folder: Path) -> str | None:
+    """The newest checkpoint that was written to its end."""
+    found = sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
+    for newest in reversed(found):
+        try:
+            json.loads((newest / "trainer_state.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            continue
+        return str(newest)
+    return None
+
+
+def _made_from(
+    model: QuietLM, spans: Spans, arguments: TrainingArguments, head_learning_rate: float | None
+) -> str:
+    """A hash of what decides the weights that come out."""
+    settings = asdict(model.quiet_config)
+    for name in ("positions_per_chunk", "chunk_megabytes"):
+        settings.pop(name)  # memory, not results
+    options = {name: getattr(arguments, name) for name in DECIDING}
+    first = fingerprint(model.base)
+    whole = [settings, options, head_learning_rate, first, spans.length, spans.seed]
+    digest = hashlib.sha256(json.dumps(whole, default=str, sort_keys=True).encode())
+    for ids in spans.texts:
+        digest.update(str(ids).encode())
+    return digest.hexdigest()[:16]
+
+
+def _told(out: Path) -> dict[str, Any] | None:
+    path = out / "made_from.json"
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+
+
+def _write(path: Path, what: object) -> None:
+    """Whole or not at all."""
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(json.dumps(what) + "\n", encoding="utf-8")
+    partial.rename(path)

@@ -1,0 +1,400 @@
+"""The command line of Quiet-STaR: `selftaught quiet train | evaluate | generate | explore`."""
+
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import yaml
+from jsonargparse import ActionConfigFile, ArgumentParser, Namespace
+
+from selftaught.records import write_atomically
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from selftaught.quiet.model import QuietLM
+    from selftaught.quiet.scoring import Measured
+
+ABOUT = {
+    "train": "teach a model to think, on ordinary text",
+    "evaluate": "nats per token without and with thoughts, by how hard tokens are",
+    "generate": "continue a text, thinking before every token",
+    "explore": "a page that shows the thought before every token of a text",
+}
+Bar = Callable[[str, int], AbstractContextManager[Callable[[int], Any] | None]]
+
+
+@dataclass(frozen=True)
+class TextOptions:
+    """Which texts."""
+
+    text: str = ""
+    """A .jsonl, .parquet or plain text file, a folder of them, or a data set of the Hub."""
+    column: str = "text"
+    """Where texts stand in rows."""
+    split: str = "train"
+    """Of a data set of the Hub."""
+    limit: int | None = None
+    """Only the first so many texts."""
+    length: int = 256
+    """Tokens of a span (256 in the paper)."""
+
+
+@dataclass(frozen=True)
+class TrainOptions(TextOptions):
+    """A training; options not named here go to transformers by --training."""
+
+    model: str = "embedded"
+    """A Hugging Face name or folder, "embedded", or a folder of a model that thinks already."""
+    out: Path = Path("runs/quiet")
+    """The run folder; repeating the command continues it."""
+    preset: Literal["default", "paper", "authors_code"] = "default"
+    """Where options of thinking come from that are not given: what learned best here, the paper, or
+    the authors' code."""
+    quiet: dict[str, Any] = field(default_factory=dict)
+    """Options of thinking (QuietConfig), such as --quiet.thought_tokens 8 or --quiet.positions uniform."""
+    held_out: int = 32
+    """Texts at the end that are only measured; at most a fifth of them."""
+    max_steps: int = -1
+    """Optimizer steps; -1: num_train_epochs decides."""
+    num_train_epochs: float = 1.0
+    """Passes over the texts."""
+    learning_rate: float = 1e-6
+    """1e-6 (the paper, for a model of 7 billion); small models need more."""
+    head_learning_rate: float | None = None
+    """Of the mixing head and the gate; none: the same."""
+    per_device_train_batch_size: int = 8
+    """Spans in a step (8 in the paper)."""
+    gradient_accumulation_steps: int = 1
+    """Batches in a step."""
+    bf16: bool = False
+    """Compute in bfloat16, weights stay in float32."""
+    use_peft: bool = False
+    """Train a LoRA adapter and the two new embeddings, and merge them."""
+    lora_r: int = 16
+    """Rank of the adapter."""
+    lora_alpha: int = 32
+    """Scale of the adapter."""
+    lora_target_modules: str = "all-linear"
+    """Layers with an adapter: "all-linear", or names with commas between."""
+    seed: int = 0
+    """Of spans, thoughts and new weights."""
+    save_steps: int = 50
+    """Steps between checkpoints."""
+    training: dict[str, Any] = field(default_factory=dict)
+    """Any other field of transformers' TrainingArguments, such as --training.report_to tensorboard."""
+
+
+@dataclass(frozen=True)
+class ThinkOptions:
+    """How a trained model thinks."""
+
+    model: str = "runs/quiet/model"
+    """A folder of a model that thinks."""
+    thoughts: int = 1
+    """Per position; the predictions after each are averaged."""
+    thought_temperature: float = 0.0
+    """0 is greedy."""
+    think_when: Literal["always", "entropy", "gate", "never"] = "always"
+    """Always, above a threshold of the next token's entropy, or above one of the gate's expected gain."""
+    threshold: float = 0.0
+    """In nats, for entropy and gate."""
+    seed: int = 0
+    """Of the draws."""
+
+
+@dataclass(frozen=True)
+class EvaluateOptions(ThinkOptions, TextOptions):
+    """What is measured."""
+
+    batch_size: int = 8
+    """Spans at a time."""
+    out: Path | None = None
+    """A JSON file for the numbers."""
+
+
+@dataclass(frozen=True)
+class GenerateOptions(ThinkOptions):
+    """What is continued, and how."""
+
+    max_new_tokens: int = 256
+    """At most so many."""
+    temperature: float = 0.0
+    """0 is greedy."""
+    stop: list[str] = field(default_factory=list)
+    """The text ends before any of these."""
+
+
+@dataclass(frozen=True)
+class ExploreOptions(ThinkOptions, TextOptions):
+    """What is shown."""
+
+    tokens: int = 400
+    """At most so many of the text."""
+    out: Path = Path("runs/thoughts.html")
+    """The page."""
+
+
+OPTIONS = {"train": TrainOptions, "evaluate": EvaluateOptions, "generate": GenerateOptions, "explore": ExploreOptions}  # fmt: skip
+
+
+def add_arguments(parser: ArgumentParser, given: list[str]) -> None:
+    """The subcommands of `selftaught quiet`."""
+    del given
+    commands = parser.add_subcommands(required=True, dest="action")
+    for name, about in ABOUT.items():
+        sub = ArgumentParser(description=about[0].upper() + about[1:] + ".")
+        commands.add_subcommand(name, sub, help=about)
+        sub.add_argument(
+            "--config", action=ActionConfigFile, help="a YAML file of options; flags go on top"
+        )
+        if name == "generate":
+            sub.add_argument("prompt", help="the text to continue; - reads it from standard input")
+        sub.add_class_arguments(OPTIONS[name], as_group=False)
+
+
+def run(options: Namespace, bar: Bar) -> int:
+    """Do what one of them asks for."""
+    action = str(options.action)
+    given = options[action]
+    values = {name: given[name] for name in vars(given) if name not in ("config", "prompt")}
+    if action == "train":
+        _train(TrainOptions(**values), bar)
+    elif action == "evaluate":
+        _evaluate(EvaluateOptions(**values), bar)
+    elif action == "generate":
+        _generate(GenerateOptions(**values), given.prompt)
+    else:
+        _explore(ExploreOptions(**values))
+    return 0
+
+
+def _train(how: TrainOptions, bar: Bar) -> None:
+    from transformers.trainer_utils import set_seed
+    from transformers.utils import logging
+
+    from selftaught.quiet.scoring import measure
+    from selftaught.quiet.texts import Spans, consecutive, spans
+    from selftaught.quiet.training import quiet_arguments, train_quiet, with_lora
+    from selftaught.quiet_pages import training_page
+    from selftaught.run_folder import hold
+
+    logging.disable_progress_bar()
+    set_seed(how.seed)
+    model, tokenizer = _opened_to_train(how)
+    config = model.quiet_config
+    limit = model.base.config.get_text_config().max_position_embeddings
+    _refuse_too_long(how.length + config.thought_tokens + 2 + config.lookahead, limit)
+    texts = spans(
+        _texts(how), tokenizer, length=how.length, least=config.lookahead + 2, seed=how.seed
+    )
+    apart = min(how.held_out, len(texts.texts) // 5)
+    learned = Spans(
+        texts.texts[: len(texts.texts) - apart], how.length, how.seed, skipped=texts.skipped
+    )
+    held = consecutive(Spans(texts.texts[len(texts.texts) - apart :], how.length))
+    own = {"text", "column", "split", "limit", "length", "model", "out", "preset", "quiet", "held_out",
+           "head_learning_rate", "use_peft", "lora_r", "lora_alpha", "lora_target_modules", "training"}  # fmt: skip
+    options = {name: value for name, value in asdict(how).items() if name not in own} | how.training
+    arguments = quiet_arguments(how.out / "checkpoints", **options)
+    main = arguments.process_index == 0
+    before = (
+        _stored(how.out / "before.json", lambda: measure(model, held)) if apart and main else None
+    )
+    peft_model = (
+        with_lora(model, r=how.lora_r, alpha=how.lora_alpha, target_modules=how.lora_target_modules)
+        if how.use_peft
+        else None
+    )
+    total = how.max_steps if how.max_steps > 0 else 0
+    with _held(hold, how.out, main=main), bar("training", total) as advance:
+        log = train_quiet(
+            model, tokenizer, learned, arguments, out=how.out, peft_model=peft_model,
+            head_learning_rate=how.head_learning_rate, progress=advance,
+        )  # fmt: skip
+    if not main:
+        return
+    trained = _open(str(how.out / "model"))[0] if apart else model
+    after = _stored(how.out / "after.json", lambda: measure(trained, held)) if apart else None
+    settings = {"model": how.model, "text": how.text, **asdict(config), "learning_rate": how.learning_rate,
+                "spans": len(learned), "texts skipped": texts.skipped}  # fmt: skip
+    _remember(how, how.out / "config.yaml")
+    page = training_page(how.out, log, settings, before, after)
+    _tell_training(how, log, before, after, page, texts.skipped)
+
+
+def _tell_training(
+    how: TrainOptions,
+    log: list[dict[str, float]],
+    before: Any,
+    after: Any,
+    page: Path,
+    skipped: int,
+) -> None:
+    if skipped:
+        print(f"{skipped} texts were too short and left out.")
+    if log:
+        last = log[-1]
+        print(f"{last['step']:.0f} steps; the last: {last['nll_without']:.3f} nats per token without, "
+              f"{last['nll_with']:.3f} with thoughts, {last['tokens_per_second']:.0f} tokens/s.")  # fmt: skip
+    if before and after:
+        print(_table({"before training": before, "after": after}))
+    print(f"Model   {how.out / 'model'}\nPage    {page}")
+    print(f"Next    selftaught quiet explore --model {how.out / 'model'} --text FILE")
+
+
+def _evaluate(how: EvaluateOptions, bar: Bar) -> None:
+    from selftaught.quiet.scoring import measure
+    from selftaught.quiet.texts import consecutive, spans
+
+    model, tokenizer = _open(how.model)
+    cut = consecutive(spans(_texts(how), tokenizer, length=how.length, least=2))
+    with bar("measuring", len(cut)) as advance:
+        found = measure(model, cut, batch_size=how.batch_size, progress=advance, **_thinking(how))
+    if how.out is not None:
+        how.out.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(how.out, json.dumps(found.to_dict(), indent=2) + "\n")
+    print(_table({Path(how.model).name: found}))
+
+
+def _generate(how: GenerateOptions, prompt: str) -> None:
+    from transformers import StoppingCriteriaList, StopStringCriteria, TextStreamer
+
+    model, tokenizer = _open(how.model)
+    text = sys.stdin.read() if prompt == "-" else prompt
+    ids = tokenizer(text, return_tensors="pt").to(model.base.device)
+    stops: Any = [StopStringCriteria(tokenizer, how.stop)] if how.stop else []
+    streamer = (
+        None if how.stop else TextStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
+    )  # type: ignore[arg-type]
+    when = _thinking(how)
+    whole = model.generate(
+        ids.input_ids, ids.attention_mask, max_new_tokens=how.max_new_tokens,
+        do_sample=how.temperature > 0, temperature=how.temperature or 1.0,
+        stopping_criteria=StoppingCriteriaList(stops), streamer=_after_prompt(streamer),
+        thoughts=when["thoughts"], thought_temperature=when["temperature"],
+        think_when=when["think_when"], seed=how.seed,
+    )  # fmt: skip
+    if how.stop:
+        new = tokenizer.decode(whole[0, ids.input_ids.shape[1] :], skip_special_tokens=True)
+        print(min((str(new).split(stop)[0] for stop in how.stop), key=len))
+
+
+def _after_prompt(streamer: Any) -> Any:
+    """A streamer that begins with what is new; transformers' `generate` sends the prompt first."""
+    if streamer is not None:
+        streamer.next_tokens_are_prompt = False
+    return streamer
+
+
+def _explore(how: ExploreOptions) -> None:
+    from selftaught.quiet_explore import explored
+    from selftaught.quiet_pages import explorer_page
+
+    model, tokenizer = _open(how.model)
+    text = next(_texts(how), "")
+    first, tokens, measured = explored(model, tokenizer, text, how.tokens, **_thinking(how))
+    print(explorer_page(how.out, Path(how.text).name, first, tokens, measured))
+
+
+def _open(model: str) -> "tuple[QuietLM, PreTrainedTokenizerBase]":
+    from transformers.utils import logging
+
+    from selftaught.quiet.folder import open_quiet
+
+    logging.disable_progress_bar()
+    opened, tokenizer = open_quiet(Path(model))
+    return opened.eval(), tokenizer
+
+
+def _opened_to_train(how: TrainOptions) -> "tuple[QuietLM, PreTrainedTokenizerBase]":
+    """The base made to think, or a model that thinks already."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from selftaught.embedded import embedded_model
+    from selftaught.quiet.folder import SETTINGS, make_quiet, open_quiet
+    from selftaught.quiet.model import QuietConfig
+
+    if (Path(how.model) / SETTINGS).exists():
+        if how.quiet or how.preset != "default":
+            raise ValueError(
+                f"{how.model} thinks already, by the options in its {SETTINGS}; leave out --preset "
+                "and --quiet, or start from an ordinary model."
+            )
+        return open_quiet(Path(how.model), dtype="float32")
+    presets = {"default": QuietConfig, "paper": QuietConfig.paper, "authors_code": QuietConfig.authors_code}  # fmt: skip
+    try:
+        config = presets[how.preset](**how.quiet)
+    except TypeError as error:
+        raise ValueError(f"Options of thinking were refused: {error}; see QuietConfig.") from None
+    name = str(embedded_model()) if how.model == "embedded" else how.model
+    base = AutoModelForCausalLM.from_pretrained(name, dtype="float32")
+    tokenizer = AutoTokenizer.from_pretrained(name)
+    return make_quiet(base, tokenizer, config), tokenizer
+
+
+def _refuse_too_long(needed: int, limit: int) -> None:
+    if needed > limit:
+        raise ValueError(
+            f"A span, a thought and its lookahead have {needed} tokens, and the model takes {limit}. "
+            "Shorten --length or --quiet.thought_tokens."
+        )
+
+
+def _texts(how: TextOptions) -> Iterator[str]:
+    from selftaught.quiet.texts import read_texts
+
+    if not how.text:
+        raise ValueError("Expected --text: a file, a folder or a data set of the Hub.")
+    return read_texts(how.text, column=how.column, split=how.split, limit=how.limit)
+
+
+def _thinking(how: ThinkOptions) -> dict[str, Any]:
+    from selftaught.quiet.deciding import ThinkWhen
+
+    return {"thoughts": how.thoughts, "temperature": how.thought_temperature, "seed": how.seed,
+            "think_when": ThinkWhen(how.think_when, how.threshold)}  # fmt: skip
+
+
+def _stored(path: Path, measure: "Callable[[], Measured]") -> "Measured":
+    """What was measured before, or now."""
+    from selftaught.quiet.scoring import Measured
+
+    if path.exists():
+        return Measured(**json.loads(path.read_text(encoding="utf-8")))
+    found = measure()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, json.dumps(found.to_dict(), indent=2) + "\n")
+    return found
+
+
+@contextmanager
+def _held(hold: Any, out: Path, *, main: bool) -> Iterator[None]:
+    """Hold a run folder against another command; the processes of one command share it."""
+    if not main or int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        yield
+        return
+    with hold(out):
+        yield
+
+
+def _remember(options: Any, path: Path) -> None:
+    values = {name: str(value) if isinstance(value, Path) else value for name, value in asdict(options).items()}  # fmt: skip
+    write_atomically(path, yaml.safe_dump(values, sort_keys=False, allow_unicode=True))
+
+
+def _table(rows: "dict[str, Measured]") -> str:
+    lines = ["| | tokens | without | with | gain [95%] | hardest tenth | weight | thinking |",
+             "|---|---|---|---|---|---|---|---|"]  # fmt: skip
+    for name, one in rows.items():
+        lines.append(
+            f"| {name} | {one.tokens} | {one.nll_without:.4f} | {one.nll_with:.4f} | {one.gain:+.4f} "
+            f"[{one.gain_low:.4f}, {one.gain_high:.4f}] | {one.gain_by_decile[-1]:+.4f} | "
+            f"{one.weight:.2f} | {one.thinking:.0%} |"
+        )
+    return "\n".join(lines)
