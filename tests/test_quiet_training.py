@@ -1,0 +1,203 @@
+"""Training to think, on files: exact continuation, LoRA, two processes, bad input."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from selftaught.quiet.folder import make_quiet, open_quiet
+from selftaught.quiet.model import QuietConfig, QuietLM
+from selftaught.quiet.texts import Spans, consecutive, read_texts, spans
+from selftaught.quiet.training import quiet_arguments, train_quiet, with_lora
+
+TEXTS = [f"Q: What is {a} + {b}?\nA: {a + b}. And {b} + {a}?\nA: {a + b}." for a in range(4) for b in range(5)]  # fmt: skip
+
+
+def thinking(folder: Path, **changes: object) -> tuple[QuietLM, object]:
+    torch.manual_seed(0)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    base = AutoModelForCausalLM.from_pretrained(folder)
+    sizes: dict = {"thought_tokens": 2, "lookahead": 2, "initial_text": "A", "embedding_gradient": 1.0,
+                   "reinforce_weight": 1.0}  # fmt: skip
+    return make_quiet(base, tokenizer, QuietConfig(**(sizes | changes))), tokenizer
+
+
+def train(folder: Path, out: Path, *, stop_after: int | None = None, **options: object) -> list:
+    model, tokenizer = thinking(folder)
+    given: dict = {"max_steps": 6, "learning_rate": 1e-3, "per_device_train_batch_size": 2,
+                   "save_steps": 2, "use_cpu": True, "warmup_steps": 1}  # fmt: skip
+    arguments = quiet_arguments(out / "checkpoints", **(given | options))
+    texts = spans(TEXTS, tokenizer, length=24, least=4)
+
+    def progress(steps: int) -> None:
+        seen.append(steps)
+        if stop_after is not None and len(seen) >= stop_after:
+            raise KeyboardInterrupt
+
+    seen: list[int] = []
+    return train_quiet(model, tokenizer, texts, arguments, out=out, progress=progress)
+
+
+def weights(out: Path) -> dict[str, torch.Tensor]:
+    return open_quiet(out / "model")[0].state_dict()
+
+
+@pytest.mark.slow
+def test_training_continues_to_the_same_weights(tiny_model_dir: Path, tmp_path: Path):
+    whole = train(tiny_model_dir, tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt):
+        train(tiny_model_dir, tmp_path / "parts", stop_after=5)
+    parts = train(tiny_model_dir, tmp_path / "parts")
+    first, second = weights(tmp_path / "whole"), weights(tmp_path / "parts")
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert [row["nll_with"] for row in whole] == [row["nll_with"] for row in parts]
+    assert whole[0]["step"] == 1
+    assert len(whole) == 6
+    for name in ("reward", "positive_advantages", "mixing_weight", "thought_entropy", "tokens_per_second",
+                 "gain_decile_10", "peak_memory_gb"):  # fmt: skip
+        assert name in whole[0]
+    assert train(tiny_model_dir, tmp_path / "whole") == whole  # done already
+    with pytest.raises(ValueError, match="other options"):
+        train(tiny_model_dir, tmp_path / "whole", learning_rate=1e-4)
+
+
+@pytest.mark.slow
+def test_training_teaches(tiny_model_dir: Path, tmp_path: Path):
+    log = train(tiny_model_dir, tmp_path / "run", max_steps=30, learning_rate=3e-3)
+    assert log[-1]["nll_with"] < log[0]["nll_with"] - 1
+
+
+@pytest.mark.slow
+def test_an_adapter_and_the_new_tokens_learn_and_are_merged(tiny_model_dir: Path, tmp_path: Path):
+    model, tokenizer = thinking(tiny_model_dir)
+    before = {name: one.clone() for name, one in model.base.state_dict().items()}
+    peft_model = with_lora(model, r=2, alpha=4, target_modules="all-linear")
+    arguments = quiet_arguments(
+        tmp_path / "checkpoints", max_steps=3, learning_rate=1e-2, use_cpu=True, warmup_steps=0,
+        per_device_train_batch_size=2,
+    )  # fmt: skip
+    texts = spans(TEXTS, tokenizer, length=24, least=4)
+    train_quiet(model, tokenizer, texts, arguments, out=tmp_path, peft_model=peft_model)
+    after = weights(tmp_path)
+    changed = {n for n in before if not torch.equal(before[n], after[f"base.{n}"])}
+    assert any("q_proj" in name for name in changed)
+    assert not any("norm" in name for name in changed)
+    embedding = "model.embed_tokens.weight"
+    rows = (before[embedding] != after[f"base.{embedding}"]).any(1).nonzero()[:, 0].tolist()
+    assert rows == sorted([model.marks.start, model.marks.end])
+
+
+def test_a_loss_that_is_no_number_names_step_batch_and_checkpoint(tiny_model_dir: Path, tmp_path: Path):
+    model, tokenizer = thinking(tiny_model_dir)
+    with torch.no_grad():
+        model.mixing.layers[0].weight.fill_(float("nan"))
+    arguments = quiet_arguments(tmp_path / "checkpoints", max_steps=1, use_cpu=True)
+    texts = spans(TEXTS, tokenizer, length=24, least=4)
+    told = r"The loss is nan at step 1, in the batch of texts \[.*There is no checkpoint yet; lower learning_rate"
+    with pytest.raises(ValueError, match=told):
+        train_quiet(model, tokenizer, texts, arguments, out=tmp_path)
+
+
+def test_options_that_cannot_be_are_refused(tmp_path: Path):
+    with pytest.raises(ValueError, match="use bf16"):
+        quiet_arguments(tmp_path, fp16=True)
+    with pytest.raises(ValueError, match="TrainingArguments refused"):
+        quiet_arguments(tmp_path, learning_rates=1.0)
+
+
+PARALLEL = """
+import sys, torch
+from pathlib import Path
+sys.path.insert(0, {tests!r})
+from test_quiet_training import train
+torch.set_num_threads(1)
+train(Path({model!r}), Path({out!r}), per_device_train_batch_size={batch}, max_steps=3)
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_train_as_one_does(tiny_model_dir: Path, tmp_path: Path):
+    """The same spans reach both; thoughts are drawn anew by each, so losses agree but are not equal."""
+    for name, batch, launch in (
+        ("one", 2, [sys.executable]),
+        ("two", 1, [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--master-port=29533"]),
+    ):  # fmt: skip
+        script = tmp_path / f"{name}.py"
+        script.write_text(PARALLEL.format(tests=str(Path(__file__).parent), model=str(tiny_model_dir),
+                                          out=str(tmp_path / name), batch=batch))  # fmt: skip
+        done = subprocess.run([*launch, str(script)], capture_output=True, text=True, timeout=300,
+                              env=os.environ | {"OMP_NUM_THREADS": "1"})  # fmt: skip
+        assert done.returncode == 0, done.stderr[-3000:]
+    logs = [json.loads((tmp_path / name / "log.json").read_text()) for name in ("one", "two")]
+    assert len(logs[0]) == len(logs[1]) == 3
+    first, second = (weights(tmp_path / name) for name in ("one", "two"))
+    # Adam's steps are about the learning rate each; two runs that saw the same texts stay near.
+    apart = max(float((first[name] - second[name]).abs().max()) for name in first)
+    assert 0 < apart < 3 * 2 * 1e-3
+
+
+# --- texts ---------------------------------------------------------------------------------------
+
+
+def test_texts_come_from_jsonl_plain_files_folders_and_parquet(tmp_path: Path):
+    from datasets import Dataset
+
+    (tmp_path / "a.jsonl").write_text('{"text": "one"}\n\n{"text": "two"}\n')
+    (tmp_path / "b.txt").write_text("three\nfour\n")
+    Dataset.from_dict({"body": ["five", "six"]}).to_parquet(str(tmp_path / "c.parquet"))
+    assert list(read_texts(str(tmp_path / "a.jsonl"))) == ["one", "two"]
+    assert list(read_texts(str(tmp_path / "b.txt"))) == ["three\nfour\n"]
+    assert list(read_texts(str(tmp_path / "c.parquet"), column="body")) == ["five", "six"]
+    assert list(read_texts(str(tmp_path / "a.jsonl"), limit=1)) == ["one"]
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    for name in ("y.txt", "x.txt"):
+        (folder / name).write_text(name)
+    assert list(read_texts(str(folder))) == ["x.txt", "y.txt"]
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        ('{"body": "one"}\n', r"row 1: expected a text in the column 'text', got NoneType; there are body"),
+        ('{"text": "one"}\n{"text": 3}\n', r"row 2: expected a text.*got int"),
+        ('{"text": "one"\n', r"line 1: not JSON"),
+    ],
+)  # fmt: skip
+def test_rows_without_a_text_are_named(content: str, told: str, tmp_path: Path):
+    path = tmp_path / "a.jsonl"
+    path.write_text(content)
+    with pytest.raises(ValueError, match=told):
+        list(read_texts(str(path)))
+
+
+def test_a_file_that_is_not_there_is_named(tmp_path: Path):
+    with pytest.raises(ValueError, match=r"There is no file .*missing\.jsonl"):
+        list(read_texts(str(tmp_path / "missing.jsonl")))
+
+
+def test_spans_are_other_ones_every_epoch_and_the_same_for_a_seed():
+    texts = [list(range(100)), list(range(5))]
+    one = Spans(texts, 16, seed=1)
+    assert len(one) == 7 + 1
+    first = [one[at]["input_ids"] for at in range(len(one))]
+    assert all(row == list(range(row[0], row[0] + len(row))) for row in first)
+    assert [len(row) for row in first] == [16] * 7 + [5]
+    again = [Spans(texts, 16, seed=1)[at]["input_ids"] for at in range(8)]
+    assert again == first
+    one.epoch = 1
+    assert [one[at]["input_ids"] for at in range(8)] != first
+    cut = consecutive(Spans(texts, 16))
+    assert sum((ids for text, ids in cut if text == 0), []) == list(range(100))
+
+
+def test_short_texts_are_skipped_and_counted(tiny_model_dir: Path):
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model_dir)
+    assert spans(["", "Q", "Q: What is 12 + 7?"], tokenizer, length=8, least=4).skipped == 2
+    with pytest.raises(ValueError, match=r"at least 4 tokens.*got 2 texts, none of them as long"):
+        spans(["", "Q"], tokenizer, length=8, least=4)
