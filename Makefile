@@ -33,6 +33,7 @@ lint: .venv/installed-test
 .venv/installed-test: .venv/installed
 	$(PIP) -e '.[test]'
 	$(BIN)/pyright --version
+	sh scripts/install_chromium.sh
 	touch $@
 
 clean:

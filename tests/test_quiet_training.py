@@ -92,7 +92,9 @@ def test_an_adapter_and_the_new_tokens_learn_and_are_merged(tiny_model_dir: Path
     assert rows == sorted([model.marks.start, model.marks.end])
 
 
-def test_a_loss_that_is_no_number_names_step_batch_and_checkpoint(tiny_model_dir: Path, tmp_path: Path):
+def test_a_loss_that_is_no_number_names_step_batch_and_checkpoint(
+    tiny_model_dir: Path, tmp_path: Path
+):
     model, tokenizer = thinking(tiny_model_dir)
     with torch.no_grad():
         model.mixing.layers[0].weight.fill_(float("nan"))
