@@ -71,7 +71,8 @@ class AskOptions:
     seed: int = 0
     """Of the draws."""
     sampler: str = "transformers"
-    """Where the model lives while it is sampled."""
+    """Where the model lives while it is sampled: transformers, or quiet for one that thinks before
+    every token (a folder made by `selftaught quiet train`)."""
     sampler_options: dict[str, Any] = field(default_factory=dict)
     """The sampler's own options, such as --sampler_options.batch_size 64."""
     out: Path = Path("runs/rollouts.jsonl")
@@ -425,11 +426,10 @@ def _sample(options: Namespace) -> int:
 
     ask = AskOptions(**_values(options))
     _, problems, style, params = _asked(ask)
-    from selftaught.samplers import open_sampler
 
     with (
         _held(ask.out),
-        open_sampler(ask.sampler, _model(ask.model), **ask.sampler_options) as sampler,
+        _opened(ask) as sampler,
         _bar("sampling", len(problems) * params.n) as advance,
     ):
         rollouts = collect(
@@ -519,13 +519,12 @@ def _evaluate(options: Namespace) -> int:
 
     from selftaught.evaluation import evaluate
     from selftaught.report import markdown_table
-    from selftaught.samplers import open_sampler
 
     ask = EvaluateOptions(**_values(options))
     task, problems, style, params = _asked(ask)
     with (
         _held(ask.out),
-        open_sampler(ask.sampler, _model(ask.model), **ask.sampler_options) as sampler,
+        _opened(ask) as sampler,
         _bar("evaluating", len(problems) * params.n) as advance,
     ):
         evaluation = evaluate(
@@ -609,6 +608,17 @@ def _asked(ask: AskOptions) -> "tuple[Task, Any, Any, Any]":
     )  # fmt: skip
     shown = hinted(style, task.hint) if ask.hint else style
     return task, task.problems(ask.split)[: ask.limit], shown, params
+
+
+def _opened(ask: AskOptions) -> Any:
+    """The sampler of a command; "quiet" is a model that thinks before every token."""
+    if ask.sampler == "quiet":
+        from selftaught.quiet_commands import quiet_sampler
+
+        return quiet_sampler(ask.model, **ask.sampler_options)
+    from selftaught.samplers import open_sampler
+
+    return open_sampler(ask.sampler, _model(ask.model), **ask.sampler_options)
 
 
 def _style(task: "Task", name: str) -> Any:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from selftaught.quiet.model import QuietLM
     from selftaught.quiet.scoring import Measured
+    from selftaught.samplers.transformers_model import TransformersSampler
 
 ABOUT = {
     "train": "teach a model to think, on ordinary text",
@@ -172,6 +173,14 @@ def run(options: Namespace, bar: Bar) -> int:
     else:
         _explore(ExploreOptions(**values))
     return 0
+
+
+def quiet_sampler(model: str, *, batch_size: int = 32) -> "TransformersSampler":
+    """A model that thinks before every token, as a sampler for any task."""
+    from selftaught.samplers.transformers_model import TransformersSampler
+
+    opened, tokenizer = _open(model)
+    return TransformersSampler(opened, tokenizer=tokenizer, batch_size=batch_size)
 
 
 def _train(how: TrainOptions, bar: Bar) -> None:

@@ -70,6 +70,8 @@ class QuietConfig:
     """Factor of the gradient that reaches the two new embeddings (Appendix A)."""
     mix: Literal["log_probs", "hidden"] = "log_probs"
     """What is mixed: log-probabilities (Algorithm 1) or hidden states (the authors' code)."""
+    mixing_range: Literal["unit", "free"] = "free"
+    """Of the weight of a thought: 0 to 1, or anything (the authors' code)."""
     baseline: Literal["log_mean", "mean_log"] = "log_mean"
     """What a thought is compared with; see `losses.rewards`."""
     temperature: float = 1.0
@@ -105,6 +107,7 @@ class QuietConfig:
     def __post_init__(self) -> None:
         for name, allowed in (
             ("mix", ("log_probs", "hidden")),
+            ("mixing_range", ("unit", "free")),
             ("baseline", ("log_mean", "mean_log")),
             ("reinforce_reduction", ("sum", "mean")),
             ("positions", ("all", "uniform", "entropy")),
@@ -227,7 +230,8 @@ class QuietLM(nn.Module):
         if check:
             self_check(base, self.marks)
         width = output_matrix(base).weight.shape[1]
-        self.mixing = MixingHead(width).to(base.device, base.dtype)
+        bounded = config.mixing_range == "unit"
+        self.mixing = MixingHead(width, bounded=bounded).to(base.device, base.dtype)
         self.gate = Gate(width).to(base.device, base.dtype) if config.gate_weight > 0 else None
 
     @property

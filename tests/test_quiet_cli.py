@@ -1,0 +1,132 @@
+"""`selftaught quiet`, as a newcomer types it."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from selftaught.cli import main
+
+
+@pytest.fixture(scope="module")
+def texts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("texts") / "texts.jsonl"
+    rows = [f"Q: What is {a} + {b}?\nA: {a + b}." for a in range(5) for b in range(6)]
+    path.write_text("".join(json.dumps({"text": row}) + "\n" for row in [*rows, "Q"]))
+    return path
+
+
+@pytest.fixture(scope="module")
+def run(tiny_model_dir: Path, texts: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("run") / "quiet"
+    assert main(training(tiny_model_dir, texts, out)) == 0
+    return out
+
+
+def training(model: Path, texts: Path, out: Path, *more: str) -> list[str]:
+    return ["quiet", "train", "--model", str(model), "--text", str(texts), "--out", str(out), "--max-steps", "3",
+            "--length", "24", "--quiet.thought_tokens", "2", "--quiet.initial_text", "A", "--held_out", "4",
+            "--training.use_cpu", "true", *more]  # fmt: skip
+
+
+@pytest.mark.slow
+def test_training_leaves_a_model_a_page_and_the_numbers(
+    run: Path, tiny_model_dir: Path, texts: Path, capsys
+):
+    assert {one.name for one in run.iterdir()} >= {
+        "model",
+        "report.html",
+        "log.json",
+        "config.yaml",
+        "after.json",
+    }
+    page = (run / "report.html").read_text()
+    assert page.count("<svg") == 7
+    assert "Where thoughts help" in page
+    assert not re.search(r"(src|href)=[\"']?(https?:)?//", page)
+    assert main(training(tiny_model_dir, texts, run)) == 0  # done already
+    told = capsys.readouterr().out
+    assert "1 texts were too short" in told
+    assert "| after |" in told
+    assert main(training(tiny_model_dir, texts, run, "--learning_rate", "1e-3")) == 2
+    assert "other options" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_a_trained_model_is_measured_writes_and_answers(
+    run: Path, texts: Path, tmp_path: Path, capsys
+):
+    model = str(run / "model")
+    out = tmp_path / "measured.json"
+    assert (
+        main(
+            [
+                "quiet",
+                "evaluate",
+                "--model",
+                model,
+                "--text",
+                str(texts),
+                "--limit",
+                "5",
+                "--out",
+                str(out),
+            ]
+        )
+        == 0
+    )
+    told = json.loads(out.read_text())
+    assert told["texts"] == 5 and told["tokens"] > 5 * 10
+    assert told["thinking"] == 1
+    assert main(["quiet", "evaluate", "--model", model, "--text", str(texts), "--limit", "5", "--think_when", "entropy",
+                 "--threshold", "99", "--out", str(out)]) == 0  # fmt: skip
+    told = json.loads(out.read_text())
+    assert told["gain"] == told["thinking"] == 0
+    capsys.readouterr()
+    write = [
+        "quiet",
+        "generate",
+        "Q: What is 1 + 1?\nA:",
+        "--model",
+        model,
+        "--max_new_tokens",
+        "6",
+    ]
+    assert main(write) == 0
+    streamed = capsys.readouterr().out.strip("\n")
+    assert main([*write, "--stop", "[zzz]"]) == 0
+    assert capsys.readouterr().out.strip("\n") == streamed
+    assert main(["evaluate", "--model", model, "--sampler", "quiet", "--limit", "3", "--max_tokens", "4", "--prompt",
+                 "bare", "--out", str(tmp_path / "test.jsonl")]) == 0  # fmt: skip
+    assert "| 3" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        (["--text", ""], "Expected --text"),
+        (["--text", "nowhere.jsonl"], "There is no file nowhere.jsonl"),
+        (["--column", "body"], "expected a text in the column 'body'"),
+        (
+            ["--length", "600"],
+            "a thought and its lookahead have 608 tokens, and the model takes 512",
+        ),
+        (["--quiet.thoughts_tokens", "3"], "Options of thinking were refused"),
+        (["--quiet.mix", "words"], "mix must be 'log_probs' or 'hidden'"),
+        (["--quiet.chunk_megabytes", "0"], "chunk_megabytes must be at least 1"),
+        (["--quiet.start_token", "<|end|>"], "Expected a tokenizer without <|end|>"),
+        (["--training.fp16", "true"], "use bf16"),
+        (["--training.no_such", "1"], "TrainingArguments refused"),
+    ],
+)
+def test_bad_input_is_refused_in_words(
+    changes: list[str], told: str, tiny_model_dir: Path, texts: Path, tmp_path: Path, capsys
+):
+    assert main(training(tiny_model_dir, texts, tmp_path / "out", *changes)) == 2
+    assert told in capsys.readouterr().err
+
+
+def test_a_model_that_does_not_think_is_refused(tiny_model_dir: Path, texts: Path, capsys):
+    assert main(["quiet", "evaluate", "--model", str(tiny_model_dir), "--text", str(texts)]) == 2
+    assert "make_quiet" in capsys.readouterr().err
