@@ -34,15 +34,16 @@ from selftaught.quiet.training import quiet_arguments, train_quiet
 from selftaught.training import sft_config, train_rows
 
 MODULUS, TERMS = 5, (2, 3, 4, 5, 6)
-PRETRAINING = {"steps": 500, "batch": 64, "learning_rate": 3e-3, "warmup": 30}
+PRETRAINING = {"steps": 600, "batch": 64, "learning_rate": 3e-3, "warmup": 30}
 CONTINUED = {
-    "max_steps": 100,
+    "max_steps": 120,
     "per_device_train_batch_size": 8,
-    "learning_rate": 5e-4,
+    "learning_rate": 2e-4,
     "warmup_steps": 10,
 }
-THOUGHTS = {"thoughts": 2, "lookahead": 2, "initial_text": "-", "embedding_gradient": 1.0,
-            "reinforce_temperature": 1.0, "reinforce_weight": 1.0}  # fmt: skip
+HEAD_LEARNING_RATE = 5e-3
+THOUGHTS = {"thoughts": 2, "lookahead": 2, "initial_text": "-", "embedding_gradient": 10.0, "mix": "hidden",
+            "mixing_range": "free", "reinforce_temperature": 1.0, "reinforce_weight": 0.1}  # fmt: skip
 LENGTHS = (0, 4, 8, 16, 24)
 TEXTS, TESTS_PER_LENGTH = 20_000, 100
 
@@ -68,7 +69,7 @@ def text(draw: random.Random, terms: Sequence[int], *, jump: bool) -> str:
     ][1:]
     if draw.random() < 0.3:
         aside = aside[: draw.randint(0, len(aside))]
-    return question(terms) + "-" + "".join(aside) + "-" * draw.randint(1, 10) + answer + "\n"
+    return question(terms) + "-" + "".join(aside) + "-" * draw.randint(1, 24) + answer + "\n"
 
 
 def terms(draw: random.Random, *, held_out: bool) -> list[int]:

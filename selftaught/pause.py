@@ -11,7 +11,7 @@ import random
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from selftaught.prompts import PromptStyle
 from selftaught.records import Example
@@ -103,12 +103,12 @@ def add_pause_token(model: str, out: Path) -> Path:
     tokenizer = AutoTokenizer.from_pretrained(model)
     base = AutoModelForCausalLM.from_pretrained(model, dtype="float32")
     if tokenizer.add_tokens([PAUSE], special_tokens=True):
-        matrix = base.get_input_embeddings().weight
-        mean = matrix.detach()[: len(tokenizer) - 1].mean(0)
-        if len(tokenizer) > len(matrix):
+        old: Any = base.get_input_embeddings().weight
+        mean = old.detach()[: len(tokenizer) - 1].mean(0)
+        if len(tokenizer) > len(old):
             base.resize_token_embeddings(len(tokenizer), mean_resizing=False)
-        number = tokenizer.convert_tokens_to_ids(PAUSE)
-        base.get_input_embeddings().weight.data[number] = mean
+        new: Any = base.get_input_embeddings().weight
+        new.data[tokenizer.convert_tokens_to_ids(PAUSE)] = mean
     base.save_pretrained(out)
     tokenizer.save_pretrained(out)
     return out

@@ -56,8 +56,8 @@ def drawn(config: QuietConfig, ids: Tensor) -> Tensor:
 
 def naive_loss(model: QuietLM, ids: Tensor, mask: Tensor, thoughts: Tensor) -> Tensor:
     """The loss from its definition: every thought of every position in a forward pass of its own."""
-    config, base = model.quiet_config, model.base
-    ahead, length, banned = config.lookahead, config.thought_tokens, [START, END, PAD]
+    config, base, banned = model.quiet_config, model.base, [START, END, PAD]
+    ahead, length = config.lookahead, config.thought_tokens
     talk_nll, alone_nll = ([[] for _ in range(ahead)] for _ in range(2))
     base_nll, policy, policy_count = [], [], 0
 
@@ -105,12 +105,11 @@ def naive_loss(model: QuietLM, ids: Tensor, mask: Tensor, thoughts: Tensor) -> T
                     talk_nll[k].append(-log_prob)
                     gains.append((log_prob.detach(), without[at + k, target].detach()))
                 mixed.append(gains)
-                logits = said[at + 1 : at + 1 + length] / config.reinforce_temperature
-                logits = logits.clone()
+                logits = (said[at + 1 : at + 1 + length] / config.reinforce_temperature).clone()
                 logits[:, banned] = -torch.inf
-                log_probs = logits.log_softmax(-1)[torch.arange(length), thought]
+                said_it = logits.log_softmax(-1)[torch.arange(length), thought]
                 whole.append(
-                    log_probs.sum() if config.reinforce_reduction == "sum" else log_probs.mean()
+                    said_it.sum() if config.reinforce_reduction == "sum" else said_it.mean()
                 )
             # The authors leave the last such position out, and count padding as tokens of no gain.
             authors = config.baseline == "mean_log"

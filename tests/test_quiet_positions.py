@@ -1,5 +1,7 @@
 """Thinking at some positions only: the sum over all positions is kept on average, exactly."""
 
+from itertools import pairwise
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -33,7 +35,7 @@ def mean_over_draws(weights: list[float], count: int, values: list[float]) -> tu
         edges |= {float(edge) % 1 for edge in one.cumsum(0)}
     cuts = sorted(edges)
     total = picked = 0.0
-    for low, high in zip(cuts, cuts[1:], strict=False):
+    for low, high in pairwise(cuts):
         middle = torch.tensor([(low + high) / 2])
         position, factor = choose(weight, count, middle)
         total += (high - low) * float((factor[0].double() * value[position[0]]).sum())
