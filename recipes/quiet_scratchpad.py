@@ -17,7 +17,7 @@ import hashlib
 import json
 import math
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +34,7 @@ from selftaught.quiet.training import quiet_arguments, train_quiet
 from selftaught.training import sft_config, train_rows
 
 MODULUS, TERMS = 5, (2, 3, 4, 5, 6)
-PRETRAINING = {"steps": 600, "batch": 64, "learning_rate": 3e-3, "warmup": 30}
+PRETRAINING = {"steps": 500, "batch": 64, "learning_rate": 3e-3, "warmup": 30}
 CONTINUED = {
     "max_steps": 120,
     "per_device_train_batch_size": 8,
@@ -44,6 +44,16 @@ CONTINUED = {
 HEAD_LEARNING_RATE = 5e-3
 THOUGHTS = {"thoughts": 2, "lookahead": 2, "initial_text": "-", "embedding_gradient": 10.0, "mix": "hidden",
             "mixing_range": "free", "reinforce_temperature": 1.0, "reinforce_weight": 0.1}  # fmt: skip
+SHARED = {name: THOUGHTS[name] for name in ("thoughts", "lookahead", "initial_text")}
+KINDS: dict[str, Callable[[int], QuietConfig]] = {
+    "quiet": lambda size: QuietConfig(thought_tokens=size, **THOUGHTS),
+    "paper": lambda size: QuietConfig.paper(thought_tokens=size, **SHARED),
+    "authors": lambda size: QuietConfig.authors_code(thought_tokens=size, **SHARED),
+    "uniform25": lambda size: QuietConfig(thought_tokens=size, positions="uniform", **THOUGHTS),
+    "entropy25": lambda size: QuietConfig(thought_tokens=size, positions="entropy", **THOUGHTS),
+    "gate": lambda size: QuietConfig(thought_tokens=size, gate_weight=1.0, **THOUGHTS),
+}
+"""What "quiet-16" and the like stand for, by the thought's length."""
 LENGTHS = (0, 4, 8, 16, 24)
 TEXTS, TESTS_PER_LENGTH = 20_000, 100
 
@@ -69,7 +79,7 @@ def text(draw: random.Random, terms: Sequence[int], *, jump: bool) -> str:
     ][1:]
     if draw.random() < 0.3:
         aside = aside[: draw.randint(0, len(aside))]
-    return question(terms) + "-" + "".join(aside) + "-" * draw.randint(1, 24) + answer + "\n"
+    return question(terms) + "-" + "".join(aside) + "-" * draw.randint(1, 16) + answer + "\n"
 
 
 def terms(draw: random.Random, *, held_out: bool) -> list[int]:
@@ -108,7 +118,7 @@ def pretrained(folder: Path, seed: int) -> Path:
             vocab_size=len(tokenizer), hidden_size=160, intermediate_size=432, num_hidden_layers=3,
             num_attention_heads=4, num_key_value_heads=4, max_position_embeddings=512,
             rope_parameters={"rope_type": "default", "rope_theta": 200.0}, initializer_range=0.06,
-            tie_word_embeddings=True, bos_token_id=None, eos_token_id=tokenizer.eos_token_id,
+            tie_word_embeddings=False, bos_token_id=None, eos_token_id=tokenizer.eos_token_id,
             pad_token_id=tokenizer.pad_token_id,
         )
     )  # fmt: skip
@@ -230,18 +240,16 @@ def run(method: str, base: Path, out: Path, seed: int) -> dict[str, list[dict]]:
             AutoTokenizer.from_pretrained(base),
         )
         return {"with": measure_plain(model, tokenizer, "")}
-    if kind == "quiet":
+    if kind in KINDS:
         torch.manual_seed(seed)
         tokenizer = AutoTokenizer.from_pretrained(base)
-        config = QuietConfig(thought_tokens=int(size), **THOUGHTS)
-        model = make_quiet(AutoModelForCausalLM.from_pretrained(base), tokenizer, config)
+        model = make_quiet(
+            AutoModelForCausalLM.from_pretrained(base), tokenizer, KINDS[kind](int(size))
+        )
         arguments = quiet_arguments(out / "checkpoints", seed=seed, save_steps=25, **CONTINUED)
+        learned = spans(texts, tokenizer, length=64, least=4, seed=seed)
         train_quiet(
-            model,
-            tokenizer,
-            spans(texts, tokenizer, length=64, least=4, seed=seed),
-            arguments,
-            out=out,
+            model, tokenizer, learned, arguments, out=out, head_learning_rate=HEAD_LEARNING_RATE
         )
         found, without = measure_quiet(out / "model")
         return {"with": found, "without": without}
@@ -257,6 +265,107 @@ def run(method: str, base: Path, out: Path, seed: int) -> dict[str, list[dict]]:
     return {"with": measure_plain(model.eval(), tokenizer, PAUSE * pauses)}
 
 
+def table(out: Path) -> str:
+    """Means over seeds and held-out sums, with 95% intervals over sums, and each seed's own mean."""
+    lines = [
+        "| method | nats of the answer [95%] | right [95%] | weight | seeds |",
+        "|---|---|---|---|---|",
+    ]
+    for method, name in told(out):
+        by_seed = stored(out, method, name)
+        nll, right = (
+            interval([[row[key] for row in rows] for rows in by_seed]) for key in ("nll", "right")
+        )
+        weight = sum(row["weight"] for rows in by_seed for row in rows) / sum(map(len, by_seed))
+        each = ", ".join(f"{sum(row['nll'] for row in rows) / len(rows):.3f}" for rows in by_seed)
+        label = method if name == "with" else f"{method}, not thinking"
+        lines.append(
+            f"| {label} | {nll[0]:.3f} [{nll[1]:.3f}, {nll[2]:.3f}] | {right[0]:.1%} [{right[1]:.1%}, "
+            f"{right[2]:.1%}] | {weight:.2f} | {each} |"
+        )
+    return "\n".join([*lines, "", by_terms(out)])
+
+
+def by_terms(out: Path) -> str:
+    """Nats of the answer by the number of terms."""
+    lines = [
+        f"| method | {' | '.join(f'{count} terms' for count in TERMS)} |",
+        "|---" * (len(TERMS) + 1) + "|",
+    ]
+    for method, name in told(out):
+        if name == "with":
+            means = [
+                interval(
+                    [
+                        [row["nll"] for row in rows if row["terms"] == count]
+                        for rows in stored(out, method, name)
+                    ]
+                )
+                for count in TERMS
+            ]
+            lines.append(f"| {method} | " + " | ".join(f"{mean[0]:.2f}" for mean in means) + " |")
+    return "\n".join(lines)
+
+
+def told(out: Path) -> list[tuple[str, str]]:
+    """What was measured: methods, each with and, for models that think, without thoughts."""
+    names = {path.stem for path in out.glob("seed-*/*.json")}
+    order = ["base", "continued", "pause-26", *(f"quiet-{n}" for n in LENGTHS)]
+    methods = [one for one in order if one in names] + sorted(names - set(order))
+    return [
+        (one, name)
+        for one in methods
+        for name in json.loads(next(out.glob(f"seed-*/{one}.json")).read_text())
+    ]
+
+
+def stored(out: Path, method: str, name: str) -> list[list[dict]]:
+    """The rows of every seed."""
+    return [
+        json.loads(path.read_text())[name] for path in sorted(out.glob(f"seed-*/{method}.json"))
+    ]
+
+
+def interval(by_seed: Sequence[Sequence[float]]) -> tuple[float, float, float]:
+    """Mean and 95%: a held-out sum, the same for every seed, is one draw."""
+    means = [sum(column) / len(column) for column in zip(*by_seed, strict=True)]
+    mean = sum(means) / len(means)
+    error = math.sqrt(sum((one - mean) ** 2 for one in means) / (len(means) - 1) / len(means))
+    return mean, mean - 1.96 * error, mean + 1.96 * error
+
+
+def figure(out: Path) -> Path:
+    """Nats of the answer by the length of thoughts, beside the two baselines."""
+    from matplotlib.figure import Figure
+
+    drawn = Figure(figsize=(5.6, 3.4), layout="constrained")
+    axes = drawn.add_subplot()
+    lengths = [length for length in LENGTHS if (f"quiet-{length}", "with") in told(out)]
+    points = [
+        interval([[row["nll"] for row in rows] for rows in stored(out, f"quiet-{length}", "with")])
+        for length in lengths
+    ]
+    axes.errorbar(lengths, [one[0] for one in points], [[one[0] - one[1] for one in points], [one[2] - one[0] for one in points]],
+                  marker="o", capsize=3, label="Quiet-STaR")  # fmt: skip
+    for method, style in (("continued", "--"), ("pause-26", ":")):
+        if (method, "with") in told(out):
+            mean = interval([[row["nll"] for row in rows] for rows in stored(out, method, "with")])
+            axes.axhline(
+                mean[0],
+                linestyle=style,
+                color="gray",
+                label="26 pause tokens" if "pause" in method else "no thoughts",
+            )
+            axes.axhspan(mean[1], mean[2], color="gray", alpha=0.15, linewidth=0)
+    axes.set_xlabel("thought tokens")
+    axes.set_ylabel("nats of the answer")
+    axes.set_ylim(bottom=0)
+    axes.legend()
+    path = out / "quiet_scratchpad.svg"
+    drawn.savefig(path, metadata={"Date": None})
+    return path
+
+
 def main() -> None:
     """Run one seed, or draw the table of all that are done."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
@@ -268,16 +377,21 @@ def main() -> None:
         default=["base", "continued", "pause-26", *(f"quiet-{n}" for n in LENGTHS)],
     )
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--table", action="store_true", help="only the table and the figure")
     args = parser.parse_args()
+    if args.table:
+        print(table(args.out))
+        print(figure(args.out))
+        return
     torch.set_num_threads(args.threads)
     folder = args.out / f"seed-{args.seed}"
     base = pretrained(folder / "base", args.seed)
     for method in args.methods:
-        stored = folder / f"{method}.json"
-        if not stored.exists():
+        path = folder / f"{method}.json"
+        if not path.exists():
             found = run(method, base, folder / method, args.seed)
-            stored.write_text(json.dumps(found) + "\n", encoding="utf-8")
-        found = json.loads(stored.read_text(encoding="utf-8"))
+            path.write_text(json.dumps(found) + "\n", encoding="utf-8")
+        found = json.loads(path.read_text(encoding="utf-8"))
         for name, rows in found.items():
             mean = {
                 key: sum(row[key] for row in rows) / len(rows) for key in ("nll", "right", "weight")
