@@ -109,7 +109,9 @@ def naive_loss(model: QuietLM, ids: Tensor, mask: Tensor, thoughts: Tensor) -> T
                 logits[:, banned] = -torch.inf
                 said_it = logits.log_softmax(-1)[torch.arange(length), thought]
                 whole.append(
-                    said_it.sum() if config.reinforce_reduction == "sum" else said_it.mean()
+                    said_it.sum()
+                    if config.reinforce_reduction == "sum" or not length
+                    else said_it.mean()
                 )
             # The authors leave the last such position out, and count padding as tokens of no gain.
             authors = config.baseline == "mean_log"

@@ -94,7 +94,7 @@ def test_the_authors_numbers_come_out(case: str, positions_per_chunk: int):
 
 @pytest.mark.parametrize("preset", ["paper", "authors_code"])
 @pytest.mark.parametrize(
-    ("thoughts", "lookahead", "length"), [(1, 1, 1), (2, 4, 3), (3, 2, 2), (4, 6, 1)]
+    ("thoughts", "lookahead", "length"), [(1, 1, 1), (2, 4, 3), (3, 2, 2), (4, 6, 1), (2, 3, 0)]
 )
 def test_loss_and_gradients_are_those_of_separate_forward_passes(
     preset: str, thoughts: int, lookahead: int, length: int

@@ -181,7 +181,7 @@ def think(
     log-probability) and the pass, which `after_thought` continues.
     """
     thoughts, length = uniform_BNJS.shape[1], uniform_BNJS.shape[3]
-    uniform_RS = uniform_BNJS.reshape(-1, length)
+    uniform_RS = uniform_BNJS.flatten(0, 2)
     thinking = _thinking(prefix, position_BJ, thoughts, keep=True)
     ids_R = torch.full((len(uniform_RS),), marks.start, device=prefix.ids_BT.device)
     thought_RS = torch.empty_like(uniform_RS, dtype=torch.long)
