@@ -8,6 +8,7 @@ is no loss: where the next token is a pause, and nowhere else.
 """
 
 import random
+import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -93,11 +94,30 @@ def with_pauses(examples: Sequence[Example], count: int) -> list[Example]:
     return found
 
 
+def refuse_without_pause(model: str) -> None:
+    """Refuse a model that would read the letters of the pause token.
+
+    Raises:
+        ValueError: its tokenizer does not know the token.
+    """
+    from transformers import AutoTokenizer
+
+    if PAUSE not in AutoTokenizer.from_pretrained(model).get_vocab():
+        raise ValueError(
+            f"Expected a model that knows {PAUSE}, got {model}; train one with selftaught pause "
+            "train, or give --pauses [0] or a --filler."
+        )
+
+
 def add_pause_token(model: str, out: Path) -> Path:
     """A copy of a model that knows the pause token; its embedding starts as the mean of all.
 
-    A model that knows it already is copied as it is.
+    A model that knows it already is copied as it is. The copy stands in `out` whole or not at all;
+    one made before of the same model stays.
     """
+    origin, partial = out / "made_of.txt", out.with_name(out.name + ".partial")
+    if origin.exists() and origin.read_text(encoding="utf-8") == model:
+        return out
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(model)
@@ -109,8 +129,11 @@ def add_pause_token(model: str, out: Path) -> Path:
             base.resize_token_embeddings(len(tokenizer), mean_resizing=False)
         new: Any = base.get_input_embeddings().weight
         new.data[tokenizer.convert_tokens_to_ids(PAUSE)] = mean
-    base.save_pretrained(out)
-    tokenizer.save_pretrained(out)
+    base.save_pretrained(partial)
+    tokenizer.save_pretrained(partial)
+    (partial / "made_of.txt").write_text(model, encoding="utf-8")
+    shutil.rmtree(out, ignore_errors=True)
+    partial.rename(out)
     return out
 
 

@@ -1,5 +1,6 @@
 """The command line of pause tokens: `selftaught pause train | evaluate`."""
 
+import hashlib
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -30,6 +31,12 @@ class TrainOptions:
     """Pauses per token of text in pre-training: 10% in the paper; 0 for StdPT."""
     length: int = 256
     """Tokens of a span of text."""
+    column: str = "text"
+    """Where texts stand in rows."""
+    split: str = "train"
+    """Of a data set of the Hub."""
+    subset: str | None = None
+    """Of a data set of the Hub: its configuration, where it has several."""
     limit: int | None = None
     """Only the first so many texts."""
     out: Path = Path("runs/pause")
@@ -114,22 +121,31 @@ def _train(how: TrainOptions, bar: Bar) -> None:
 
     if (how.data is None) == (how.text is None):
         raise ValueError("Expected either --data (pause-finetuning) or --text (pause-pretraining).")
-    own = {"model", "data", "text", "pauses", "share", "length", "limit", "out", "training"}
+    own = {"model", "data", "text", "column", "split", "subset", "pauses", "share", "length", "limit",
+           "out", "training"}  # fmt: skip
     given = {name: value for name, value in asdict(how).items() if name not in own} | how.training
     config = sft_config(how.out.with_name(how.out.name + ".training"), **given)
-    start = how.out.with_name(how.out.name + ".start")
     name = str(embedded_model()) if how.model == "embedded" else how.model
+    made_of = hashlib.sha256(name.encode()).hexdigest()[:8]
+    start = how.out.with_name(f"{how.out.name}.start-{made_of}")
     with (
         hold(how.out.parent, f"{how.out.name}.lock"),
         bar("training", max(how.max_steps, 0)) as advance,
     ):
-        if not (start / "config.json").exists():
-            add_pause_token(name, start)
+        add_pause_token(name, start)
         if how.data is not None:
             examples = with_pauses(read_examples(how.data), how.pauses)
             done = train_sft(start, examples, config, out=how.out, progress=advance)
         else:
-            texts = list(read_texts(str(how.text), limit=how.limit))
+            texts = list(
+                read_texts(
+                    str(how.text),
+                    column=how.column,
+                    split=how.split,
+                    subset=how.subset,
+                    limit=how.limit,
+                )
+            )
 
             def rows(tokenizer: Any) -> tuple[list[dict[str, list[int]]], int]:
                 return pause_rows(
@@ -145,7 +161,7 @@ def _train(how: TrainOptions, bar: Bar) -> None:
 def _evaluate(how: EvaluateOptions, bar: Bar) -> None:
     from selftaught.embedded import embedded_model
     from selftaught.evaluation import evaluate
-    from selftaught.pause import PAUSE, paused
+    from selftaught.pause import PAUSE, paused, refuse_without_pause
     from selftaught.prompts import styled
     from selftaught.report import markdown_table
     from selftaught.run_folder import hold
@@ -157,6 +173,8 @@ def _evaluate(how: EvaluateOptions, bar: Bar) -> None:
     problems = task.problems(how.split)[: how.limit]
     params = SamplingParams(temperature=0.0, max_tokens=how.max_tokens or task.max_tokens)
     name = str(embedded_model()) if how.model == "embedded" else how.model
+    if how.filler is None and any(how.pauses):
+        refuse_without_pause(name)
     found = []
     with hold(how.out), open_sampler("transformers", name) as sampler:
         for count in how.pauses:

@@ -27,6 +27,8 @@ ABOUT = {
     "generate": "continue a text, thinking before every token",
     "explore": "a page that shows the thought before every token of a text",
 }
+MEASURED = 64
+"""At most so many held-out spans are measured after a training."""
 Bar = Callable[[str, int], AbstractContextManager[Callable[[int], Any] | None]]
 
 
@@ -40,6 +42,8 @@ class TextOptions:
     """Where texts stand in rows."""
     split: str = "train"
     """Of a data set of the Hub."""
+    subset: str | None = None
+    """Of a data set of the Hub: its configuration, where it has several."""
     limit: int | None = None
     """Only the first so many texts."""
     length: int = 256
@@ -187,6 +191,7 @@ def _train(how: TrainOptions, bar: Bar) -> None:
     from transformers.trainer_utils import set_seed
     from transformers.utils import logging
 
+    from selftaught.quiet.deciding import ThinkWhen
     from selftaught.quiet.scoring import measure
     from selftaught.quiet.texts import Spans, consecutive, spans
     from selftaught.quiet.training import quiet_arguments, train_quiet, with_lora
@@ -197,8 +202,7 @@ def _train(how: TrainOptions, bar: Bar) -> None:
     set_seed(how.seed)
     model, tokenizer = _opened_to_train(how)
     config = model.quiet_config
-    limit = model.base.config.get_text_config().max_position_embeddings
-    _refuse_too_long(how.length + config.thought_tokens + 2 + config.lookahead, limit)
+    _refuse_too_long(model, how.length + config.lookahead, "--length or --quiet.thought_tokens")
     texts = spans(
         _texts(how), tokenizer, length=how.length, least=config.lookahead + 2, seed=how.seed
     )
@@ -206,15 +210,13 @@ def _train(how: TrainOptions, bar: Bar) -> None:
     learned = Spans(
         texts.texts[: len(texts.texts) - apart], how.length, how.seed, skipped=texts.skipped
     )
-    held = consecutive(Spans(texts.texts[len(texts.texts) - apart :], how.length))
-    own = {"text", "column", "split", "limit", "length", "model", "out", "preset", "quiet", "held_out",
+    held = consecutive(Spans(texts.texts[len(texts.texts) - apart :], how.length))[:MEASURED]
+    own = {"text", "column", "split", "subset", "limit", "length", "model", "out", "preset", "quiet", "held_out",
            "head_learning_rate", "use_peft", "lora_r", "lora_alpha", "lora_target_modules", "training"}  # fmt: skip
     options = {name: value for name, value in asdict(how).items() if name not in own} | how.training
     arguments = quiet_arguments(how.out / "checkpoints", **options)
     main = arguments.process_index == 0
-    before = (
-        _stored(how.out / "before.json", lambda: measure(model, held)) if apart and main else None
-    )
+    before = measure(model, held, think_when=ThinkWhen("never")) if held and main else None
     peft_model = (
         with_lora(model, r=how.lora_r, alpha=how.lora_alpha, target_modules=how.lora_target_modules)
         if how.use_peft
@@ -228,8 +230,7 @@ def _train(how: TrainOptions, bar: Bar) -> None:
         )  # fmt: skip
     if not main:
         return
-    trained = _open(str(how.out / "model"))[0] if apart else model
-    after = _stored(how.out / "after.json", lambda: measure(trained, held)) if apart else None
+    after = _stored(how.out / "after.json", lambda: measure(_open(str(how.out / "model"))[0], held)) if held else None  # fmt: skip
     settings = {"model": how.model, "text": how.text, **asdict(config), "learning_rate": how.learning_rate,
                 "spans": len(learned), "texts skipped": texts.skipped}  # fmt: skip
     _remember(how, how.out / "config.yaml")
@@ -252,7 +253,7 @@ def _tell_training(
         print(f"{last['step']:.0f} steps; the last: {last['nll_without']:.3f} nats per token without, "
               f"{last['nll_with']:.3f} with thoughts, {last['tokens_per_second']:.0f} tokens/s.")  # fmt: skip
     if before and after:
-        print(_table({"before training": before, "after": after}))
+        print(_table({"before, not thinking": before, "after": after}))
     print(f"Model   {how.out / 'model'}\nPage    {page}")
     print(f"Next    selftaught quiet explore --model {how.out / 'model'} --text FILE")
 
@@ -262,6 +263,7 @@ def _evaluate(how: EvaluateOptions, bar: Bar) -> None:
     from selftaught.quiet.texts import consecutive, spans
 
     model, tokenizer = _open(how.model)
+    _refuse_too_long(model, how.length, "--length")
     cut = consecutive(spans(_texts(how), tokenizer, length=how.length, least=2))
     with bar("measuring", len(cut)) as advance:
         found = measure(model, cut, batch_size=how.batch_size, progress=advance, **_thinking(how))
@@ -277,6 +279,7 @@ def _generate(how: GenerateOptions, prompt: str) -> None:
     model, tokenizer = _open(how.model)
     text = sys.stdin.read() if prompt == "-" else prompt
     ids = tokenizer(text, return_tensors="pt").to(model.base.device)
+    _refuse_too_long(model, ids.input_ids.shape[1] + how.max_new_tokens, "--max_new_tokens")
     stops: Any = [StopStringCriteria(tokenizer, how.stop)] if how.stop else []
     streamer = (
         None if how.stop else TextStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
@@ -307,6 +310,7 @@ def _explore(how: ExploreOptions) -> None:
 
     model, tokenizer = _open(how.model)
     text = next(_texts(how), "")
+    _refuse_too_long(model, how.tokens + 1, "--tokens")
     first, tokens, measured = explored(model, tokenizer, text, how.tokens, **_thinking(how))
     print(explorer_page(how.out, Path(how.text).name, first, tokens, measured))
 
@@ -318,7 +322,13 @@ def _open(model: str) -> "tuple[QuietLM, PreTrainedTokenizerBase]":
 
     logging.disable_progress_bar()
     opened, tokenizer = open_quiet(Path(model))
-    return opened.eval(), tokenizer
+    return opened.to(_device()).eval(), tokenizer
+
+
+def _device() -> str:
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def _opened_to_train(how: TrainOptions) -> "tuple[QuietLM, PreTrainedTokenizerBase]":
@@ -335,23 +345,26 @@ def _opened_to_train(how: TrainOptions) -> "tuple[QuietLM, PreTrainedTokenizerBa
                 f"{how.model} thinks already, by the options in its {SETTINGS}; leave out --preset "
                 "and --quiet, or start from an ordinary model."
             )
-        return open_quiet(Path(how.model), dtype="float32")
+        opened, tokenizer = open_quiet(Path(how.model), dtype="float32")
+        return opened.to(_device()), tokenizer
     presets = {"default": QuietConfig, "paper": QuietConfig.paper, "authors_code": QuietConfig.authors_code}  # fmt: skip
     try:
         config = presets[how.preset](**how.quiet)
     except TypeError as error:
         raise ValueError(f"Options of thinking were refused: {error}; see QuietConfig.") from None
     name = str(embedded_model()) if how.model == "embedded" else how.model
-    base = AutoModelForCausalLM.from_pretrained(name, dtype="float32")
+    base: Any = AutoModelForCausalLM.from_pretrained(name, dtype="float32")
     tokenizer = AutoTokenizer.from_pretrained(name)
-    return make_quiet(base, tokenizer, config), tokenizer
+    return make_quiet(base.to(_device()), tokenizer, config), tokenizer
 
 
-def _refuse_too_long(needed: int, limit: int) -> None:
-    if needed > limit:
+def _refuse_too_long(model: "QuietLM", tokens: int, what: str) -> None:
+    limit = model.base.config.get_text_config().max_position_embeddings
+    needed = tokens + model.quiet_config.thought_tokens + 2
+    if tokens < 2 or needed > limit:
         raise ValueError(
-            f"A span, a thought and its lookahead have {needed} tokens, and the model takes {limit}. "
-            "Shorten --length or --quiet.thought_tokens."
+            f"{tokens} tokens of text and what a thought adds are {needed}, and the model takes "
+            f"{limit}; a text has at least 2. Change {what}."
         )
 
 
@@ -360,7 +373,9 @@ def _texts(how: TextOptions) -> Iterator[str]:
 
     if not how.text:
         raise ValueError("Expected --text: a file, a folder or a data set of the Hub.")
-    return read_texts(how.text, column=how.column, split=how.split, limit=how.limit)
+    return read_texts(
+        how.text, column=how.column, split=how.split, subset=how.subset, limit=how.limit
+    )
 
 
 def _thinking(how: ThinkOptions) -> dict[str, Any]:

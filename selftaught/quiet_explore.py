@@ -26,7 +26,7 @@ def explored(
     Raises:
         ValueError: the text has fewer than two tokens.
     """
-    ids = tokenizer(text, add_special_tokens=False, verbose=False).input_ids[: tokens + 1]
+    ids = tokenizer(text, verbose=False).input_ids[: tokens + 1]
     if len(ids) < 2:
         raise ValueError(f"Expected a text of at least two tokens to explore, got {len(ids)}.")
     ids_1T = torch.tensor([ids], device=model.base.device)

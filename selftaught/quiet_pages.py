@@ -18,7 +18,7 @@ from selftaught.records import write_atomically
 from selftaught.report import rendered, visible
 
 CURVES = (
-    ("Nats per token", ("nll_without", "nll_with"), False),
+    ("Training loss at the next token, nats", ("nll_without", "nll_with"), False),
     ("Reward of a thought: nats gained over its lookahead", ("reward",), True),
     ("Share of thoughts with a positive advantage", ("positive_advantages",), True),
     ("Mixing weight of the thought", ("mixing_weight",), True),

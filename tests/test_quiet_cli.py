@@ -110,7 +110,7 @@ def test_a_trained_model_is_measured_writes_and_answers(
         (["--column", "body"], "expected a text in the column 'body'"),
         (
             ["--length", "600"],
-            "a thought and its lookahead have 608 tokens, and the model takes 512",
+            "604 tokens of text and what a thought adds are 608, and the model takes 512",
         ),
         (["--quiet.thoughts_tokens", "3"], "Options of thinking were refused"),
         (["--quiet.mix", "words"], "mix must be 'log_probs' or 'hidden'"),

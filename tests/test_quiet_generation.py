@@ -6,6 +6,8 @@ from naive_quiet import END, PAD, START, quiet, texts, tiny
 from torch import Tensor
 from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaList
 
+from selftaught.quiet.deciding import ThinkWhen
+from selftaught.quiet.generation import next_logits
 from selftaught.quiet.model import QuietConfig, QuietLM
 
 
@@ -139,3 +141,31 @@ def test_a_model_that_thinks_is_sampled_like_any_other(tiny_model_dir):
         ids = tokenizer(prompt, return_tensors="pt").input_ids
         alone = thinking.generate(ids, max_new_tokens=6, eos_token_id=tokenizer.eos_token_id)
         assert list(answer.token_ids) == alone[0, ids.shape[1] :].tolist()
+
+
+def test_padding_that_also_ends_texts_is_written():
+    """Many tokenizers pad with their end token; a text must be able to end."""
+    thinking = model()
+    ids, _ = texts([5])
+    first = int(thinking.generate(ids, max_new_tokens=1)[0, -1])
+    ends_with_padding = QuietLM(
+        thinking.base, thinking.quiet_config, start=START, end=END, pad=first
+    )
+    ends_with_padding.mixing = thinking.mixing
+    out = ends_with_padding.generate(ids, max_new_tokens=8, eos_token_id=first)
+    # Thoughts never have padding, so other thoughts may come; but it is not banned from the text.
+    logits = next(next_logits(ends_with_padding, ids, torch.ones_like(ids), thoughts=1, thought_temperature=0.0,
+                              think_when=ThinkWhen(), ends=[first], seed=0))  # fmt: skip
+    assert torch.isfinite(logits[0, first])
+    assert out.shape[1] <= 13
+
+
+def test_what_makes_no_sense_is_refused():
+    thinking = model()
+    ids, _ = texts([5])
+    with pytest.raises(ValueError, match="3 thoughts at temperature 0 would all be the same"):
+        thinking.generate(ids, max_new_tokens=2, thoughts=3)
+    with pytest.raises(ValueError, match="at least one thought"):
+        thinking.generate(ids, max_new_tokens=2, thoughts=0)
+    with pytest.raises(ValueError, match="at least one token, got an empty one"):
+        thinking.generate(ids[:, :0], max_new_tokens=2)

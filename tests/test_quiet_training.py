@@ -13,9 +13,19 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from selftaught.quiet.folder import make_quiet, open_quiet
 from selftaught.quiet.model import QuietConfig, QuietLM
 from selftaught.quiet.texts import Spans, consecutive, read_texts, spans
-from selftaught.quiet.training import quiet_arguments, train_quiet, with_lora
+from selftaught.quiet.training import check_run, quiet_arguments, train_quiet, with_lora
 
 TEXTS = [f"Q: What is {a} + {b}?\nA: {a + b}. And {b} + {a}?\nA: {a + b}." for a in range(4) for b in range(5)]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def tied_model_dir(tiny_model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny model with one matrix for what goes in and what comes out."""
+    folder = tmp_path_factory.mktemp("tied")
+    base = AutoModelForCausalLM.from_pretrained(tiny_model_dir, tie_word_embeddings=True)
+    base.save_pretrained(folder)
+    AutoTokenizer.from_pretrained(tiny_model_dir).save_pretrained(folder)
+    return folder
 
 
 def thinking(folder: Path, **changes: object) -> tuple[QuietLM, object]:
@@ -27,8 +37,11 @@ def thinking(folder: Path, **changes: object) -> tuple[QuietLM, object]:
     return make_quiet(base, tokenizer, QuietConfig(**(sizes | changes))), tokenizer
 
 
-def train(folder: Path, out: Path, *, stop_after: int | None = None, **options: object) -> list:
+def train(
+    folder: Path, out: Path, *, stop_after: int | None = None, lora: bool = False, **options: object
+) -> list:
     model, tokenizer = thinking(folder)
+    peft_model = with_lora(model, r=2, alpha=4, target_modules="all-linear") if lora else None
     given: dict = {"max_steps": 6, "learning_rate": 1e-3, "per_device_train_batch_size": 2,
                    "save_steps": 2, "use_cpu": True, "warmup_steps": 1}  # fmt: skip
     arguments = quiet_arguments(out / "checkpoints", **(given | options))
@@ -40,7 +53,9 @@ def train(folder: Path, out: Path, *, stop_after: int | None = None, **options: 
             raise KeyboardInterrupt
 
     seen: list[int] = []
-    return train_quiet(model, tokenizer, texts, arguments, out=out, progress=progress)
+    return train_quiet(
+        model, tokenizer, texts, arguments, out=out, progress=progress, peft_model=peft_model
+    )
 
 
 def weights(out: Path) -> dict[str, torch.Tensor]:
@@ -48,22 +63,68 @@ def weights(out: Path) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.slow
-def test_training_continues_to_the_same_weights(tiny_model_dir: Path, tmp_path: Path):
-    whole = train(tiny_model_dir, tmp_path / "whole")
+@pytest.mark.parametrize(
+    "how",
+    [
+        {"model": "tiny"},
+        {
+            "model": "tied",
+            "max_steps": 14,
+            "stop_after": 13,
+        },  # over the end of an epoch of ten steps
+        {"model": "tied", "lora": True},
+        {"model": "tiny", "gradient_accumulation_steps": 2, "gradient_checkpointing": True},
+    ],
+    ids=["plain", "tied, two epochs", "adapter", "accumulated"],
+)
+def test_training_continues_to_the_same_weights(
+    how: dict, tiny_model_dir: Path, tied_model_dir: Path, tmp_path: Path
+):
+    folder = tiny_model_dir if how["model"] == "tiny" else tied_model_dir
+    options = {name: value for name, value in how.items() if name not in ("model", "stop_after")}
+    whole = train(folder, tmp_path / "whole", **options)
     with pytest.raises(KeyboardInterrupt):
-        train(tiny_model_dir, tmp_path / "parts", stop_after=5)
-    parts = train(tiny_model_dir, tmp_path / "parts")
+        train(folder, tmp_path / "parts", stop_after=how.get("stop_after", 5), **options)
+    parts = train(folder, tmp_path / "parts", **options)
     first, second = weights(tmp_path / "whole"), weights(tmp_path / "parts")
     assert all(torch.equal(first[name], second[name]) for name in first)
     assert [row["nll_with"] for row in whole] == [row["nll_with"] for row in parts]
     assert whole[0]["step"] == 1
-    assert len(whole) == 6
+    assert len(whole) == options.get("max_steps", 6)
     for name in ("reward", "positive_advantages", "mixing_weight", "thought_entropy", "tokens_per_second",
                  "gain_decile_10", "peak_memory_gb"):  # fmt: skip
         assert name in whole[0]
-    assert train(tiny_model_dir, tmp_path / "whole") == whole  # done already
+    assert train(folder, tmp_path / "whole", **options) == whole  # done already
     with pytest.raises(ValueError, match="other options"):
-        train(tiny_model_dir, tmp_path / "whole", learning_rate=1e-4)
+        train(folder, tmp_path / "whole", **(options | {"learning_rate": 1e-4}))
+    assert AutoModelForCausalLM.from_pretrained(tmp_path / "whole" / "model").config.use_cache
+
+
+@pytest.mark.slow
+def test_a_kill_before_the_model_is_saved_costs_no_further_step(
+    tiny_model_dir: Path, tmp_path: Path, monkeypatch
+):
+    whole = train(tiny_model_dir, tmp_path / "whole")
+    monkeypatch.setattr("selftaught.quiet.training.save_quiet", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        train(tiny_model_dir, tmp_path / "parts")
+    monkeypatch.undo()
+    assert [row["nll_with"] for row in train(tiny_model_dir, tmp_path / "parts")] == [
+        row["nll_with"] for row in whole
+    ]
+    first, second = weights(tmp_path / "whole"), weights(tmp_path / "parts")
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_options_may_change_while_nothing_is_trained(tiny_model_dir: Path, tmp_path: Path):
+    (tmp_path / "made_from.json").write_text('{"made_from": "another"}')
+    assert not check_run(tmp_path, "this")
+    (tmp_path / "model").mkdir()
+    with pytest.raises(ValueError, match="another model, other texts or other options"):
+        check_run(tmp_path, "this")
+    (tmp_path / "made_from.json").unlink()
+    with pytest.raises(ValueError, match="another model"):
+        check_run(tmp_path, "this")
 
 
 @pytest.mark.slow
@@ -113,34 +174,74 @@ def test_options_that_cannot_be_are_refused(tmp_path: Path):
 
 
 PARALLEL = """
-import sys, torch
+import os, sys, torch
 from pathlib import Path
 sys.path.insert(0, {tests!r})
-from test_quiet_training import train
+from test_quiet_training import gradients_of_two_texts
 torch.set_num_threads(1)
-train(Path({model!r}), Path({out!r}), per_device_train_batch_size={batch}, max_steps=3)
+gradients_of_two_texts(Path({model!r}), Path({out!r}))
 """
 
 
+def gradients_of_two_texts(folder: Path, out: Path) -> None:
+    """The gradients of a batch of two texts with given thoughts, one text in each process where there are two."""
+    rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    model, tokenizer = thinking(folder)
+    ids = torch.tensor([tokenizer(one).input_ids[:24] for one in TEXTS[:2]])
+    thoughts = torch.randint(
+        5, 200, (2, 2, ids.shape[1], 2), generator=torch.Generator().manual_seed(0)
+    )
+    learning: torch.nn.Module = model.train()
+    if world > 1:
+        torch.distributed.init_process_group("gloo")
+        learning = torch.nn.parallel.DistributedDataParallel(model)
+        ids, thoughts = ids[rank : rank + 1], thoughts[rank : rank + 1]
+    learning(ids, thoughts=thoughts).loss.backward()
+    if rank == 0:
+        torch.save({name: one.grad for name, one in model.named_parameters()}, out)
+
+
 @pytest.mark.slow
-def test_two_processes_train_as_one_does(tiny_model_dir: Path, tmp_path: Path):
-    """The same spans reach both; thoughts are drawn anew by each, so losses agree but are not equal."""
-    for name, batch, launch in (
-        ("one", 2, [sys.executable]),
-        ("two", 1, [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--master-port=29533"]),
+def test_two_processes_give_the_gradients_of_one(tiny_model_dir: Path, tmp_path: Path):
+    found = []
+    for name, launch in (
+        ("one", [sys.executable]),
+        ("two", [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--master-port=29533"]),
     ):  # fmt: skip
-        script = tmp_path / f"{name}.py"
-        script.write_text(PARALLEL.format(tests=str(Path(__file__).parent), model=str(tiny_model_dir),
-                                          out=str(tmp_path / name), batch=batch))  # fmt: skip
+        script, out = tmp_path / f"{name}.py", tmp_path / f"{name}.pt"
+        script.write_text(
+            PARALLEL.format(
+                tests=str(Path(__file__).parent), model=str(tiny_model_dir), out=str(out)
+            )
+        )
         done = subprocess.run([*launch, str(script)], capture_output=True, text=True, timeout=300,
                               env=os.environ | {"OMP_NUM_THREADS": "1"})  # fmt: skip
         assert done.returncode == 0, done.stderr[-3000:]
-    logs = [json.loads((tmp_path / name / "log.json").read_text()) for name in ("one", "two")]
-    assert len(logs[0]) == len(logs[1]) == 3
-    first, second = (weights(tmp_path / name) for name in ("one", "two"))
-    # Adam's steps are about the learning rate each; two runs that saw the same texts stay near.
-    apart = max(float((first[name] - second[name]).abs().max()) for name in first)
-    assert 0 < apart < 3 * 2 * 1e-3
+        found.append(torch.load(out, weights_only=True))
+    one, two = found
+    for name in one:
+        torch.testing.assert_close(two[name], one[name], rtol=1e-4, atol=1e-6, msg=name)
+
+
+@pytest.mark.slow
+def test_the_command_trains_in_two_processes(tiny_model_dir: Path, tmp_path: Path):
+    path = tmp_path / "texts.jsonl"
+    path.write_text("".join(json.dumps({"text": one}) + "\n" for one in TEXTS))
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--master-port=29534", "-m",
+              "selftaught.cli", "quiet", "train", "--model", str(tiny_model_dir), "--text", str(path), "--out",
+              str(tmp_path / "run"), "--length", "24", "--max-steps", "3", "--quiet.thought_tokens", "2",
+              "--quiet.initial_text", "A", "--training.use_cpu", "true"]  # fmt: skip
+    done = subprocess.run(
+        launch,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.count("Page ") == 1
+    assert len(json.loads((tmp_path / "run" / "log.json").read_text())) == 3
+    assert (tmp_path / "run" / "report.html").exists()
 
 
 # --- texts ---------------------------------------------------------------------------------------

@@ -26,6 +26,24 @@ class ThinkWhen:
             raise ValueError(f"think_when must be always, entropy, gate or never; got {self.rule!r}.")  # fmt: skip
 
 
+def check_thoughts(thoughts: int, temperature: float) -> None:
+    """Refuse numbers that make no sense together.
+
+    Raises:
+        ValueError: fewer than one thought, a temperature below 0, or several thoughts at 0.
+    """
+    if thoughts < 1 or temperature < 0:
+        raise ValueError(
+            f"Expected at least one thought and a temperature of at least 0, got {thoughts} and "
+            f"{temperature:g}."
+        )
+    if thoughts > 1 and temperature == 0:
+        raise ValueError(
+            f"{thoughts} thoughts at temperature 0 would all be the same; give a thought "
+            "temperature such as 1, or one thought."
+        )
+
+
 def wanted(model: "QuietLM", think_when: ThinkWhen, hidden_D: Tensor, log_prob_V: Tensor) -> Tensor:
     """Where to think, from the state before a thought and the prediction without it: bool `[...]`.
 

@@ -16,7 +16,7 @@ from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteria
 from transformers.generation.streamers import BaseStreamer
 
 from selftaught.quiet.attention import Reading, thoughtful
-from selftaught.quiet.deciding import ThinkWhen, wanted
+from selftaught.quiet.deciding import ThinkWhen, check_thoughts, wanted
 from selftaught.quiet.thoughts import Prefix, after_thought, draw, language_head, read_on, think
 
 if TYPE_CHECKING:
@@ -32,6 +32,7 @@ def next_logits(
     thoughts: int,
     thought_temperature: float,
     think_when: ThinkWhen,
+    ends: list[int],
     seed: int,
 ) -> Generator[Tensor, Tensor, None]:
     """The log-probabilities of the next token `[B, V]`; send it the token of each text `[B]`.
@@ -42,6 +43,7 @@ def next_logits(
     """
     base, marks = model.base, model.marks
     head = language_head(base)
+    banned = sorted(set(marks.never) - set(ends))  # padding may be what ends a text
     generator = torch.Generator().manual_seed(seed)
     real_BT, new_BT = attention_mask, input_ids
     reading = Reading(None, keep=True)
@@ -63,7 +65,7 @@ def next_logits(
                 after_RD = after_thought(base, some, last, thinking, thought, marks)
                 after_XND = after_RD.view(len(row_X), thoughts, -1)
                 logits_BV[row_X] = model.mixed_logits(without_BD[row_X], after_XND)
-        logits_BV[:, list(marks.never)] = -torch.inf
+        logits_BV[:, banned] = -torch.inf
         token_B = yield logits_BV
         new_BT = token_B[:, None]
         real_BT = torch.cat([real_BT, torch.ones_like(real_BT[:, :1])], 1)
@@ -107,7 +109,8 @@ def generate(
     texts end at the base's own end tokens. Padding stands on the left.
 
     Raises:
-        ValueError: no max_new_tokens, or padding on the right.
+        ValueError: no max_new_tokens, an empty prompt, padding on the right, or several thoughts at
+            temperature 0, which would all be the same.
     """
     given = generation_config or GenerationConfig(eos_token_id=_end_tokens(model))
     max_new_tokens = given.max_new_tokens if max_new_tokens is None else max_new_tokens
@@ -118,14 +121,17 @@ def generate(
     if max_new_tokens is None:
         raise ValueError("max_new_tokens must be given: how many tokens to write at most.")
     mask_BT = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+    if input_ids.shape[1] == 0:
+        raise ValueError("Expected a prompt of at least one token, got an empty one.")
     if not bool(mask_BT[:, -1].all()):
         raise ValueError("Expected padding on the left, got some on the right; pad that side.")
+    check_thoughts(thoughts, thought_temperature)
     ends = [] if eos_token_id is None else torch.tensor(eos_token_id).view(-1).tolist()
     filler = pad_token_id if pad_token_id is not None else (ends[0] if ends else 0)
     generator = torch.Generator().manual_seed(seed + 1)
     steps = next_logits(
         model, input_ids, mask_BT, thoughts=thoughts, thought_temperature=thought_temperature,
-        think_when=think_when, seed=seed,
+        think_when=think_when, ends=ends, seed=seed,
     )  # fmt: skip
     done_B = torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
     whole_BT = input_ids

@@ -145,5 +145,6 @@ def rewards(baseline: str, without_BJK: Tensor, mixed_BNJK: Tensor) -> Rewards:
     else:
         advantage_BNJ = reward_BNJ
     # At first all thoughts weigh nothing, and rounding alone would tell them apart, times 1e6.
-    noise_BNJ = 4 * torch.finfo(mixed_BNJK.dtype).eps * mixed_BNJK.abs().sum(-1)
+    size_BNJ = (mixed_BNJK.abs() + math.log(mixed_BNJK.shape[1])).sum(-1)
+    noise_BNJ = 4 * torch.finfo(mixed_BNJK.dtype).eps * size_BNJ
     return Rewards(reward_BNJ, advantage_BNJ * (advantage_BNJ > noise_BNJ))

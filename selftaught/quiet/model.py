@@ -125,6 +125,10 @@ class QuietConfig:
             given = getattr(self, name)
             if given is not None and given < least:
                 raise ValueError(f"{name} must be at least {least}; got {given}.")
+        for name in ("temperature", "reinforce_temperature"):
+            given = getattr(self, name)
+            if given < 0 or (given == 0 and name != "temperature"):
+                raise ValueError(f"{name} must be positive; got {given:g}.")
         if not 0 < self.positions_share <= 1:
             raise ValueError(f"positions_share must be in (0, 1]; got {self.positions_share}.")
 
@@ -257,7 +261,7 @@ class QuietLM(nn.Module):
             )
 
     def gradient_checkpointing_enable(
-        self, gradient_checkpointing_kwargs: dict[str, Any] | None = None
+        self, gradient_checkpointing_kwargs: dict[str, Any] | None = None, **more: Any
     ) -> None:
         """Compute the layers again backwards instead of keeping what they made; as transformers'."""
         # Layers are computed again after `forward` has given the model its own attention back.
@@ -265,7 +269,7 @@ class QuietLM(nn.Module):
             "use_reentrant": False,
             "context_fn": lambda: (nullcontext(), thoughtful(self.base)),
         }
-        self.base.gradient_checkpointing_enable(given)
+        self.base.gradient_checkpointing_enable(given, **more)
 
     def gradient_checkpointing_disable(self) -> None:
         """Keep what the layers made."""
@@ -353,7 +357,7 @@ class QuietLM(nn.Module):
         if config.positions == "all" or count == positions:
             position_1J = torch.arange(positions, device=device)[None]
             return _Where(position_1J, torch.ones(1, positions, device=device))
-        weight_BT = (targets.next_BT != IGNORED)[:, :-1].float()
+        weight_BT = (targets.lookahead_BTK != IGNORED).any(-1)[:, :-1].float()
         if config.positions == "entropy":
             hidden_BTD = prefix.hidden_BTD.detach()[:, :-1]
             entropy_BT = text_entropy(language_head(self.base), hidden_BTD, HEAD_TOKENS)
@@ -572,19 +576,21 @@ class _Chunks(torch.autograd.Function):
         seen = Prefix(prefix.ids_BT, hidden, keys, values, prefix.position_BT, prefix.real_BT)
         inputs = [hidden, without, *keys, *values, *parameters]
         sums: list[Tensor | None] = [None] * len(inputs)
+        ours = [False] * len(inputs)
         total = without_BT.new_zeros(())
-        for number, chunk in enumerate(chunks):
+        for chunk in chunks:
             with torch.enable_grad():
                 loss = learn(chunk, seen, without)
                 got = torch.autograd.grad(loss, inputs, allow_unused=True)
             total += loss.detach()
-            # The first gradient may share memory with others; the first sum is ours.
+            # A first gradient may share memory with others; a sum is ours.
             for at, new in enumerate(got):
                 old = sums[at]
                 if old is None or new is None:
                     sums[at] = old if new is None else new
                 else:
-                    sums[at] = torch.add(old, new, out=old if number > 1 else None)
+                    sums[at] = torch.add(old, new, out=old if ours[at] else None)
+                    ours[at] = True
         layers = len(keys)
         gradients.key_BKTD = sums[2 : 2 + layers]
         gradients.value_BKTD = sums[2 + layers : 2 + 2 * layers]

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from selftaught.quiet.attention import thoughtful
-from selftaught.quiet.deciding import ThinkWhen, wanted
+from selftaught.quiet.deciding import ThinkWhen, check_thoughts, wanted
 from selftaught.quiet.model import QuietLM
 from selftaught.quiet.texts import padded
 from selftaught.quiet.thoughts import after_thought, at_positions, language_head, read, think
@@ -61,6 +61,7 @@ def score(
         thoughts: per position; the probabilities after each are averaged.
         top: how many of the likeliest next tokens to return.
     """
+    check_thoughts(thoughts, temperature)
     base, config = model.base, model.quiet_config
     learning = model.training
     model.eval()

@@ -12,26 +12,34 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from transformers import PreTrainedTokenizerBase
 
+SUFFIXES = (".txt", ".md", ".jsonl", ".json", ".parquet")
+"""Files of a folder that are read; others are left alone."""
+
 
 def read_texts(
-    source: str, *, column: str = "text", split: str = "train", limit: int | None = None
+    source: str,
+    *,
+    column: str = "text",
+    split: str = "train",
+    subset: str | None = None,
+    limit: int | None = None,
 ) -> Iterator[str]:
     """The texts of a file, a folder of files, or a data set of the Hugging Face Hub, one by one.
 
     `.jsonl` and `.parquet` have a text per row, in `column`; any other file is one text. A data set
-    of the Hub is streamed, not stored.
+    of the Hub is streamed, not stored; `subset` is its configuration, where it has several.
 
     Raises:
         ValueError: nothing is there, or a row has no such column or no text in it.
     """
-    found = _read(Path(source), source, column, split)
+    found = _read(Path(source), source, column, split, subset)
     for number, text in enumerate(found):
         if limit is not None and number >= limit:
             return
         yield text
 
 
-def _read(path: Path, source: str, column: str, split: str) -> Iterator[str]:
+def _read(path: Path, source: str, column: str, split: str, subset: str | None) -> Iterator[str]:
     if path.is_dir() and any(path.glob("*.parquet")):
         path = path / "*.parquet"
     if path.suffix == ".parquet":
@@ -43,12 +51,12 @@ def _read(path: Path, source: str, column: str, split: str) -> Iterator[str]:
         yield from _column(_json_lines(path), column, source)
     elif path.is_dir():
         for one in sorted(path.iterdir()):
-            if one.is_file():
-                yield from _read(one, str(one), column, split)
+            if one.suffix in SUFFIXES:
+                yield from _read(one, str(one), column, split, subset)
     elif path.exists():
         yield path.read_text(encoding="utf-8", errors="replace")
     else:
-        yield from _column(_hub(source, split), column, source)
+        yield from _column(_hub(source, subset, split), column, source)
 
 
 def _json_lines(path: Path) -> Iterator[dict[str, Any]]:
@@ -64,11 +72,11 @@ def _json_lines(path: Path) -> Iterator[dict[str, Any]]:
                 yield row if isinstance(row, dict) else {}
 
 
-def _hub(source: str, split: str) -> Iterable[Any]:
+def _hub(source: str, subset: str | None, split: str) -> Iterable[Any]:
     from datasets import load_dataset
 
     try:
-        return load_dataset(source, split=split, streaming=True)
+        return load_dataset(source, subset, split=split, streaming=True)
     except Exception as error:  # the library raises many kinds, none of its own
         raise ValueError(
             f"Expected a file, a folder or a data set of the Hub; {source!r} is no file, and "
@@ -137,7 +145,7 @@ def spans(
     for text in texts:
         count += 1
         # A whole file may be longer than any model takes; spans are cut from it.
-        ids = tokenizer(text, add_special_tokens=False, verbose=False).input_ids
+        ids = tokenizer(text, verbose=False).input_ids
         if len(ids) >= least:
             kept.append(ids)
     if not kept:

@@ -223,7 +223,8 @@ def draw(logits_RV: Tensor, uniform_R: Tensor, temperature: float) -> tuple[Tens
     if temperature == 0:
         ids_R = chance_RV.argmax(-1)
     else:
-        sums_RV = chance_RV.cumsum(-1)
+        # In float32 the last of 50,000 small numbers would be lost.
+        sums_RV = chance_RV.cumsum(-1, dtype=torch.float64)
         # Rounding: sums may end a little off 1, and a uniform of nearly 1 lie above the last.
         want_R1 = (uniform_R * sums_RV[:, -1])[:, None]
         ids_R = torch.searchsorted(sums_RV, want_R1, right=True)[:, 0]

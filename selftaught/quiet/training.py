@@ -41,7 +41,8 @@ PAPER = {"learning_rate": 1e-6, "warmup_steps": 20, "weight_decay": 0.001,
 DECIDING = (
     "max_steps", "num_train_epochs", "learning_rate", "lr_scheduler_type", "warmup_steps", "seed",
     "per_device_train_batch_size", "gradient_accumulation_steps", "bf16", "weight_decay",
-    "max_grad_norm", "optim",
+    "max_grad_norm", "optim", "optim_args", "adam_beta1", "adam_beta2", "adam_epsilon", "data_seed",
+    "lr_scheduler_kwargs", "dataloader_drop_last", "world_size", "label_smoothing_factor",
 )  # fmt: skip
 
 
@@ -65,12 +66,15 @@ def quiet_arguments(output_dir: Path, **options: Any) -> TrainingArguments:
         "ddp_find_unused_parameters": False,
     }
     try:
-        return TrainingArguments(output_dir=str(output_dir), **(ours | options))
+        arguments = TrainingArguments(output_dir=str(output_dir), **(ours | options))
     except TypeError as error:
         raise ValueError(
             f"transformers' TrainingArguments refused the training options: {error}. Its fields "
             "are listed at https://huggingface.co/docs/transformers/main_classes/trainer."
         ) from None
+    if arguments.n_gpu > 1:
+        arguments._n_gpu = 1  # several devices in one process cannot: torchrun has one for each
+    return arguments
 
 
 def train_quiet(
@@ -95,14 +99,8 @@ def train_quiet(
         ValueError: `out` belongs to another training, or a loss is not a number.
     """
     checkpoints, log = out / "checkpoints", out / "log.json"
-    made_from = _made_from(model, spans, arguments, head_learning_rate)
-    told = _told(out)
-    if told is not None and told["made_from"] != made_from:
-        raise ValueError(
-            f"{out} was made from another model, other texts or other options. Give another "
-            "folder, or delete it to train anew."
-        )
-    if told is not None and (out / "model").exists():
+    made_from = _made_from(model, spans, arguments, [head_learning_rate, _adapter(peft_model)])
+    if check_run(out, made_from):
         return json.loads(log.read_text(encoding="utf-8"))
     if arguments.process_index == 0:
         out.mkdir(parents=True, exist_ok=True)
@@ -117,13 +115,19 @@ def train_quiet(
         head_learning_rate=head_learning_rate,
     )
     trainer.remove_callback(PrinterCallback)
-    trainer.train(resume_from_checkpoint=_last_whole(checkpoints))
+    last = _last_whole(checkpoints)
+    if last is not None and 0 < arguments.max_steps <= _steps(last):
+        trainer._load_from_checkpoint(last)  # trained to its end, and stopped before it was saved
+        trainer.state = trainer.state.load_from_json(str(Path(last) / "trainer_state.json"))
+    else:
+        trainer.train(resume_from_checkpoint=last)
     history = [entry for entry in trainer.state.log_history if "nll_with" in entry]
     if not trainer.is_world_process_zero():
         return history
     if peft_model is not None:
         peft_model.merge_and_unload()
     _write(log, history)
+    model.base.config.use_cache = True  # the trainer turned it off
     partial = out / "model.partial"
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir()
@@ -237,8 +241,9 @@ class _Trainer(Trainer):
     def _issue_warnings_after_load(self, load_result: Any) -> None:
         """Tied weights stand in a checkpoint once; nothing else may be missing."""
         quiet: Any = self.accelerator.unwrap_model(self.model)
-        tied = set(quiet.base.all_tied_weights_keys)
-        missing = [key for key in load_result.missing_keys if key.removeprefix("base.") not in tied]
+        weights, absent = quiet.state_dict(), set(load_result.missing_keys)
+        loaded = {weight.data_ptr() for name, weight in weights.items() if name not in absent}
+        missing = [name for name in absent if weights[name].data_ptr() not in loaded]
         if missing or load_result.unexpected_keys:
             raise ValueError(
                 f"The checkpoint does not fit the model: missing {missing[:3]}, unexpected "
@@ -307,25 +312,48 @@ def _last_whole(folder: Path) -> str | None:
     return None
 
 
-def _made_from(
-    model: QuietLM, spans: Spans, arguments: TrainingArguments, head_learning_rate: float | None
-) -> str:
+def _made_from(model: QuietLM, spans: Spans, arguments: TrainingArguments, more: object) -> str:
     """A hash of what decides the weights that come out."""
     settings = asdict(model.quiet_config)
     for name in ("positions_per_chunk", "chunk_megabytes"):
         settings.pop(name)  # memory, not results
     options = {name: getattr(arguments, name) for name in DECIDING}
     first = fingerprint(model.base)
-    whole = [settings, options, head_learning_rate, first, spans.length, spans.seed]
+    whole = [settings, options, more, first, spans.length, spans.seed]
     digest = hashlib.sha256(json.dumps(whole, default=str, sort_keys=True).encode())
     for ids in spans.texts:
         digest.update(str(ids).encode())
     return digest.hexdigest()[:16]
 
 
-def _told(out: Path) -> dict[str, Any] | None:
-    path = out / "made_from.json"
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+def check_run(out: Path, made_from: str) -> bool:
+    """Whether a run folder holds this training's finished model.
+
+    Raises:
+        ValueError: it holds something of another training.
+    """
+    path, model = out / "made_from.json", out / "model"
+    found = json.loads(path.read_text(encoding="utf-8"))["made_from"] if path.exists() else None
+    begun = model.exists() or _last_whole(out / "checkpoints") is not None
+    if begun and found != made_from:
+        raise ValueError(
+            f"{out} was made from another model, other texts or other options. Give another "
+            "folder, or delete it to train anew."
+        )
+    return model.exists()
+
+
+def _adapter(peft_model: Any) -> object:
+    """What decides an adapter."""
+    if peft_model is None:
+        return None
+    config = peft_model.peft_config["default"]
+    return [config.r, config.lora_alpha, sorted(config.target_modules)]
+
+
+def _steps(checkpoint: str) -> int:
+    state = (Path(checkpoint) / "trainer_state.json").read_text(encoding="utf-8")
+    return json.loads(state)["global_step"]
 
 
 def _write(path: Path, what: object) -> None:
