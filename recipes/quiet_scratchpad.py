@@ -33,8 +33,8 @@ from selftaught.quiet.texts import padded, spans
 from selftaught.quiet.training import quiet_arguments, train_quiet
 from selftaught.training import sft_config, train_rows
 
-MODULUS, TERMS = 5, (2, 3, 4, 5, 6)
-PRETRAINING = {"steps": 500, "batch": 64, "learning_rate": 3e-3, "warmup": 30}
+MODULUS, TERMS, TESTED = 5, (2, 3, 4, 5, 6), (3, 4, 5, 6)
+PRETRAINING = {"steps": 700, "batch": 64, "learning_rate": 3e-3, "warmup": 30}
 CONTINUED = {
     "max_steps": 120,
     "per_device_train_batch_size": 8,
@@ -59,13 +59,18 @@ TEXTS, TESTS_PER_LENGTH = 20_000, 100
 
 
 def is_held_out(terms: Sequence[int]) -> bool:
-    """A fifth of all sums, by their own digits; never in a text for training."""
-    return hashlib.sha256(bytes(terms)).digest()[0] % 5 == 0
+    """A fifth of all sums of three terms and more, by their digits; never in a text for training.
+
+    Those of two are the table of additions itself: all of them are learned.
+    """
+    return len(terms) > 2 and hashlib.sha256(bytes(terms)).digest()[0] % 5 == 0
 
 
 def question(terms: Sequence[int]) -> str:
-    """`a3b4c1=`"""
-    return "".join(f"{name}{term}" for name, term in zip("abcdef", terms, strict=False)) + "="
+    """`a3b4c1=`, after a line end as a first token, so that the first letter has something before it."""
+    return (
+        "\n" + "".join(f"{name}{term}" for name, term in zip("abcdef", terms, strict=False)) + "="
+    )
 
 
 def text(draw: random.Random, terms: Sequence[int], *, jump: bool) -> str:
@@ -79,7 +84,7 @@ def text(draw: random.Random, terms: Sequence[int], *, jump: bool) -> str:
     ][1:]
     if draw.random() < 0.3:
         aside = aside[: draw.randint(0, len(aside))]
-    return question(terms) + "-" + "".join(aside) + "-" * draw.randint(1, 16) + answer + "\n"
+    return question(terms) + "-" + "".join(aside) + "-" * draw.randint(1, 10) + answer + "\n"
 
 
 def terms(draw: random.Random, *, held_out: bool) -> list[int]:
@@ -99,12 +104,12 @@ def corpus(seed: int) -> Iterator[str]:
 
 def tests() -> list[list[int]]:
     """Held-out sums, the same for every seed: up to 100 of each number of terms."""
-    draw, found = random.Random("tests"), {count: {} for count in TERMS}
+    draw, found = random.Random("tests"), {count: {} for count in TESTED}
     for _ in range(200_000):
         one = terms(draw, held_out=True)
         if len(found[len(one)]) < TESTS_PER_LENGTH:
             found[len(one)][tuple(one)] = None
-    return [list(one) for count in TERMS for one in found[count]]
+    return [list(one) for count in TESTED for one in found[count]]
 
 
 def pretrained(folder: Path, seed: int) -> Path:
@@ -169,11 +174,11 @@ def aside_accuracy(model: Any, tokenizer: Any) -> float:
 def measure_plain(model: Any, tokenizer: Any, after: str, *, batch: int = 100) -> list[dict]:
     """Every held-out sum: nats of the answer after the question and `after`, and is it the likeliest digit."""
     rows = []
-    digits = tokenizer(question(range(0)) + "01234").input_ids[1:]
+    digits = tokenizer("01234").input_ids
     for one in tests():
         rows.append((one, tokenizer(question(one) + after).input_ids))
     found = []
-    for count in TERMS:
+    for count in TESTED:
         group = [(one, ids) for one, ids in rows if len(one) == count]
         logits = model(torch.tensor([ids for _, ids in group])).logits[:, -1].log_softmax(-1)
         for (one, _), row in zip(group, logits, strict=True):
@@ -192,7 +197,7 @@ def measure_quiet(folder: Path) -> tuple[list[dict], list[dict]]:
     model, tokenizer = open_quiet(folder)
     digits = tokenizer("01234").input_ids
     with_thought = []
-    for count in TERMS:
+    for count in TESTED:
         group = [one for one in tests() if len(one) == count]
         ids = torch.tensor(
             [tokenizer(question(one) + str(sum(one) % MODULUS)).input_ids for one in group]
@@ -289,8 +294,8 @@ def table(out: Path) -> str:
 def by_terms(out: Path) -> str:
     """Nats of the answer by the number of terms."""
     lines = [
-        f"| method | {' | '.join(f'{count} terms' for count in TERMS)} |",
-        "|---" * (len(TERMS) + 1) + "|",
+        f"| method | {' | '.join(f'{count} terms' for count in TESTED)} |",
+        "|---" * (len(TESTED) + 1) + "|",
     ]
     for method, name in told(out):
         if name == "with":
@@ -301,7 +306,7 @@ def by_terms(out: Path) -> str:
                         for rows in stored(out, method, name)
                     ]
                 )
-                for count in TERMS
+                for count in TESTED
             ]
             lines.append(f"| {method} | " + " | ".join(f"{mean[0]:.2f}" for mean in means) + " |")
     return "\n".join(lines)

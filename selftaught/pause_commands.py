@@ -25,10 +25,14 @@ class TrainOptions:
     """Examples for pause-finetuning: JSONL with prompt and completion."""
     text: str | None = None
     """Texts for pause-pretraining: a file, a folder, or a data set of the Hub."""
+    variant: Literal["StdPT_StdFT", "StdPT_PauseFT", "PausePT_StdFT", "PausePT_PauseFT"] = (
+        "PausePT_PauseFT"
+    )
+    """The paper's four: whether text (PT) and examples (FT) have pauses or not (Std)."""
     pauses: int = 10
-    """After each prompt in fine-tuning: 10 or 50 in the paper; 0 for StdFT."""
+    """After each prompt in fine-tuning: 10 or 50 in the paper."""
     share: float = 0.1
-    """Pauses per token of text in pre-training: 10% in the paper; 0 for StdPT."""
+    """Pauses per token of text in pre-training: 10% in the paper."""
     length: int = 256
     """Tokens of a span of text."""
     column: str = "text"
@@ -113,15 +117,17 @@ def run(options: Namespace, bar: Bar) -> int:
 
 def _train(how: TrainOptions, bar: Bar) -> None:
     from selftaught.embedded import embedded_model
-    from selftaught.pause import add_pause_token, pause_rows, with_pauses
+    from selftaught.pause import VARIANTS, add_pause_token, pause_rows, with_pauses
     from selftaught.quiet.texts import read_texts
     from selftaught.records import read_examples
     from selftaught.run_folder import hold
     from selftaught.training import sft_config, train_rows, train_sft
 
+    in_text, in_examples = VARIANTS[how.variant]
+    share, pauses = how.share if in_text else 0.0, how.pauses if in_examples else 0
     if (how.data is None) == (how.text is None):
         raise ValueError("Expected either --data (pause-finetuning) or --text (pause-pretraining).")
-    own = {"model", "data", "text", "column", "split", "subset", "pauses", "share", "length", "limit",
+    own = {"model", "data", "text", "column", "split", "subset", "variant", "pauses", "share", "length", "limit",
            "out", "training"}  # fmt: skip
     given = {name: value for name, value in asdict(how).items() if name not in own} | how.training
     config = sft_config(how.out.with_name(how.out.name + ".training"), **given)
@@ -134,7 +140,7 @@ def _train(how: TrainOptions, bar: Bar) -> None:
     ):
         add_pause_token(name, start)
         if how.data is not None:
-            examples = with_pauses(read_examples(how.data), how.pauses)
+            examples = with_pauses(read_examples(how.data), pauses)
             done = train_sft(start, examples, config, out=how.out, progress=advance)
         else:
             texts = list(
@@ -149,10 +155,10 @@ def _train(how: TrainOptions, bar: Bar) -> None:
 
             def rows(tokenizer: Any) -> tuple[list[dict[str, list[int]]], int]:
                 return pause_rows(
-                    texts, tokenizer, length=how.length, share=how.share, seed=how.seed
+                    texts, tokenizer, length=how.length, share=share, seed=how.seed
                 ), 0
 
-            made_of = [texts, how.share, how.length]
+            made_of = [texts, share, how.length]
             done = train_rows(start, rows, made_of, config, out=how.out, progress=advance)
     print(f"{done.steps} steps on {done.trained_on} rows ({done.too_long} too long), "
           f"loss {done.loss:.3f}: {done.model}")  # fmt: skip

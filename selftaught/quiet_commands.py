@@ -59,8 +59,8 @@ class TrainOptions(TextOptions):
     out: Path = Path("runs/quiet")
     """The run folder; repeating the command continues it."""
     preset: Literal["default", "paper", "authors_code"] = "default"
-    """Where options of thinking come from that are not given: what learned best here, the paper, or
-    the authors' code."""
+    """Where options of thinking come from that are not given: the authors' code, or the paper, which is
+    also the default."""
     quiet: dict[str, Any] = field(default_factory=dict)
     """Options of thinking (QuietConfig), such as --quiet.thought_tokens 8 or --quiet.positions uniform."""
     held_out: int = 32

@@ -45,6 +45,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "embedded",
         "records",
         "run_folder",
+        "samplers",
     },
     "pause_commands": BELOW_EVALUATION
     | {"pause", "quiet", "quiet_commands", "evaluation", "report"},
@@ -56,7 +57,15 @@ DOORS: dict[str, set[str]] = {
     "trl": {"training"},
     "peft": {"training", "quiet"},
     "datasets": {"tasks", "training", "quiet"},
-    "torch": {"samplers", "training", "embedded", "wheel_models", "quiet", "quiet_explore"},
+    "torch": {
+        "samplers",
+        "training",
+        "embedded",
+        "wheel_models",
+        "quiet",
+        "quiet_explore",
+        "quiet_commands",
+    },
     "transformers": {
         "samplers",
         "training",

@@ -235,14 +235,19 @@ def test_bfloat16_is_near_float32(preset: str):
     config = getattr(QuietConfig, preset)(**sizes)
     ids, mask = texts([9, 6])
     thoughts = drawn(config, ids)
-    exact = quiet(tiny(), config).float()(ids, mask, thoughts=thoughts).loss.item()
-    mixed, short = quiet(tiny(), config).float(), quiet(tiny(), config).bfloat16()
+    exact, mixed = quiet(tiny(), config).float(), quiet(tiny(), config).float()
+    wanted = exact(ids, mask, thoughts=thoughts).loss
+    wanted.backward()
+    short = quiet(tiny(), config).bfloat16()
     with torch.autocast("cpu", dtype=torch.bfloat16):
         loss = mixed(ids, mask, thoughts=thoughts).loss
     for near, model in ((loss, mixed), (short(ids, mask, thoughts=thoughts).loss, short)):
         near.backward()
-        assert near.item() == pytest.approx(exact, rel=0.15)
-        assert all(torch.isfinite(weight.grad).all() for weight in model.parameters())
+        assert near.item() == pytest.approx(wanted.item(), rel=0.15)
+        one, other = (
+            torch.cat([w.grad.float().flatten() for w in m.parameters()]) for m in (exact, model)
+        )
+        assert torch.cosine_similarity(one, other, dim=0) > 0.95
 
 
 def test_what_cannot_be_is_refused():
