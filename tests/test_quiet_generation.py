@@ -6,6 +6,7 @@ from naive_quiet import END, PAD, START, quiet, texts, tiny
 from torch import Tensor
 from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaList
 
+from selftaught.quiet.attention import thoughtful
 from selftaught.quiet.deciding import ThinkWhen
 from selftaught.quiet.generation import next_logits
 from selftaught.quiet.model import QuietConfig, QuietLM
@@ -154,8 +155,9 @@ def test_padding_that_also_ends_texts_is_written():
     ends_with_padding.mixing = thinking.mixing
     out = ends_with_padding.generate(ids, max_new_tokens=8, eos_token_id=first)
     # Thoughts never have padding, so other thoughts may come; but it is not banned from the text.
-    logits = next(next_logits(ends_with_padding, ids, torch.ones_like(ids), thoughts=1, thought_temperature=0.0,
-                              think_when=ThinkWhen(), ends=[first], seed=0))  # fmt: skip
+    with thoughtful(ends_with_padding.base):
+        logits = next(next_logits(ends_with_padding, ids, torch.ones_like(ids), thoughts=1, thought_temperature=0.0,
+                                  think_when=ThinkWhen(), ends=[first], seed=0))  # fmt: skip
     assert torch.isfinite(logits[0, first])
     assert out.shape[1] <= 13
 

@@ -200,12 +200,13 @@ class Reading:
             if any(known[1:] != (new, stored) for known in self._seen):
                 self._seen.clear()
             seen = self._seen_by(rule, new, stored, query.device)
-            causal = new == stored and bool((seen == seen.new_ones(new, new).tril()).all())
+            whole = seen.new_ones(new, stored).tril(stored - new)
+            causal = new in (1, stored) and bool((seen == whole).all())
             self._seen[rule, new, stored] = (seen, causal)
         seen, causal = self._seen[rule, new, stored]
         if form.plain:
             return nn.functional.scaled_dot_product_attention(
-                query, key, value, attn_mask=None if causal else seen, is_causal=causal,
+                query, key, value, attn_mask=None if causal else seen, is_causal=causal and new > 1,
                 scale=form.scale, enable_gqa=True,
             )  # fmt: skip
         query_BKQD = query.reshape(rows, groups, -1, width)

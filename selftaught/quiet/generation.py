@@ -35,7 +35,8 @@ def next_logits(
     ends: list[int],
     seed: int,
 ) -> Generator[Tensor, Tensor, None]:
-    """The log-probabilities of the next token `[B, V]`; send it the token of each text `[B]`.
+    """The log-probabilities of the next token `[B, V]`; send it the token of each text `[B]`. Used
+    while the base is `thoughtful`.
 
     With several thoughts the probabilities after each are averaged; texts that do not think have the
     base's own. Start, end and padding tokens
@@ -48,23 +49,22 @@ def next_logits(
     real_BT, new_BT = attention_mask, input_ids
     reading = Reading(None, keep=True)
     while True:
-        with thoughtful(base):
-            prefix = read_on(base, new_BT, real_BT, reading)
-            without_BD = prefix.hidden_BTD[:, -1]
-            logits_BV = head(without_BD).float().log_softmax(-1)
-            thinks_B = wanted(model, think_when, without_BD, logits_BV)
-            shape = (len(input_ids), thoughts, 1, model.quiet_config.thought_tokens)
-            uniform = torch.rand(shape, generator=generator).to(input_ids.device)
-            row_X = thinks_B.nonzero()[:, 0]
-            if len(row_X):
-                some = prefix if len(row_X) == len(input_ids) else _rows(prefix, row_X)
-                last = torch.tensor([[real_BT.shape[1] - 1]], device=input_ids.device)
-                thought, _, thinking = think(
-                    base, head, some, last, uniform[row_X], marks, thought_temperature
-                )
-                after_RD = after_thought(base, some, last, thinking, thought, marks)
-                after_XND = after_RD.view(len(row_X), thoughts, -1)
-                logits_BV[row_X] = model.mixed_logits(without_BD[row_X], after_XND)
+        prefix = read_on(base, new_BT, real_BT, reading)
+        without_BD = prefix.hidden_BTD[:, -1]
+        logits_BV = head(without_BD).float().log_softmax(-1)
+        thinks_B = wanted(model, think_when, without_BD, logits_BV)
+        shape = (len(input_ids), thoughts, 1, model.quiet_config.thought_tokens)
+        uniform = torch.rand(shape, generator=generator).to(input_ids.device)
+        row_X = thinks_B.nonzero()[:, 0]
+        if len(row_X):
+            some = prefix if len(row_X) == len(input_ids) else _rows(prefix, row_X)
+            last = torch.tensor([[real_BT.shape[1] - 1]], device=input_ids.device)
+            thought, _, thinking = think(
+                base, head, some, last, uniform[row_X], marks, thought_temperature
+            )
+            after_RD = after_thought(base, some, last, thinking, thought, marks)
+            after_XND = after_RD.view(len(row_X), thoughts, -1)
+            logits_BV[row_X] = model.mixed_logits(without_BD[row_X], after_XND)
         logits_BV[:, banned] = -torch.inf
         token_B = yield logits_BV
         new_BT = token_B[:, None]
@@ -135,23 +135,24 @@ def generate(
     )  # fmt: skip
     done_B = torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
     whole_BT = input_ids
-    logits_BV = next(steps)
-    for number in range(max_new_tokens):
-        if logits_processor is not None:
-            logits_BV = logits_processor(whole_BT, logits_BV)  # type: ignore[arg-type]
-        uniform_B = torch.rand(len(input_ids), generator=generator).to(input_ids.device)
-        token_B, _ = draw(logits_BV.float(), uniform_B, temperature if do_sample else 0.0)
-        token_B = token_B.masked_fill(done_B, filler)
-        whole_BT = torch.cat([whole_BT, token_B[:, None]], 1)
-        if streamer is not None:
-            streamer.put(token_B.cpu())
-        done_B = done_B | torch.isin(token_B, torch.tensor(ends, device=token_B.device))
-        if stopping_criteria is not None:
-            stopped_B = stopping_criteria(whole_BT, logits_BV)  # type: ignore[arg-type]
-            done_B = done_B | stopped_B.to(done_B.device)
-        if bool(done_B.all()) or number + 1 == max_new_tokens:
-            break
-        logits_BV = steps.send(token_B)
+    with thoughtful(model.base):  # once: it goes through all layers
+        logits_BV = next(steps)
+        for number in range(max_new_tokens):
+            if logits_processor is not None:
+                logits_BV = logits_processor(whole_BT, logits_BV)  # type: ignore[arg-type]
+            uniform_B = torch.rand(len(input_ids), generator=generator).to(input_ids.device)
+            token_B, _ = draw(logits_BV.float(), uniform_B, temperature if do_sample else 0.0)
+            token_B = token_B.masked_fill(done_B, filler)
+            whole_BT = torch.cat([whole_BT, token_B[:, None]], 1)
+            if streamer is not None:
+                streamer.put(token_B.cpu())
+            done_B = done_B | torch.isin(token_B, torch.tensor(ends, device=token_B.device))
+            if stopping_criteria is not None:
+                stopped_B = stopping_criteria(whole_BT, logits_BV)  # type: ignore[arg-type]
+                done_B = done_B | stopped_B.to(done_B.device)
+            if bool(done_B.all()) or number + 1 == max_new_tokens:
+                break
+            logits_BV = steps.send(token_B)
     if streamer is not None:
         streamer.end()
     return whole_BT

@@ -78,7 +78,7 @@ def language_head(base: PreTrainedModel) -> Head:
     A matrix, then what a configuration may ask for: a factor (cohere), a divisor (granite) and a
     soft cap (gemma 2).
     """
-    config = base.config.get_text_config().to_dict()
+    config = vars(base.config.get_text_config())
     factor = config.get("logit_scale") or 1.0
     divisor = config.get("logits_scaling") or 1.0
     cap = config.get("final_logit_softcapping")
