@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from jsonargparse import ActionConfigFile, ArgumentParser, Namespace
 
-from selftaught.quiet_commands import Bar
+from selftaught.quiet_commands import Bar, TextOptions, texts_of
 
 ABOUT = {
     "train": "fine-tune with pauses after the prompt (--data), or pre-train with pauses in text (--text)",
@@ -16,15 +16,13 @@ ABOUT = {
 
 
 @dataclass(frozen=True)
-class TrainOptions:
-    """A training; options not named here go to TRL by --training."""
+class TrainOptions(TextOptions):
+    """A training, on --text (pre-training) or --data (fine-tuning); options not named here go to TRL by --training."""
 
     model: str = "embedded"
     """A Hugging Face name or folder, or "embedded"; it gets the pause token if it lacks it."""
     data: Path | None = None
     """Examples for pause-finetuning: JSONL with prompt and completion."""
-    text: str | None = None
-    """Texts for pause-pretraining: a file, a folder, or a data set of the Hub."""
     variant: Literal["StdPT_StdFT", "StdPT_PauseFT", "PausePT_StdFT", "PausePT_PauseFT"] = (
         "PausePT_PauseFT"
     )
@@ -33,16 +31,6 @@ class TrainOptions:
     """After each prompt in fine-tuning: 10 or 50 in the paper."""
     share: float = 0.1
     """Pauses per token of text in pre-training: 10% in the paper."""
-    length: int = 256
-    """Tokens of a span of text."""
-    column: str = "text"
-    """Where texts stand in rows."""
-    split: str = "train"
-    """Of a data set of the Hub."""
-    subset: str | None = None
-    """Of a data set of the Hub: its configuration, where it has several."""
-    limit: int | None = None
-    """Only the first so many texts."""
     out: Path = Path("runs/pause")
     """The model folder to make."""
     max_steps: int = -1
@@ -118,14 +106,13 @@ def run(options: Namespace, bar: Bar) -> int:
 def _train(how: TrainOptions, bar: Bar) -> None:
     from selftaught.embedded import embedded_model
     from selftaught.pause import VARIANTS, add_pause_token, pause_rows, with_pauses
-    from selftaught.quiet.texts import read_texts
     from selftaught.records import read_examples
     from selftaught.run_folder import hold
     from selftaught.training import sft_config, train_rows, train_sft
 
     in_text, in_examples = VARIANTS[how.variant]
     share, pauses = how.share if in_text else 0.0, how.pauses if in_examples else 0
-    if (how.data is None) == (how.text is None):
+    if (how.data is None) == (not how.text):
         raise ValueError("Expected either --data (pause-finetuning) or --text (pause-pretraining).")
     own = {"model", "data", "text", "column", "split", "subset", "variant", "pauses", "share", "length", "limit",
            "out", "training"}  # fmt: skip
@@ -143,15 +130,7 @@ def _train(how: TrainOptions, bar: Bar) -> None:
             examples = with_pauses(read_examples(how.data), pauses)
             done = train_sft(start, examples, config, out=how.out, progress=advance)
         else:
-            texts = list(
-                read_texts(
-                    str(how.text),
-                    column=how.column,
-                    split=how.split,
-                    subset=how.subset,
-                    limit=how.limit,
-                )
-            )
+            texts = list(texts_of(how))
 
             def rows(tokenizer: Any) -> tuple[list[dict[str, list[int]]], int]:
                 return pause_rows(

@@ -58,9 +58,8 @@ class TrainOptions(TextOptions):
     """A Hugging Face name or folder, "embedded", or a folder of a model that thinks already."""
     out: Path = Path("runs/quiet")
     """The run folder; repeating the command continues it."""
-    preset: Literal["default", "paper", "authors_code"] = "default"
-    """Where options of thinking come from that are not given: the authors' code, or the paper, which is
-    also the default."""
+    preset: Literal["paper", "authors_code"] = "paper"
+    """Where options of thinking come from that are not given: the paper or the authors' code."""
     quiet: dict[str, Any] = field(default_factory=dict)
     """Options of thinking (QuietConfig), such as --quiet.thought_tokens 8 or --quiet.positions uniform."""
     held_out: int = 32
@@ -204,7 +203,7 @@ def _train(how: TrainOptions, bar: Bar) -> None:
     config = model.quiet_config
     _refuse_too_long(model, how.length + config.lookahead, "--length or --quiet.thought_tokens")
     texts = spans(
-        _texts(how), tokenizer, length=how.length, least=config.lookahead + 2, seed=how.seed
+        texts_of(how), tokenizer, length=how.length, least=config.lookahead + 2, seed=how.seed
     )
     apart = min(how.held_out, len(texts.texts) // 5)
     learned = Spans(
@@ -264,7 +263,7 @@ def _evaluate(how: EvaluateOptions, bar: Bar) -> None:
 
     model, tokenizer = _open(how.model)
     _refuse_too_long(model, how.length, "--length")
-    cut = consecutive(spans(_texts(how), tokenizer, length=how.length, least=2))
+    cut = consecutive(spans(texts_of(how), tokenizer, length=how.length, least=2))
     with bar("measuring", len(cut)) as advance:
         found = measure(model, cut, batch_size=how.batch_size, progress=advance, **_thinking(how))
     if how.out is not None:
@@ -309,7 +308,7 @@ def _explore(how: ExploreOptions) -> None:
     from selftaught.quiet_pages import explorer_page
 
     model, tokenizer = _open(how.model)
-    text = next(_texts(how), "")
+    text = next(texts_of(how), "")
     _refuse_too_long(model, how.tokens + 1, "--tokens")
     first, tokens, measured = explored(model, tokenizer, text, how.tokens, **_thinking(how))
     print(explorer_page(how.out, Path(how.text).name, first, tokens, measured))
@@ -340,16 +339,16 @@ def _opened_to_train(how: TrainOptions) -> "tuple[QuietLM, PreTrainedTokenizerBa
     from selftaught.quiet.model import QuietConfig
 
     if (Path(how.model) / SETTINGS).exists():
-        if how.quiet or how.preset != "default":
+        if how.quiet or how.preset != "paper":
             raise ValueError(
                 f"{how.model} thinks already, by the options in its {SETTINGS}; leave out --preset "
                 "and --quiet, or start from an ordinary model."
             )
         opened, tokenizer = open_quiet(Path(how.model), dtype="float32")
         return opened.to(_device()), tokenizer
-    presets = {"default": QuietConfig, "paper": QuietConfig.paper, "authors_code": QuietConfig.authors_code}  # fmt: skip
+    preset = QuietConfig.paper if how.preset == "paper" else QuietConfig.authors_code
     try:
-        config = presets[how.preset](**how.quiet)
+        config = preset(**how.quiet)
     except TypeError as error:
         raise ValueError(f"Options of thinking were refused: {error}; see QuietConfig.") from None
     name = str(embedded_model()) if how.model == "embedded" else how.model
@@ -368,7 +367,8 @@ def _refuse_too_long(model: "QuietLM", tokens: int, what: str) -> None:
         )
 
 
-def _texts(how: TextOptions) -> Iterator[str]:
+def texts_of(how: TextOptions) -> Iterator[str]:
+    """The texts that a command is given."""
     from selftaught.quiet.texts import read_texts
 
     if not how.text:

@@ -153,13 +153,10 @@ def test_padding_that_also_ends_texts_is_written():
         thinking.base, thinking.quiet_config, start=START, end=END, pad=first
     )
     ends_with_padding.mixing = thinking.mixing
-    out = ends_with_padding.generate(ids, max_new_tokens=8, eos_token_id=first)
-    # Thoughts never have padding, so other thoughts may come; but it is not banned from the text.
     with thoughtful(ends_with_padding.base):
         logits = next(next_logits(ends_with_padding, ids, torch.ones_like(ids), thoughts=1, thought_temperature=0.0,
                                   think_when=ThinkWhen(), ends=[first], seed=0))  # fmt: skip
     assert torch.isfinite(logits[0, first])
-    assert out.shape[1] <= 13
 
 
 def test_what_makes_no_sense_is_refused():

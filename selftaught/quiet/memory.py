@@ -19,7 +19,7 @@ def bytes_per_row(base: PreTrainedModel, tokens: int, predicted: int) -> int:
         if isinstance(module, nn.Linear | Conv1D)
     )
     size = base.dtype.itemsize
-    if getattr(base, "is_gradient_checkpointing", False):
+    if base.is_gradient_checkpointing:
         layers = base.config.get_text_config().num_hidden_layers
         width = width // layers + layers * output_matrix(base).weight.shape[1]
     return tokens * width * size + predicted * output_matrix(base).weight.shape[0] * 3 * 4
