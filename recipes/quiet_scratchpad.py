@@ -4,12 +4,12 @@
     python recipes/quiet_scratchpad.py --table --out runs/quiet_scratchpad
 
 A character-level model is pre-trained on sums modulo 5, such as `a3b4c1=`. Half of the texts jump to
-the answer (`3`); in the others an aside between dashes works it out first (`-b4>2c1>3---3`: add b's
+the answer (`3`); in the others an aside in brackets works it out first (`(b4>2c1>3---)3`: add b's
 4, that makes 2; add c's 1, that makes 3), sometimes not to its end. Then training goes on, on texts
-of the same kind, for the same number of steps: as before; with pause tokens before what follows
-"="; with thoughts of several lengths, whose start and end begin as a dash, as the paper's begin as
-"---". Measured on held-out sums in texts that jump: nats of the answer, and whether it is the likeliest digit.
-Every part is stored; the same command goes on where it stopped.
+that all jump, for the same number of steps: as before; with pause tokens before what follows
+"="; with thoughts of several lengths, whose start and end begin as the brackets, as the paper's begin
+as "---". Measured on held-out sums: nats of the answer, and whether it is the likeliest digit; and what thoughts
+gain at every other place of the same texts. Every part is stored; the same command goes on where it stopped.
 """
 
 import argparse
@@ -18,6 +18,7 @@ import json
 import math
 import random
 from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -30,32 +31,33 @@ from selftaught.quiet.folder import make_quiet, open_quiet
 from selftaught.quiet.model import QuietConfig
 from selftaught.quiet.scoring import score
 from selftaught.quiet.texts import padded, spans
+from selftaught.quiet.thoughts import input_matrix, output_matrix
 from selftaught.quiet.training import quiet_arguments, train_quiet
 from selftaught.training import sft_config, train_rows
 
 MODULUS, TERMS, TESTED = 5, (2, 3, 4, 5, 6), (3, 4, 5, 6)
-PRETRAINING = {"steps": 700, "batch": 64, "learning_rate": 3e-3, "warmup": 30}
+PRETRAINING = {"most": 1200, "batch": 64, "learning_rate": 3e-3, "warmup": 30, "decay": 100}
+"""Until nine greedy asides of ten are right, and then some steps at a falling rate."""
 CONTINUED = {
-    "max_steps": 120,
-    "per_device_train_batch_size": 8,
+    "max_steps": 100,
+    "per_device_train_batch_size": 16,
     "learning_rate": 2e-4,
     "warmup_steps": 10,
 }
-HEAD_LEARNING_RATE = 5e-3
-THOUGHTS = {"thoughts": 2, "lookahead": 2, "initial_text": "-", "embedding_gradient": 10.0, "mix": "hidden",
-            "mixing_range": "free", "reinforce_temperature": 1.0, "reinforce_weight": 0.1}  # fmt: skip
-SHARED = {name: THOUGHTS[name] for name in ("thoughts", "lookahead", "initial_text")}
+THOUGHTS = {"thoughts": 2, "lookahead": 2, "initial_text": "("}
 KINDS: dict[str, Callable[[int], QuietConfig]] = {
     "quiet": lambda size: QuietConfig(thought_tokens=size, **THOUGHTS),
-    "paper": lambda size: QuietConfig.paper(thought_tokens=size, **SHARED),
-    "authors": lambda size: QuietConfig.authors_code(thought_tokens=size, **SHARED),
+    "paper": lambda size: QuietConfig.paper(thought_tokens=size, **THOUGHTS),
+    "authors": lambda size: QuietConfig.authors_code(thought_tokens=size, **THOUGHTS),
     "uniform25": lambda size: QuietConfig(thought_tokens=size, positions="uniform", **THOUGHTS),
     "entropy25": lambda size: QuietConfig(thought_tokens=size, positions="entropy", **THOUGHTS),
+    "free": lambda size: QuietConfig(thought_tokens=size, mixing_range="free", **THOUGHTS),
+    "unreinforced": lambda size: QuietConfig(thought_tokens=size, reinforce_weight=0, **THOUGHTS),
     "gate": lambda size: QuietConfig(thought_tokens=size, gate_weight=1.0, **THOUGHTS),
 }
 """What "quiet-16" and the like stand for, by the thought's length."""
 LENGTHS = (0, 4, 8, 16, 24)
-TEXTS, TESTS_PER_LENGTH = 20_000, 100
+TEXTS, TESTS_PER_LENGTH = 4_000, 100
 
 
 def is_held_out(terms: Sequence[int]) -> bool:
@@ -84,7 +86,7 @@ def text(draw: random.Random, terms: Sequence[int], *, jump: bool) -> str:
     ][1:]
     if draw.random() < 0.3:
         aside = aside[: draw.randint(0, len(aside))]
-    return question(terms) + "-" + "".join(aside) + "-" * draw.randint(1, 10) + answer + "\n"
+    return question(terms) + "(" + "".join(aside) + "-" * draw.randint(0, 16) + ")" + answer + "\n"
 
 
 def terms(draw: random.Random, *, held_out: bool) -> list[int]:
@@ -95,11 +97,11 @@ def terms(draw: random.Random, *, held_out: bool) -> list[int]:
             return found
 
 
-def corpus(seed: int) -> Iterator[str]:
-    """Texts for training, without end."""
+def corpus(seed: int, *, jumps: float) -> Iterator[str]:
+    """Texts for training, without end; a share of them jumps to the answer."""
     draw = random.Random(seed)
     while True:
-        yield text(draw, terms(draw, held_out=False), jump=draw.random() < 0.5)
+        yield text(draw, terms(draw, held_out=False), jump=draw.random() < jumps)
 
 
 def tests() -> list[list[int]]:
@@ -116,7 +118,7 @@ def pretrained(folder: Path, seed: int) -> Path:
     """The base model."""
     if (folder / "config.json").exists():
         return folder
-    tokenizer = character_tokenizer()
+    tokenizer: Any = character_tokenizer()
     torch.manual_seed(seed)
     model = LlamaForCausalLM(
         LlamaConfig(
@@ -128,14 +130,15 @@ def pretrained(folder: Path, seed: int) -> Path:
         )
     )  # fmt: skip
     print(f"{sum(weight.numel() for weight in model.parameters()):,} weights", flush=True)
-    texts, how = corpus(seed), PRETRAINING
+    texts, how = corpus(seed, jumps=0.5), PRETRAINING
     optimizer = torch.optim.AdamW(
         model.parameters(), betas=(0.9, 0.99), weight_decay=0.0, fused=True
     )
-    for step in range(how["steps"]):
-        rate = how["learning_rate"] * min(1, (step + 1) / how["warmup"])
-        rate *= 0.05 + 0.95 * (1 + math.cos(math.pi * step / how["steps"])) / 2
-        optimizer.param_groups[0]["lr"] = rate
+    step, end = 0, how["most"]
+    while step < end:
+        step += 1
+        rate = how["learning_rate"] * min(step / how["warmup"], (150 / step) ** 0.5, 1)
+        optimizer.param_groups[0]["lr"] = rate * min(1, (end - step + 1) / how["decay"])
         batch = [tokenizer(next(texts)).input_ids for _ in range(how["batch"])]
         ids, mask = padded(batch, tokenizer.pad_token_id)
         loss = model(
@@ -145,14 +148,12 @@ def pretrained(folder: Path, seed: int) -> Path:
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
-        if step % 50 == 0 or step + 1 == how["steps"]:
-            told = measure_plain(model.eval(), tokenizer, "")
+        if step % 50 == 0:
+            right = aside_accuracy(model.eval(), tokenizer)
             model.train()
-            shown = sum(row["right"] for row in told) / len(told), aside_accuracy(model, tokenizer)
-            print(
-                f"step {step} loss {loss.item():.3f} jumps {shown[0]:.2f} asides {shown[1]:.2f}",
-                flush=True,
-            )
+            print(f"step {step} loss {loss.item():.3f} asides {right:.2f}", flush=True)
+            if right >= 0.9:
+                end = min(end, step + how["decay"])
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
@@ -163,7 +164,7 @@ def aside_accuracy(model: Any, tokenizer: Any) -> float:
     """How often the model's own greedy aside ends in the right answer, begun by the first step's name."""
     right = []
     for one in tests()[::10]:
-        ids = tokenizer(question(one) + "-b", return_tensors="pt").input_ids
+        ids = tokenizer(question(one) + "(b", return_tensors="pt").input_ids
         made = model.generate(ids, max_new_tokens=40, do_sample=False)
         said = tokenizer.decode(made[0, ids.shape[1] :]).split("\n")[0]
         right.append(said[-1:] == str(sum(one) % MODULUS))
@@ -192,31 +193,42 @@ def judged(one: Sequence[int], digits: torch.Tensor, answer: float, weight: floa
     return {"terms": len(one), "nll": -answer, "right": right, "weight": weight}
 
 
-def measure_quiet(folder: Path) -> tuple[list[dict], list[dict]]:
-    """The same with a thought at "=", and by the same model without."""
+def measure_quiet(folder: Path) -> dict[str, list[dict]]:
+    """Every held-out sum with a thought at "=", by the same model without, and each place of the text."""
     model, tokenizer = open_quiet(folder)
     digits = tokenizer("01234").input_ids
-    with_thought = []
+    with_thought, places = [], []
     for count in TESTED:
         group = [one for one in tests() if len(one) == count]
-        ids = torch.tensor(
-            [tokenizer(question(one) + str(sum(one) % MODULUS)).input_ids for one in group]
-        )
+        texts = [question(one) + str(sum(one) % MODULUS) + "\n" for one in group]
+        ids = torch.tensor([tokenizer(one).input_ids for one in texts])
         scored = score(model.eval(), ids, top=len(tokenizer))
-        assert scored.top_with is not None
-        number, chance = scored.top_with[:, :, -1]
+        assert scored.top_with is not None and scored.top_without is not None
+        number, chance = scored.top_with[:, :, -2]
+        entropy = torch.special.entr(scored.top_without[1]).sum(-1)
+        gain = scored.with_BT - scored.without_BT
         for row, one in enumerate(group):
             by_id = dict(zip(number[row].long().tolist(), chance[row].tolist(), strict=True))
             of_digits = torch.tensor([by_id[digit] for digit in digits])
-            with_thought.append(
-                judged(
-                    one,
-                    of_digits,
-                    float(scored.with_BT[row, -1]),
-                    float(scored.weight_BNT[row, 0, -1]),
+            answer, weight = scored.with_BT[row, -2].item(), scored.weight_BNT[row, 0, -2].item()
+            with_thought.append(judged(one, of_digits, answer, weight))
+            for at, following in enumerate(texts[row][1:]):
+                places.append(
+                    {
+                        "next": place(texts[row], at + 1, following),
+                        "entropy": round(entropy[row, at].item(), 4),
+                        "gain": round(gain[row, at].item(), 4),
+                    }
                 )
-            )
-    return with_thought, measure_plain(model.base, tokenizer, "")
+    without = measure_plain(model.base, tokenizer, "")
+    return {"with": with_thought, "without": without, "places": places}
+
+
+def place(whole: str, at: int, token: str) -> str:
+    """What kind of token stands at a place of a text."""
+    if token.isdigit():
+        return "answer" if whole[at - 1] == "=" else "term"
+    return {"=": "equals sign", "\n": "line end"}.get(token, "name")
 
 
 def rows_of(texts: Sequence[str], tokenizer: Any, pauses: int) -> list[dict[str, list[int]]]:
@@ -238,7 +250,7 @@ def run(method: str, base: Path, out: Path, seed: int) -> dict[str, list[dict]]:
     kind, _, size = method.partition("-")
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    texts = [one for one, _ in zip(corpus(1000 + seed), range(TEXTS), strict=False)]
+    texts = list(islice(corpus(1000 + seed, jumps=1.0), TEXTS))
     if kind == "base":
         model, tokenizer = (
             AutoModelForCausalLM.from_pretrained(base),
@@ -251,13 +263,13 @@ def run(method: str, base: Path, out: Path, seed: int) -> dict[str, list[dict]]:
         model = make_quiet(
             AutoModelForCausalLM.from_pretrained(base), tokenizer, KINDS[kind](int(size))
         )
+        with torch.no_grad():  # an aside ends with another sign than it begins with
+            for matrix in (input_matrix(model.base), output_matrix(model.base)):
+                matrix.weight[model.marks.end] = matrix.weight[tokenizer(")").input_ids[0]]
         arguments = quiet_arguments(out / "checkpoints", seed=seed, save_steps=25, **CONTINUED)
         learned = spans(texts, tokenizer, length=64, least=4, seed=seed)
-        train_quiet(
-            model, tokenizer, learned, arguments, out=out, head_learning_rate=HEAD_LEARNING_RATE
-        )
-        found, without = measure_quiet(out / "model")
-        return {"with": found, "without": without}
+        train_quiet(model, tokenizer, learned, arguments, out=out)
+        return measure_quiet(out / "model")
     pauses = int(size or 0)
     start = add_pause_token(str(base), out / "start")
     options = {"weight_decay": 0.001, "seed": seed, "save_steps": 1000} | CONTINUED
@@ -288,7 +300,8 @@ def table(out: Path) -> str:
             f"| {label} | {nll[0]:.3f} [{nll[1]:.3f}, {nll[2]:.3f}] | {right[0]:.1%} [{right[1]:.1%}, "
             f"{right[2]:.1%}] | {weight:.2f} | {each} |"
         )
-    return "\n".join([*lines, "", by_terms(out)])
+    places = [by_place(out, "quiet-16")] if ("quiet-16", "with") in told(out) else []
+    return "\n".join([*lines, "", by_terms(out), "", *places])
 
 
 def by_terms(out: Path) -> str:
@@ -312,6 +325,22 @@ def by_terms(out: Path) -> str:
     return "\n".join(lines)
 
 
+def by_place(out: Path, method: str) -> str:
+    """What thoughts gain by what comes next, and how much thinking they need for it."""
+    places = [one for rows in stored(out, method, "places") for one in rows]
+    lines = [f"| next token | tokens | gain of a thought ({method}) |", "|---|---|---|"]
+    for kind in ("answer", "term", "name", "equals sign", "line end"):
+        gains = [one["gain"] for one in places if one["next"] == kind]
+        lines.append(f"| {kind} | {len(gains)} | {sum(gains) / len(gains):.3f} |")
+    total = sum(one["gain"] for one in places)
+    surest_last = sorted(places, key=lambda one: -one["entropy"])
+    lines += ["", "| share that thinks, by entropy | share of the whole gain |", "|---|---|"]
+    for share in (0.1, 0.25, 0.5, 0.75):
+        part = surest_last[: round(share * len(places))]
+        lines.append(f"| {share:.0%} | {sum(one['gain'] for one in part) / total:.0%} |")
+    return "\n".join(lines)
+
+
 def told(out: Path) -> list[tuple[str, str]]:
     """What was measured: methods, each with and, for models that think, without thoughts."""
     names = {path.stem for path in out.glob("seed-*/*.json")}
@@ -321,6 +350,7 @@ def told(out: Path) -> list[tuple[str, str]]:
         (one, name)
         for one in methods
         for name in json.loads(next(out.glob(f"seed-*/{one}.json")).read_text())
+        if name != "places"
     ]
 
 
@@ -398,6 +428,8 @@ def main() -> None:
             path.write_text(json.dumps(found) + "\n", encoding="utf-8")
         found = json.loads(path.read_text(encoding="utf-8"))
         for name, rows in found.items():
+            if name == "places":
+                continue
             mean = {
                 key: sum(row[key] for row in rows) / len(rows) for key in ("nll", "right", "weight")
             }

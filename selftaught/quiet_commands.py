@@ -58,8 +58,9 @@ class TrainOptions(TextOptions):
     """A Hugging Face name or folder, "embedded", or a folder of a model that thinks already."""
     out: Path = Path("runs/quiet")
     """The run folder; repeating the command continues it."""
-    preset: Literal["paper", "authors_code"] = "paper"
-    """Where options of thinking come from that are not given: the paper or the authors' code."""
+    preset: Literal["default", "paper", "authors_code"] = "default"
+    """Where options of thinking come from that are not given: what learned best here, the paper, or
+    the authors' code."""
     quiet: dict[str, Any] = field(default_factory=dict)
     """Options of thinking (QuietConfig), such as --quiet.thought_tokens 8 or --quiet.positions uniform."""
     held_out: int = 32
@@ -70,8 +71,6 @@ class TrainOptions(TextOptions):
     """Passes over the texts."""
     learning_rate: float = 1e-6
     """1e-6 (the paper, for a model of 7 billion); small models need more."""
-    head_learning_rate: float | None = None
-    """Of the mixing head and the gate; none: the same."""
     per_device_train_batch_size: int = 8
     """Spans in a step (8 in the paper)."""
     gradient_accumulation_steps: int = 1
@@ -211,7 +210,7 @@ def _train(how: TrainOptions, bar: Bar) -> None:
     )
     held = consecutive(Spans(texts.texts[len(texts.texts) - apart :], how.length))[:MEASURED]
     own = {"text", "column", "split", "subset", "limit", "length", "model", "out", "preset", "quiet", "held_out",
-           "head_learning_rate", "use_peft", "lora_r", "lora_alpha", "lora_target_modules", "training"}  # fmt: skip
+           "use_peft", "lora_r", "lora_alpha", "lora_target_modules", "training"}  # fmt: skip
     options = {name: value for name, value in asdict(how).items() if name not in own} | how.training
     arguments = quiet_arguments(how.out / "checkpoints", **options)
     main = arguments.process_index == 0
@@ -225,7 +224,7 @@ def _train(how: TrainOptions, bar: Bar) -> None:
     with _held(hold, how.out, main=main), bar("training", total) as advance:
         log = train_quiet(
             model, tokenizer, learned, arguments, out=how.out, peft_model=peft_model,
-            head_learning_rate=how.head_learning_rate, progress=advance,
+            progress=advance,
         )  # fmt: skip
     if not main:
         return
@@ -339,14 +338,14 @@ def _opened_to_train(how: TrainOptions) -> "tuple[QuietLM, PreTrainedTokenizerBa
     from selftaught.quiet.model import QuietConfig
 
     if (Path(how.model) / SETTINGS).exists():
-        if how.quiet or how.preset != "paper":
+        if how.quiet or how.preset != "default":
             raise ValueError(
                 f"{how.model} thinks already, by the options in its {SETTINGS}; leave out --preset "
                 "and --quiet, or start from an ordinary model."
             )
         opened, tokenizer = open_quiet(Path(how.model), dtype="float32")
         return opened.to(_device()), tokenizer
-    preset = QuietConfig.paper if how.preset == "paper" else QuietConfig.authors_code
+    preset = QuietConfig if how.preset == "default" else getattr(QuietConfig, how.preset)
     try:
         config = preset(**how.quiet)
     except TypeError as error:

@@ -31,10 +31,11 @@ def tiny(**changes: object) -> Starcoder2ForCausalLM:
 
 
 def quiet(base: torch.nn.Module, config: QuietConfig) -> QuietLM:
-    """With a mixing head that has begun to trust thoughts."""
+    """With a mixing head that has begun to trust thoughts, and marks that have begun to move."""
     model = QuietLM(base, config, start=START, end=END, pad=PAD)
     torch.manual_seed(1)
     torch.nn.init.normal_(model.mixing.layers[-1].weight, std=0.5)
+    torch.nn.init.normal_(model.moved, std=0.3 / config.embedding_scale)
     return model.double()
 
 
@@ -54,30 +55,28 @@ def drawn(config: QuietConfig, ids: Tensor) -> Tensor:
     return torch.randint(0, PAD, shape, generator=torch.Generator().manual_seed(3))
 
 
+def states(model: QuietLM, tokens: Tensor) -> tuple[Tensor, Tensor]:
+    """The last hidden states and the logits of one sequence with a thought in it or none."""
+    plain = model.base.get_input_embeddings()(tokens[None])
+    start, end = ((tokens == mark)[None, :, None] for mark in (START, END))
+    moved = model.quiet_config.embedding_scale * (start * model.moved[0] + end * model.moved[1])
+    given = {"inputs_embeds": plain + moved, "use_cache": False}
+    hidden = decoder(model.base)(**given).last_hidden_state
+    return hidden[0], model.base(**given).logits[0]
+
+
 def naive_loss(model: QuietLM, ids: Tensor, mask: Tensor, thoughts: Tensor) -> Tensor:
     """The loss from its definition: every thought of every position in a forward pass of its own."""
     config, base, banned = model.quiet_config, model.base, [START, END, PAD]
     ahead, length = config.lookahead, config.thought_tokens
-    talk_nll, alone_nll = ([[] for _ in range(ahead)] for _ in range(2))
+    talk_nll = [[] for _ in range(ahead)]
     base_nll, policy, policy_count = [], [], 0
-
-    def states(tokens: Tensor) -> tuple[Tensor, Tensor]:
-        """The last hidden states and the logits."""
-        given = {"input_ids": tokens[None]}
-        if config.embedding_gradient != 1:
-            plain = base.get_input_embeddings()(tokens[None])
-            mark = ((tokens == START) | (tokens == END))[None, :, None]
-            scaled = plain * config.embedding_gradient
-            scaled = scaled - scaled.detach() + plain.detach()
-            given = {"inputs_embeds": torch.where(mark, scaled, plain)}
-        hidden = decoder(base)(**given, use_cache=False).last_hidden_state
-        return hidden[0], base(**given, use_cache=False).logits[0]
 
     for row, all_thoughts, real in zip(ids, thoughts, mask, strict=True):
         text = row[real.bool()]
         offset = int(real.argmax())
         size = len(text)
-        hidden, without = states(text)
+        hidden, without = states(model, text)
         without = without.log_softmax(-1)
         base_nll += [-without[at, text[at + 1]] for at in range(size - 1)]
         padded = len(row) if config.baseline == "mean_log" else size
@@ -87,14 +86,13 @@ def naive_loss(model: QuietLM, ids: Tensor, mask: Tensor, thoughts: Tensor) -> T
             for thought in all_thoughts[:, offset + at]:
                 marks = torch.tensor([START, *thought.tolist(), END])
                 with_thought, said = states(
-                    torch.cat([text[: at + 1], marks, text[at + 1 : at + ahead]])
+                    model, torch.cat([text[: at + 1], marks, text[at + 1 : at + ahead]])
                 )
                 gains = []
                 for k in range(min(ahead, size - 1 - at)):
                     here = at + length + 2 + k
                     weight = model.mixing(hidden[at + k], with_thought[here])
                     target = text[at + k + 1]
-                    alone_nll[k].append(-said[here].log_softmax(-1)[target])
                     if config.mix == "hidden":
                         state = (1 - weight) * hidden[at + k] + weight * with_thought[here]
                         log_prob = base.lm_head(state).log_softmax(-1)[target]
@@ -123,7 +121,6 @@ def naive_loss(model: QuietLM, ids: Tensor, mask: Tensor, thoughts: Tensor) -> T
             ]
     loss = config.base_nll_weight * torch.stack(base_nll).mean()
     loss = loss + config.nll_weight * sum(torch.stack(k).mean() for k in talk_nll) / ahead
-    loss = loss + config.talk_weight * sum(torch.stack(k).mean() for k in alone_nll) / ahead
     return loss + config.reinforce_weight * sum(policy) / policy_count
 
 

@@ -13,12 +13,14 @@ from naive_quiet import (
     assert_equal_to_naive,
     drawn,
     quiet,
+    states,
     texts,
     tiny,
 )
 from safetensors.torch import load_file
 from transformers import MistralConfig, MistralForCausalLM
 
+from selftaught.quiet.mixing import MixingHead, bounded
 from selftaught.quiet.model import QuietConfig, QuietLM
 
 GOLDEN = Path(__file__).parent / "golden" / "quiet_star_official"
@@ -81,9 +83,7 @@ def test_the_authors_numbers_come_out(case: str, positions_per_chunk: int):
         name.removeprefix("base.").replace("mixing.layers", "mixing_head"): value.grad.norm().item()
         for name, value in model.named_parameters()
     }
-    embedding = model.base.model.embed_tokens.weight.grad
-    norms["start_embedding"] = embedding[told["start_id"]].norm().item()
-    norms["end_embedding"] = embedding[told["end_id"]].norm().item()
+    norms["start_embedding"], norms["end_embedding"] = model.moved.grad.norm(dim=1).tolist()
     assert {name: norms[name] for name in told["grad_norms"]} == pytest.approx(
         told["grad_norms"], **near
     )
@@ -92,14 +92,14 @@ def test_the_authors_numbers_come_out(case: str, positions_per_chunk: int):
 # --- one ordinary forward pass for every thought -------------------------------------------------
 
 
-@pytest.mark.parametrize("preset", ["paper", "authors_code"])
+@pytest.mark.parametrize("preset", ["default", "paper", "authors_code"])
 @pytest.mark.parametrize(
     ("thoughts", "lookahead", "length"), [(1, 1, 1), (2, 4, 3), (3, 2, 2), (4, 6, 1), (2, 3, 0)]
 )
 def test_loss_and_gradients_are_those_of_separate_forward_passes(
     preset: str, thoughts: int, lookahead: int, length: int
 ):
-    config = getattr(QuietConfig, preset)(
+    config = getattr(QuietConfig, preset, QuietConfig)(
         thoughts=thoughts,
         lookahead=lookahead,
         thought_tokens=length,
@@ -156,7 +156,7 @@ def test_greedy_thoughts_are_those_of_ordinary_greedy_decoding():
         for at in range(6):
             tokens = [*row[: at + 1].tolist(), START]
             for _ in range(3):
-                logits = model.base(torch.tensor([tokens])).logits[0, -1].clone()
+                logits = states(model, torch.tensor(tokens))[1][-1].clone()
                 logits[never] = -torch.inf
                 tokens.append(int(logits.argmax()))
             for thought in by_thought[:, at]:
@@ -171,7 +171,7 @@ def test_thoughts_come_from_the_models_distribution(temperature: float):
     draws = 1500
     with torch.no_grad():
         thoughts = model(text.expand(draws, -1)).thought_BNJS[:, :, 1, 0].flatten()
-        logits = base(torch.tensor([[3, 14, START]])).logits[0, -1] / temperature
+        logits = states(model, torch.tensor([3, 14, START]))[1][-1] / temperature
     logits[[START, END, PAD]] = -torch.inf
     wanted = logits.softmax(-1) * len(thoughts)
     counts = torch.bincount(thoughts, minlength=VOCABULARY)
@@ -225,7 +225,7 @@ def test_an_adapter_learns_alone():
     found = gradients(quiet(base, small()))
     adapted = {name for name in found if "lora" in name}
     assert len(adapted) == 8
-    assert all(("lora" in name) or name.startswith("mixing") for name in found)
+    assert all(("lora" in name) or name.startswith(("mixing", "moved")) for name in found)
     assert all(float(found[name].abs().max()) > 0 for name in adapted)
 
 
@@ -257,3 +257,21 @@ def test_what_cannot_be_is_refused():
         QuietConfig(lookahead=0)
     with pytest.raises(ValueError, match=r"at least 2 tokens, got 1"):
         quiet(tiny(), small())(torch.tensor([[3]]))
+
+
+def test_a_bounded_weight_starts_at_none_and_comes_back_from_outside():
+    head = MixingHead(2, bounded=True)
+    assert float(head(torch.ones(2), torch.ones(2)).abs()) == 0
+    weight = torch.tensor([-0.5, -0.5, 0.0, 0.4, 1.5, 1.5], requires_grad=True)
+    found = bounded(weight)
+    assert found.tolist() == pytest.approx([0, 0, 0, 0.4, 1, 1])
+    # A step goes against the gradient: outward ones from outside are stopped, all others are not.
+    found.backward(torch.tensor([-1.0, 1.0, -1.0, 2.0, 1.0, -1.0]))
+    assert weight.grad.tolist() == [-1, 0, -1, 2, 1, 0]
+
+
+def test_a_mixture_that_is_not_normalised_needs_weights_of_a_mixture():
+    with pytest.raises(
+        ValueError, match=r"needs mixing_range .unit., got .free..*falls without end"
+    ):
+        QuietConfig.paper(mixing_range="free")

@@ -107,7 +107,7 @@ def test_every_family_of_models_thinks_as_it_reads(family: str):
         lookahead=2,
         thought_tokens=3,
         reinforce_weight=1.0,
-        embedding_gradient=1.0,
+        embedding_scale=1.0,
         positions_per_chunk=4,
     )
     # Most families normalise, and some attend, in float32 whatever the weights are.

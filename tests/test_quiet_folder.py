@@ -46,11 +46,12 @@ def test_an_untrained_mixing_head_changes_no_prediction(tiny_model_dir: Path):
 def test_a_saved_model_comes_back_whole_and_its_base_alone(tiny_model_dir: Path, tmp_path: Path):
     model, tokenizer = made(tiny_model_dir)
     torch.nn.init.normal_(model.mixing.layers[-1].weight)
+    torch.nn.init.normal_(model.moved, std=0.01)
     ids = tokenizer("Q: What is 12 + 7?", return_tensors="pt").input_ids
     save_quiet(model, tokenizer, tmp_path / "quiet")
     opened, its_tokenizer = open_quiet(tmp_path / "quiet")
     assert opened.quiet_config == model.quiet_config
-    assert opened.marks == model.marks
+    assert opened.marks.never == model.marks.never
     assert len(its_tokenizer) == len(tokenizer)
     with torch.no_grad():
         assert opened.eval()(ids, seed=0).loss.item() == model.eval()(ids, seed=0).loss.item()

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from naive_quiet import END, PAD, START, quiet, texts, tiny
+from naive_quiet import END, PAD, START, quiet, states, texts, tiny
 from torch import Tensor
 from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaList
 
@@ -24,18 +24,16 @@ def naive(model: QuietLM, text: Tensor, new: int) -> list[int]:
     for _ in range(new):
         thought = [*tokens, START]
         for _ in range(model.quiet_config.thought_tokens):
-            logits = model.base(torch.tensor([thought])).logits[0, -1].clone()
+            logits = states(model, torch.tensor(thought))[1][-1].clone()
             logits[[START, END, PAD]] = -torch.inf
             thought.append(int(logits.argmax()))
-        said = model.base(torch.tensor([tokens]), output_hidden_states=True)
-        after = model.base(torch.tensor([[*thought, END]]), output_hidden_states=True)
-        without, with_thought = said.hidden_states[-1][0, -1], after.hidden_states[-1][0, -1]
+        without, said = (one[-1] for one in states(model, torch.tensor(tokens)))
+        with_thought, after = (one[-1] for one in states(model, torch.tensor([*thought, END])))
         weight = model.mixing(without, with_thought)
         if model.quiet_config.mix == "hidden":
             mixed = model.base.lm_head((1 - weight) * without + weight * with_thought)
         else:
-            mixed = (1 - weight) * said.logits[0, -1].log_softmax(-1)
-            mixed = mixed + weight * after.logits[0, -1].log_softmax(-1)
+            mixed = (1 - weight) * said.log_softmax(-1) + weight * after.log_softmax(-1)
         mixed[[START, END, PAD]] = -torch.inf
         tokens.append(int(mixed.argmax()))
     return tokens[len(text) :]

@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from naive_quiet import END, PAD, START, quiet, texts, tiny
+from naive_quiet import END, PAD, START, quiet, states, texts, tiny
 
 from selftaught.quiet.model import QuietConfig
 from selftaught.quiet.scoring import measure, score
@@ -20,21 +20,20 @@ def test_scores_are_those_of_separate_forward_passes(mix: str):
         for at in range(real - 1):
             thought = [*text[: at + 1].tolist(), START]
             for _ in range(2):
-                logits = model.base(torch.tensor([thought])).logits[0, -1].clone()
+                logits = states(model, torch.tensor(thought))[1][-1].clone()
                 logits[[START, END, PAD]] = -torch.inf
                 thought.append(int(logits.argmax()))
-            before = model.base(text[None, : at + 1], output_hidden_states=True)
-            after = model.base(torch.tensor([[*thought, END]]), output_hidden_states=True)
-            states = before.hidden_states[-1][0, -1], after.hidden_states[-1][0, -1]
-            weight = model.mixing(*states)
+            before, before_logits = (one[-1] for one in states(model, text[: at + 1]))
+            after, after_logits = (one[-1] for one in states(model, torch.tensor([*thought, END])))
+            weight = model.mixing(before, after)
             if mix == "hidden":
-                mixed = model.base.lm_head((1 - weight) * states[0] + weight * states[1])
+                mixed = model.base.lm_head((1 - weight) * before + weight * after)
             else:
-                mixed = (1 - weight) * before.logits[0, -1].log_softmax(-1)
-                mixed = mixed + weight * after.logits[0, -1].log_softmax(-1)
+                mixed = (1 - weight) * before_logits.log_softmax(-1)
+                mixed = mixed + weight * after_logits.log_softmax(-1)
             near = {"rel": 1e-5, "abs": 1e-5}  # scores are float32
             target = int(text[at + 1])
-            without = before.logits[0, -1].log_softmax(-1)[target].item()
+            without = before_logits.log_softmax(-1)[target].item()
             assert found.without_BT[row, at].item() == pytest.approx(without, **near)
             assert found.with_BT[row, at].item() == pytest.approx(
                 mixed.log_softmax(-1)[target].item(), **near

@@ -32,7 +32,7 @@ def thinking(folder: Path, **changes: object) -> tuple[QuietLM, object]:
     torch.manual_seed(0)
     tokenizer = AutoTokenizer.from_pretrained(folder)
     base = AutoModelForCausalLM.from_pretrained(folder)
-    sizes: dict = {"thought_tokens": 2, "lookahead": 2, "initial_text": "A", "embedding_gradient": 1.0,
+    sizes: dict = {"thought_tokens": 2, "lookahead": 2, "initial_text": "A", "embedding_scale": 1.0,
                    "reinforce_weight": 1.0}  # fmt: skip
     return make_quiet(base, tokenizer, QuietConfig(**(sizes | changes))), tokenizer
 
@@ -148,9 +148,24 @@ def test_an_adapter_and_the_new_tokens_learn_and_are_merged(tiny_model_dir: Path
     changed = {n for n in before if not torch.equal(before[n], after[f"base.{n}"])}
     assert any("q_proj" in name for name in changed)
     assert not any("norm" in name for name in changed)
-    embedding = "model.embed_tokens.weight"
-    rows = (before[embedding] != after[f"base.{embedding}"]).any(1).nonzero()[:, 0].tolist()
-    assert rows == sorted([model.marks.start, model.marks.end])
+    assert "model.embed_tokens.weight" not in changed
+    assert after["moved"].any(1).all()
+
+
+def test_the_heads_learn_at_a_rate_of_their_own(tiny_model_dir: Path, tmp_path: Path):
+    """The first step of Adam is the learning rate, whatever the gradient."""
+    model, tokenizer = thinking(tiny_model_dir, head_rate=7.0)
+    before = {name: one.clone() for name, one in model.state_dict().items()}
+    arguments = quiet_arguments(
+        tmp_path / "checkpoints", max_steps=1, learning_rate=1e-3, use_cpu=True, warmup_steps=0,
+        weight_decay=0.0, max_grad_norm=0.0,
+    )  # fmt: skip
+    texts = spans(TEXTS, tokenizer, length=24, least=4)
+    train_quiet(model, tokenizer, texts, arguments, out=tmp_path)
+    after = weights(tmp_path)
+    for name, rate in (("mixing.layers.4.weight", 7e-3), ("base.model.norm.weight", 1e-3)):
+        moved = (after[name] - before[name]).abs()
+        assert moved.max().item() == pytest.approx(rate, rel=0.02)
 
 
 def test_a_loss_that_is_no_number_names_step_batch_and_checkpoint(

@@ -68,18 +68,6 @@ def thought_log_probs(
     return logits_RSV.gather(-1, thought_RS[..., None])[..., 0] - total_RS
 
 
-@dataclass(frozen=True)
-class Mixed:
-    """What is predicted after each thought, for each lookahead token: `[B, N, J, K]`."""
-
-    log_prob_BNJK: Tensor
-    """Log-probability of the true token, in the mixture."""
-    weight_BNJK: Tensor
-    """Weight of the thought."""
-    alone_BNJK: Tensor | None
-    """Log-probability after the thought alone, where asked for."""
-
-
 def mixed_log_probs(
     head: Head,
     mixing: MixingHead,
@@ -88,14 +76,15 @@ def mixed_log_probs(
     without_log_prob_BJK: Tensor,
     with_BNJKD: Tensor,
     target_BJK: Tensor,
-    *,
-    alone: bool = False,
-) -> Mixed:
+) -> tuple[Tensor, Tensor]:
     """Predictions of the next true tokens, with and without each thought mixed.
 
     mix "log_probs": `w log p_with + (1 - w) log p_without`, not normalised again (Algorithm 1 of
     Zelikman et al. 2024, arXiv:2403.09629, with w for the thought). mix "hidden": the states are
     mixed and go through the head once, as in the authors' code.
+
+    Returns:
+        The log-probability of each true token, and the weight of the thought: `[B, N, J, K]`.
     """
     thoughts = with_BNJKD.shape[1]
     without_BNJKD = without_BJKD[:, None].expand(-1, thoughts, -1, -1, -1)
@@ -109,12 +98,10 @@ def mixed_log_probs(
     if mix == "hidden":
         # Under autocast the head's weight is short and the states are not.
         weight_BNJK1 = weight_BNJK[..., None].to(with_BNJKD.dtype)
-        log_prob_BNJK = predicted(torch.lerp(without_BNJKD, with_BNJKD, weight_BNJK1))
-        return Mixed(log_prob_BNJK, weight_BNJK, predicted(with_BNJKD) if alone else None)
-    weight_BNJK, alone_BNJK = _precise(weight_BNJK), predicted(with_BNJKD)
-    without_BNJK = without_log_prob_BJK[:, None].expand_as(alone_BNJK)
-    log_prob_BNJK = torch.lerp(without_BNJK, alone_BNJK, weight_BNJK)
-    return Mixed(log_prob_BNJK, weight_BNJK, alone_BNJK if alone else None)
+        return predicted(torch.lerp(without_BNJKD, with_BNJKD, weight_BNJK1)), weight_BNJK
+    weight_BNJK, after_BNJK = _precise(weight_BNJK), predicted(with_BNJKD)
+    without_BNJK = without_log_prob_BJK[:, None].expand_as(after_BNJK)
+    return torch.lerp(without_BNJK, after_BNJK, weight_BNJK), weight_BNJK
 
 
 @dataclass(frozen=True)

@@ -3,11 +3,10 @@
 Shapes: D hidden width; `...` any leading dimensions.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
-
-STARTING_LOGIT = -3.0
-"""Where a bounded weight starts: a sigmoid of 0.05, nearly no thought, and not too flat to learn."""
 
 
 class MixingHead(nn.Module):
@@ -19,8 +18,8 @@ class MixingHead(nn.Module):
     it for the prediction without.
 
     Args:
-        bounded: the weight stays between 0 and 1, through a sigmoid, and starts at 0.05; otherwise,
-            as in the authors' code, it starts at 0 and may be anything, below 0 too.
+        bounded: the weight is cut off at 0 and 1; otherwise, as in the authors' code, it may be
+            anything, below 0 too.
     """
 
     def __init__(self, width: int, *, bounded: bool = False) -> None:
@@ -38,7 +37,31 @@ class MixingHead(nn.Module):
     def forward(self, without_D: Tensor, with_D: Tensor) -> Tensor:
         """The weight of the thought, one number for each pair of states: `[...]`."""
         weight = self.layers(torch.cat([without_D, with_D], -1))[..., 0]
-        return torch.sigmoid(weight + STARTING_LOGIT) if self.bounded else weight
+        return bounded(weight) if self.bounded else weight
+
+
+def bounded(weight: Tensor) -> Tensor:
+    """Cut off at 0 and 1, with gradients from outside where they lead back in.
+
+    So a weight can start at 0, and one that fell below comes back where thoughts begin to help; behind
+    a sigmoid it can do neither.
+    """
+    found = _Bounded.apply(weight)
+    assert isinstance(found, Tensor)
+    return found
+
+
+class _Bounded(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, weight: Tensor) -> Tensor:
+        ctx.save_for_backward(weight)
+        return weight.clamp(0, 1)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        (weight,), (gradient,) = ctx.saved_tensors, gradients
+        inward = ((weight >= 0) | (gradient < 0)) & ((weight <= 1) | (gradient > 0))
+        return gradient * inward
 
 
 class Gate(nn.Module):

@@ -12,7 +12,7 @@ K lookahead tokens, D hidden width, V vocabulary.
 import math
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any, Literal
 
@@ -39,6 +39,7 @@ from selftaught.quiet.thoughts import (
     Marks,
     Prefix,
     at_positions,
+    input_matrix,
     language_head,
     output_matrix,
     read,
@@ -54,7 +55,11 @@ SAMPLED_AT_ONCE = 4
 
 @dataclass(frozen=True)
 class QuietConfig:
-    """What the paper varies; `paper()` and `authors_code()` hold the two published settings."""
+    """What the paper varies; `paper()` and `authors_code()` hold the two published settings.
+
+    The defaults are those that learned best in `recipes/quiet_scratchpad.py`, where the published
+    weight of REINFORCE drowned everything else.
+    """
 
     thought_tokens: int = 12
     """Sampled tokens of a thought, start and end not counted: 12 in the main run of the paper."""
@@ -66,29 +71,33 @@ class QuietConfig:
     end_token: str = "<|endofthought|>"
     initial_text: str = "---"
     """The new tokens' embeddings start as this text's first token (Section 4.2)."""
-    embedding_gradient: float = 1e2
-    """Factor of the gradient that reaches the two new embeddings (Appendix A)."""
-    mix: Literal["log_probs", "hidden"] = "log_probs"
-    """What is mixed: log-probabilities (Algorithm 1) or hidden states (the authors' code)."""
-    mixing_range: Literal["unit", "free"] = "free"
-    """Of the weight of a thought: 0 to 1, or anything (the authors' code)."""
+    embedding_scale: float = 10.0
+    """The two new embeddings are the base's and so many times a parameter of their own. Its gradient
+    is so many times theirs, and Adam, which ignores the size of gradients, moves them so many times
+    as fast: 100 in Appendix A and, done this way, in the authors' code."""
+    mix: Literal["log_probs", "hidden"] = "hidden"
+    """What is mixed: hidden states (the authors' code) or log-probabilities (Algorithm 1)."""
+    mixing_range: Literal["unit", "free"] = "unit"
+    """Of the weight of a thought: 0 to 1, or anything (the authors' code). A mixture of
+    log-probabilities needs the first: it is not normalised, so outside its loss has no lower bound."""
+    head_rate: float = 10.0
+    """Learning rate of the mixing head, and of the gate, in multiples of the rest's; 1 in both
+    published settings."""
     baseline: Literal["log_mean", "mean_log"] = "log_mean"
     """What a thought is compared with; see `losses.rewards`."""
     temperature: float = 1.0
     """Thoughts are drawn at this temperature in training: 1."""
-    reinforce_temperature: float = 3.0
-    """Their log-probabilities are taken at this one for REINFORCE: 3 (Appendix A)."""
-    reinforce_weight: float = 1e6
-    """Weight of REINFORCE: 1e6 (quiet-star-train.py, policy_loss_beta)."""
+    reinforce_temperature: float = 1.0
+    """Their log-probabilities are taken at this one for REINFORCE: 3 in Appendix A, at 1 it is the
+    gradient of what was drawn."""
+    reinforce_weight: float = 0.1
+    """Weight of REINFORCE: 1e6 in quiet-star-train.py (policy_loss_beta), for a rate of 1e-6."""
     reinforce_reduction: Literal["sum", "mean"] = "sum"
     """Over a thought's tokens: its whole log-probability (Algorithm 1) or their mean (the code)."""
     nll_weight: float = 1.0
     """Weight of the loss after thoughts: 1 (Algorithm 1); 0.5 in the code."""
     base_nll_weight: float = 0.0
     """Weight of the loss without thoughts: none in Algorithm 1; 0.5 in the code."""
-    talk_weight: float = 0.0
-    """Weight of the loss after a thought alone, unmixed, so that thoughts learn while they weigh
-    little: neither in the paper nor in the code."""
     last_position_learns: bool = True
     """Whether REINFORCE uses the last position with a whole lookahead; the code leaves it out."""
     positions: Literal["all", "uniform", "entropy"] = "all"
@@ -125,17 +134,29 @@ class QuietConfig:
             given = getattr(self, name)
             if given is not None and given < least:
                 raise ValueError(f"{name} must be at least {least}; got {given}.")
-        for name in ("temperature", "reinforce_temperature"):
+        for name in ("temperature", "reinforce_temperature", "head_rate", "embedding_scale"):
             given = getattr(self, name)
             if given < 0 or (given == 0 and name != "temperature"):
                 raise ValueError(f"{name} must be positive; got {given:g}.")
+        if self.mix == "log_probs" and self.mixing_range == "free":
+            raise ValueError(
+                "A mixture of log-probabilities needs mixing_range 'unit', got 'free': it is not normalised, so "
+                "with weights below 0 or above 1 its loss falls without end and means nothing."
+            )
         if not 0 < self.positions_share <= 1:
             raise ValueError(f"positions_share must be in (0, 1]; got {self.positions_share}.")
 
     @classmethod
     def paper(cls, **changes: Any) -> "QuietConfig":
         """Algorithm 1 and the appendix of the paper."""
-        return cls(**changes)
+        found: dict[str, Any] = {
+            "mix": "log_probs",
+            "head_rate": 1.0,
+            "embedding_scale": 1e2,
+            "reinforce_temperature": 3.0,
+            "reinforce_weight": 1e6,
+        }
+        return cls(**(found | changes))
 
     @classmethod
     def authors_code(cls, **changes: Any) -> "QuietConfig":
@@ -145,8 +166,12 @@ class QuietConfig:
         """
         found: dict[str, Any] = {
             "thought_tokens": 9,
-            "mix": "hidden",
+            "mixing_range": "free",
+            "head_rate": 1.0,
+            "embedding_scale": 1e2,
             "baseline": "mean_log",
+            "reinforce_temperature": 3.0,
+            "reinforce_weight": 1e6,
             "reinforce_reduction": "mean",
             "nll_weight": 0.5,
             "base_nll_weight": 0.5,
@@ -230,10 +255,12 @@ class QuietLM(nn.Module):
         self.base = base
         self.quiet_config = config
         never = {start, end} | ({pad} if pad is not None else set())
-        self.marks = Marks(start, end, tuple(sorted(never)), config.embedding_gradient)
+        self._ids = Marks(start, end, tuple(sorted(never)))
         if check:
-            self_check(base, self.marks)
+            self_check(base, self._ids)
         width = output_matrix(base).weight.shape[1]
+        shape = 2, input_matrix(base).weight.shape[1]
+        self.moved = nn.Parameter(torch.zeros(shape, device=base.device, dtype=base.dtype))
         bounded = config.mixing_range == "unit"
         self.mixing = MixingHead(width, bounded=bounded).to(base.device, base.dtype)
         self.gate = Gate(width).to(base.device, base.dtype) if config.gate_weight > 0 else None
@@ -243,8 +270,13 @@ class QuietLM(nn.Module):
         """The base's own configuration, where transformers' trainer looks for one."""
         return self.base.config
 
+    @property
+    def marks(self) -> Marks:
+        """The tokens around a thought, and where their embeddings have moved."""
+        return replace(self._ids, moved_2D=self.quiet_config.embedding_scale * self.moved)
+
     def heads(self) -> dict[str, Tensor]:
-        """The weights of the mixing head and, where there is one, of the gate."""
+        """The weights beside the base's: of the mixing head, the marks and, where there is one, the gate."""
         return {
             name: weight.contiguous()
             for name, weight in self.state_dict().items()
@@ -448,18 +480,14 @@ class QuietLM(nn.Module):
         without_BJK = at_positions(without_BT, ahead_BJK) * known_BJK
         with_BNJKD = talking_RKD.view(*thought_BNJS.shape[:3], *talking_RKD.shape[1:])
         hidden_BJKD = at_positions(prefix.hidden_BTD, ahead_BJK)
-        mixed = mixed_log_probs(
-            head, self.mixing, config.mix, hidden_BJKD, without_BJK, with_BNJKD, target_BJK,
-            alone=config.talk_weight > 0,
-        )  # fmt: skip
-        log_prob_BNJK = mixed.log_prob_BNJK * known_BJK[:, None]
+        log_prob_BNJK, weight_BNJK = mixed_log_probs(
+            head, self.mixing, config.mix, hidden_BJKD, without_BJK, with_BNJKD, target_BJK
+        )
+        log_prob_BNJK = log_prob_BNJK * known_BJK[:, None]
         factor_BNJ = where.factor_BJ[:, None].to(log_prob_BNJK.dtype)
         stands_BNJK = factor_BNJ[..., None] * known_BJK[:, None]
         nll_K = -(log_prob_BNJK * stands_BNJK).sum((0, 1, 2)) / counts.lookahead_K
         loss = config.nll_weight * nll_K.mean()
-        if mixed.alone_BNJK is not None:
-            alone_K = -(mixed.alone_BNJK * stands_BNJK).sum((0, 1, 2)) / counts.lookahead_K
-            loss = loss + config.talk_weight * alone_K.mean()
         gained = rewards(config.baseline, without_BJK, log_prob_BNJK)
         factor_BNJ = factor_BNJ * at_positions(targets.reinforced_BT, where.position_BJ)[:, None]
         pull_R = (gained.advantage_BNJ * factor_BNJ).flatten()
@@ -479,7 +507,7 @@ class QuietLM(nn.Module):
             expected_BJ = self.gate(hidden_BJKD[:, :, 0].detach())
             off_BJ = (expected_BJ - gain_BJ) ** 2 * known_BJK[..., 0]
             loss = loss + config.gate_weight * (off_BJ * where.factor_BJ).sum() / counts.text
-        weight_BNJK = mixed.weight_BNJK.detach()
+        weight_BNJK = weight_BNJK.detach()
         return _Learned(
             loss,
             nll_K.detach(),

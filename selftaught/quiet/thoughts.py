@@ -34,8 +34,8 @@ class Marks:
     end: int
     never: tuple[int, ...]
     """What a thought never has: start, end, padding."""
-    gradient: float
-    """Factor of the gradient that reaches the embeddings of start and end."""
+    moved_2D: Tensor | None = None
+    """How far the embeddings of start and end have moved from the base's."""
 
 
 @dataclass(frozen=True)
@@ -91,6 +91,15 @@ def language_head(base: PreTrainedModel) -> Head:
         return logits if cap is None else cap * torch.tanh(logits / cap)
 
     return head
+
+
+def _embedded(base: PreTrainedModel, ids_RU: Tensor, marks: Marks) -> Tensor:
+    """The embeddings of thoughts, with start and end where they have moved to."""
+    embedding = input_matrix(base)(ids_RU)
+    if marks.moved_2D is None:
+        return embedding
+    is_mark_RU2 = ids_RU[..., None] == ids_RU.new_tensor([marks.start, marks.end])
+    return embedding + is_mark_RU2.to(embedding.dtype) @ marks.moved_2D.to(embedding.dtype)
 
 
 def _run(base: PreTrainedModel, embedding: Tensor, position: Tensor, quiet_pass: Pass) -> Tensor:
@@ -188,7 +197,7 @@ def think(
     surprise_RS = torch.empty_like(uniform_RS)
     for step in range(length):
         position_R1 = _row_position(prefix, position_BJ, thoughts, step, 1)
-        hidden_R1D = _run(base, input_matrix(base)(ids_R[:, None]), position_R1, thinking)
+        hidden_R1D = _run(base, _embedded(base, ids_R[:, None], marks), position_R1, thinking)
         thinking.next(1)
         logits_RV = head(hidden_R1D[:, 0]).float()
         logits_RV[:, list(marks.never)] = -torch.inf
@@ -213,7 +222,7 @@ def after_thought(
     last_R1 = thought_BNJS[..., -1:].flatten(0, 2) if length else start_R1
     ids_RU = torch.cat([last_R1, torch.full_like(last_R1, marks.end)], 1)
     position_RU = _row_position(prefix, position_BJ, thoughts, length, 2)
-    return _run(base, input_matrix(base)(ids_RU), position_RU, thinking)[:, -1]
+    return _run(base, _embedded(base, ids_RU, marks), position_RU, thinking)[:, -1]
 
 
 def draw(logits_RV: Tensor, uniform_R: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
@@ -254,12 +263,7 @@ def talk(
     one = torch.ones((texts, thoughts, positions, 1), dtype=torch.long, device=position_BJ.device)
     parts = [one * marks.start, thought_BNJS, one * marks.end, true_BNJK]
     ids_RU = torch.cat(parts, -1).view(texts * thoughts * positions, -1)
-    embedding = input_matrix(base)(ids_RU)
-    if marks.gradient != 1:
-        mark_U = torch.zeros(ids_RU.shape[1], 1, dtype=embedding.dtype, device=embedding.device)
-        mark_U[[0, length + 1]] = marks.gradient - 1
-        embedding = embedding + mark_U * (embedding - embedding.detach())
     position_RU = _row_position(prefix, position_BJ, thoughts, 0, ids_RU.shape[1])
     thinking = _thinking(prefix, position_BJ, thoughts, keep=False)
-    hidden_RUD = _run(base, embedding, position_RU, thinking)
+    hidden_RUD = _run(base, _embedded(base, ids_RU, marks), position_RU, thinking)
     return hidden_RUD[:, :length], hidden_RUD[:, length + 1 :]

@@ -84,14 +84,12 @@ def train_quiet(
     arguments: TrainingArguments,
     *,
     out: Path,
-    head_learning_rate: float | None = None,
     peft_model: Any = None,
     progress: Callable[[int], object] | None = None,
 ) -> list[dict[str, float]]:
     """Train a model to think, save it in `out/model`, and return what was logged.
 
     Args:
-        head_learning_rate: of the mixing head and the gate; by default that of the rest.
         peft_model: the adapter around the base, as `peft.get_peft_model` returns it; merged at the
             end. See `with_lora`.
 
@@ -99,7 +97,7 @@ def train_quiet(
         ValueError: `out` belongs to another training, or a loss is not a number.
     """
     checkpoints, log = out / "checkpoints", out / "log.json"
-    made_from = _made_from(model, spans, arguments, [head_learning_rate, _adapter(peft_model)])
+    made_from = _made_from(model, spans, arguments, [_adapter(peft_model)])
     if check_run(out, made_from):
         return json.loads(log.read_text(encoding="utf-8"))
     if arguments.process_index == 0:
@@ -112,7 +110,6 @@ def train_quiet(
         train_dataset=spans,
         data_collator=lambda rows: _collated(rows, _filler(tokenizer)),
         callbacks=[_Epochs(spans, progress)],
-        head_learning_rate=head_learning_rate,
     )
     trainer.remove_callback(PrinterCallback)
     last = _last_whole(checkpoints)
@@ -141,12 +138,10 @@ def with_lora(model: QuietLM, *, r: int, alpha: int, target_modules: str) -> Any
     """Put a LoRA adapter around the base, so that only it, the two new embeddings and the heads learn."""
     from peft import LoraConfig, get_peft_model
 
-    name = next(n for n, m in model.base.named_modules() if m is model.base.get_input_embeddings())
     config = LoraConfig(
         r=r,
         lora_alpha=alpha,
         target_modules=target_modules if target_modules == "all-linear" else target_modules.split(","),
-        trainable_token_indices={name.split(".")[-1]: [model.marks.start, model.marks.end]},
         task_type="CAUSAL_LM",
     )  # fmt: skip
     return get_peft_model(model.base, config)
@@ -155,26 +150,26 @@ def with_lora(model: QuietLM, *, r: int, alpha: int, target_modules: str) -> Any
 class _Trainer(Trainer):
     """Transformers' trainer: with a seed of its own for every batch's thoughts, and their measures."""
 
-    def __init__(self, *args: Any, head_learning_rate: float | None, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
         self.model_accepts_loss_kwargs = False  # the loss is a mean over the batch
-        self.head_learning_rate = head_learning_rate
         self._sums: dict[str, list[float]] = defaultdict(list)
         self._gains: list[Tensor] = []
         self._micro = (-1, 0)
         self._tokens, self._since = 0, time.perf_counter()
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
-        """As transformers' own; the heads in a group of their own where they have their own rate."""
+        """As transformers' own; the heads in groups of their own, with their own rate."""
         optimizer = super().create_optimizer(model)
-        if self.head_learning_rate is not None:
-            quiet: Any = self.accelerator.unwrap_model(self.model)
-            heads = {id(one) for part in (quiet.mixing, quiet.gate) if part is not None for one in part.parameters()}  # fmt: skip
-            for group in list(optimizer.param_groups):
-                own = [one for one in group["params"] if id(one) in heads]
-                if own:
-                    group["params"] = [one for one in group["params"] if id(one) not in heads]
-                    optimizer.add_param_group({**group, "params": own, "lr": self.head_learning_rate})  # fmt: skip
+        quiet: Any = self.accelerator.unwrap_model(self.model)
+        parts = (quiet.mixing, quiet.gate)
+        heads = {id(one) for part in parts if part is not None for one in part.parameters()}
+        rate = quiet.quiet_config.head_rate * self.args.learning_rate
+        for group in list(optimizer.param_groups):
+            own = [one for one in group["params"] if id(one) in heads]
+            if own and quiet.quiet_config.head_rate != 1:
+                group["params"] = [one for one in group["params"] if id(one) not in heads]
+                optimizer.add_param_group({**group, "params": own, "lr": rate})
         return optimizer
 
     def compute_loss(
