@@ -28,11 +28,12 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from selftaught.embedded import character_tokenizer
 from selftaught.pause import PAUSE, add_pause_token, append_pauses
 from selftaught.quiet.folder import make_quiet, open_quiet
-from selftaught.quiet.model import QuietConfig
+from selftaught.quiet.model import QuietConfig, QuietLM
 from selftaught.quiet.scoring import score
 from selftaught.quiet.texts import padded, spans
 from selftaught.quiet.thoughts import input_matrix, output_matrix
 from selftaught.quiet.training import quiet_arguments, train_quiet
+from selftaught.records import write_atomically
 from selftaught.training import sft_config, train_rows
 
 MODULUS, TERMS, TESTED = 5, (2, 3, 4, 5, 6), (3, 4, 5, 6)
@@ -57,13 +58,16 @@ KINDS: dict[str, Callable[[int], QuietConfig]] = {
 }
 """What "quiet-16" and the like stand for, by the thought's length."""
 LENGTHS = (0, 4, 8, 16, 24)
+METHODS = ["base", "untrained-16", "continued", "pause-26", *(f"quiet-{n}" for n in LENGTHS)]
+"""What is run. "untrained-16" trusts the base's own thoughts wholly."""
 TEXTS, TESTS_PER_LENGTH = 4_000, 100
 
 
 def is_held_out(terms: Sequence[int]) -> bool:
-    """A fifth of all sums of three terms and more, by their digits; never in a text for training.
+    """A fifth of all sums of three terms and more, by their digits; no text for training asks for them.
 
-    Those of two are the table of additions itself: all of them are learned.
+    Those of two are the table of additions itself: all of them are learned. The first terms of a longer
+    sum may be a held-out one, whose total its aside then passes through.
     """
     return len(terms) > 2 and hashlib.sha256(bytes(terms)).digest()[0] % 5 == 0
 
@@ -76,7 +80,7 @@ def question(terms: Sequence[int]) -> str:
 
 
 def text(draw: random.Random, terms: Sequence[int], *, jump: bool) -> str:
-    """A whole text: half of those with an aside have all of it, and some of those little of it."""
+    """A whole text; three asides of ten may stop before their end."""
     answer = str(sum(terms) % MODULUS)
     if jump:
         return question(terms) + answer + "\n"
@@ -154,8 +158,10 @@ def pretrained(folder: Path, seed: int) -> Path:
             print(f"step {step} loss {loss.item():.3f} asides {right:.2f}", flush=True)
             if right >= 0.9:
                 end = min(end, step + how["decay"])
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
+    partial = folder.with_suffix(".partial")
+    model.save_pretrained(partial)
+    tokenizer.save_pretrained(partial)
+    partial.rename(folder)
     return folder
 
 
@@ -172,7 +178,7 @@ def aside_accuracy(model: Any, tokenizer: Any) -> float:
 
 
 @torch.no_grad()
-def measure_plain(model: Any, tokenizer: Any, after: str, *, batch: int = 100) -> list[dict]:
+def measure_plain(model: Any, tokenizer: Any, after: str) -> list[dict]:
     """Every held-out sum: nats of the answer after the question and `after`, and is it the likeliest digit."""
     rows = []
     digits = tokenizer("01234").input_ids
@@ -193,9 +199,8 @@ def judged(one: Sequence[int], digits: torch.Tensor, answer: float, weight: floa
     return {"terms": len(one), "nll": -answer, "right": right, "weight": weight}
 
 
-def measure_quiet(folder: Path) -> dict[str, list[dict]]:
+def measure_quiet(model: QuietLM, tokenizer: Any) -> dict[str, list[dict]]:
     """Every held-out sum with a thought at "=", by the same model without, and each place of the text."""
-    model, tokenizer = open_quiet(folder)
     digits = tokenizer("01234").input_ids
     with_thought, places = [], []
     for count in TESTED:
@@ -222,6 +227,15 @@ def measure_quiet(folder: Path) -> dict[str, list[dict]]:
                 )
     without = measure_plain(model.base, tokenizer, "")
     return {"with": with_thought, "without": without, "places": places}
+
+
+class Trusting(torch.nn.Module):
+    """In the place of the mixing head: the thought alone counts."""
+
+    def forward(self, without_D: torch.Tensor, with_D: torch.Tensor) -> torch.Tensor:
+        """The weight of the thought: 1."""
+        del with_D
+        return torch.ones_like(without_D[..., 0])
 
 
 def place(whole: str, at: int, token: str) -> str:
@@ -257,19 +271,21 @@ def run(method: str, base: Path, out: Path, seed: int) -> dict[str, list[dict]]:
             AutoTokenizer.from_pretrained(base),
         )
         return {"with": measure_plain(model, tokenizer, "")}
-    if kind in KINDS:
+    if kind in (*KINDS, "untrained"):
         torch.manual_seed(seed)
         tokenizer = AutoTokenizer.from_pretrained(base)
-        model = make_quiet(
-            AutoModelForCausalLM.from_pretrained(base), tokenizer, KINDS[kind](int(size))
-        )
+        config = KINDS["quiet" if kind == "untrained" else kind](int(size))
+        model = make_quiet(AutoModelForCausalLM.from_pretrained(base), tokenizer, config)
         with torch.no_grad():  # an aside ends with another sign than it begins with
             for matrix in (input_matrix(model.base), output_matrix(model.base)):
                 matrix.weight[model.marks.end] = matrix.weight[tokenizer(")").input_ids[0]]
+        if kind == "untrained":
+            model.mixing = Trusting()  # type: ignore[assignment]
+            return measure_quiet(model, tokenizer)
         arguments = quiet_arguments(out / "checkpoints", seed=seed, save_steps=25, **CONTINUED)
         learned = spans(texts, tokenizer, length=64, least=4, seed=seed)
         train_quiet(model, tokenizer, learned, arguments, out=out)
-        return measure_quiet(out / "model")
+        return measure_quiet(*open_quiet(out / "model"))
     pauses = int(size or 0)
     start = add_pause_token(str(base), out / "start")
     options = {"weight_decay": 0.001, "seed": seed, "save_steps": 1000} | CONTINUED
@@ -285,20 +301,22 @@ def run(method: str, base: Path, out: Path, seed: int) -> dict[str, list[dict]]:
 def table(out: Path) -> str:
     """Means over seeds and held-out sums, with 95% intervals over sums, and each seed's own mean."""
     lines = [
-        "| method | nats of the answer [95%] | right [95%] | weight | seeds |",
-        "|---|---|---|---|---|",
+        "| method | nats of the answer [95%] | fewer than continued [95%] | right [95%] | weight | each seed |",
+        "|---|---|---|---|---|---|",
     ]
+    continued = stored(out, "continued", "with")
     for method, name in told(out):
         by_seed = stored(out, method, name)
-        nll, right = (
-            interval([[row[key] for row in rows] for rows in by_seed]) for key in ("nll", "right")
-        )
-        weight = sum(row["weight"] for rows in by_seed for row in rows) / sum(map(len, by_seed))
-        each = ", ".join(f"{sum(row['nll'] for row in rows) / len(rows):.3f}" for rows in by_seed)
+        rows = list(by_seed.values())
+        nll, right = (interval([[row[key] for row in one] for one in rows]) for key in ("nll", "right"))  # fmt: skip
+        pairs = [zip(continued[seed], by_seed[seed], strict=True) for seed in by_seed if seed in continued]  # fmt: skip
+        fewer = interval([[old["nll"] - new["nll"] for old, new in one] for one in pairs])
+        weight = sum(row["weight"] for one in rows for row in one) / sum(map(len, rows))
+        each = ", ".join(f"{sum(row['nll'] for row in one) / len(one):.2f}" for one in rows)
         label = method if name == "with" else f"{method}, not thinking"
         lines.append(
-            f"| {label} | {nll[0]:.3f} [{nll[1]:.3f}, {nll[2]:.3f}] | {right[0]:.1%} [{right[1]:.1%}, "
-            f"{right[2]:.1%}] | {weight:.2f} | {each} |"
+            f"| {label} | {nll[0]:.3f} [{nll[1]:.3f}, {nll[2]:.3f}] | {fewer[0]:.3f} [{fewer[1]:.3f}, {fewer[2]:.3f}] "
+            f"| {right[0]:.1%} [{right[1]:.1%}, {right[2]:.1%}] | {weight:.2f} | {each} |"
         )
     places = [by_place(out, "quiet-16")] if ("quiet-16", "with") in told(out) else []
     return "\n".join([*lines, "", by_terms(out), "", *places])
@@ -306,28 +324,24 @@ def table(out: Path) -> str:
 
 def by_terms(out: Path) -> str:
     """Nats of the answer by the number of terms."""
-    lines = [
-        f"| method | {' | '.join(f'{count} terms' for count in TESTED)} |",
-        "|---" * (len(TESTED) + 1) + "|",
-    ]
+    counts = [sum(len(one) == count for one in tests()) for count in TESTED]
+    heads = [f"{count} terms (n={n})" for count, n in zip(TESTED, counts, strict=True)]
+    lines = [f"| method | {' | '.join(heads)} |", "|---" * (len(TESTED) + 1) + "|"]
     for method, name in told(out):
         if name == "with":
-            means = [
-                interval(
-                    [
-                        [row["nll"] for row in rows if row["terms"] == count]
-                        for rows in stored(out, method, name)
-                    ]
-                )
+            seeds = stored(out, method, name).values()
+            cells = [
+                interval([[row["nll"] for row in one if row["terms"] == count] for one in seeds])
                 for count in TESTED
             ]
-            lines.append(f"| {method} | " + " | ".join(f"{mean[0]:.2f}" for mean in means) + " |")
+            shown = [f"{mean:.2f} [{low:.2f}, {high:.2f}]" for mean, low, high in cells]
+            lines.append(f"| {method} | {' | '.join(shown)} |")
     return "\n".join(lines)
 
 
 def by_place(out: Path, method: str) -> str:
     """What thoughts gain by what comes next, and how much thinking they need for it."""
-    places = [one for rows in stored(out, method, "places") for one in rows]
+    places = [one for rows in stored(out, method, "places").values() for one in rows]
     lines = [f"| next token | tokens | gain of a thought ({method}) |", "|---|---|---|"]
     for kind in ("answer", "term", "name", "equals sign", "line end"):
         gains = [one["gain"] for one in places if one["next"] == kind]
@@ -336,15 +350,15 @@ def by_place(out: Path, method: str) -> str:
     surest_last = sorted(places, key=lambda one: -one["entropy"])
     lines += ["", "| share that thinks, by entropy | share of the whole gain |", "|---|---|"]
     for share in (0.1, 0.25, 0.5, 0.75):
-        part = surest_last[: round(share * len(places))]
-        lines.append(f"| {share:.0%} | {sum(one['gain'] for one in part) / total:.0%} |")
+        gain = sum(one["gain"] for one in surest_last[: round(share * len(places))])
+        lines.append(f"| {share:.0%} | {gain / total if total > 0 else math.nan:.0%} |")
     return "\n".join(lines)
 
 
 def told(out: Path) -> list[tuple[str, str]]:
     """What was measured: methods, each with and, for models that think, without thoughts."""
     names = {path.stem for path in out.glob("seed-*/*.json")}
-    order = ["base", "continued", "pause-26", *(f"quiet-{n}" for n in LENGTHS)]
+    order = METHODS
     methods = [one for one in order if one in names] + sorted(names - set(order))
     return [
         (one, name)
@@ -354,11 +368,12 @@ def told(out: Path) -> list[tuple[str, str]]:
     ]
 
 
-def stored(out: Path, method: str, name: str) -> list[list[dict]]:
+def stored(out: Path, method: str, name: str) -> dict[str, list[dict]]:
     """The rows of every seed."""
-    return [
-        json.loads(path.read_text())[name] for path in sorted(out.glob(f"seed-*/{method}.json"))
-    ]
+    return {
+        path.parent.name: json.loads(path.read_text())[name]
+        for path in sorted(out.glob(f"seed-*/{method}.json"))
+    }
 
 
 def interval(by_seed: Sequence[Sequence[float]]) -> tuple[float, float, float]:
@@ -377,14 +392,21 @@ def figure(out: Path) -> Path:
     axes = drawn.add_subplot()
     lengths = [length for length in LENGTHS if (f"quiet-{length}", "with") in told(out)]
     points = [
-        interval([[row["nll"] for row in rows] for rows in stored(out, f"quiet-{length}", "with")])
+        interval(
+            [
+                [row["nll"] for row in rows]
+                for rows in stored(out, f"quiet-{length}", "with").values()
+            ]
+        )
         for length in lengths
     ]
     axes.errorbar(lengths, [one[0] for one in points], [[one[0] - one[1] for one in points], [one[2] - one[0] for one in points]],
                   marker="o", capsize=3, label="Quiet-STaR")  # fmt: skip
     for method, style in (("continued", "--"), ("pause-26", ":")):
         if (method, "with") in told(out):
-            mean = interval([[row["nll"] for row in rows] for rows in stored(out, method, "with")])
+            mean = interval(
+                [[row["nll"] for row in rows] for rows in stored(out, method, "with").values()]
+            )
             axes.axhline(
                 mean[0],
                 linestyle=style,
@@ -409,7 +431,7 @@ def main() -> None:
     parser.add_argument(
         "--methods",
         nargs="+",
-        default=["base", "continued", "pause-26", *(f"quiet-{n}" for n in LENGTHS)],
+        default=METHODS,
     )
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--table", action="store_true", help="only the table and the figure")
@@ -425,7 +447,7 @@ def main() -> None:
         path = folder / f"{method}.json"
         if not path.exists():
             found = run(method, base, folder / method, args.seed)
-            path.write_text(json.dumps(found) + "\n", encoding="utf-8")
+            write_atomically(path, json.dumps(found) + "\n")
         found = json.loads(path.read_text(encoding="utf-8"))
         for name, rows in found.items():
             if name == "places":

@@ -59,7 +59,10 @@ def states(model: QuietLM, tokens: Tensor) -> tuple[Tensor, Tensor]:
     """The last hidden states and the logits of one sequence with a thought in it or none."""
     plain = model.base.get_input_embeddings()(tokens[None])
     start, end = ((tokens == mark)[None, :, None] for mark in (START, END))
-    moved = model.quiet_config.embedding_scale * (start * model.moved[0] + end * model.moved[1])
+    scale = model.quiet_config.embedding_scale * getattr(
+        model.base.get_input_embeddings(), "embed_scale", 1.0
+    )
+    moved = scale * (start * model.moved[0] + end * model.moved[1])
     given = {"inputs_embeds": plain + moved, "use_cache": False}
     hidden = decoder(model.base)(**given).last_hidden_state
     return hidden[0], model.base(**given).logits[0]

@@ -1,7 +1,8 @@
 """A model that thinks, made of a base and a tokenizer, saved as one folder and opened again.
 
 The folder is an ordinary Hugging Face folder of the base, which any program can load, with two more
-files: `quiet.json` (settings, tokens, a hash of the base) and `mixing.safetensors`.
+files: `quiet.json` (settings, tokens, a hash of the base) and `mixing.safetensors` (the heads, and how
+far the marks around a thought have moved from the base's embeddings of them).
 """
 
 import hashlib
@@ -57,7 +58,7 @@ def make_quiet(
 
 
 def save_quiet(model: QuietLM, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
-    """Write the base, the tokenizer, the mixing head and the settings into one folder."""
+    """Write the base, the tokenizer, the heads with the marks, and the settings into one folder."""
     model.base.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     save_file(model.heads(), folder / MIXING)

@@ -95,11 +95,15 @@ def language_head(base: PreTrainedModel) -> Head:
 
 def _embedded(base: PreTrainedModel, ids_RU: Tensor, marks: Marks) -> Tensor:
     """The embeddings of thoughts, with start and end where they have moved to."""
-    embedding = input_matrix(base)(ids_RU)
+    matrix = input_matrix(base)
+    embedding_RUD = matrix(ids_RU)
     if marks.moved_2D is None:
-        return embedding
-    is_mark_RU2 = ids_RU[..., None] == ids_RU.new_tensor([marks.start, marks.end])
-    return embedding + is_mark_RU2.to(embedding.dtype) @ marks.moved_2D.to(embedding.dtype)
+        return embedding_RUD
+    # Some models (Gemma) multiply what they look up.
+    moved_2D = (marks.moved_2D * getattr(matrix, "embed_scale", 1.0)).to(embedding_RUD.dtype)
+    for mark, moved_D in zip((marks.start, marks.end), moved_2D, strict=True):
+        embedding_RUD = torch.where((ids_RU == mark)[..., None], embedding_RUD + moved_D, embedding_RUD)  # fmt: skip
+    return embedding_RUD
 
 
 def _run(base: PreTrainedModel, embedding: Tensor, position: Tensor, quiet_pass: Pass) -> Tensor:

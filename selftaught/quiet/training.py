@@ -51,10 +51,12 @@ def quiet_arguments(output_dir: Path, **options: Any) -> TrainingArguments:
 
     Raises:
         ValueError: an option that transformers does not know, or fp16, whose range is too small for
-            REINFORCE at the paper's weight.
+            REINFORCE at the published weight.
     """
     if options.get("fp16"):
-        raise ValueError("fp16 cannot hold REINFORCE's gradients at its weight; use bf16.")
+        raise ValueError(
+            "fp16 cannot hold REINFORCE's gradients at the published weight; use bf16."
+        )
     ours = PAPER | {
         "report_to": "none",
         "remove_unused_columns": False,
@@ -162,14 +164,14 @@ class _Trainer(Trainer):
         """As transformers' own; the heads in groups of their own, with their own rate."""
         optimizer = super().create_optimizer(model)
         quiet: Any = self.accelerator.unwrap_model(self.model)
+        faster = quiet.quiet_config.head_rate
         parts = (quiet.mixing, quiet.gate)
         heads = {id(one) for part in parts if part is not None for one in part.parameters()}
-        rate = quiet.quiet_config.head_rate * self.args.learning_rate
         for group in list(optimizer.param_groups):
             own = [one for one in group["params"] if id(one) in heads]
-            if own and quiet.quiet_config.head_rate != 1:
+            if own and faster != 1:
                 group["params"] = [one for one in group["params"] if id(one) not in heads]
-                optimizer.add_param_group({**group, "params": own, "lr": rate})
+                optimizer.add_param_group({**group, "params": own, "lr": faster * group["lr"]})
         return optimizer
 
     def compute_loss(
@@ -313,7 +315,7 @@ def _made_from(model: QuietLM, spans: Spans, arguments: TrainingArguments, more:
     for name in ("positions_per_chunk", "chunk_megabytes"):
         settings.pop(name)  # memory, not results
     options = {name: getattr(arguments, name) for name in DECIDING}
-    first = fingerprint(model.base)
+    first = [fingerprint(model.base), model.moved.detach().cpu().tolist()]
     whole = [settings, options, more, first, spans.length, spans.seed]
     digest = hashlib.sha256(json.dumps(whole, default=str, sort_keys=True).encode())
     for ids in spans.texts:
