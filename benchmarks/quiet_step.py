@@ -1,12 +1,12 @@
 """Speed and memory of one Quiet-STaR training step, beside the model's own rates in the same run.
 
     python benchmarks/quiet_step.py
-    python benchmarks/quiet_step.py --lengths 256 --dtypes bfloat16 --model smollm2
+    python benchmarks/quiet_step.py --lengths 256 --dtypes bfloat16 --model models/smollm2 --repeats 0
 
 Efficiency is what the same tokens would cost at the plain language model's rates, over what they
 did: (L / train_rate + thoughts x positions x (sampled / forward_rate + scored / train_rate)) /
 measured. Peak memory is that of a process of its own, Python and torch included. All rates are the best
-of several rounds in which everything takes turns.
+of several rounds in which everything takes turns. With --repeats 0 one step is made, for its memory.
 """
 
 import argparse
@@ -74,7 +74,6 @@ def measure(args: argparse.Namespace, length: int, dtype: str) -> dict[str, floa
         thoughts=THOUGHTS,
         positions_per_chunk=args.positions_per_chunk,
     )
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     model = QuietLM(base, config, start=vocabulary - 2, end=vocabulary - 1, pad=None)
 
     def quiet() -> None:
@@ -89,11 +88,16 @@ def measure(args: argparse.Namespace, length: int, dtype: str) -> dict[str, floa
     def forward() -> None:
         base(input_ids=ids, use_cache=False)
 
+    start = time.perf_counter()
     quiet()
-    quiet()
+    first = time.perf_counter() - start
+    if args.repeats:
+        quiet()
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     if device == "cuda":
         peak = torch.cuda.max_memory_allocated() / 1024
+    if not args.repeats:
+        return {"seconds": first, "peak_gb": peak / 1024**2}
     share = QuietLM(
         base,
         replace(config, positions="uniform"),
@@ -116,7 +120,7 @@ def measure(args: argparse.Namespace, length: int, dtype: str) -> dict[str, floa
     ideal = length / train_rate + rows * (SAMPLED / forward_rate + scored / train_rate)
     return {
         "seconds": measured, "efficiency": ideal / measured, "train_rate": train_rate,
-        "forward_rate": forward_rate, "quarter": measured / quarter_s, "peak_gb": peak / 1024**2, "before_gb": before / 1024**2,
+        "forward_rate": forward_rate, "quarter": measured / quarter_s, "peak_gb": peak / 1024**2,
     }  # fmt: skip
 
 
@@ -151,6 +155,11 @@ def main() -> None:
                 [sys.executable, __file__, *options], stdout=subprocess.PIPE, text=True, check=True
             )
             row = json.loads(done.stdout)
+            if not args.repeats:
+                print(
+                    f"| {length} | {dtype} | {row['seconds']:.2f} | | | | | {row['peak_gb']:.2f} |"
+                )
+                continue
             print(
                 f"| {length} | {dtype} | {row['seconds']:.2f} | {row['efficiency']:.2f} | {row['quarter']:.2f}x faster "
                 f"| {row['train_rate']:.0f} | {row['forward_rate']:.0f} | {row['peak_gb']:.2f} |",

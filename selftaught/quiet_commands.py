@@ -361,7 +361,7 @@ def _opened_to_train(how: TrainOptions) -> "tuple[QuietLM, PreTrainedTokenizerBa
 
 def _refuse_too_long(model: "QuietLM", tokens: int, what: str) -> None:
     limit = model.base.config.get_text_config().max_position_embeddings
-    needed = tokens + model.quiet_config.thought_tokens + 2
+    needed = tokens + model.tokens_beside
     if tokens < 2 or needed > limit:
         raise ValueError(
             f"{tokens} tokens of text and what a thought adds are {needed}, and the model takes "

@@ -136,6 +136,11 @@ def test_a_model_that_thinks_is_sampled_like_any_other(tiny_model_dir):
     with TransformersSampler(thinking, tokenizer=tokenizer) as sampler:
         answers = sampler.sample(prompts, params)
         assert len(sampler.fingerprint) == 16
+        limit = base.config.max_position_embeddings
+        fits = limit - len(tokenizer(prompts[0]).input_ids) - 4
+        sampler.check(prompts[:1], SamplingParams(max_tokens=fits), ["0"])
+        with pytest.raises(ValueError, match=r"with max_tokens=\d+ and a thought's 4 that is more"):
+            sampler.check(prompts[:1], SamplingParams(max_tokens=fits + 1), ["0"])
     for prompt, [answer] in zip(prompts, answers, strict=True):
         ids = tokenizer(prompt, return_tensors="pt").input_ids
         alone = thinking.generate(ids, max_new_tokens=6, eos_token_id=tokenizer.eos_token_id)

@@ -282,6 +282,11 @@ class QuietLM(nn.Module):
         """The tokens around a thought, and where their embeddings have moved."""
         return replace(self._ids, moved_2D=self.quiet_config.embedding_scale * self.moved)
 
+    @property
+    def tokens_beside(self) -> int:
+        """Tokens of the context that generating needs beside the text: a thought, its start and end."""
+        return self.quiet_config.thought_tokens + 2
+
     def heads(self) -> dict[str, Tensor]:
         """The weights beside the base's: of the mixing head, the marks and, where there is one, the gate."""
         return {

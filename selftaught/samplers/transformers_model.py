@@ -42,7 +42,8 @@ class TransformersSampler:
 
     Args:
         model: a model folder, a name on the Hugging Face hub, or a loaded model: one of transformers,
-            or any with `generate` and its base as `.base`, such as a QuietLM.
+            or any with `generate` and its base as `.base`, such as a QuietLM; `.tokens_beside` is
+            how many tokens it reads beside those of the text.
         batch_size: completions written at the same time.
         dtype: of the weights; "auto" is how they were saved.
         device: "auto" is the GPU where there is one.
@@ -85,6 +86,7 @@ class TransformersSampler:
         self._model.eval()
         self._eos = _end_tokens(self._described, self._tokenizer)
         self._context = _context(self._described)
+        self._beside: int = getattr(self._model, "tokens_beside", 0)
         self._loop: SharedPrefixLoop | PlainLoop | None = None
 
     @cached_property
@@ -169,9 +171,11 @@ class TransformersSampler:
         ids = _encoded(self._tokenizer, prompt)
         if not ids:
             raise ValueError(f"The prompt of {key!r} is empty: expected at least one token.")
-        if self._context is not None and len(ids) + max_tokens > self._context:
+        needed = len(ids) + max_tokens + self._beside
+        if self._context is not None and needed > self._context:
+            beside = f" and a thought's {self._beside}" if self._beside else ""
             raise ValueError(
-                f"The prompt of {key!r} has {len(ids)} tokens; with max_tokens={max_tokens} that "
+                f"The prompt of {key!r} has {len(ids)} tokens; with max_tokens={max_tokens}{beside} that "
                 f"is more than the {self._context} that {self.model} can read. Use fewer worked "
                 "examples, a shorter question, or a smaller max_tokens."
             )
