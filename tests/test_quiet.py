@@ -1,7 +1,9 @@
 """Quiet-STaR: what the authors' code computes, and one ordinary forward pass for every thought."""
 
 import json
+import weakref
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -275,3 +277,22 @@ def test_a_mixture_that_is_not_normalised_needs_weights_of_a_mixture():
         ValueError, match=r"needs mixing_range .unit., got .free..*falls without end"
     ):
         QuietConfig.paper(mixing_range="free")
+
+
+def test_a_chunks_graph_is_gone_before_the_next_ones(monkeypatch: pytest.MonkeyPatch):
+    """What a layer keeps for its backward pass lives as long as anything that leads to it."""
+    model = quiet(tiny(), small(positions_per_chunk=2))
+    alive: list[weakref.ref] = []
+    counts = []
+    inner = QuietLM._learn
+
+    def learn(self: QuietLM, *given: Any) -> Any:
+        counts.append(sum(ref() is not None for ref in alive))
+        learned = inner(self, *given)
+        alive.append(weakref.ref(learned.loss))
+        return learned
+
+    monkeypatch.setattr(QuietLM, "_learn", learn)
+    ids, mask = texts([9, 6])
+    model(ids, mask, seed=0)
+    assert counts == [0, 0, 0, 0]

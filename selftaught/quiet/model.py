@@ -361,8 +361,9 @@ class QuietLM(nn.Module):
             def learn(chunk: slice, prefix: Prefix, without_BT: Tensor) -> Tensor:
                 here, thought = where.part(chunk), thought_BNJS[:, :, chunk]
                 states = talk(self.base, prefix, here.position_BJ, thought, self.quiet_config.lookahead, self.marks)  # fmt: skip
-                parts.append(self._learn(here, prefix, without_BT, thought, *states, targets))
-                return parts[-1].loss
+                learned = self._learn(here, prefix, without_BT, thought, *states, targets)
+                parts.append(replace(learned, loss=learned.loss.detach()))  # its graph may go
+                return learned.loss
 
             chunks = self._chunks(len(input_ids), where.position_BJ.shape[1])
             loss = _in_chunks(learn, chunks, prefix, without_BT, gradients, list(self.parameters()))
@@ -631,6 +632,7 @@ class _Chunks(torch.autograd.Function):
                 else:
                     sums[at] = torch.add(old, new, out=old if ours[at] else None)
                     ours[at] = True
+            del loss, got, old, new  # or they would live through the next chunk
         layers = len(keys)
         gradients.key_BKTD = sums[2 : 2 + layers]
         gradients.value_BKTD = sums[2 + layers : 2 + 2 * layers]
