@@ -59,7 +59,7 @@ class TrainOptions(TextOptions):
     out: Path = Path("runs/quiet")
     """The run folder; repeating the command continues it."""
     preset: Literal["default", "paper", "authors_code"] = "default"
-    """Where options of thinking come from that are not given: what learned best here, the paper, or
+    """Where options of thinking come from that are not given: what learned here, the paper, or
     the authors' code."""
     quiet: dict[str, Any] = field(default_factory=dict)
     """Options of thinking (QuietConfig), such as --quiet.thought_tokens 8 or --quiet.positions uniform."""
