@@ -6,6 +6,7 @@ judged only where all of it was read, so one with a variable, a unit inside or a
 
 import re
 from fractions import Fraction
+from functools import lru_cache
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -21,6 +22,7 @@ _SIGNS = str.maketrans(
     | dict.fromkeys("\u00f7\u2044\u2215", "/")
     | dict.fromkeys("$\u20ac\u00a3\u00a0\u202f", " ")
 )
+_SPAN = re.compile(r"<<([^<>\n]{1,200})>>")
 _WRITTEN = re.compile(r"\\(times|cdot|div)(?![A-Za-z])|(?<=[0-9)]) ?x ?(?=[0-9(])")
 _JOINED = re.compile(
     r"times|minus|plus|modu?l?o?|negative|twice|thrice|double|triple|half|of|over|by|the|divided"
@@ -47,7 +49,16 @@ def equations(text: str) -> list[Equation]:
     """Every equation whose left side has an operation and that could be read, in order.
 
     `1 + 2 + 3 = 3 + 3 = 6` is two. A right side with decimals may be cut or rounded in its last one.
+    Where there are calculator spans, `<<48/2=24>>`, they are the equations, as in the authors' code.
     """
+    return list(_read(text)) if "=" in text else []
+
+
+@lru_cache(maxsize=2**16)
+def _read(text: str) -> tuple[Equation, ...]:
+    """`equations`, remembered: filters and classes ask for those of the same texts."""
+    if spans := _SPAN.findall(text):
+        text = "\n".join(spans)
     text = _WRITTEN.sub(lambda found: "/" if found[1] == "div" else "*", text.translate(_SIGNS))
     found = []
     for sides in _chains(text):
@@ -57,7 +68,7 @@ def equations(text: str) -> list[Equation]:
             if operation and before is not None and after is not None:
                 holds = _same(before, after, right[-1])
                 found.append(Equation(" ".join(left), " ".join(right), holds))
-    return found
+    return tuple(found)
 
 
 def wrong_equations(text: str) -> list[Equation]:
@@ -78,7 +89,7 @@ def _chains(text: str) -> list[list[list[str]]]:
         run.clear()
 
     for match in _TOKEN.finditer(text):
-        kind, token = str(match.lastgroup), match.group()
+        kind, token = match.lastgroup, match.group()
         if kind in ("number", "sign"):
             if kind == previous == "number":  # 1 1/2, 18 000: neither can be read
                 end("half")
@@ -92,6 +103,9 @@ def _chains(text: str) -> list[list[list[str]]]:
                 start = ""
         else:
             # A full stop or comma ends a sentence; any other sign belongs to what it touches.
+            if not run and kind == "word":
+                start, previous = token.lower(), kind
+                continue
             plain = token in ".,:;?" and not text[match.end() : match.end() + 1].isdigit()
             end("" if plain else token.lower())
             start = "" if plain else token.lower()
@@ -124,14 +138,14 @@ def _whole(side: list[str]) -> list[str]:
     return side
 
 
-def _same(left: Fraction, right: Fraction, written: str) -> bool:
+def _same(left: Fraction | int, right: Fraction | int, written: str) -> bool:
     decimals = len(written.partition(".")[2])
     if not decimals:
         return left == right
     return abs(left - right) < Fraction(1, 10**decimals)
 
 
-def _value(tokens: list[str]) -> Fraction | None:
+def _value(tokens: list[str]) -> Fraction | int | None:
     """The value of one side; None where it is not arithmetic."""
     if not 0 < len(tokens) <= MOST_TOKENS or any(len(token) > MOST_DIGITS for token in tokens):
         return None
@@ -142,7 +156,7 @@ def _value(tokens: list[str]) -> Fraction | None:
     return None if rest else value
 
 
-def _sum(tokens: list[str]) -> tuple[Fraction, list[str]]:
+def _sum(tokens: list[str]) -> tuple[Fraction | int, list[str]]:
     value, tokens = _product(tokens)
     while tokens and tokens[0] in "+-":
         sign = 1 if tokens[0] == "+" else -1
@@ -151,16 +165,16 @@ def _sum(tokens: list[str]) -> tuple[Fraction, list[str]]:
     return value, tokens
 
 
-def _product(tokens: list[str]) -> tuple[Fraction, list[str]]:
+def _product(tokens: list[str]) -> tuple[Fraction | int, list[str]]:
     value, tokens = _factor(tokens)
     while tokens and tokens[0] in "*/":
         operator = tokens[0]
         factor, tokens = _factor(tokens[1:])
-        value = value * factor if operator == "*" else value / factor
+        value = value * factor if operator == "*" else Fraction(value) / factor
     return value, tokens
 
 
-def _factor(tokens: list[str]) -> tuple[Fraction, list[str]]:
+def _factor(tokens: list[str]) -> tuple[Fraction | int, list[str]]:
     first, rest = tokens[0], tokens[1:]
     if first == "-":
         value, rest = _factor(rest)
@@ -170,4 +184,5 @@ def _factor(tokens: list[str]) -> tuple[Fraction, list[str]]:
         if rest[0] != ")":
             raise ValueError(rest[0])
         return value, rest[1:]
-    return Fraction(first.replace(",", "")), rest
+    digits = first.replace(",", "")
+    return (int(digits) if digits.isdecimal() else Fraction(digits)), rest

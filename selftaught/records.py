@@ -74,11 +74,19 @@ class Example:
 
 @dataclass(frozen=True)
 class Preference:
-    """A prompt, a better and a worse completion; the names are TRL's columns."""
+    """A prompt, a better and a worse completion; the names are TRL's columns.
+
+    Where token ids are given, they are what is learned from, to the token: nothing is added at their
+    end, and `chosen` and `rejected` are there to be read.
+    """
 
     prompt: Text
     chosen: Text
     rejected: Text
+    begun: tuple[int, ...] = ()
+    """Tokens of the completion that stand before both, and bear no loss."""
+    chosen_ids: tuple[int, ...] | None = None
+    rejected_ids: tuple[int, ...] | None = None
 
 
 def to_json(record: Rollout | Example | Preference | Problem) -> str:

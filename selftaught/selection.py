@@ -2,12 +2,20 @@
 
 import hashlib
 import random
+import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from typing import Literal
 
-from selftaught.equations import wrong_equations
+from selftaught.equations import equations, wrong_equations
 from selftaught.prompts import PromptStyle
 from selftaught.records import Example, Problem, Rollout
+
+DistinctBy = Literal["text", "equations", "numbers", "edits"]
+
+_NUMBER = re.compile(r"[0-9]++(?:[.,][0-9]++)*+")
+_TEXT_OF: Callable[[str], object] = lambda text: " ".join(text.split())  # noqa: E731
+_NUMBERS_OF: Callable[[str], object] = lambda text: tuple(_NUMBER.findall(text))  # noqa: E731
 
 
 class NothingToLearn(Exception):
@@ -37,12 +45,85 @@ def keep_sound(rollouts: Iterable[Rollout]) -> list[Rollout]:
     return [rollout for rollout in rollouts if not wrong_equations(rollout.completion)]
 
 
-def keep_distinct(rollouts: Iterable[Rollout]) -> list[Rollout]:
-    """The first of each problem's rollouts with the same text, white space aside."""
-    first: dict[tuple[str, str], Rollout] = {}
+def keep_distinct(
+    rollouts: Iterable[Rollout], by: DistinctBy = "text", *, edits: float = 0.2
+) -> list[Rollout]:
+    """One of each problem's rollouts that go the same way; what that means, `by` says.
+
+    - "text": the same text, white space aside; the first is kept.
+    - "equations": the same ordered list of equations; of those the one that lies further from the
+      problem's other ways, in sums of Levenshtein distances, is kept (Algorithm 1 of Yuan et al. 2023,
+      arXiv:2308.01825). A rationale without an equation is of the empty list's class.
+    - "numbers": the same numbers in the same order, whatever stands between them; the first is kept.
+    - "edits": at most this share of the longer text's characters differs; the first is kept.
+
+    They come in the order of `rollouts`, problem by problem; a way keeps the place of its first.
+    """
+    by_problem: dict[str, list[Rollout]] = {}
     for rollout in rollouts:
-        first.setdefault((rollout.problem.id, " ".join(rollout.completion.split())), rollout)
-    return list(first.values())
+        by_problem.setdefault(rollout.problem.id, []).append(rollout)
+    kept: list[Rollout] = []
+    for same in by_problem.values():
+        match by:
+            case "equations":
+                kept += _most_distant(same)
+            case "edits":
+                kept += _unlike(same, edits)
+            case _:
+                key = _NUMBERS_OF if by == "numbers" else _TEXT_OF
+                first: dict[object, Rollout] = {}
+                for rollout in same:
+                    first.setdefault(key(rollout.completion), rollout)
+                kept += first.values()
+    return kept
+
+
+def way(completion: str) -> tuple[str, ...]:
+    """The equations of a rationale in their order, each without white space: its class in RFT."""
+    return tuple(f"{one.left}={one.right}".replace(" ", "") for one in equations(completion))
+
+
+def _most_distant(rollouts: Sequence[Rollout]) -> list[Rollout]:
+    """One rollout for each list of equations: Algorithm 1 of arXiv:2308.01825, on one problem."""
+    from rapidfuzz.distance import Levenshtein
+    from rapidfuzz.process import cdist
+
+    place: dict[tuple[str, ...], int] = {}
+    kept: list[Rollout] = []
+    texts: list[str] = []
+    sums: list[int] = []
+    """Of each kept text's distances to the other kept ones."""
+    classes: dict[str, tuple[str, ...]] = {}
+    for rollout in rollouts:
+        text = rollout.completion
+        if text not in classes:
+            classes[text] = way(text)
+        at = place.setdefault(classes[text], len(kept))
+        if at < len(kept) and texts[at] == text:
+            continue
+        far = cdist([text], texts, scorer=Levenshtein.distance)[0].tolist() if texts else []
+        if at == len(kept):
+            sums = [total + one for total, one in zip(sums, far, strict=True)]
+            kept.append(rollout)
+            texts.append(text)
+            sums.append(sum(far))
+        elif sum(far) - far[at] > sums[at]:
+            was = cdist([texts[at]], texts, scorer=Levenshtein.distance)[0].tolist()
+            sums = [total + new - old for total, new, old in zip(sums, far, was, strict=True)]
+            kept[at], texts[at], sums[at] = rollout, text, sum(far) - far[at]
+    return kept
+
+
+def _unlike(rollouts: Sequence[Rollout], edits: float) -> list[Rollout]:
+    """The rollouts that differ from every one kept before in more than a share of their characters."""
+    from rapidfuzz.distance import Levenshtein
+
+    kept: list[Rollout] = []
+    for rollout in rollouts:
+        text = rollout.completion
+        if all(Levenshtein.normalized_distance(text, one.completion) > edits for one in kept):
+            kept.append(rollout)
+    return kept
 
 
 def keep_at_most(rollouts: Iterable[Rollout], k: int) -> list[Rollout]:

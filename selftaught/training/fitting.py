@@ -1,38 +1,40 @@
-"""Fine-tuning: examples in, a model folder out. The only door to TRL.
+"""What every fine-tuning here shares: rows in, a model folder out, continued after a kill.
 
 TRL, transformers and torch are imported inside the functions, so that a method's Config can be
 read (`--help`, `--dry-run`) without them.
-
-TRL's own preparation of a data set would cut an over-long row at its end, where the answer stands,
-and say nothing. So rows are tokenized here: those that do not fit are dropped and counted.
 """
 
 import errno
 import hashlib
 import json
 import math
+import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from selftaught.records import Example, write_atomically
+from selftaught.records import write_atomically
 
 if TYPE_CHECKING:
     from peft import LoraConfig
     from transformers import PreTrainedTokenizerBase
-    from trl import SFTConfig
+
+Row = dict[str, Any]
 
 DECIDING = (
     "max_steps", "num_train_epochs", "learning_rate", "lr_scheduler_type", "warmup_steps", "seed",
     "per_device_train_batch_size", "gradient_accumulation_steps", "max_length", "bf16",
     "weight_decay", "max_grad_norm", "optim",
 )  # fmt: skip
-"""Options of TRL's SFTConfig that decide the weights; a continued training must have the same."""
-IGNORED = -100
-"""The label of a token without loss, in torch and transformers."""
+"""Options that decide the weights; a continued training must have the same."""
+PREFERENCES = ("beta", "loss_type", "label_smoothing")
+"""Those that only TRL's DPOConfig has."""
+LOGGED = ("step", "loss", "learning_rate", "rewards/accuracies", "rewards/margins")
+TOKENS = ("input_ids", "prompt_ids", "prompt_ids", "chosen_ids", "rejected_ids")
+"""The columns whose tokens a model reads in a pass; a preference's prompt is read twice."""
 
 
 @dataclass(frozen=True)
@@ -42,26 +44,27 @@ class Training:
     model: Path
     steps: int
     loss: float
-    """Mean loss per supervised token over all steps, in nats."""
+    """Mean of the logged losses over all steps: of SFT, nats per supervised token."""
     trained_on: int
     too_long: int
     log: list[dict[str, float]]
-    """`step`, `loss`, `learning_rate` as logged."""
+    """`step`, `loss`, `learning_rate` as logged; of preferences also reward accuracy and margin."""
+    tokens: int = 0
+    """Tokens read in all passes, prompts included."""
 
 
-def sft_config(output_dir: Path, **options: Any) -> "SFTConfig":
-    """TRL's own `SFTConfig`; what is set here suits small models on any device, all can be given.
+def trl_config(kind: str, output_dir: Path, ours: dict[str, Any], options: dict[str, Any]) -> Any:
+    """TRL's config of this name with our defaults below the caller's options.
 
     Raises:
         ValueError: an option that TRL does not know.
     """
-    from trl import SFTConfig
+    import trl
 
-    ours = {
+    shared = {
         "report_to": "none",
         "bf16": False,
         "gradient_checkpointing": False,
-        "dataset_kwargs": {"skip_prepare_dataset": True},
         "remove_unused_columns": False,
         "logging_nan_inf_filter": False,  # a loss that is not a number must be seen
         "logging_steps": 1,  # so is each; and means over several would differ after a continuation
@@ -70,11 +73,12 @@ def sft_config(output_dir: Path, **options: Any) -> "SFTConfig":
         "dataloader_pin_memory": False,
     }
     try:
-        return SFTConfig(output_dir=str(output_dir), **(ours | options))
+        return getattr(trl, kind)(output_dir=str(output_dir), **(shared | ours | options))
     except TypeError as error:
+        page = kind.removesuffix("Config").lower()
         raise ValueError(
-            f"TRL's SFTConfig refused the training options: {error}. "
-            "Its fields are listed at https://huggingface.co/docs/trl/sft_trainer."
+            f"TRL's {kind} refused the training options: {error}. "
+            f"Its fields are listed at https://huggingface.co/docs/trl/{page}_trainer."
         ) from None
 
 
@@ -86,48 +90,32 @@ def lora_config(*, r: int, alpha: int, target_modules: str) -> "LoraConfig":
     return LoraConfig(r=r, lora_alpha=alpha, target_modules=targets, task_type="CAUSAL_LM")
 
 
-def train_sft(
+def fit(
     model: str | Path,
-    examples: Sequence[Example],
-    config: "SFTConfig",
+    make_rows: "Callable[[PreTrainedTokenizerBase], tuple[list[Row], int]]",
+    made_of: Any,
+    config: Any,
+    open_trainer: Callable[..., Any],
     *,
     out: Path,
+    load: Callable[[str], Any],
     peft_config: "LoraConfig | None" = None,
     progress: Callable[[int], None] | None = None,
 ) -> Training:
-    """Fine-tune a model on examples, with loss on their completions only; LoRA is merged at the end.
+    """Fine-tune a model on rows, which its tokenizer makes; LoRA is merged at the end.
 
     The model appears in `out` when training has ended and not before. Checkpoints go to
     `config.output_dir`; repeating the call continues from the last whole one, to the same weights.
 
-    Raises:
-        ValueError: no example, none that fits `config.max_length`, or a loss that is not finite.
-    """
-
-    def rows(tokenizer: "PreTrainedTokenizerBase") -> tuple[list[dict[str, list[int]]], int]:
-        return tokenized(examples, tokenizer, config.max_length)
-
-    told = [asdict(one) for one in examples]
-    return train_rows(
-        model, rows, told, config, out=out, peft_config=peft_config, progress=progress
-    )
-
-
-def train_rows(
-    model: str | Path,
-    make_rows: "Callable[[PreTrainedTokenizerBase], tuple[list[dict[str, list[int]]], int]]",
-    made_of: Any,
-    config: "SFTConfig",
-    *,
-    out: Path,
-    peft_config: "LoraConfig | None" = None,
-    progress: Callable[[int], None] | None = None,
-) -> Training:
-    """`train_sft` on rows of `input_ids` and `labels`, which the model's tokenizer makes.
-
     Args:
         make_rows: returns the rows, and how many were left out as too long.
         made_of: what the rows are made of, as JSON has it; another training in `out` is known by it.
+        open_trainer: makes the trainer of `model`, `args`, `train_dataset`, `processing_class`,
+            `peft_config` and `callbacks`.
+        load: opens the start model.
+
+    Raises:
+        ValueError: `out` holds a training on other rows, or the loss is not finite.
     """
     checkpoints = Path(str(config.output_dir))
     made_from = _made_from(model, made_of, config, peft_config)
@@ -136,9 +124,8 @@ def train_rows(
         shutil.rmtree(checkpoints, ignore_errors=True)
         return _stored(out)
     _refuse_another(checkpoints / "made_from.json", made_from)
-    from transformers import AutoModelForCausalLM, AutoTokenizer, PrinterCallback, set_seed
+    from transformers import AutoTokenizer, PrinterCallback, set_seed
     from transformers.utils import logging
-    from trl import SFTTrainer
 
     logging.disable_progress_bar()  # the bars of loading and saving would break ours
 
@@ -147,94 +134,82 @@ def train_rows(
         tokenizer.pad_token = tokenizer.eos_token
     rows, too_long = make_rows(tokenizer)
     set_seed(config.seed)
-    trained = AutoModelForCausalLM.from_pretrained(str(model), dtype="float32")
+    trained = load(str(model))
     trained.config.use_cache = False
-    trainer = SFTTrainer(
-        model=trained,
-        args=config,
-        train_dataset=_dataset(rows),
-        processing_class=tokenizer,
-        peft_config=peft_config,
-        callbacks=[_watcher(progress)],
-    )
+    trained.config.pad_token_id = tokenizer.pad_token_id
+    with _no_bars():
+        trainer = open_trainer(
+            model=trained,
+            args=config,
+            train_dataset=_dataset(rows),
+            processing_class=tokenizer,
+            peft_config=peft_config,
+            callbacks=[_watcher(progress)],
+        )
     trainer.remove_callback(PrinterCallback)
     write_atomically(checkpoints / "made_from.json", json.dumps({"made_from": made_from}) + "\n")
     with _told_if_full(checkpoints):
         result = trainer.train(resume_from_checkpoint=_last_whole_checkpoint(checkpoints))
-    log = [
-        {key: entry[key] for key in ("step", "loss", "learning_rate")}
-        for entry in trainer.state.log_history
-        if "loss" in entry
-    ]
     finished: Any = trainer.model
     if peft_config is not None:
         finished = finished.merge_and_unload()
     finished.config.use_cache = True
-    done = Training(
-        out, result.global_step, _mean_loss(log, result.training_loss), len(rows), too_long, log
-    )
+    done = _done(trainer, result, out, rows, too_long)
     with _told_if_full(out):
         _save(finished, tokenizer, done, made_from)
     shutil.rmtree(checkpoints, ignore_errors=True)
     return done
 
 
-def tokenized(
-    examples: Sequence[Example], tokenizer: "PreTrainedTokenizerBase", max_length: int | None
-) -> tuple[list[dict[str, list[int]]], int]:
-    """Rows of `input_ids` and `labels`, and how many examples were longer than `max_length` tokens.
-
-    The prompt's labels are ignored; an end-of-text token (for messages: the template's own ending)
-    follows the completion and is learned.
-
-    Raises:
-        ValueError: there are no examples, or none fits.
-    """
-    if not examples:
-        raise ValueError("Expected at least one example to train on, got none.")
-    rows = []
-    for example in examples:
-        prompt_ids, ids = _token_ids(example, tokenizer)
-        if max_length is None or len(ids) <= max_length:
-            labels = [IGNORED] * len(prompt_ids) + ids[len(prompt_ids) :]
-            rows.append({"input_ids": ids, "labels": labels})
-    if not rows:
-        raise ValueError(
-            f"All {len(examples)} examples are longer than max_length={max_length} tokens; "
-            "raise max_length, or sample shorter rationales with a smaller max_tokens."
-        )
-    return rows, len(examples) - len(rows)
+def _done(trainer: Any, result: Any, out: Path, rows: Sequence[Row], too_long: int) -> Training:
+    """What a training that has just ended did."""
+    log = [
+        {key: entry[key] for key in LOGGED if key in entry}
+        for entry in trainer.state.log_history
+        if "loss" in entry
+    ]
+    lengths = [sum(len(row[key]) for key in TOKENS if key in row) for row in rows]
+    tokens = round(sum(lengths) * (trainer.state.epoch or 0))
+    loss = _mean_loss(log, result.training_loss)
+    return Training(out, result.global_step, loss, len(rows), too_long, log, tokens)
 
 
-def _token_ids(example: Example, tokenizer: Any) -> tuple[list[int], list[int]]:
-    """The tokens of the prompt, and of the prompt with its completion and ending."""
-    prompt, completion = example.prompt, example.completion
-    if isinstance(prompt, list) and isinstance(completion, list):
-        whole = tokenizer.apply_chat_template(prompt + completion, return_dict=False)
-        head = tokenizer.apply_chat_template(prompt, add_generation_prompt=True, return_dict=False)
-        if whole[: len(head)] != head:
-            raise ValueError(
-                "The model's chat template changes the prompt once the answer is there, so the "
-                "loss cannot be kept to the answer; use a text prompt (--prompt few_shot or bare)."
-            )
-        return head, whole
-    if not isinstance(prompt, str) or not isinstance(completion, str):
-        raise ValueError("Expected prompt and completion both as text or both as messages.")
-    head = tokenizer(prompt)["input_ids"]
-    whole = tokenizer(prompt + completion)["input_ids"]
-    if whole[: len(head)] != head:  # the border falls inside a token: keep the prompt as sampled
-        whole = head + tokenizer(completion, add_special_tokens=False)["input_ids"]
-    if tokenizer.eos_token_id is None:
-        raise ValueError(
-            "The tokenizer has no end-of-text token (eos_token), which ends a rationale."
-        )
-    return head, [*whole, tokenizer.eos_token_id]
+def causal_lm(model: str) -> Any:
+    """A causal language model in float32, as training wants it."""
+    from transformers import AutoModelForCausalLM
+
+    return AutoModelForCausalLM.from_pretrained(model, dtype="float32")
 
 
-def _dataset(rows: list[dict[str, list[int]]]) -> Any:
+def prompt_tokens(prompt: Any, tokenizer: Any) -> list[int]:
+    """The tokens of a prompt as the samplers give it to a model."""
+    if isinstance(prompt, str):
+        return tokenizer(prompt)["input_ids"]
+    return tokenizer.apply_chat_template(prompt, add_generation_prompt=True, return_dict=False)
+
+
+def _dataset(rows: list[Row]) -> Any:
     from datasets import Dataset
 
     return Dataset.from_list(rows)
+
+
+@contextmanager
+def _no_bars() -> Iterator[None]:
+    """Without the progress bars of datasets and TRL, which would break ours."""
+    from datasets.utils.logging import disable_progress_bar, enable_progress_bar
+
+    before = os.environ.get("TQDM_DISABLE")
+    os.environ["TQDM_DISABLE"] = "1"
+    disable_progress_bar()
+    try:
+        yield
+    finally:
+        enable_progress_bar()
+        if before is None:
+            del os.environ["TQDM_DISABLE"]
+        else:
+            os.environ["TQDM_DISABLE"] = before
 
 
 def _watcher(progress: Callable[[int], None] | None) -> Any:
@@ -300,9 +275,10 @@ def _told_if_full(folder: Path) -> Iterator[None]:
         ) from error
 
 
-def _made_from(model: str | Path, made_of: Any, config: "SFTConfig", peft_config: Any) -> str:
+def _made_from(model: str | Path, made_of: Any, config: Any, peft_config: Any) -> str:
     """A hash of what decides the weights that come out: start model, examples and options."""
-    options = {name: getattr(config, name) for name in DECIDING}
+    names = DECIDING + (PREFERENCES if hasattr(config, "beta") else ())
+    options = {name: getattr(config, name) for name in names}
     lora = None if peft_config is None else [peft_config.r, peft_config.lora_alpha]
     whole = [Path(model).name, made_of, options, lora]
     text = json.dumps(whole, ensure_ascii=True, default=str, sort_keys=True)
@@ -328,7 +304,7 @@ def _save(model: Any, tokenizer: Any, done: Training, made_from: str) -> None:
     model.save_pretrained(partial)
     tokenizer.save_pretrained(partial)
     report = {"steps": done.steps, "loss": done.loss, "trained_on": done.trained_on,
-              "too_long": done.too_long, "log": done.log, "made_from": made_from}  # fmt: skip
+              "too_long": done.too_long, "log": done.log, "tokens": done.tokens, "made_from": made_from}  # fmt: skip
     write_atomically(partial / "training.json", json.dumps(report) + "\n")
     shutil.rmtree(done.model, ignore_errors=True)
     partial.rename(done.model)

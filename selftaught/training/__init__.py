@@ -1,0 +1,27 @@
+"""Fine-tuning: examples or preferences in, a model folder out. The only door to TRL.
+
+TRL's own preparation of a data set would cut an over-long row at its end, where the answer stands,
+and say nothing; and it would add an end-of-text token to every side of a preference. So rows are
+tokenized here: those that do not fit are dropped and counted.
+"""
+
+from selftaught.training.dpo import dpo_config, preference_rows, train_dpo
+from selftaught.training.fitting import Training, lora_config
+from selftaught.training.outcome import Judged, outcome_config, train_outcome
+from selftaught.training.sft import sft_config, tokenized, train_rows, train_sft, train_weighted
+
+__all__ = [
+    "Judged",
+    "Training",
+    "dpo_config",
+    "lora_config",
+    "outcome_config",
+    "preference_rows",
+    "sft_config",
+    "tokenized",
+    "train_dpo",
+    "train_outcome",
+    "train_rows",
+    "train_sft",
+    "train_weighted",
+]

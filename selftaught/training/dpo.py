@@ -1,0 +1,114 @@
+"""Direct preference optimization (Rafailov et al. 2023, arXiv:2305.18290): TRL's `DPOTrainer`.
+
+The reference is the start model. Its log-probabilities are computed once, before the first step and
+before any checkpoint is read, so a continued training has the same reference as an undisturbed one.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from selftaught.records import Preference, Text
+from selftaught.training.fitting import Row, Training, causal_lm, fit, prompt_tokens, trl_config
+from selftaught.training.sft import end_token
+
+if TYPE_CHECKING:
+    from peft import LoraConfig
+    from transformers import PreTrainedTokenizerBase
+    from trl import DPOConfig
+
+
+def dpo_config(output_dir: Path, **options: Any) -> "DPOConfig":
+    """TRL's own `DPOConfig`; what is set here suits small models on any device, all can be given.
+
+    Raises:
+        ValueError: an option that TRL does not know, or one that would change the reference.
+    """
+    config = trl_config("DPOConfig", output_dir, {"precompute_ref_log_probs": True}, options)
+    if not config.precompute_ref_log_probs:
+        raise ValueError(
+            "precompute_ref_log_probs must stay true: without it TRL reads the reference from the "
+            "folder the weights once came from, which need not be the start model."
+        )
+    return config
+
+
+def train_dpo(
+    model: str | Path,
+    preferences: Sequence[Preference],
+    config: "DPOConfig",
+    *,
+    out: Path,
+    peft_config: "LoraConfig | None" = None,
+    progress: Callable[[int], None] | None = None,
+) -> Training:
+    """Train a model to prefer `chosen` over `rejected`, with itself as it was as the reference.
+
+    As `train_sft`, it ends with a model in `out`, and repeating the call continues it.
+
+    Raises:
+        ValueError: no preference, none that fits `config.max_length`, or a loss that is not finite.
+    """
+
+    def rows(tokenizer: "PreTrainedTokenizerBase") -> tuple[list[Row], int]:
+        return preference_rows(preferences, tokenizer, config.max_length)
+
+    told = [asdict(one) for one in preferences]
+    return fit(model, rows, told, config, _trainer, out=out, load=causal_lm,
+               peft_config=peft_config, progress=progress)  # fmt: skip
+
+
+def _trainer(**given: Any) -> Any:
+    """TRL's trainer on rows as they are: no end-of-text tokens added, nothing tokenized again."""
+    from trl import DPOTrainer
+
+    class TokenExact(DPOTrainer):
+        def _prepare_dataset(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:
+            return dataset
+
+    return TokenExact(**given)
+
+
+def preference_rows(
+    preferences: Sequence[Preference],
+    tokenizer: "PreTrainedTokenizerBase",
+    max_length: int | None,
+) -> tuple[list[Row], int]:
+    """Rows of `prompt_ids`, `chosen_ids` and `rejected_ids`, and how many did not fit.
+
+    Token ids of a preference are taken as they are. Sides given as text only are tokenized, and an
+    end-of-text token follows them.
+
+    Raises:
+        ValueError: there are no preferences, or none fits.
+    """
+    if not preferences:
+        raise ValueError("Expected at least one preference to train on, got none.")
+    rows = []
+    for one in preferences:
+        prompt_ids = [*prompt_tokens(one.prompt, tokenizer), *one.begun]
+        chosen = _side(one.prompt, one.chosen, one.chosen_ids, tokenizer)
+        rejected = _side(one.prompt, one.rejected, one.rejected_ids, tokenizer)
+        if max_length is None or len(prompt_ids) + max(len(chosen), len(rejected)) <= max_length:
+            rows.append({"prompt_ids": prompt_ids, "chosen_ids": chosen, "rejected_ids": rejected})
+    if not rows:
+        raise ValueError(
+            f"All {len(preferences)} preferences are longer than max_length={max_length} tokens; "
+            "raise max_length, or sample shorter rationales with a smaller max_tokens."
+        )
+    return rows, len(preferences) - len(rows)
+
+
+def _side(
+    prompt: Text, text: Text, ids: Sequence[int] | None, tokenizer: "PreTrainedTokenizerBase"
+) -> list[int]:
+    """The tokens of one side of a preference."""
+    if ids is not None:
+        return list(ids)
+    if isinstance(text, str):
+        return [*tokenizer(text, add_special_tokens=False)["input_ids"], end_token(tokenizer)]  # type: ignore[list-item]
+    assert not isinstance(prompt, str)
+    head = prompt_tokens(prompt, tokenizer)
+    whole: Any = tokenizer.apply_chat_template(prompt + text, return_dict=False)
+    return whole[len(head) :]

@@ -1,0 +1,109 @@
+"""An outcome reward model (Cobbe et al. 2021, arXiv:2110.14168; the "ORM" of V-STaR's Section 4.4).
+
+A sequence classifier with one output, trained by binary cross-entropy to tell right completions from
+wrong ones. TRL's RewardTrainer learns from pairs, so this is transformers' own Trainer, on which it
+rests, with the model's own loss.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from selftaught.records import Text
+from selftaught.training.fitting import Row, Training, fit, prompt_tokens
+from selftaught.training.sft import fitting
+
+if TYPE_CHECKING:
+    from peft import LoraConfig
+    from transformers import PreTrainedTokenizerBase, TrainingArguments
+
+
+@dataclass(frozen=True)
+class Judged:
+    """A completion, by its tokens, and whether it was right."""
+
+    prompt: Text
+    ids: tuple[int, ...]
+    right: bool
+
+
+def outcome_config(output_dir: Path, *, max_length: int, **options: Any) -> "TrainingArguments":
+    """transformers' `TrainingArguments` with the defaults of the other trainings here.
+
+    Raises:
+        ValueError: an option that they do not know.
+    """
+    from transformers import TrainingArguments
+
+    ours = {"report_to": "none", "remove_unused_columns": False, "logging_nan_inf_filter": False,
+            "logging_steps": 1, "disable_tqdm": True, "save_total_limit": 1,
+            "dataloader_pin_memory": False}  # fmt: skip
+    try:
+        config = TrainingArguments(output_dir=str(output_dir), **(ours | options))
+    except TypeError as error:
+        raise ValueError(f"TrainingArguments refused the training options: {error}.") from None
+    config.max_length = max_length  # type: ignore[attr-defined]
+    return config
+
+
+def train_outcome(
+    model: str | Path,
+    judged: Sequence[Judged],
+    config: "TrainingArguments",
+    *,
+    out: Path,
+    peft_config: "LoraConfig | None" = None,
+    progress: Callable[[int], None] | None = None,
+) -> Training:
+    """Train a classifier of right and wrong completions from a causal language model.
+
+    Raises:
+        ValueError: there is nothing to tell apart, or nothing fits `max_length`.
+    """
+    if len({one.right for one in judged}) < 2:
+        raise ValueError(
+            f"Expected right and wrong completions to tell apart, got {len(judged)} of one kind."
+        )
+    max_length: int = config.max_length  # type: ignore[attr-defined]
+
+    def rows(tokenizer: "PreTrainedTokenizerBase") -> tuple[list[Row], int]:
+        made = [
+            {
+                "input_ids": [*prompt_tokens(one.prompt, tokenizer), *one.ids],
+                "labels": [float(one.right)],
+            }
+            for one in judged
+        ]
+        return fitting(made, max_length, "completions")
+
+    return fit(model, rows, [asdict(one) for one in judged], config, _trainer, out=out,
+               load=_classifier, peft_config=peft_config, progress=progress)  # fmt: skip
+
+
+def _classifier(model: str) -> Any:
+    from transformers import AutoModelForSequenceClassification
+    from transformers.utils import logging
+
+    before = logging.get_verbosity()
+    logging.set_verbosity_error()  # that the head is new is meant
+    try:
+        return AutoModelForSequenceClassification.from_pretrained(
+            model, num_labels=1, problem_type="multi_label_classification", dtype="float32"
+        )
+    finally:
+        logging.set_verbosity(before)
+
+
+def _trainer(*, peft_config: Any, **given: Any) -> Any:
+    from transformers import DataCollatorWithPadding, Trainer
+
+    if peft_config is not None:
+        from dataclasses import replace
+
+        from peft import TaskType, get_peft_model
+
+        wanted = replace(peft_config, task_type=TaskType.SEQ_CLS)
+        given["model"] = get_peft_model(given["model"], wanted)
+    collate = DataCollatorWithPadding(given["processing_class"], return_tensors="pt")
+    return Trainer(**given, data_collator=collate)

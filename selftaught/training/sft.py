@@ -1,0 +1,227 @@
+"""Supervised fine-tuning, with loss on completions only: TRL's `SFTTrainer`."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from selftaught.records import Example
+from selftaught.training.fitting import Row, Training, causal_lm, fit, trl_config
+
+if TYPE_CHECKING:
+    from peft import LoraConfig
+    from transformers import PreTrainedTokenizerBase
+    from trl import SFTConfig
+
+IGNORED = -100
+"""The label of a token without loss, in torch and transformers."""
+
+
+def sft_config(output_dir: Path, **options: Any) -> "SFTConfig":
+    """TRL's own `SFTConfig`; what is set here suits small models on any device, all can be given.
+
+    Raises:
+        ValueError: an option that TRL does not know.
+    """
+    ours = {"dataset_kwargs": {"skip_prepare_dataset": True}}
+    return trl_config("SFTConfig", output_dir, ours, options)
+
+
+def train_sft(
+    model: str | Path,
+    examples: Sequence[Example],
+    config: "SFTConfig",
+    *,
+    out: Path,
+    peft_config: "LoraConfig | None" = None,
+    progress: Callable[[int], None] | None = None,
+) -> Training:
+    """Fine-tune a model on examples, with loss on their completions only; LoRA is merged at the end.
+
+    The model appears in `out` when training has ended and not before. Checkpoints go to
+    `config.output_dir`; repeating the call continues from the last whole one, to the same weights.
+
+    Raises:
+        ValueError: no example, none that fits `config.max_length`, or a loss that is not finite.
+    """
+
+    def rows(tokenizer: "PreTrainedTokenizerBase") -> tuple[list[Row], int]:
+        return tokenized(examples, tokenizer, config.max_length)
+
+    told = [asdict(one) for one in examples]
+    return train_rows(
+        model, rows, told, config, out=out, peft_config=peft_config, progress=progress
+    )
+
+
+def train_rows(
+    model: str | Path,
+    make_rows: "Callable[[PreTrainedTokenizerBase], tuple[list[Row], int]]",
+    made_of: Any,
+    config: "SFTConfig",
+    *,
+    out: Path,
+    peft_config: "LoraConfig | None" = None,
+    progress: Callable[[int], None] | None = None,
+) -> Training:
+    """`train_sft` on rows of `input_ids` and `labels`, which the model's tokenizer makes.
+
+    Args:
+        make_rows: returns the rows, and how many were left out as too long.
+        made_of: what the rows are made of, as JSON has it; another training in `out` is known by it.
+    """
+
+    def trainer(**given: Any) -> Any:
+        from trl import SFTTrainer
+
+        return SFTTrainer(**given)
+
+    return fit(model, make_rows, made_of, config, trainer, out=out, load=causal_lm,
+               peft_config=peft_config, progress=progress)  # fmt: skip
+
+
+def train_weighted(
+    model: str | Path,
+    rows: Sequence[Row],
+    config: "SFTConfig",
+    *,
+    out: Path,
+    peft_config: "LoraConfig | None" = None,
+    progress: Callable[[int], None] | None = None,
+) -> Training:
+    """Fine-tune on token rows in which every token's loss has a weight of its own.
+
+    Args:
+        rows: `input_ids`, `labels` and `weights`, equally long; the loss is the sum of weight times
+            negative log-probability over the tokens with a label, divided by their number.
+
+    Raises:
+        ValueError: no row, or none that fits `config.max_length`.
+    """
+
+    def made(tokenizer: Any) -> tuple[list[Row], int]:
+        del tokenizer
+        return fitting(rows, config.max_length, "rows")
+
+    return fit(model, made, list(rows), config, _weighted_trainer, out=out, load=causal_lm,
+               peft_config=peft_config, progress=progress)  # fmt: skip
+
+
+def _weighted_trainer(**given: Any) -> Any:
+    """An SFT trainer whose batches carry weights, and whose loss heeds them."""
+    import torch
+    from trl import SFTTrainer
+
+    class Weighted(SFTTrainer):
+        def compute_loss(
+            self,
+            model: Any,
+            inputs: Any,
+            return_outputs: bool = False,
+            num_items_in_batch: Any = None,
+        ) -> Any:
+            weights_BT = inputs["weights"][:, 1:]
+            labels_BT = inputs["labels"][:, 1:]
+            read = {key: inputs[key] for key in ("input_ids", "attention_mask")}
+            out = model(**read, use_cache=False)
+            logits_BTV = out.logits[:, :-1].float()
+            loss_BT = torch.nn.functional.cross_entropy(
+                logits_BTV.transpose(1, 2), labels_BT, ignore_index=IGNORED, reduction="none"
+            )
+            learned = (labels_BT != IGNORED).sum()
+            count = learned if num_items_in_batch is None else num_items_in_batch
+            loss = (loss_BT * weights_BT).sum() / count
+            return (loss, out) if return_outputs else loss
+
+    pad = given["processing_class"].pad_token_id
+
+    def collate(rows: Sequence[Row]) -> dict[str, Any]:
+        longest = max(len(row["input_ids"]) for row in rows)
+
+        def padded(key: str, fill: float, dtype: Any) -> Any:
+            filled = [row[key] + [fill] * (longest - len(row[key])) for row in rows]
+            return torch.tensor(filled, dtype=dtype)
+
+        there = [
+            [1] * len(row["input_ids"]) + [0] * (longest - len(row["input_ids"])) for row in rows
+        ]
+        return {
+            "input_ids": padded("input_ids", pad, torch.long),
+            "labels": padded("labels", IGNORED, torch.long),
+            "weights": padded("weights", 0.0, torch.float32),
+            "attention_mask": torch.tensor(there),
+        }
+
+    return Weighted(**given, data_collator=collate)
+
+
+def fitting(rows: Sequence[Row], max_length: int | None, what: str) -> tuple[list[Row], int]:
+    """The rows of at most `max_length` tokens, and how many others there are.
+
+    Raises:
+        ValueError: there are no rows, or none fits.
+    """
+    if not rows:
+        raise ValueError(f"Expected at least one of the {what} to train on, got none.")
+    kept = [row for row in rows if max_length is None or len(row["input_ids"]) <= max_length]
+    if not kept:
+        raise ValueError(
+            f"All {len(rows)} {what} are longer than max_length={max_length} tokens; "
+            "raise max_length, or sample shorter rationales with a smaller max_tokens."
+        )
+    return kept, len(rows) - len(kept)
+
+
+def tokenized(
+    examples: Sequence[Example], tokenizer: "PreTrainedTokenizerBase", max_length: int | None
+) -> tuple[list[Row], int]:
+    """Rows of `input_ids` and `labels`, and how many examples were longer than `max_length` tokens.
+
+    The prompt's labels are ignored; an end-of-text token (for messages: the template's own ending)
+    follows the completion and is learned.
+
+    Raises:
+        ValueError: there are no examples, or none fits.
+    """
+    if not examples:
+        raise ValueError("Expected at least one example to train on, got none.")
+    rows = []
+    for example in examples:
+        prompt_ids, ids = _token_ids(example, tokenizer)
+        labels = [IGNORED] * len(prompt_ids) + ids[len(prompt_ids) :]
+        rows.append({"input_ids": ids, "labels": labels})
+    return fitting(rows, max_length, "examples")
+
+
+def _token_ids(example: Example, tokenizer: Any) -> tuple[list[int], list[int]]:
+    """The tokens of the prompt, and of the prompt with its completion and ending."""
+    prompt, completion = example.prompt, example.completion
+    if isinstance(prompt, list) and isinstance(completion, list):
+        whole = tokenizer.apply_chat_template(prompt + completion, return_dict=False)
+        head = tokenizer.apply_chat_template(prompt, add_generation_prompt=True, return_dict=False)
+        if whole[: len(head)] != head:
+            raise ValueError(
+                "The model's chat template changes the prompt once the answer is there, so the "
+                "loss cannot be kept to the answer; use a text prompt (--prompt few_shot or bare)."
+            )
+        return head, whole
+    if not isinstance(prompt, str) or not isinstance(completion, str):
+        raise ValueError("Expected prompt and completion both as text or both as messages.")
+    head = tokenizer(prompt)["input_ids"]
+    whole = tokenizer(prompt + completion)["input_ids"]
+    if whole[: len(head)] != head:  # the border falls inside a token: keep the prompt as sampled
+        whole = head + tokenizer(completion, add_special_tokens=False)["input_ids"]
+    return head, [*whole, end_token(tokenizer)]
+
+
+def end_token(tokenizer: Any) -> int:
+    """The token that ends a completion.
+
+    Raises:
+        ValueError: the tokenizer has none.
+    """
+    if tokenizer.eos_token_id is None:
+        raise ValueError(
+            "The tokenizer has no end-of-text token (eos_token), which ends a rationale."
+        )
+    return tokenizer.eos_token_id
