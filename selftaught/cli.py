@@ -3,6 +3,7 @@
 Only what the chosen subcommand needs is imported, so that `--help` comes at once.
 """
 
+import json
 import os
 import shlex
 import signal
@@ -12,6 +13,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass, field, fields
+from itertools import takewhile
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any, Literal
@@ -25,10 +27,17 @@ if TYPE_CHECKING:
     from selftaught.methods.star import StarConfig
     from selftaught.tasks import Task
 
+METHOD_COMMANDS = ("rft", "vstar", "step-dpo", "compare", "solve")
+
 DONE, BAD_INPUT, NOTHING_LEARNED, INTERRUPTED = 0, 2, 3, 130
 
 COMMANDS = {
     "star": "STaR: sample, keep what is right, rationalize the rest, fine-tune, repeat",
+    "rft": "RFT: many samples per question, every distinct correct path",
+    "vstar": "V-STaR: wrong samples train a verifier, which chooses among candidates",
+    "step-dpo": "per-step DPO: find the first bad step by sampling on from every step, learn from it",
+    "compare": "several methods on one task at an equal budget of sampled tokens",
+    "solve": "answer questions by best-of-n with a verifier",
     "sample": "ask a model and store its completions",
     "grade": "read the answers of stored completions and compare them with the gold ones",
     "select": "choose graded completions and make training examples of them",
@@ -238,6 +247,22 @@ def _spelled(given: list[str], parser: ArgumentParser, chosen: str | None) -> li
             else:
                 one = f"--{name}{equals}{value}"
         spelled.append(one)
+    return _listed(spelled, _LISTS.get(chosen or "", set()))
+
+
+def _listed(given: list[str], lists: set[str]) -> list[str]:
+    """--k 1 3 6 as one argument."""
+    spelled: list[str] = []
+    rest = iter(enumerate(given))
+    for at, one in rest:
+        if one.startswith("--") and one[2:] in lists:
+            values = list(takewhile(lambda value: not value.startswith("--"), given[at + 1 :]))
+            if not (len(values) == 1 and values[0].startswith("[")):
+                spelled.append(f"{one}={json.dumps([yaml.safe_load(value) for value in values])}")
+                for _ in values:
+                    next(rest)
+                continue
+        spelled.append(one)
     return spelled
 
 
@@ -308,6 +333,15 @@ def _quiet_arguments(parser: ArgumentParser, given: list[str]) -> None:
     add_arguments(parser, given)
 
 
+def _method_arguments(command: str) -> Callable[..., None]:
+    def add(parser: ArgumentParser, given: list[str]) -> None:
+        from selftaught.method_commands import add_arguments
+
+        add_arguments(command, parser, given)
+
+    return add
+
+
 def _pause_arguments(parser: ArgumentParser, given: list[str]) -> None:
     from selftaught.pause_commands import add_arguments
 
@@ -316,6 +350,7 @@ def _pause_arguments(parser: ArgumentParser, given: list[str]) -> None:
 
 _ARGUMENTS: dict[str, Callable[..., None]] = {
     "star": _star_arguments,
+    **{name: _method_arguments(name) for name in METHOD_COMMANDS},
     "sample": _dataclass_arguments(AskOptions),
     "grade": _dataclass_arguments(GradeOptions, ("rollouts", "stores of rollouts", "+")),
     "select": _dataclass_arguments(SelectOptions, ("rollouts", "graded rollouts", "+")),
@@ -336,7 +371,20 @@ _SWITCHES = {
     "train": {"use_peft"},
     "quiet": {"use_peft", "bf16"},
     "embedded": {"rebuild"},
+    "rft": {"check_equations", "bf16", "use_peft", "skip_gold_class", "all_correct", "dry_run"},
+    "vstar": {"check_equations", "bf16", "use_peft", "baselines", "table", "dry_run"},
+    "step-dpo": {"check_equations", "bf16", "use_peft", "dry_run"},
+    "compare": {"check_equations", "bf16", "use_peft", "dry_run"},
 }  # fmt: skip
+
+_LISTS = {
+    "select": {"keep"},
+    "rft": {"k", "pool"},
+    "vstar": {"best_of"},
+    "step-dpo": {"methods", "sizes"},
+    "compare": {"methods"},
+}
+"""Options that take several values: --k 1 3 6."""
 
 
 # ---------------------------------------------------------------- commands
@@ -543,6 +591,15 @@ def _quiet(options: Namespace) -> int:
     return run(options, _bar)
 
 
+def _method(command: str) -> Callable[[Namespace], int]:
+    def run_it(options: Namespace) -> int:
+        from selftaught.method_commands import run
+
+        return run(command, options, _bar)
+
+    return run_it
+
+
 def _pause(options: Namespace) -> int:
     from selftaught.pause_commands import run
 
@@ -578,6 +635,7 @@ def _get_model(options: Namespace) -> int:
 
 _COMMANDS: dict[str, Callable[[Namespace], int]] = {
     "star": _star,
+    **{name: _method(name) for name in METHOD_COMMANDS},
     "sample": _sample,
     "grade": _grade,
     "select": _select,

@@ -1,10 +1,11 @@
-"""Numbers over graded samples: accuracy with its interval, pass@k, majority@k.
+"""Numbers over graded samples: accuracy with its interval, pass@k, majority@k, best-of-k.
 
 All intervals are 95% and are Wilson's at heart: p ± 1.96 sqrt(p(1-p)/n) has no width at 0% and at
 100%, which is where a self-training run begins and where it hopes to end.
 """
 
 import math
+import random
 from collections import Counter
 from collections.abc import Sequence
 from fractions import Fraction
@@ -108,6 +109,115 @@ def majority_at_k(answers: Sequence[str | None], right: Sequence[bool], k: int) 
         rivals = [votes[rival] for rival in votes if rival != answer]
         chance += Fraction(count, votes[answer]) * _winning(votes[answer], rivals, silent, k)
     return float(chance / math.comb(n, k))
+
+
+def best_of_k(scores: Sequence[float], right: Sequence[bool], k: int) -> float:
+    """The chance that the highest-scored of k of a problem's n samples is right.
+
+    Sorted by falling score, sum over i of C(n-i-1, k-1) right_i / C(n, k), which is exact over all
+    subsets (Hosseini et al. 2024, arXiv:2402.06457, Eq. 3). Among equal scores each is as likely.
+    """
+    n = len(scores)
+    if len(right) != n or not 1 <= k <= n:
+        raise ValueError(
+            f"expected one verdict per score and 1 <= k <= n; got {n} scores, {len(right)} "
+            f"verdicts, k={k}."
+        )
+    if any(math.isnan(score) for score in scores):
+        raise ValueError("expected scores that are numbers; got a score that is not a number.")
+    tied: dict[float, list[bool]] = {}
+    for score, holds in zip(scores, right, strict=True):
+        tied.setdefault(score, []).append(holds)
+    shares = [
+        Fraction(sum(tied[score]), len(tied[score]))
+        for score in sorted(tied, reverse=True)
+        for _ in tied[score]
+    ]
+    chosen = sum(math.comb(n - i - 1, k - 1) * share for i, share in enumerate(shares[: n - k + 1]))
+    return float(chosen / math.comb(n, k))
+
+
+def weighted_majority_at_k(
+    answers: Sequence[str | None],
+    right: Sequence[bool],
+    weights: Sequence[float],
+    k: int,
+    *,
+    draws: int = 100,
+    seed: int = 0,
+) -> float:
+    """The chance that the answer with the most weight among k of n samples is right.
+
+    Over `draws` random subsets, drawn without replacement by the seed; k = n needs only one. Answers
+    are voted for as in `majority_at_k`, with the sum of their samples' weights in place of a count.
+    """
+    n = len(answers)
+    if not (len(right) == len(weights) == n and 1 <= k <= n):
+        raise ValueError(
+            f"expected one verdict and one weight per answer and 1 <= k <= n; got {n} answers, "
+            f"{len(right)} verdicts, {len(weights)} weights, k={k}."
+        )
+    draw = random.Random(seed)
+    subsets = [range(n)] if k == n else [draw.sample(range(n), k) for _ in range(draws)]
+    return math.fsum(_outweighs(answers, right, weights, one) for one in subsets) / len(subsets)
+
+
+def _outweighs(
+    answers: Sequence[str | None],
+    right: Sequence[bool],
+    weights: Sequence[float],
+    chosen: Sequence[int],
+) -> float:
+    """The share of right samples under the answer with the most weight; ties are split evenly."""
+    votes: dict[str, float] = {}
+    verdicts: dict[str, list[bool]] = {}
+    for at in chosen:
+        answer = answers[at]
+        if answer is not None:
+            votes[answer] = votes.get(answer, 0.0) + weights[at]
+            verdicts.setdefault(answer, []).append(right[at])
+    most = max(votes.values(), default=0.0)
+    leaders = [answer for answer, weight in votes.items() if weight == most]
+    shares = [sum(verdicts[answer]) / len(verdicts[answer]) for answer in leaders]
+    return math.fsum(shares) / len(shares) if shares else 0.0
+
+
+def share_interval(shares: Sequence[float]) -> Interval:
+    """The interval of a mean of per-problem shares, each from 0 to 1, one per problem.
+
+    Wilson's at the effective sample size that the spread of the shares gives; for shares that are
+    all 0 or 1 it is Wilson's own, but for the n - 1 of a sample variance.
+    """
+    n = len(shares)
+    if n == 0:
+        return 0.0, 1.0
+    if not all(0 <= share <= 1 for share in shares):
+        raise ValueError("expected shares from 0 to 1.")
+    mean = math.fsum(shares) / n
+    if n == 1 or mean in (0, 1):
+        return wilson(mean * n, n)
+    variance = math.fsum((share - mean) ** 2 for share in shares) / (n - 1)
+    effective = n * mean * (1 - mean) / variance if variance > 0 else n
+    return wilson(mean * effective, effective)
+
+
+def difference_interval(
+    first: Sequence[float], second: Sequence[float]
+) -> tuple[float, float, float]:
+    """The mean of `second` minus `first`, problem by problem, and its 95% interval.
+
+    Student-free: plus and minus 1.96 standard errors of the paired differences, for the dozens of
+    problems and more that a test has.
+    """
+    if len(first) != len(second) or len(first) < 2:
+        raise ValueError(
+            f"expected two equally long lists of at least 2; got {len(first)} and {len(second)}."
+        )
+    differences = [b - a for a, b in zip(first, second, strict=True)]
+    n = len(differences)
+    mean = math.fsum(differences) / n
+    error = math.sqrt(math.fsum((one - mean) ** 2 for one in differences) / (n - 1) / n)
+    return mean, mean - Z * error, mean + Z * error
 
 
 def _winning(own: int, rivals: Sequence[int], silent: int, k: int) -> Fraction:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-Line = tuple[Sequence[int], Sequence[tuple[float, float, float]]]
+Line = tuple[Sequence[float], Sequence[tuple[float, float, float]]]
 """Iterations, and (accuracy, low, high) at each."""
 Curve = Sequence[tuple[Sequence[int], Sequence[float]]]
 """One piece per iteration: optimizer steps, and a value at each."""
@@ -99,6 +99,42 @@ def curve_plot(name: str, label: str, pieces: Curve) -> str:
         axes.set_ylim(bottom=0)
         axes.set_xlim(left=0)
         axes.set_xlabel("optimizer steps, all iterations")
+
+    return _svg(name, label, draw)
+
+
+def interval_plot(
+    name: str,
+    label: str,
+    lines: Sequence[tuple[Sequence[float], Sequence[tuple[float, float, float]]]],
+    *,
+    across: str,
+    up: str = "",
+    percent: bool = True,
+    log: bool = False,
+) -> str:
+    """Values with 95% intervals over a number: bands for up to three lines, bars for more.
+
+    Args:
+        percent: the values are shares.
+        log: the numbers across are spaced by their ratios, and each of them is marked.
+    """
+
+    def draw(axes: "Axes") -> None:
+        scale = 100 if percent else 1
+        for index, (at, points) in enumerate(lines[:LINES_SHOWN]):
+            scaled = [tuple(value * scale / 100 for value in point) for point in points]
+            _draw_line(axes, (at, scaled), index, band=len(lines) <= 3)  # type: ignore[arg-type]
+        axes.set_ylim(bottom=0)
+        if percent:
+            axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}%")
+        numbers = sorted({number for at, _ in lines for number in at})
+        if log and len(numbers) > 1:
+            axes.set_xscale("log", base=2)
+            axes.set_xticks(numbers, [f"{number:g}" for number in numbers])
+            axes.minorticks_off()
+        axes.set_xlabel(across)
+        axes.set_ylabel(up)
 
     return _svg(name, label, draw)
 

@@ -14,7 +14,7 @@ Message = dict[str, str]
 Text = str | list[Message]
 """What a model sees: plain text, or messages with `role` and `content` (TRL's two formats)."""
 
-Origin = Literal["sampled", "rationalized"]
+Origin = Literal["sampled", "rationalized", "gold"]
 FinishReason = Literal["stop", "length"]
 Outcome = Literal["right", "wrong", "no answer", "cut by length", "ungradable"]
 OUTCOMES: tuple[Outcome, ...] = ("right", "wrong", "no answer", "cut by length", "ungradable")

@@ -4,7 +4,6 @@ Model text is data here: Jinja2 escapes all of it, `visible` makes its control c
 and the page forbids scripts and the network. The plots hold none of it: they alone are Markup.
 """
 
-import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,7 +18,7 @@ from markupsafe import Markup
 from selftaught.evaluation import Evaluation, Tally
 from selftaught.plots import DASHES, GLYPHS, LINES_SHOWN, Curve, Line, accuracy_plot, curve_plot
 from selftaught.records import OUTCOMES, Rollout, Text, read_jsonl, rollout_from, write_atomically
-from selftaught.run_folder import read_rows
+from selftaught.run_folder import read_json, read_rows
 
 T = TypeVar("T")
 
@@ -100,21 +99,10 @@ def read_run(folder: Path) -> Run:
         folder,
         rows,
         [Evaluation.from_dict(row["validation"]) for row in rows],
-        _json_object(folder / "summary.json"),
+        read_json(folder / "summary.json"),
         config.read_text(encoding="utf-8") if config.is_file() else "",
-        _json_object(folder / "versions.json") or {},
+        read_json(folder / "versions.json") or {},
     )
-
-
-def _json_object(path: Path) -> dict[str, Any] | None:
-    if not path.is_file():
-        return None
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(
-            f"{path}: expected JSON, got {error}; move the file away and repeat the run's command."
-        ) from None
 
 
 def run_report(run: Path) -> Path:
@@ -221,10 +209,10 @@ def markdown_table(evaluations: Sequence[Evaluation]) -> str:
         + [f"{e.outcomes[outcome]:,}" for outcome in OUTCOMES[1:]]
         for e in evaluations
     ]
-    return _markdown(head, body, texts=2)
+    return markdown(head, body, texts=2)
 
 
-def _markdown(head: Sequence[str], body: Sequence[Sequence[str]], *, texts: int = 1) -> str:
+def markdown(head: Sequence[str], body: Sequence[Sequence[str]], *, texts: int = 1) -> str:
     """A Markdown table whose first `texts` columns are text and whose others are numbers."""
     rule = ["---"] * texts + ["---:"] * (len(head) - texts)
     cells = [[_cell(cell) for cell in line] for line in (head, *body)]
@@ -240,13 +228,13 @@ def _run_markdown(run: Run) -> str:
     parts = [f"# {_cell(run.name)}", _cell(headline(run))]
     if run.validations:
         heads = [iteration_name(number) for number in run.iterations]
-        accuracies = _markdown(["accuracy", *heads], _accuracy_lines(run.validations))
+        accuracies = markdown(["accuracy", *heads], _accuracy_lines(run.validations))
         parts += ["## Held-out accuracy by iteration", accuracies]
     if any("funnel" in row for row in run.rows):
         body = [[str(row["iteration"]), *(f"{n:,}" for n in funnel_line(row["funnel"]).values())]
                 for row in run.rows if "funnel" in row]  # fmt: skip
         head = ["iteration", *funnel_line(next(r["funnel"] for r in run.rows if "funnel" in r))]
-        parts += ["## What became of the questions", _markdown(head, body)]
+        parts += ["## What became of the questions", markdown(head, body)]
     if run.measured:
         parts += ["## Test and comparisons", markdown_table(run.measured)]
     return "\n\n".join(parts) + "\n"

@@ -149,6 +149,22 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     ]
 
 
+def read_json(path: Path) -> dict[str, Any] | None:
+    """The JSON object in a file of a run folder; None where there is no such file.
+
+    Raises:
+        ValueError: it holds something else.
+    """
+    if not path.is_file():
+        return None
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(
+            f"{path}: expected JSON, got {error}; move the file away and repeat the run's command."
+        ) from None
+
+
 def write_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     """Write all rows of `metrics.jsonl` as a whole file or not at all."""
     write_atomically(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))

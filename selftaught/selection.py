@@ -9,7 +9,7 @@ from typing import Literal
 
 from selftaught.equations import equations, wrong_equations
 from selftaught.prompts import PromptStyle
-from selftaught.records import Example, Problem, Rollout
+from selftaught.records import Example, Preference, Problem, Rollout
 
 DistinctBy = Literal["text", "equations", "numbers", "edits"]
 
@@ -176,6 +176,66 @@ def example(style: PromptStyle, problem: Problem, completion: str) -> Example:
     if isinstance(prompt, str):
         return Example(prompt, completion)
     return Example(prompt, [{"role": "assistant", "content": completion}])
+
+
+def gold_rollouts(problems: Iterable[Problem], style: PromptStyle) -> list[Rollout]:
+    """The problems' own rationales, as right rollouts; problems without one are passed over."""
+    return [
+        Rollout(
+            problem, style(problem), style.completion(problem.rationale), "stop", "gold", 0, "gold",
+            answer=problem.gold, outcome="right", decided_by="gold",
+        )
+        for problem in problems
+        if problem.rationale is not None
+    ]  # fmt: skip
+
+
+def make_preferences(
+    rollouts: Iterable[Rollout],
+    style: PromptStyle,
+    ids: Callable[[Rollout], tuple[int, ...]],
+    *,
+    at_most: int | None = None,
+    seed: int = 0,
+) -> list[Preference]:
+    """Every right rollout of a problem over every wrong one (V-STaR, arXiv:2402.06457, Section 3).
+
+    A problem whose rollouts are all right or all wrong gives none.
+
+    Args:
+        ids: the tokens of a rollout's completion, its ending included.
+        at_most: of each problem's pairs so many are drawn, by the seed and the problem's id.
+
+    Raises:
+        ValueError: a rollout has not been graded.
+    """
+    by_problem: dict[str, tuple[list[Rollout], list[Rollout]]] = {}
+    for rollout in rollouts:
+        (right, wrong) = by_problem.setdefault(rollout.problem.id, ([], []))
+        (right if keep_correct([rollout]) else wrong).append(rollout)
+    pairs = []
+    for name, (right, wrong) in by_problem.items():
+        count = len(right) * len(wrong)
+        numbers: Sequence[int] = range(count)
+        if at_most is not None and count > at_most:
+            numbers = sorted(random.Random(f"{seed} {name}").sample(numbers, at_most))
+        for number in numbers:
+            better, worse = right[number // len(wrong)], wrong[number % len(wrong)]
+            pairs.append(preference(style, better, worse, ids))
+    return pairs
+
+
+def preference(
+    style: PromptStyle,
+    better: Rollout,
+    worse: Rollout,
+    ids: Callable[[Rollout], tuple[int, ...]],
+) -> Preference:
+    """One whole completion over another of the same problem, by their tokens."""
+    return Preference(
+        style(better.problem), better.completion, worse.completion,
+        chosen_ids=ids(better), rejected_ids=ids(worse),
+    )  # fmt: skip
 
 
 def why_dropped(rollouts: Iterable[Rollout]) -> dict[str, int]:

@@ -9,10 +9,12 @@ from selftaught.training.dpo import dpo_config, preference_rows, train_dpo
 from selftaught.training.fitting import Training, lora_config
 from selftaught.training.outcome import Judged, outcome_config, train_outcome
 from selftaught.training.sft import sft_config, tokenized, train_rows, train_sft, train_weighted
+from selftaught.training.tokens import completion_ids, written_ids
 
 __all__ = [
     "Judged",
     "Training",
+    "completion_ids",
     "dpo_config",
     "lora_config",
     "outcome_config",
@@ -24,4 +26,5 @@ __all__ = [
     "train_rows",
     "train_sft",
     "train_weighted",
+    "written_ids",
 ]

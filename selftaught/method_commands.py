@@ -1,0 +1,154 @@
+"""The command lines of RFT, V-STaR, per-step DPO and their comparison, and of best-of-n."""
+
+import shlex
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, fields
+from importlib import import_module
+from pathlib import Path
+from typing import Any, Literal
+
+from jsonargparse import ActionConfigFile, ArgumentParser, Namespace
+
+from selftaught.run_folder import Watch, read_rows
+
+DONE = 0
+
+METHODS = {
+    "rft": ("selftaught.methods.rft", "RftConfig", "run_rft"),
+    "vstar": ("selftaught.methods.vstar", "VstarConfig", "run_vstar"),
+    "step-dpo": ("selftaught.methods.step_dpo", "StepDpoConfig", "run_step_dpo"),
+    "compare": ("selftaught.comparison", "CompareConfig", "run_compare"),
+}
+"""Module, options and function of each command."""
+
+
+@dataclass(frozen=True)
+class SolveOptions:
+    """Best-of-n with a verifier; without one, the majority."""
+
+    model: str = "embedded"
+    """The generator: a Hugging Face name or folder, or "embedded"."""
+    verifier: str | None = None
+    """The folder of a verifier, such as runs/vstar/verifier/model; none: the majority decides."""
+    n: int = 16
+    """Candidates per question."""
+    by: Literal["best", "weighted"] = "best"
+    """With a verifier: the candidate with the highest score, or the answer with the most weight."""
+    score: Literal["sum", "mean", "reward"] = "sum"
+    """What a candidate's score is: the sum of its tokens' log-probabilities (the paper), their mean, or
+    the implicit reward against --reference."""
+    reference: str | None = None
+    """For reward: the model the verifier was trained from, such as runs/vstar/sft/model."""
+    task: str = "arithmetic"
+    """By whose rules the question is put and the answer is read."""
+    task_options: dict[str, Any] = field(default_factory=dict)
+    """The task's own options."""
+    prompt: Literal["few_shot", "bare", "chat"] = "bare"
+    """What stands before a question."""
+    file: Path | None = None
+    """Questions: JSONL with a column question, or text with one per line."""
+    out: Path | None = None
+    """Where the answers of a file go, as JSONL; repeating the command continues it."""
+    temperature: float = 0.7
+    """Of the candidates."""
+    top_p: float = 1.0
+    """Nucleus."""
+    max_tokens: int | None = None
+    """Room for a rationale; none: the task's own."""
+    seed: int = 0
+    """Of the draws."""
+    sampler_options: dict[str, Any] = field(default_factory=dict)
+    """The sampler's own options, such as --sampler_options.batch_size 64."""
+
+
+def add_arguments(command: str, parser: ArgumentParser, given: Sequence[str]) -> None:
+    """The options of a command; without --model or --config, those of the small model."""
+    parser.add_argument(
+        "--config", action=ActionConfigFile, help="a YAML file of options; flags go on top"
+    )
+    if command == "solve":
+        parser.add_argument("question", help="a question; or use --file", nargs="?")
+        parser.add_class_arguments(SolveOptions, as_group=False)
+        return
+    module, options, _ = METHODS[command]
+    config = getattr(import_module(module), options)
+    parser.add_class_arguments(config, as_group=False)
+    parser.add_argument("--dry_run", type=bool, default=False,
+                        help="print the plan, the first prompt and the settings, and stop")  # fmt: skip
+    if not {one.split("=")[0] for one in given} & {"--model", "--config"}:
+        small = config.small()
+        parser.set_defaults({one.name: getattr(small, one.name) for one in fields(small)})
+
+
+def run(command: str, options: Namespace, bar: Callable[..., Any]) -> int:
+    """Run a command; returns its exit code."""
+    values = {name: options[name] for name in vars(options)}
+    if command == "solve":
+        return _solve(values)
+    module, name, function = METHODS[command]
+    room = import_module(module)
+    dry_run = values.pop("dry_run")
+    config = getattr(room, name)(**values)
+    if dry_run:
+        from selftaught.methods.shared import plan
+
+        print(plan(config))
+        return DONE
+    if done := read_rows(config.out / "metrics.jsonl"):
+        print(f"Continuing {config.out} after {done[-1]['name']!r}.")
+    watch = Watch(iteration=lambda row: print(_line(row), flush=True), progress=bar)
+    summary = getattr(room, function)(config, watch)
+    print("\n" + (config.out / "report.md").read_text(encoding="utf-8"))
+    if "best model" in summary:
+        print(f"Model   {summary['best model']}")
+    if "verifier" in summary:
+        print(f"Verifier {summary['verifier']}")
+    print(f"Page    {config.out / 'report.html'}")
+    print(f"Run     {config.out}  (every rollout, every metric; repeat the command to continue)")
+    return DONE
+
+
+def _line(row: dict[str, Any]) -> str:
+    """What happened in a stage, in one line."""
+    seconds = f"{sum(row.get('seconds', {}).values()):.0f} s"
+    told = []
+    if "training" in row:
+        training = row["training"]
+        told.append(f"{training['steps']} steps on {training['trained on']:,}, loss {training['loss']:.3f}")  # fmt: skip
+    if "test" in row:
+        test = row["test"]
+        told.append(f"test {test['accuracy']:.1%} [{test['low']:.1%}, {test['high']:.1%}]")
+    told += [str(row[key]) for key in ("told",) if key in row]
+    return f"{row['name']:<24} {' · '.join([*told, seconds])}"
+
+
+def _solve(values: dict[str, Any]) -> int:
+    from selftaught.solving import Solver, read_questions, solve_file
+
+    question = values.pop("question")
+    ask = SolveOptions(**values)
+    if (question is None) == (ask.file is None):
+        raise ValueError("Expected either a question or --file, got both or neither.")
+    with Solver(**{one.name: getattr(ask, one.name) for one in fields(ask)
+                   if one.name not in ("file", "out")}) as solver:  # fmt: skip
+        if ask.file is not None:
+            return _solve_file(solver, read_questions(ask.file), ask, solve_file)
+        solution = solver.solve(question, seen=lambda index, one: print(_candidate(index, one), flush=True))  # fmt: skip
+    if solution.scores is not None:
+        print("scores  " + " ".join(f"{score:.2f}" for score in solution.scores))
+    print(f"answer  {solution.answer}  ({solution.support} of {len(solution.completions)} candidates)")  # fmt: skip
+    print(solution.completion)
+    return DONE
+
+
+def _candidate(index: int, completion: Any) -> str:
+    return f"[{index + 1}] {' '.join(completion.text.split())[:160]}"
+
+
+def _solve_file(solver: Any, questions: Sequence[Any], ask: SolveOptions, solve_file: Any) -> int:
+    out = ask.out or Path("runs/solved.jsonl")
+    count = solve_file(solver, questions, out, told=lambda one: print(f"{one.question[:60]}  ->  {one.answer}  ({one.support} of {len(one.completions)})", flush=True))  # fmt: skip
+    print(f"{count} answers in {out}")
+    print(f"Again: {shlex.join(sys.argv)}")
+    return DONE

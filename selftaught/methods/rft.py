@@ -1,0 +1,271 @@
+"""RFT: Yuan et al. 2023, "Scaling Relationship on Learning Mathematical Reasoning with Large
+Language Models" (arXiv:2308.01825). `run_rft` is its Section 3.3.
+
+    1  pi      <- SFT(rho, D)                     D: the training problems with their rationales
+    2  samples <- k completions of pi per problem, at temperature 0.7
+    3  keep those with the right answer and no wrong equation
+    4  D'_pi   <- one for each ordered list of equations (Algorithm 1)
+    5  pool with other models' kept completions, and tell apart again
+    6  pi_RFT  <- SFT(rho, D with D'_pi)          from the base model, not from pi
+
+Where we differ from the paper or the authors' code stands in docs/methods/rft.md.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from itertools import groupby
+from pathlib import Path
+
+from selftaught.method_pages import Figure, Point, Section, Table, method_report, point, shown
+from selftaught.methods.shared import (
+    MethodConfig,
+    Row,
+    Run,
+    accuracy_of,
+    fit,
+    measured,
+    model_card,
+    once,
+    open_run,
+    sampled,
+    seed_examples,
+    tokens_of,
+    told_dropped,
+    trained_row,
+    write_summary,
+)
+from selftaught.records import Example, Rollout, read_rollouts
+from selftaught.run_folder import Watch, hold, publish, read_rows, write_config
+from selftaught.selection import (
+    DistinctBy,
+    NothingToLearn,
+    keep_at_most,
+    keep_correct,
+    keep_distinct,
+    make_examples,
+    way,
+)
+
+PAPER = "Yuan et al. 2023, arXiv:2308.01825"
+
+
+@dataclass(frozen=True)
+class RftConfig(MethodConfig):
+    """Options of RFT; the defaults are the paper's, `small()` holds those of tiny models."""
+
+    out: Path = Path("runs/rft")
+    """Folder of the run; repeating the command continues it, also with other --k."""
+    k: list[int] = field(default_factory=lambda: [100])
+    """Samples per problem; of several numbers each makes a model, all from one stored sampling. 100 is
+    the paper's, 1 3 6 12 25 50 100 its sweep (Table 5)."""
+    generator: str | None = None
+    """A model folder to sample instead of the base fine-tuned on D, such as STaR's."""
+    distinct_by: DistinctBy = "equations"
+    """What makes two completions the same: equations (Algorithm 1), numbers, text, or edits."""
+    edits: float = 0.2
+    """For edits: up to this share of differing characters two completions are the same."""
+    skip_gold_class: bool = False
+    """Leave out completions with the equations of the problem's own rationale; the authors' code keeps
+    them."""
+    pool: list[Path] = field(default_factory=list)
+    """Graded rollouts of other models to learn from too, such as other runs' rollouts.graded.jsonl
+    (the paper's U13B, Section 3.3)."""
+    all_correct: bool = False
+    """Also train on every correct completion of the largest k (the paper's ablation, Table 5)."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.refuse(
+            (
+                "k",
+                bool(self.k) and all(k >= 1 for k in self.k),
+                "one or more numbers of at least 1",
+            ),
+            ("edits", 0 <= self.edits < 1, "at least 0 and below 1"),
+        )
+
+
+CHANGEABLE = ("out", "k", "all_correct")
+"""Fields a continued run may change: nothing stored depends on them."""
+
+
+def run_rft(config: RftConfig, watch: Watch | None = None) -> Row:
+    """Run RFT, or continue it, and return its summary (also `summary.json` in the run folder).
+
+    Raises:
+        ValueError: a setting, a problem or a model that cannot be used; says which.
+        NothingToLearn: no completion was right; says why.
+        BlockingIOError: another process runs in the folder.
+    """
+    with hold(config.out):
+        run = open_run(config, watch)
+        pooled = _pooled(config)
+        write_config(config.out, config.plain(), CHANGEABLE)
+        gold = seed_examples(run, run.train, config.out / "sft")
+        generator = config.generator or once(run, "SFT", lambda: _sft(run, gold))["model"]
+        rollouts = sample_paths(run, generator, max(config.k))
+        if not run.kept(rollouts):
+            raise NothingToLearn(
+                f"None of {len(rollouts)} completions was kept: {told_dropped(rollouts)}. Try more "
+                "samples (--k), easier problems or a stronger model."
+            )
+        for k in sorted(set(config.k)):
+            first = keep_at_most(rollouts, k)
+            once(run, f"RFT, k={k}", lambda k=k, first=first: _rft(run, gold, first, pooled, k))
+        if config.all_correct:
+            k = max(config.k)
+            once(run, f"all correct, k={k}", lambda: _all_correct(run, gold, rollouts, pooled, k))
+        return _finish(run)
+
+
+def sample_paths(run: Run, generator: str, k: int) -> list[Rollout]:
+    """Line 2: k graded completions per training problem; stored ones are added to."""
+    params = replace(run.params, n=k)
+    store = run.config.out / "rollouts.jsonl"
+    return sampled(run, generator, run.train, run.tuned, params, store)
+
+
+def distinct_paths(run: Run, config: RftConfig, rollouts: Sequence[Rollout]) -> list[Rollout]:
+    """Lines 3 and 4: right answers without a wrong equation, one of each way."""
+    kept = run.kept(rollouts)
+    if config.distinct_by == "equations" and kept and not any(way(one.completion) for one in kept):
+        raise ValueError(
+            f"None of the {len(kept)} right completions holds an equation to tell it by; choose "
+            "another --distinct_by: text, numbers or edits."
+        )
+    distinct = keep_distinct(kept, config.distinct_by, edits=config.edits)
+    if not config.skip_gold_class:
+        return distinct
+    gold = {one.id: way(one.rationale) for one in run.train if one.rationale is not None}
+    return [one for one in distinct if way(one.completion) != gold.get(one.problem.id)]
+
+
+def _sft(run: Run, gold: Sequence[Example]) -> Row:
+    """Line 1."""
+    folder = run.config.out / "sft"
+    training = fit(run, gold, folder)
+    return trained_row(run, training, measured(run, str(training.model), "SFT", folder))
+
+
+def _rft(
+    run: Run, gold: Sequence[Example], rollouts: Sequence[Rollout],
+    pooled: Sequence[Rollout], k: int,
+) -> Row:  # fmt: skip
+    """Lines 3 to 6 for the first k samples of every problem."""
+    config = run.config
+    assert isinstance(config, RftConfig)
+    own = distinct_paths(run, config, rollouts)
+    # Each model's own paths are told apart before the pool is, as in the paper.
+    parts = [own, *(distinct_paths(run, config, part) for part in _by_model(pooled))]
+    paths = keep_distinct([one for part in parts for one in part], config.distinct_by, edits=config.edits)  # fmt: skip
+    return _learned(run, gold, paths, rollouts, f"k-{k}", f"RFT, k={k}", k)
+
+
+def _all_correct(
+    run: Run, gold: Sequence[Example], rollouts: Sequence[Rollout],
+    pooled: Sequence[Rollout], k: int,
+) -> Row:  # fmt: skip
+    """The ablation: lines 4 and 5 left out."""
+    kept = run.kept([*rollouts, *pooled])
+    return _learned(run, gold, kept, rollouts, f"all-{k}", f"all correct, k={k}", k)
+
+
+def _learned(
+    run: Run, gold: Sequence[Example], paths: Sequence[Rollout],
+    rollouts: Sequence[Rollout], folder: str, name: str, k: int,
+) -> Row:  # fmt: skip
+    """Line 6 and the measurement, with the counts of the paper's Table 2."""
+    out = run.config.out / folder
+    training = fit(run, [*gold, *make_examples(paths, run.tuned)], out)
+    evaluation = measured(run, str(training.model), name, out)
+    problems = len(run.train)
+    return trained_row(
+        run, training, evaluation, k=k,
+        **{
+            "sampled tokens": tokens_of(rollouts),
+            "right per problem": len(keep_correct(rollouts)) / problems,
+            "kept per problem": len(run.kept(rollouts)) / problems,
+            "distinct per problem": len(paths) / problems,
+        },
+    )  # fmt: skip
+
+
+def _by_model(rollouts: Sequence[Rollout]) -> list[list[Rollout]]:
+    ordered = sorted(rollouts, key=lambda one: one.model)
+    return [list(same) for _, same in groupby(ordered, key=lambda one: one.model)]
+
+
+def _pooled(config: RftConfig) -> list[Rollout]:
+    """The rollouts of other models, all of which must be graded."""
+    pooled = [one for path in config.pool for one in read_rollouts(Path(path))]
+    keep_correct(pooled)  # refuses ungraded ones
+    return pooled
+
+
+def _finish(run: Run) -> Row:
+    """The summary: the model of the largest k is the result, as in the paper; the page."""
+    config = run.config
+    assert isinstance(config, RftConfig)
+    rows = read_rows(config.out / "metrics.jsonl")
+    best = next(row for row in rows if row["name"] == f"RFT, k={max(config.k)}")
+    card = model_card(run, "RFT", PAPER, accuracy_of(best))
+    summary = write_summary(config.out, {
+        "method": "rft",
+        "rows": rows,
+        "best model": publish(Path(best["model"]), config.out / "model", card),
+        "sampled tokens": best["sampled tokens"],
+        "minutes": sum(sum(row["seconds"].values()) for row in rows) / 60,
+    })  # fmt: skip
+    report(config.out)
+    return summary
+
+
+def report(out: Path) -> Path:
+    """Write `report.html` and `report.md` of a run of RFT, also while it runs; returns the page."""
+    rows = read_rows(out / "metrics.jsonl")
+    swept = sorted((row for row in rows if row["name"].startswith("RFT")), key=lambda row: row["k"])
+    ks = [row["k"] for row in swept]
+
+    def counts(key: str) -> list[Point]:
+        return [(row[key],) * 3 for row in swept]
+
+    accuracy = Figure(
+        "Test accuracy by samples per problem",
+        [("RFT", ks, [point(accuracy_of(row)) for row in swept])],
+        "samples per problem, k",
+    )
+    paths = Figure(
+        "Correct completions per problem, and how many of them differ",
+        [
+            ("distinct", ks, counts("distinct per problem")),
+            ("kept", ks, counts("kept per problem")),
+        ],
+        "samples per problem, k",
+        percent=False,
+    )
+    head = ["model", "test, greedy", "right per problem", "distinct per problem", "trained on", "tokens trained"]  # fmt: skip
+    body = [
+        [row["name"], shown(accuracy_of(row)), _number(row, "right per problem"),
+         _number(row, "distinct per problem"), f"{row['training']['trained on']:,}",
+         f"{row['training']['tokens']:,}"]
+        for row in rows
+    ]  # fmt: skip
+    words = (
+        "Every model is the base, fine-tuned on the problems' own rationales and one right completion "
+        "for each way of solving; SFT on the rationales alone."
+    )
+    section = Section("Accuracy and distinct paths", words, [Table(head, body)], [accuracy, paths] if swept else [])  # fmt: skip
+    return method_report(out, "RFT", _lead(rows, swept), [section])
+
+
+def _lead(rows: Sequence[Row], swept: Sequence[Row]) -> str:
+    first = next((row for row in rows if row["name"] == "SFT"), None)
+    told = [f"SFT: {shown(accuracy_of(first))}."] if first else []
+    if swept:
+        last = swept[-1]
+        told.append(f"RFT with k={last['k']}: {shown(accuracy_of(last))} of {accuracy_of(last).n} test problems, greedily.")  # fmt: skip
+    return " ".join(told) or "Nothing is measured yet."
+
+
+def _number(row: Row, key: str) -> str:
+    return f"{row[key]:.2f}" if key in row else "-"

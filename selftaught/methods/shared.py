@@ -1,0 +1,394 @@
+"""What RFT, V-STaR and per-step DPO share: their options, an opened run, and its stages.
+
+A stage is a function that leaves a file or a model folder and takes what is already there for done:
+`seed_examples`, `fit`, `sampled`, `measured`. The methods say in which order.
+"""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any, Literal, Self, TypeVar
+
+from selftaught.embedded import embedded_model
+from selftaught.evaluation import Evaluation, evaluate, graded_beside
+from selftaught.grading import check_gold
+from selftaught.prompts import PromptStyle, bare, styled
+from selftaught.records import (
+    Example,
+    Problem,
+    Rollout,
+    read_examples,
+    write_atomically,
+    write_jsonl,
+)
+from selftaught.rollouts import collect_up_to
+from selftaught.run_folder import Watch, read_rows, timed, write_rows
+from selftaught.samplers import SamplingParams, as_seen, open_sampler
+from selftaught.selection import (
+    NothingToLearn,
+    draw_problems,
+    example,
+    keep_correct,
+    keep_distinct,
+    keep_sound,
+    make_examples,
+    why_dropped,
+)
+from selftaught.tasks import Task, open_task
+from selftaught.training import Training, lora_config, sft_config, train_sft
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class MethodConfig:
+    """Options of every method here that begins with a model fine-tuned on rationales."""
+
+    model: str = "embedded"
+    """Base model: a Hugging Face name or folder, or "embedded", the one in this package."""
+    task: str = "arithmetic"
+    """Which questions: arithmetic, gsm8k, commonsense_qa, competition_math, gym, question_file."""
+    task_options: dict[str, Any] = field(default_factory=dict)
+    """The task's own options, such as --task_options.path questions.jsonl."""
+    out: Path = Path("runs/method")
+    """Folder of the run; repeating the command continues it."""
+
+    prompt: Literal["few_shot", "bare", "chat"] = "few_shot"
+    """How the base model is asked where the task has no rationales of its own; fine-tuned models are
+    asked without worked examples, by the chat template with "chat"."""
+    seed_samples: int = 1
+    """Where the task has no rationales: completions of the base model per problem, the right ones of
+    which stand in for them; 1 is greedy."""
+    temperature: float = 0.7
+    """Of all samples that are drawn."""
+    top_p: float = 1.0
+    """Nucleus."""
+    max_tokens: int | None = None
+    """Room for a rationale; none: the task's own."""
+    check_equations: bool = True
+    """Drop right completions with an inline equation that does not hold."""
+    train_problems: int | None = None
+    """Training problems, drawn by the seed; none: all."""
+    test_problems: int | None = None
+    """Problems of the measurements; none: all of the test split."""
+
+    num_train_epochs: float = 3.0
+    """Passes over the examples of a fine-tuning."""
+    max_steps: int = -1
+    """Optimizer steps of a fine-tuning; -1: num_train_epochs decides."""
+    learning_rate: float = 2e-5
+    """Peak learning rate of a fine-tuning; smaller models want more."""
+    lr_scheduler_type: str = "cosine"
+    """How the rate falls."""
+    warmup_steps: float = 0.03
+    """Linear warm-up; below 1, the share of all steps."""
+    per_device_train_batch_size: int = 8
+    """Examples in a batch."""
+    gradient_accumulation_steps: int = 16
+    """Batches in an optimizer step."""
+    max_length: int = 1024
+    """Longest example in tokens; longer ones are dropped and counted, never cut."""
+    bf16: bool = False
+    """Train in bfloat16 over float32 weights."""
+    use_peft: bool = False
+    """Train LoRA adapters and merge them, instead of all weights."""
+    lora_r: int = 16
+    """Rank of an adapter (TRL's default)."""
+    lora_alpha: int = 32
+    """Scale of an adapter (TRL's default)."""
+    lora_target_modules: str = "all-linear"
+    """Layers with an adapter: "all-linear", or names with commas between."""
+    save_steps: int = 100
+    """Steps between checkpoints: what a killed training repeats at most."""
+    training: dict[str, Any] = field(default_factory=dict)
+    """Any other field of TRL's config of a fine-tuning, such as --training.weight_decay 0.1."""
+
+    sampler: str = "transformers"
+    """Where the models live while they are sampled."""
+    sampler_options: dict[str, Any] = field(default_factory=dict)
+    """The sampler's own options, such as --sampler_options.batch_size 64."""
+    seed: int = 0
+    """Of sampling, drawing problems and training."""
+
+    def __post_init__(self) -> None:
+        self.refuse(
+            ("seed_samples", self.seed_samples >= 1, "at least 1"),
+            ("temperature", self.temperature > 0, "above 0"),
+            ("learning_rate", self.learning_rate > 0, "above 0"),
+            ("max_tokens", self.max_tokens is None or self.max_tokens >= 1, "at least 1"),
+            *(
+                (name, getattr(self, name) is None or getattr(self, name) >= 1, "at least 1")
+                for name in ("train_problems", "test_problems")
+            ),
+        )
+
+    def refuse(self, *checks: tuple[str, bool, str]) -> None:
+        """Raise a ValueError for the first field that does not hold: (name, holds, what is wanted)."""
+        for name, holds, want in checks:
+            if not holds:
+                raise ValueError(f"{name} must be {want}; got {getattr(self, name)!r}.")
+
+    @classmethod
+    def small(cls, **changes: Any) -> Self:
+        """The settings of models of less than a million parameters, found by measurement (LOG.md)."""
+        found: dict[str, Any] = {
+            "learning_rate": 1e-3,
+            "per_device_train_batch_size": 64,
+            "gradient_accumulation_steps": 1,
+            "sampler_options": {"batch_size": 512},
+        }
+        return cls(**(found | changes))
+
+    def plain(self) -> Row:
+        """The config as plain values for YAML."""
+        return {
+            name: str(value) if isinstance(value, Path) else value
+            for name, value in asdict(self).items()
+        }
+
+
+AnyConfig = TypeVar("AnyConfig", bound=MethodConfig)
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run, opened: the task, its problems, and what has been spent so far."""
+
+    config: MethodConfig
+    task: Task
+    base: str
+    train: Sequence[Problem]
+    test: Sequence[Problem]
+    watch: Watch
+    seconds: dict[str, float]
+
+    @property
+    def tuned(self) -> PromptStyle:
+        """How fine-tuned models are asked, in training too."""
+        style = styled(self.task.prompt, self.config.prompt)
+        return style if style.as_messages else bare(style)
+
+    @property
+    def params(self) -> SamplingParams:
+        """One sample at the run's temperature."""
+        config = self.config
+        return SamplingParams(
+            temperature=config.temperature,
+            top_p=config.top_p,
+            max_tokens=config.max_tokens or self.task.max_tokens,
+            seed=config.seed,
+        )
+
+    def kept(self, rollouts: Sequence[Rollout]) -> list[Rollout]:
+        """The right ones, without those with a wrong equation where they are looked at."""
+        right = keep_correct(rollouts)
+        return keep_sound(right) if self.config.check_equations else right
+
+
+def open_run(config: MethodConfig, watch: Watch | None) -> Run:
+    """Open the task, check every gold answer and cut the splits; nothing is sampled yet."""
+    task = open_task(config.task, **config.task_options)
+    train = draw_problems(task.problems("train"), config.train_problems, f"{config.seed} train")
+    test = draw_problems(task.problems("test"), config.test_problems, "test")
+    if not (train and test):
+        raise ValueError(
+            f"The task {config.task!r} has {len(train)} training and {len(test)} test problems; "
+            "at least one of each is needed."
+        )
+    check_gold([*train, *test], task)
+    base = str(embedded_model()) if config.model == "embedded" else config.model
+    return Run(config, task, base, train, test, watch or Watch(), {})
+
+
+def plan(config: MethodConfig) -> str:
+    """What a run would do: model, task, settings, and the first prompt as the model would see it."""
+    run = open_run(config, None)
+    told = sum(problem.rationale is not None for problem in run.train)
+    style = run.tuned if told else styled(run.task.prompt, config.prompt)
+    problem = run.train[0]
+    lines = [
+        f"Model     {run.base}",
+        f"Task      {config.task}: {len(run.train)} training problems, {told} with a rationale of "
+        f"their own, {len(run.test)} test problems",
+        "Seed set  " + ("those rationales" if told else
+                        f"right ones of {config.seed_samples} completions per problem by the base model"),
+        f"Folder    {config.out}",
+        "Settings  " + ", ".join(f"{one.name} {getattr(config, one.name)}" for one in fields(config)
+                                 if one.name not in ("model", "task", "task_options", "out")),
+        f"First prompt ({problem.id}, gold {problem.gold}), between the lines:",
+        "-" * 72, as_seen(run.base, style(problem)), "-" * 72,
+    ]  # fmt: skip
+    return "\n".join(lines)
+
+
+# ---------------------------------------------------------------- stages
+
+
+def seed_examples(run: Run, problems: Sequence[Problem], folder: Path) -> list[Example]:
+    """D: the problems' own rationales as completions; without any, what the base model gets right.
+
+    Raises:
+        NothingToLearn: there are no rationales, and the base model got nothing right.
+    """
+    written = folder / "seed.jsonl"
+    told = [problem for problem in problems if problem.rationale is not None]
+    if not written.exists():
+        if told:
+            made = [
+                example(run.tuned, one, run.tuned.completion(one.rationale or "")) for one in told
+            ]
+        else:
+            made = make_examples(_own_rationales(run, problems, folder), run.tuned)
+        write_jsonl(written, made)
+    return read_examples(written)
+
+
+def _own_rationales(run: Run, problems: Sequence[Problem], folder: Path) -> list[Rollout]:
+    """Right completions of the base model with worked examples, in place of rationales."""
+    n = run.config.seed_samples
+    params = replace(run.params, n=n, temperature=run.config.temperature if n > 1 else 0.0)
+    style = styled(run.task.prompt, run.config.prompt)
+    rollouts = sampled(run, run.base, problems, style, params, folder / "seed-rollouts.jsonl")
+    kept = keep_distinct(run.kept(rollouts))
+    if not kept:
+        raise NothingToLearn(
+            f"The task has no rationales of its own, and none of the base model's {len(rollouts)} "
+            f"completions was kept ({told_dropped(rollouts)}). Try more of them (--seed_samples 8), "
+            "easier problems, or a stronger model."
+        )
+    return kept
+
+
+def told_dropped(rollouts: Sequence[Rollout]) -> str:
+    """Why completions were not kept, in words."""
+    reasons = [f"{count} {why}" for why, count in sorted(why_dropped(rollouts).items())]
+    right = len(keep_correct(rollouts))
+    return ", ".join([*reasons, f"{right} right"] if right else reasons)
+
+
+def fit(
+    run: Run, examples: Sequence[Example], out: Path, start: str | None = None, **changes: Any
+) -> Training:
+    """Fine-tune the base model, or `start`, on examples; the model stands in `out / "model"`."""
+    config = sft_config(out / "training", **(trainer_options(run.config) | changes))
+    write_jsonl(out / "examples.jsonl", examples)
+    with (
+        timed(run.seconds, "train"),
+        run.watch.progress(f"{out.name}: training", _steps(config, len(examples))) as advance,
+    ):
+        return train_sft(start or run.base, examples, config, out=out / "model",
+                         peft_config=adapter(run.config), progress=advance)  # fmt: skip
+
+
+def trainer_options(config: MethodConfig) -> dict[str, Any]:
+    """The options of a fine-tuning as TRL names them."""
+    names = ("num_train_epochs", "max_steps", "learning_rate", "lr_scheduler_type", "warmup_steps",
+             "per_device_train_batch_size", "gradient_accumulation_steps", "max_length", "bf16",
+             "save_steps", "seed")  # fmt: skip
+    return {name: getattr(config, name) for name in names} | config.training
+
+
+def adapter(config: MethodConfig) -> Any:
+    """The LoRA adapter to train, or None for all weights."""
+    if not config.use_peft:
+        return None
+    return lora_config(
+        r=config.lora_r, alpha=config.lora_alpha, target_modules=config.lora_target_modules
+    )
+
+
+def _steps(config: Any, rows: int) -> int:
+    """About how many optimizer steps a training takes, for its progress bar."""
+    batch = config.per_device_train_batch_size * config.gradient_accumulation_steps
+    return config.max_steps if config.max_steps > 0 else round(config.num_train_epochs * max(1, rows / batch))  # fmt: skip
+
+
+def sampled(
+    run: Run, model: str, problems: Sequence[Problem], style: PromptStyle,
+    params: SamplingParams, store: Path,
+) -> list[Rollout]:  # fmt: skip
+    """Graded samples of a model, `params.n` per problem; a store with fewer is added to."""
+    with (
+        timed(run.seconds, "sample"),
+        open_sampler(run.config.sampler, model, **run.config.sampler_options) as sampler,
+        run.watch.progress(
+            f"{store.parent.name}: {store.stem}", len(problems) * params.n
+        ) as advance,
+    ):
+        rollouts = collect_up_to(sampler, problems, style, params, store=store, progress=advance)
+    with timed(run.seconds, "grade"):
+        return graded_beside(store, rollouts, run.task)
+
+
+def measured(run: Run, model: str, name: str, folder: Path) -> Evaluation:
+    """Greedy accuracy of a fine-tuned model on the test problems."""
+    greedy = replace(run.params, n=1, temperature=0.0)
+    with (
+        timed(run.seconds, "evaluate"),
+        open_sampler(run.config.sampler, model, **run.config.sampler_options) as sampler,
+        run.watch.progress(f"{folder.name}: test", len(run.test)) as advance,
+    ):
+        return evaluate(sampler, run.task, run.test, run.tuned, greedy,
+                        store=folder / "test.jsonl", name=name, progress=advance)  # fmt: skip
+
+
+# ---------------------------------------------------------------- rows and summaries
+
+
+def tokens_of(rollouts: Sequence[Rollout]) -> int:
+    """How many tokens were drawn for these completions."""
+    return sum(len(rollout.token_ids or ()) for rollout in rollouts)
+
+
+def once(run: Run, name: str, make: Callable[[], Row]) -> Row:
+    """The row of `metrics.jsonl` with this name; made and written if it is not there yet.
+
+    The row gets the seconds of the stages that `make` went through.
+    """
+    metrics = run.config.out / "metrics.jsonl"
+    rows = read_rows(metrics)
+    found = next((row for row in rows if row["name"] == name), None)
+    if found is not None:
+        return found
+    run.seconds.clear()
+    row = {"name": name, **make(), "seconds": dict(run.seconds)}
+    write_rows(metrics, [*rows, row])
+    run.watch.iteration(row)
+    return row
+
+
+def trained_row(run: Run, training: Training, evaluation: Evaluation, **more: Any) -> Row:
+    """What a row says of a model: what it was trained on and how good it is."""
+    return {
+        "model": str(training.model),
+        "test": evaluation.to_dict(),
+        "training": {"steps": training.steps, "loss": training.loss, "tokens": training.tokens,
+                     "trained on": training.trained_on, "too long": training.too_long},
+        **more,
+    }  # fmt: skip
+
+
+def accuracy_of(row: Mapping[str, Any]) -> Evaluation:
+    """The greedy test evaluation in a row."""
+    return Evaluation.from_dict(row["test"])
+
+
+def write_summary(out: Path, summary: Row) -> Row:
+    """Write `summary.json`, which says that a run has ended, and how."""
+    write_atomically(out / "summary.json", json.dumps(summary, indent=2, ensure_ascii=False) + "\n")
+    return summary
+
+
+def model_card(run: Run, method: str, paper: str, evaluation: Evaluation) -> str:
+    """The card of a finished model, in the hub's form."""
+    config = run.config
+    base = "" if config.model == "embedded" else f"base_model: {json.dumps(config.model)}\n"
+    tag = method.lower().replace(" ", "-")
+    return (
+        f"---\nlibrary_name: transformers\n{base}tags: [selftaught, {tag}, trl, generated_from_trainer]"
+        f"\n---\n\n# {config.task}, taught by {method}\n\n{method} ({paper}) from `{config.model}` on "
+        f"the task `{config.task}`: {evaluation.accuracy:.1%} of {evaluation.n} test problems, greedily "
+        f"(95% interval {evaluation.low:.1%} to {evaluation.high:.1%}). Prompt: `{run.tuned.name}`. Made "
+        "with selftaught; `config.yaml` and `report.html` of the run tell the rest.\n"
+    )

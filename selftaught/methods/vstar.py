@@ -1,0 +1,498 @@
+"""V-STaR: Hosseini et al. 2024, "V-STaR: Training Verifiers for Self-Taught Reasoners"
+(arXiv:2402.06457). `run_vstar` is its Algorithm 1.
+
+    1  D_GEN <- D_SFT, D_VER <- D_SFT as right;  G_SFT <- SFT(G_base, D_SFT)
+    2  for t in 1..T:
+    3      G      <- SFT(G_base, D_GEN)           from the base model, every time
+    4      S      <- k samples of G per problem
+    5      D_GEN  <- D_GEN with the right ones of S
+    6      D_VER  <- D_VER with all of S
+    7  D_pref <- every right completion of a problem over every wrong one, from D_VER
+    8  V      <- DPO(G_SFT, D_pref)               with G_SFT as the reference
+    9  G^T    <- SFT(G_base, D_GEN);  at test: of n candidates of G^T the one V gives the most
+
+Where we differ from the paper stands in docs/methods/vstar.md.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from selftaught.candidates import Way, candidates_of, chosen, powers, share
+from selftaught.method_pages import Figure, Section, Table, method_report, shown
+from selftaught.methods.shared import (
+    MethodConfig,
+    Row,
+    Run,
+    accuracy_of,
+    adapter,
+    fit,
+    measured,
+    model_card,
+    once,
+    open_run,
+    sampled,
+    seed_examples,
+    tokens_of,
+    trained_row,
+    trainer_options,
+    write_summary,
+)
+from selftaught.metrics import difference_interval
+from selftaught.records import Example, Preference, Rollout, write_atomically, write_jsonl
+from selftaught.run_folder import (
+    Watch,
+    hold,
+    publish,
+    read_json,
+    read_rows,
+    timed,
+    write_config,
+)
+from selftaught.selection import (
+    NothingToLearn,
+    gold_rollouts,
+    keep_distinct,
+    make_examples,
+    make_preferences,
+)
+from selftaught.training import (
+    Judged,
+    Training,
+    completion_ids,
+    dpo_config,
+    outcome_config,
+    train_dpo,
+    train_outcome,
+)
+
+PAPER = "Hosseini et al. 2024, arXiv:2402.06457"
+
+
+@dataclass(frozen=True)
+class VstarConfig(MethodConfig):
+    """Options of V-STaR; defaults are the paper's where it gives any, `small()` is for tiny models."""
+
+    out: Path = Path("runs/vstar")
+    """Folder of the run; repeating the command continues it."""
+    iterations: int = 3
+    """T (Section 4)."""
+    k: int = 16
+    """Samples per problem and iteration (Section 4)."""
+    check_equations: bool = False
+    """Drop right completions with an equation that does not hold; not in the paper."""
+    num_train_epochs: float = 2.0
+    """Passes of a generator's fine-tuning: 2 on GSM8K, 3 on MBPP (Section 4)."""
+    candidates: int = 128
+    """N: candidates per test problem (Section 4.1)."""
+    best_of: list[int] = field(default_factory=list)
+    """At which k to measure; none: powers of two up to the number of candidates."""
+
+    distinct: bool = True
+    """Learn from each text once; the paper does not say."""
+    pairs_per_problem: int | None = 64
+    """Preferences drawn per problem; none: all of the Cartesian product (Section 3; no limit given
+    there)."""
+    beta: float = 0.1
+    """Of DPO; not in the paper, TRL's default."""
+    verifier_learning_rate: float = 1e-6
+    """Peak learning rate of the verifier; not in the paper, TRL's default."""
+    verifier_epochs: float = 1.0
+    """Passes over the preferences; not in the paper."""
+    verifier_max_steps: int = -1
+    """Optimizer steps of the verifier; -1: verifier_epochs decides."""
+    verifier_training: dict[str, Any] = field(default_factory=dict)
+    """Any other field of TRL's DPOConfig, such as --verifier_training.label_smoothing 0.1."""
+    score: Literal["sum", "mean", "reward"] = "sum"
+    """What ranks candidates: log V(y|x) (Section 3.1), per token, or the implicit reward."""
+
+    baselines: bool = False
+    """Also measure the paper's: SFT generator with a verifier, RFT, one iteration (Section 4), each
+    from as many samples, and an outcome reward model (Section 4.4)."""
+    table: bool = False
+    """Also train a verifier after every iteration: a table of generators by verifiers."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        largest = max(self.best_of, default=1)
+        self.refuse(
+            ("iterations", self.iterations >= 1, "at least 1"),
+            ("k", self.k >= 2, "at least 2"),
+            ("candidates", self.candidates >= 1, "at least 1"),
+            ("best_of", largest <= self.candidates and min(self.best_of, default=1) >= 1,
+             f"from 1 to the number of candidates, {self.candidates}"),
+            ("pairs_per_problem", (self.pairs_per_problem or 1) >= 1, "at least 1"),
+        )  # fmt: skip
+
+    @classmethod
+    def small(cls, **changes: Any) -> "VstarConfig":
+        """The settings of models of less than a million parameters, found by measurement (LOG.md)."""
+        found: dict[str, Any] = {"verifier_learning_rate": 1e-4, "candidates": 32}
+        return super().small(**(found | changes))
+
+    @property
+    def ks(self) -> list[int]:
+        """At which k choices are measured."""
+        return sorted(set(self.best_of)) or powers(self.candidates)
+
+
+CHANGEABLE = ("out", "best_of")
+"""Fields a continued run may change: nothing stored depends on them."""
+
+
+def run_vstar(config: VstarConfig, watch: Watch | None = None) -> Row:
+    """Run V-STaR, or continue it, and return its summary (also `summary.json` in the run folder).
+
+    Raises:
+        ValueError: a setting, a problem or a model that cannot be used; says which.
+        NothingToLearn: no problem has both a right and a wrong completion; says how many there are.
+        BlockingIOError: another process runs in the folder.
+    """
+    with hold(config.out):
+        run = open_run(config, watch)
+        write_config(config.out, config.plain(), CHANGEABLE)
+        seed = seed_examples(run, run.train, config.out / "sft")
+        once(run, "G_SFT", lambda: _generator(run, seed, [], 0))
+        collected: list[Rollout] = []
+        for iteration in range(1, config.iterations + 1):
+            collected += sample_iteration(run, config, iteration)
+            known = list(collected)
+            name = f"iteration {iteration}"
+            once(run, name, lambda at=iteration, known=known: _generator(run, seed, known, at))
+        last = config.iterations
+        verifiers = range(1, last + 1) if config.table else [last]
+        for at in verifiers:
+            seen = collected[: at * config.k * len(run.train)]
+            once(run, f"verifier {at}", lambda at=at, seen=seen: train_verifier(run, seen, at, f"verifier-{at}"))  # fmt: skip
+        measure_choices(run, last, f"verifier-{last}", "V-STaR")
+        if config.table:
+            for generator in range(last + 1):
+                for at in verifiers:
+                    measure_choices(run, generator, f"verifier-{at}", _cell(generator, at))
+        if config.baselines:
+            _baselines(run, seed, collected)
+        return _finish(run)
+
+
+def sample_iteration(run: Run, config: VstarConfig, iteration: int) -> list[Rollout]:
+    """Line 4: k samples per training problem of the generator that the iterations before made."""
+    # Other draws in every iteration, or a model that hardly changed would repeat itself.
+    params = replace(run.params, n=config.k, seed=config.seed + iteration)
+    store = config.out / f"iteration-{iteration}" / "rollouts.jsonl"
+    return sampled(run, _model(run, iteration - 1), run.train, run.tuned, params, store)
+
+
+def _folder(run: Run, iteration: int) -> Path:
+    return run.config.out / (f"iteration-{iteration}" if iteration else "sft")
+
+
+def _model(run: Run, iteration: int) -> str:
+    """The generator after an iteration; 0: G_SFT."""
+    return str(_folder(run, iteration) / "model")
+
+
+def _generator(
+    run: Run, seed: Sequence[Example], collected: Sequence[Rollout], iteration: int
+) -> Row:
+    """Lines 3 and 5: the base fine-tuned on D_GEN as it is after an iteration; 0: G_SFT."""
+    out = _folder(run, iteration)
+    training = fit(run, learned_from(run, seed, collected), out)
+    evaluation = measured(run, str(training.model), out.name, out)
+    right = len(run.kept(collected))
+    return trained_row(run, training, evaluation, **{
+        "sampled": len(collected), "right": right, "sampled tokens": tokens_of(collected),
+    })  # fmt: skip
+
+
+def learned_from(run: Run, seed: Sequence[Example], rollouts: Sequence[Rollout]) -> list[Example]:
+    """D_GEN: the seed set and every right completion, each text once where `distinct`."""
+    config = run.config
+    assert isinstance(config, VstarConfig)
+    kept = run.kept(rollouts)
+    kept = keep_distinct(kept) if config.distinct else kept
+    return [*seed, *make_examples(kept, run.tuned)]
+
+
+def preferences_of(run: Run, rollouts: Sequence[Rollout]) -> list[Preference]:
+    """Line 7: right over wrong, among all rollouts and the problems' own rationales.
+
+    Raises:
+        NothingToLearn: no problem has both kinds.
+    """
+    from transformers import AutoTokenizer
+
+    config = run.config
+    assert isinstance(config, VstarConfig)
+    tokenizer = AutoTokenizer.from_pretrained(_model(run, 0))
+    everything = [*gold_rollouts(run.train, run.tuned), *rollouts]
+    if config.distinct:
+        everything = keep_distinct(everything)
+    pairs = make_preferences(everything, run.tuned, lambda one: completion_ids(one, tokenizer),
+                             at_most=config.pairs_per_problem, seed=config.seed)  # fmt: skip
+    if not pairs:
+        wrong = sum(not one.correct for one in everything)
+        raise NothingToLearn(
+            f"No problem has both a right and a wrong completion: {len(everything) - wrong} right and "
+            f"{wrong} wrong ones over {len(run.train)} problems, so a verifier has no pair to learn "
+            "from. Try more samples (--k), a higher temperature, or harder problems."
+        )
+    return pairs
+
+
+def train_verifier(run: Run, rollouts: Sequence[Rollout], seed: int, folder: str) -> Row:
+    """Lines 7 and 8: DPO from G_SFT with G_SFT as the reference, once, on all that was sampled."""
+    del seed
+    config = run.config
+    assert isinstance(config, VstarConfig)
+    out = config.out / folder
+    pairs = preferences_of(run, rollouts)
+    write_jsonl(out / "preferences.jsonl", pairs)
+    options = trainer_options(config) | {
+        "learning_rate": config.verifier_learning_rate,
+        "num_train_epochs": config.verifier_epochs,
+        "max_steps": config.verifier_max_steps,
+        "beta": config.beta,
+    }
+    for name in config.training:  # those are of SFTConfig
+        options.pop(name, None)
+    trained = dpo_config(out / "training", **(options | config.verifier_training))
+    with timed(run.seconds, "train"), run.watch.progress(f"{folder}: training", 0) as advance:
+        training = train_dpo(_model(run, 0), pairs, trained, out=out / "model",
+                             peft_config=adapter(config), progress=advance)  # fmt: skip
+    return _verifier_row(training, pairs)
+
+
+def _verifier_row(training: Training, pairs: Sequence[Preference]) -> Row:
+    accuracy = [entry["rewards/accuracies"] for entry in training.log if "rewards/accuracies" in entry]  # fmt: skip
+    last = accuracy[-max(1, len(accuracy) // 10) :]
+    return {
+        "model": str(training.model),
+        "pairs": len(pairs),
+        "training": {"steps": training.steps, "loss": training.loss, "tokens": training.tokens,
+                     "trained on": training.trained_on, "too long": training.too_long},
+        "told": f"{len(pairs):,} pairs, {sum(last) / len(last):.0%} of the last ones told apart" if last else f"{len(pairs):,} pairs",
+    }  # fmt: skip
+
+
+# ---------------------------------------------------------------- choosing among candidates
+
+
+def test_candidates(run: Run, folder: Path) -> list[Rollout]:
+    """N graded candidates per test problem of the generator in a folder."""
+    config = run.config
+    assert isinstance(config, VstarConfig)
+    params = replace(run.params, n=config.candidates, seed=config.seed + 1000)
+    return sampled(run, str(folder / "model"), run.test, run.tuned, params, folder / "candidates.jsonl")  # fmt: skip
+
+
+def scores_of(
+    run: Run, rollouts: Sequence[Rollout], verifier: Path, store: Path, kind: str = "dpo"
+) -> list[float]:
+    """A verifier's scores of candidates; kept in a file, and not computed twice."""
+    from selftaught.verifier import OutcomeModel, Verifier
+
+    config = run.config
+    assert isinstance(config, VstarConfig)
+    made_of = [str(verifier), config.score, len(rollouts), rollouts[0].model]
+    found = read_json(store)
+    if found and found["made of"] == made_of:
+        return found["scores"]
+    with timed(run.seconds, "score"):
+        if kind == "outcome":
+            scores = OutcomeModel(verifier / "model").score(rollouts, run.tuned)
+        else:
+            reference = _model(run, 0) if config.score == "reward" else None
+            with Verifier(verifier / "model", score=config.score, reference=reference) as opened:
+                scores = opened.score(rollouts, run.tuned)
+    write_atomically(store, json.dumps({"made of": made_of, "scores": scores}) + "\n")
+    return scores
+
+
+def measure_choices(run: Run, generator: int, verifier: str, name: str) -> Row:
+    """Among a generator's candidates: one, any, the majority, and what a verifier chooses."""
+    return _measured_choices(run, _folder(run, generator), verifier, name)
+
+
+def _measured_choices(run: Run, folder: Path, verifier: str, name: str, kind: str = "dpo") -> Row:
+    config = run.config
+    assert isinstance(config, VstarConfig)
+
+    def make() -> Row:
+        rollouts = test_candidates(run, folder)
+        store = folder / f"scores-{verifier}.json"
+        scores = scores_of(run, rollouts, config.out / verifier, store, kind)
+        among = candidates_of(rollouts, scores)
+        values = {way: {str(k): chosen(among, way, k) for k in powers(config.candidates)}
+                  for way in ("sample", "pass", "majority", "best", "weighted")}  # fmt: skip
+        told = share(values["best"][str(config.candidates)])
+        return {"generator": str(folder / "model"), "verifier": verifier, "choices": values,
+                "told": f"best of {config.candidates}: {shown(told)}"}  # fmt: skip
+
+    return once(run, f"choices: {name}", make)
+
+
+def _cell(generator: int, verifier: int) -> str:
+    return f"G{generator} with V{verifier}"
+
+
+def _baselines(run: Run, seed: Sequence[Example], collected: Sequence[Rollout]) -> None:
+    """The paper's baselines at equal samples, and an outcome reward model."""
+    config = run.config
+    assert isinstance(config, VstarConfig)
+    last = config.iterations
+    once(run, "outcome model", lambda: _outcome(run, collected))
+    _measured_choices(run, _folder(run, last), "outcome", "outcome reward model", "outcome")
+    # As many samples as all iterations drew, but all of G_SFT: RFT, and its verifier.
+    n = last * config.k
+    store = config.out / "rft" / "rollouts.jsonl"
+    rollouts = sampled(run, _model(run, 0), run.train, run.tuned,
+                       replace(run.params, n=n, seed=config.seed + 1), store)  # fmt: skip
+    once(run, "RFT", lambda: _rft(run, seed, rollouts))
+    once(run, "verifier of G_SFT", lambda: train_verifier(run, rollouts, 0, "verifier-sft"))
+    _measured_choices(run, config.out / "sft", "verifier-sft", "SFT generator + verifier")
+    _measured_choices(run, config.out / "rft", "verifier-sft", "one iteration (RFT + verifier)")
+
+
+def _rft(run: Run, seed: Sequence[Example], rollouts: Sequence[Rollout]) -> Row:
+    out = run.config.out / "rft"
+    training = fit(run, learned_from(run, seed, rollouts), out)
+    return trained_row(run, training, measured(run, str(training.model), "RFT", out))
+
+
+def _outcome(run: Run, collected: Sequence[Rollout]) -> Row:
+    """An outcome reward model from G_SFT on the same completions as the verifier."""
+    from transformers import AutoTokenizer
+
+    config = run.config
+    assert isinstance(config, VstarConfig)
+    tokenizer = AutoTokenizer.from_pretrained(_model(run, 0))
+    everything = keep_distinct([*gold_rollouts(run.train, run.tuned), *collected])
+    judged = [
+        Judged(run.tuned(one.problem), completion_ids(one, tokenizer), bool(one.correct))
+        for one in everything
+    ]
+    options = trainer_options(config) | {"num_train_epochs": config.verifier_epochs}
+    for name in config.training:
+        options.pop(name, None)
+    out = config.out / "outcome"
+    with timed(run.seconds, "train"), run.watch.progress("outcome: training", 0) as advance:
+        training = train_outcome(_model(run, 0), judged, outcome_config(out / "training", **options),
+                                 out=out / "model", peft_config=adapter(config), progress=advance)  # fmt: skip
+    right = sum(one.right for one in judged)
+    return {
+        "model": str(training.model),
+        "training": {"steps": training.steps, "loss": training.loss, "tokens": training.tokens,
+                     "trained on": training.trained_on, "too long": training.too_long},
+        "told": f"{right:,} right and {len(judged) - right:,} wrong completions",
+    }  # fmt: skip
+
+
+# ---------------------------------------------------------------- the end
+
+
+def _finish(run: Run) -> Row:
+    config = run.config
+    assert isinstance(config, VstarConfig)
+    rows = read_rows(config.out / "metrics.jsonl")
+    named = {row["name"]: row for row in rows}
+    last = config.iterations
+    card = model_card(run, "V-STaR", PAPER, accuracy_of(named[f"iteration {last}"]))
+    verifier_card = card.replace("taught by V-STaR", "verified by V-STaR")
+    summary = write_summary(config.out, {
+        "method": "vstar",
+        "best model": publish(Path(_model(run, last)), config.out / "model", card),
+        "verifier": publish(config.out / f"verifier-{last}" / "model", config.out / "verifier", verifier_card),
+        "sampled tokens": named[f"iteration {last}"]["sampled tokens"],
+        "rows": [{key: value for key, value in row.items() if key != "choices"} for row in rows],
+        "minutes": sum(sum(row["seconds"].values()) for row in rows) / 60,
+    })  # fmt: skip
+    report(config.out)
+    return summary
+
+
+def report(out: Path) -> Path:
+    """Write `report.html` and `report.md` of a run of V-STaR, also while it runs; returns the page."""
+    rows = read_rows(out / "metrics.jsonl")
+    generators = [row for row in rows if "test" in row]
+    choices = {row["name"].removeprefix("choices: "): row for row in rows if "choices" in row}
+    sections = []
+    lead = "Nothing is chosen yet."
+    if "V-STaR" in choices:
+        main = choices["V-STaR"]["choices"]
+        ks = [int(k) for k in main["best"]]
+        lead = _lead(main, ks[-1])
+        sections.append(_choices_section(choices, ks))
+    if cells := _table_of(choices):
+        sections.append(Section("Generators by verifiers", "Each generator's candidates chosen by each verifier, which knows the iterations up to its number; best of all candidates.", [cells]))  # fmt: skip
+    head = ["generator", "test, greedy", "samples", "right", "trained on", "tokens trained"]
+    body = [
+        [row["name"], shown(accuracy_of(row)), _count(row, "sampled"), _count(row, "right"),
+         f"{row['training']['trained on']:,}", f"{row['training']['tokens']:,}"]
+        for row in generators
+    ]  # fmt: skip
+    sections.append(Section("Generators", "Each is the base model, fine-tuned on all right completions so far.", [Table(head, body)]))  # fmt: skip
+    return method_report(out, "V-STaR", lead, sections)
+
+
+def _choices_section(choices: Mapping[str, Row], ks: Sequence[int]) -> Section:
+    main = choices["V-STaR"]["choices"]
+    names: list[tuple[str, Way]] = [("any right (pass@k)", "pass"), ("verifier, best of k", "best"),
+                                    ("majority", "majority"), ("verifier, weighted majority", "weighted")]  # fmt: skip
+    lines = [(name, ks, [share(main[way][str(k)]) for k in ks]) for name, way in names]
+    others = {
+        name: row["choices"] for name, row in choices.items()
+        if name != "V-STaR" and " with V" not in name
+    }  # fmt: skip
+    lines += [(f"{name}, best of k", ks, [share(values["best"][str(k)]) for k in ks]) for name, values in others.items()]  # fmt: skip
+    rows = [[name, *(shown(point) for point in points)] for name, _, points in lines]
+    rows += [
+        [f"{name}, majority", *(shown(share(values["majority"][str(k)])) for k in ks)]
+        for name, values in others.items()
+        if "outcome" not in name
+    ]
+    figure = Figure("Right choices among k candidates, test problems", lines, "candidates, k")
+    words = "All from the same candidates per problem; 95% intervals over problems. " + _difference(
+        main, ks[-1]
+    )
+    return Section("Choosing among candidates", words, [Table(["choice", *map(str, ks)], rows)], [figure])  # fmt: skip
+
+
+def _lead(values: Mapping[str, Any], n: int) -> str:
+    best, majority, one = (share(values[way][str(n)]) for way in ("best", "majority", "sample"))
+    return (
+        f"Of {n} candidates the verifier chooses a right one in {shown(best)} of the test problems, the "
+        f"majority in {shown(majority)}; one candidate is right in {shown(one)}."
+    )
+
+
+def _difference(values: Mapping[str, Any], n: int) -> str:
+    mean, low, high = difference_interval(values["majority"][str(n)], values["best"][str(n)])
+    return (
+        f"At k={n} the verifier is {100 * mean:+.1f} points [{100 * low:+.1f}, {100 * high:+.1f}] "
+        "from the majority, problem by problem."
+    )
+
+
+def _table_of(choices: Mapping[str, Row]) -> Table | None:
+    """Generators by verifiers."""
+    cells = {
+        tuple(name.split(" with ")): row["choices"]["best"]
+        for name, row in choices.items()
+        if " with V" in name
+    }
+    if not cells:
+        return None
+    generators = sorted({cell[0] for cell in cells})
+    verifiers = sorted({cell[1] for cell in cells})
+    k = list(next(iter(cells.values())))[-1]
+    rows = [
+        [generator, *(shown(share(cells[generator, one][k])) for one in verifiers)]
+        for generator in generators
+    ]
+    return Table([f"best of {k}", *verifiers], rows)
+
+
+def _count(row: Row, key: str) -> str:
+    return f"{row[key]:,}" if key in row else "-"

@@ -1,0 +1,173 @@
+"""Verifiers: models that score completions (V-STaR, Hosseini et al. 2024, arXiv:2402.06457).
+
+A verifier is a language model trained by DPO to prefer right completions; its score of a completion
+is the log-probability it gives to it. The baseline, an outcome reward model, is a classifier.
+"""
+
+import logging
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal, Self
+
+from selftaught.prompts import PromptStyle
+from selftaught.records import Completion, Problem, Rollout
+from selftaught.samplers import open_scorer
+from selftaught.training import completion_ids, written_ids
+
+logger = logging.getLogger(__name__)
+
+Score = Literal["sum", "mean", "reward"]
+
+
+class Verifier:
+    """A model that scores completions; use it in a `with`, which frees its memory.
+
+    Args:
+        model: a model folder or name.
+        score: "sum": the log-probability of the completion, log V(y|x), as in the paper; "mean": the
+            same per token; "reward": log V(y|x) - log G(y|x), DPO's implicit reward over beta.
+        reference: for "reward", the model G that the verifier was trained from.
+        options: of the scorer, such as `batch_size` and `device`.
+
+    Raises:
+        ValueError: "reward" without a reference, or a reference without "reward".
+    """
+
+    def __init__(
+        self,
+        model: str | Path,
+        *,
+        score: Score = "sum",
+        reference: str | Path | None = None,
+        **options: Any,
+    ) -> None:
+        if (score == "reward") != (reference is not None):
+            raise ValueError(
+                'The score "reward" is against a reference, and no other score is; got '
+                f"score={score!r} and reference={str(reference)!r}."
+            )
+        self._score = score
+        self._scorers = [open_scorer(str(one), **options) for one in (model, reference) if one]
+        self.model = str(model)
+
+    @property
+    def fingerprint(self) -> str:
+        """A hash of the weights that score."""
+        return " ".join(scorer.fingerprint for scorer in self._scorers)
+
+    def score(
+        self,
+        rollouts: Sequence[Rollout],
+        style: PromptStyle,
+        *,
+        progress: Callable[[int], None] | None = None,
+    ) -> list[float]:
+        """One number per rollout, in their order; higher is better.
+
+        A completion's own tokens are scored where they are of this model's tokenizer; otherwise its
+        text is tokenized anew, and a warning says for how many.
+        """
+        grouped: dict[str, list[int]] = {}
+        for at, rollout in enumerate(rollouts):
+            grouped.setdefault(rollout.problem.id, []).append(at)
+        groups = list(grouped.values())
+        prompts = [style(rollouts[group[0]].problem) for group in groups]
+        totals = [
+            self._summed(scorer, rollouts, prompts, groups, progress if at == 0 else None)
+            for at, scorer in enumerate(self._scorers)
+        ]
+        if self._score == "reward":
+            return [own - other for own, other in zip(*totals, strict=True)]
+        return totals[0]
+
+    def _summed(
+        self,
+        scorer: Any,
+        rollouts: Sequence[Rollout],
+        prompts: Sequence[Any],
+        groups: Sequence[Sequence[int]],
+        progress: Callable[[int], None] | None,
+    ) -> list[float]:
+        tokenizer = scorer.tokenizer
+        foreign = sum(written_ids(one, tokenizer) is None for one in rollouts if one.token_ids)
+        if foreign:
+            logger.warning(
+                "%d of %d completions were tokenized anew: they were not written with the tokenizer "
+                "of %s.",
+                foreign,
+                len(rollouts),
+                scorer.model,
+            )
+        ids = [completion_ids(rollout, tokenizer) for rollout in rollouts]
+        found = scorer.log_probs(prompts, [[ids[at] for at in group] for group in groups], progress=progress)  # fmt: skip
+        scores = [0.0] * len(rollouts)
+        for group, candidates in zip(groups, found, strict=True):
+            for at, each in zip(group, candidates, strict=True):
+                scores[at] = sum(each) / max(1, len(each) if self._score == "mean" else 1)
+        return scores
+
+    def close(self) -> None:
+        """Give the memory back."""
+        for scorer in self._scorers:
+            scorer.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+class OutcomeModel:
+    """An outcome reward model: a classifier's log-odds that a completion is right."""
+
+    def __init__(self, model: str | Path, *, batch_size: int = 64, device: str = "auto") -> None:
+        import torch
+        from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+        if device == "auto":
+            device = "cuda" if torch.cuda.is_available() else "cpu"
+        self.model = str(model)
+        self._batch_size = batch_size
+        self._tokenizer = AutoTokenizer.from_pretrained(self.model)
+        loaded: Any = AutoModelForSequenceClassification.from_pretrained(self.model)
+        self._model = loaded.to(device).eval()
+
+    def score(self, rollouts: Sequence[Rollout], style: PromptStyle) -> list[float]:
+        """One number per rollout, in their order; above 0 the model holds it for right."""
+        import torch
+
+        from selftaught.training.fitting import prompt_tokens
+
+        texts = [
+            [*prompt_tokens(style(one.problem), self._tokenizer), *completion_ids(one, self._tokenizer)]
+            for one in rollouts
+        ]  # fmt: skip
+        scores = [0.0] * len(texts)
+        order = sorted(range(len(texts)), key=lambda at: len(texts[at]))
+        for start in range(0, len(order), self._batch_size):
+            part = order[start : start + self._batch_size]
+            batch = self._tokenizer.pad(
+                {"input_ids": [texts[at] for at in part]}, return_tensors="pt"
+            )
+            with torch.inference_mode():
+                logits_B1 = self._model(**batch.to(self._model.device)).logits
+            for at, score in zip(part, logits_B1[:, 0].tolist(), strict=True):
+                scores[at] = score
+        return scores
+
+
+def as_rollouts(
+    problem: Problem, prompt: Any, completions: Sequence[Completion], model: str
+) -> list[Rollout]:
+    """A problem's completions as rollouts, to be scored."""
+    return [
+        Rollout(problem, prompt, one.text, one.finish_reason, model, index, token_ids=one.token_ids)
+        for index, one in enumerate(completions)
+    ]
