@@ -1,7 +1,5 @@
 """The command lines of RFT, V-STaR, per-step DPO and their comparison, and of best-of-n."""
 
-import shlex
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields
 from importlib import import_module
@@ -150,5 +148,4 @@ def _solve_file(solver: Any, questions: Sequence[Any], ask: SolveOptions, solve_
     out = ask.out or Path("runs/solved.jsonl")
     count = solve_file(solver, questions, out, told=lambda one: print(f"{one.question[:60]}  ->  {one.answer}  ({one.support} of {len(one.completions)})", flush=True))  # fmt: skip
     print(f"{count} answers in {out}")
-    print(f"Again: {shlex.join(sys.argv)}")
     return DONE

@@ -220,6 +220,63 @@ def difference_interval(
     return mean, mean - Z * error, mean + Z * error
 
 
+def efficiency(
+    curve: Sequence[tuple[float, Sequence[bool]]],
+    size: float,
+    own: Sequence[bool],
+    *,
+    draws: int = 1000,
+    seed: int = 0,
+) -> tuple[float, float, float]:
+    """How many times its size a method's data would have to be for the baseline to be as good.
+
+    The baseline's error is taken to be straight between its sizes when both are in logarithms, and
+    never to rise. Infinite: it is not as good at its largest size; below its smallest, that size is
+    taken. The 95% interval draws the test problems anew, the same ones for all.
+
+    Args:
+        curve: the baseline's sizes and its verdicts on the test problems, in order.
+        own: the method's verdicts on the same problems.
+    """
+    n = len(own)
+    if not curve or any(len(verdicts) != n for _, verdicts in curve) or n == 0:
+        raise ValueError("expected verdicts on the same test problems for every size; got others.")
+    draw = random.Random(seed)
+    found = sorted(
+        _needed(
+            [(at, _error_of(verdicts, chosen)) for at, verdicts in curve], _error_of(own, chosen)
+        )
+        / size
+        for chosen in ([draw.randrange(n) for _ in range(n)] for _ in range(draws))
+    )
+    everything = range(n)
+    whole = _needed(
+        [(at, _error_of(verdicts, everything)) for at, verdicts in curve],
+        _error_of(own, everything),
+    )
+    return whole / size, found[round(0.025 * (draws - 1))], found[round(0.975 * (draws - 1))]
+
+
+def _error_of(verdicts: Sequence[bool], chosen: Sequence[int]) -> float:
+    """The share of wrong ones, half a problem at least, so that it has a logarithm."""
+    wrong = sum(not verdicts[at] for at in chosen)
+    return max(wrong, 0.5) / len(chosen)
+
+
+def _needed(curve: Sequence[tuple[float, float]], error: float) -> float:
+    """The size at which a falling curve of errors comes down to `error`."""
+    before: tuple[float, float] | None = None
+    for size, at in sorted(curve):
+        at = min(at, before[1]) if before else at
+        if at <= error:
+            if before is None or at == before[1]:
+                return size if before is None else before[0]
+            across = math.log(before[1] / error) / math.log(before[1] / at)
+            return before[0] * (size / before[0]) ** across
+        before = size, at
+    return math.inf
+
+
 def _winning(own: int, rivals: Sequence[int], silent: int, k: int) -> Fraction:
     """How many k-subsets an answer with `own` votes wins; a tie of m counts 1/m."""
     won = Fraction(0)

@@ -126,6 +126,13 @@ def _unlike(rollouts: Sequence[Rollout], edits: float) -> list[Rollout]:
     return kept
 
 
+def most_distant(rollouts: Sequence[Rollout], other: Rollout) -> Rollout:
+    """The rollout whose completion is the largest Levenshtein distance from another's."""
+    from rapidfuzz.distance import Levenshtein
+
+    return max(rollouts, key=lambda one: Levenshtein.distance(one.completion, other.completion))
+
+
 def keep_at_most(rollouts: Iterable[Rollout], k: int) -> list[Rollout]:
     """The first k rollouts of each problem."""
     seen: Counter[str] = Counter()

@@ -34,7 +34,16 @@ MAY_IMPORT: dict[str, set[str]] = {
     "grading": {"tasks", "answers", "records"},
     "evaluation": {"tasks", "rollouts", "grading", "metrics", "samplers", "prompts", "records"},
     "report": BELOW_EVALUATION | {"evaluation", "plots"},
-    "methods": BELOW_EVALUATION | {"evaluation", "report"},
+    "steps": {"metrics", "records"},
+    "verifier": {"prompts", "records", "samplers", "training"},
+    "candidates": {"answers", "metrics", "records"},
+    "method_pages": {"evaluation", "plots", "records", "report", "run_folder"},
+    "step_pages": {"metrics", "records", "report", "steps"},
+    "methods": BELOW_EVALUATION
+    | {"candidates", "evaluation", "method_pages", "report", "step_pages", "steps", "verifier"},
+    "solving": {"candidates", "embedded", "prompts", "records", "samplers", "tasks", "verifier"},
+    "comparison": BELOW_EVALUATION | {"candidates", "evaluation", "method_pages", "methods"},
+    "method_commands": {"comparison", "methods", "run_folder", "solving"},
     "pause": {"prompts", "records"},
     "quiet_pages": {"plots", "report", "records"},
     "quiet_explore": {"quiet", "quiet_pages"},
@@ -50,7 +59,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "pause_commands": BELOW_EVALUATION
     | {"pause", "quiet", "quiet_commands", "evaluation", "report"},
     "cli": BELOW_EVALUATION
-    | {"evaluation", "report", "methods", "wheel_models", "quiet_commands", "pause_commands"},
+    | {"evaluation", "report", "methods", "wheel_models", "quiet_commands", "pause_commands"}
+    | {"method_commands"},
     "__init__": BELOW_EVALUATION | {"evaluation"},
 }
 DOORS: dict[str, set[str]] = {
@@ -65,8 +75,10 @@ DOORS: dict[str, set[str]] = {
         "quiet",
         "quiet_explore",
         "quiet_commands",
+        "verifier",
     },
     "transformers": {
+        "verifier",
         "samplers",
         "training",
         "embedded",
@@ -77,13 +89,16 @@ DOORS: dict[str, set[str]] = {
         "pause",
     },
     "math_verify": {"tasks.competition_math"},
-    "jsonargparse": {"cli", "quiet_commands", "pause_commands"},
+    "jsonargparse": {"cli", "method_commands", "quiet_commands", "pause_commands"},
     "matplotlib": {"plots"},
     "jinja2": {"report"},
     "reasoning_gym": {"tasks.gym"},
+    "rapidfuzz": {"selection"},
     "tokenizers": {"embedded"},
 }
-NO_TORCH = ["selftaught", "selftaught.cli", "selftaught.methods.star", "selftaught.report",
+NO_TORCH = ["selftaught", "selftaught.methods.rft", "selftaught.methods.vstar",
+            "selftaught.methods.step_dpo", "selftaught.candidates", "selftaught.solving",
+            "selftaught.steps", "selftaught.verifier", "selftaught.cli", "selftaught.methods.star", "selftaught.report",
             "selftaught.grading", "selftaught.selection", "selftaught.evaluation"]  # fmt: skip
 
 

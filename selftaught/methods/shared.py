@@ -16,6 +16,7 @@ from selftaught.grading import check_gold
 from selftaught.prompts import PromptStyle, bare, styled
 from selftaught.records import (
     Example,
+    Preference,
     Problem,
     Rollout,
     read_examples,
@@ -36,7 +37,14 @@ from selftaught.selection import (
     why_dropped,
 )
 from selftaught.tasks import Task, open_task
-from selftaught.training import Training, lora_config, sft_config, train_sft
+from selftaught.training import (
+    Training,
+    dpo_config,
+    lora_config,
+    sft_config,
+    train_dpo,
+    train_sft,
+)
 
 Row = dict[str, Any]
 
@@ -161,7 +169,10 @@ class Run:
     train: Sequence[Problem]
     test: Sequence[Problem]
     watch: Watch
-    seconds: dict[str, float]
+    seconds: dict[str, float] = field(default_factory=dict)
+    """Of the stages since the last row was begun."""
+    read: dict[str, Any] = field(default_factory=dict)
+    """What has been read from stores and is wanted again."""
 
     @property
     def tuned(self) -> PromptStyle:
@@ -198,7 +209,7 @@ def open_run(config: MethodConfig, watch: Watch | None) -> Run:
         )
     check_gold([*train, *test], task)
     base = str(embedded_model()) if config.model == "embedded" else config.model
-    return Run(config, task, base, train, test, watch or Watch(), {})
+    return Run(config, task, base, train, test, watch or Watch())
 
 
 def plan(config: MethodConfig) -> str:
@@ -279,6 +290,50 @@ def fit(
     ):
         return train_sft(start or run.base, examples, config, out=out / "model",
                          peft_config=adapter(run.config), progress=advance)  # fmt: skip
+
+
+def prefer(
+    run: Run,
+    start: str,
+    pairs: Sequence[Preference],
+    out: Path,
+    *,
+    beta: float,
+    learning_rate: float,
+    epochs: float,
+    max_steps: int,
+    more: Mapping[str, Any],
+) -> Training:
+    """DPO from a model with itself as the reference; the model stands in `out / "model"`."""
+    options = {
+        name: value
+        for name, value in trainer_options(run.config).items()
+        if name not in run.config.training  # those are of SFTConfig
+    }
+    options |= {"learning_rate": learning_rate, "num_train_epochs": epochs, "max_steps": max_steps,
+                "beta": beta, **more}  # fmt: skip
+    config = dpo_config(out / "training", **options)
+    write_jsonl(out / "preferences.jsonl", pairs)
+    with (
+        timed(run.seconds, "train"),
+        run.watch.progress(f"{out.name}: training", _steps(config, len(pairs))) as advance,
+    ):
+        return train_dpo(start, pairs, config, out=out / "model",
+                         peft_config=adapter(run.config), progress=advance)  # fmt: skip
+
+
+def training_row(training: Training) -> Row:
+    """What a row says of a fine-tuning."""
+    return {"steps": training.steps, "loss": training.loss, "tokens": training.tokens,
+            "trained on": training.trained_on, "too long": training.too_long}  # fmt: skip
+
+
+def told_apart(training: Training) -> str:
+    """How many preferences there were, and how many of the last ones the model had learned."""
+    found = [each["rewards/accuracies"] for each in training.log if "rewards/accuracies" in each]
+    last = found[-max(1, len(found) // 10) :]
+    pairs = f"{training.trained_on:,} pairs"
+    return f"{pairs}, {sum(last) / len(last):.0%} of the last told apart" if last else pairs
 
 
 def trainer_options(config: MethodConfig) -> dict[str, Any]:
@@ -363,10 +418,9 @@ def trained_row(run: Run, training: Training, evaluation: Evaluation, **more: An
     return {
         "model": str(training.model),
         "test": evaluation.to_dict(),
-        "training": {"steps": training.steps, "loss": training.loss, "tokens": training.tokens,
-                     "trained on": training.trained_on, "too long": training.too_long},
+        "training": training_row(training),
         **more,
-    }  # fmt: skip
+    }
 
 
 def accuracy_of(row: Mapping[str, Any]) -> Evaluation:

@@ -33,15 +33,18 @@ from selftaught.methods.shared import (
     model_card,
     once,
     open_run,
+    prefer,
     sampled,
     seed_examples,
     tokens_of,
+    told_apart,
     trained_row,
     trainer_options,
+    training_row,
     write_summary,
 )
 from selftaught.metrics import difference_interval
-from selftaught.records import Example, Preference, Rollout, write_atomically, write_jsonl
+from selftaught.records import Example, Preference, Rollout, write_atomically
 from selftaught.run_folder import (
     Watch,
     hold,
@@ -60,11 +63,9 @@ from selftaught.selection import (
 )
 from selftaught.training import (
     Judged,
-    Training,
     completion_ids,
-    dpo_config,
+    open_tokenizer,
     outcome_config,
-    train_dpo,
     train_outcome,
 )
 
@@ -165,7 +166,7 @@ def run_vstar(config: VstarConfig, watch: Watch | None = None) -> Row:
         verifiers = range(1, last + 1) if config.table else [last]
         for at in verifiers:
             seen = collected[: at * config.k * len(run.train)]
-            once(run, f"verifier {at}", lambda at=at, seen=seen: train_verifier(run, seen, at, f"verifier-{at}"))  # fmt: skip
+            once(run, f"verifier {at}", lambda at=at, seen=seen: train_verifier(run, seen, f"verifier-{at}"))  # fmt: skip
         measure_choices(run, last, f"verifier-{last}", "V-STaR")
         if config.table:
             for generator in range(last + 1):
@@ -221,11 +222,9 @@ def preferences_of(run: Run, rollouts: Sequence[Rollout]) -> list[Preference]:
     Raises:
         NothingToLearn: no problem has both kinds.
     """
-    from transformers import AutoTokenizer
-
     config = run.config
     assert isinstance(config, VstarConfig)
-    tokenizer = AutoTokenizer.from_pretrained(_model(run, 0))
+    tokenizer = open_tokenizer(_model(run, 0))
     everything = [*gold_rollouts(run.train, run.tuned), *rollouts]
     if config.distinct:
         everything = keep_distinct(everything)
@@ -241,39 +240,18 @@ def preferences_of(run: Run, rollouts: Sequence[Rollout]) -> list[Preference]:
     return pairs
 
 
-def train_verifier(run: Run, rollouts: Sequence[Rollout], seed: int, folder: str) -> Row:
+def train_verifier(run: Run, rollouts: Sequence[Rollout], folder: str) -> Row:
     """Lines 7 and 8: DPO from G_SFT with G_SFT as the reference, once, on all that was sampled."""
-    del seed
     config = run.config
     assert isinstance(config, VstarConfig)
-    out = config.out / folder
     pairs = preferences_of(run, rollouts)
-    write_jsonl(out / "preferences.jsonl", pairs)
-    options = trainer_options(config) | {
-        "learning_rate": config.verifier_learning_rate,
-        "num_train_epochs": config.verifier_epochs,
-        "max_steps": config.verifier_max_steps,
-        "beta": config.beta,
-    }
-    for name in config.training:  # those are of SFTConfig
-        options.pop(name, None)
-    trained = dpo_config(out / "training", **(options | config.verifier_training))
-    with timed(run.seconds, "train"), run.watch.progress(f"{folder}: training", 0) as advance:
-        training = train_dpo(_model(run, 0), pairs, trained, out=out / "model",
-                             peft_config=adapter(config), progress=advance)  # fmt: skip
-    return _verifier_row(training, pairs)
-
-
-def _verifier_row(training: Training, pairs: Sequence[Preference]) -> Row:
-    accuracy = [entry["rewards/accuracies"] for entry in training.log if "rewards/accuracies" in entry]  # fmt: skip
-    last = accuracy[-max(1, len(accuracy) // 10) :]
-    return {
-        "model": str(training.model),
-        "pairs": len(pairs),
-        "training": {"steps": training.steps, "loss": training.loss, "tokens": training.tokens,
-                     "trained on": training.trained_on, "too long": training.too_long},
-        "told": f"{len(pairs):,} pairs, {sum(last) / len(last):.0%} of the last ones told apart" if last else f"{len(pairs):,} pairs",
-    }  # fmt: skip
+    training = prefer(
+        run, _model(run, 0), pairs, config.out / folder, beta=config.beta,
+        learning_rate=config.verifier_learning_rate, epochs=config.verifier_epochs,
+        max_steps=config.verifier_max_steps, more=config.verifier_training,
+    )  # fmt: skip
+    return {"model": str(training.model), "pairs": len(pairs), "training": training_row(training),
+            "told": told_apart(training)}  # fmt: skip
 
 
 # ---------------------------------------------------------------- choosing among candidates
@@ -350,7 +328,7 @@ def _baselines(run: Run, seed: Sequence[Example], collected: Sequence[Rollout]) 
     rollouts = sampled(run, _model(run, 0), run.train, run.tuned,
                        replace(run.params, n=n, seed=config.seed + 1), store)  # fmt: skip
     once(run, "RFT", lambda: _rft(run, seed, rollouts))
-    once(run, "verifier of G_SFT", lambda: train_verifier(run, rollouts, 0, "verifier-sft"))
+    once(run, "verifier of G_SFT", lambda: train_verifier(run, rollouts, "verifier-sft"))
     _measured_choices(run, config.out / "sft", "verifier-sft", "SFT generator + verifier")
     _measured_choices(run, config.out / "rft", "verifier-sft", "one iteration (RFT + verifier)")
 
@@ -363,11 +341,9 @@ def _rft(run: Run, seed: Sequence[Example], rollouts: Sequence[Rollout]) -> Row:
 
 def _outcome(run: Run, collected: Sequence[Rollout]) -> Row:
     """An outcome reward model from G_SFT on the same completions as the verifier."""
-    from transformers import AutoTokenizer
-
     config = run.config
     assert isinstance(config, VstarConfig)
-    tokenizer = AutoTokenizer.from_pretrained(_model(run, 0))
+    tokenizer = open_tokenizer(_model(run, 0))
     everything = keep_distinct([*gold_rollouts(run.train, run.tuned), *collected])
     judged = [
         Judged(run.tuned(one.problem), completion_ids(one, tokenizer), bool(one.correct))
@@ -383,8 +359,7 @@ def _outcome(run: Run, collected: Sequence[Rollout]) -> Row:
     right = sum(one.right for one in judged)
     return {
         "model": str(training.model),
-        "training": {"steps": training.steps, "loss": training.loss, "tokens": training.tokens,
-                     "trained on": training.trained_on, "too long": training.too_long},
+        "training": training_row(training),
         "told": f"{right:,} right and {len(judged) - right:,} wrong completions",
     }  # fmt: skip
 

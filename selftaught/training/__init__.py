@@ -9,7 +9,7 @@ from selftaught.training.dpo import dpo_config, preference_rows, train_dpo
 from selftaught.training.fitting import Training, lora_config
 from selftaught.training.outcome import Judged, outcome_config, train_outcome
 from selftaught.training.sft import sft_config, tokenized, train_rows, train_sft, train_weighted
-from selftaught.training.tokens import completion_ids, written_ids
+from selftaught.training.tokens import completion_ids, open_tokenizer, written_ids
 
 __all__ = [
     "Judged",
@@ -17,6 +17,7 @@ __all__ = [
     "completion_ids",
     "dpo_config",
     "lora_config",
+    "open_tokenizer",
     "outcome_config",
     "preference_rows",
     "sft_config",

@@ -8,6 +8,13 @@ LONGEST_ENDING = 16
 """At most so many of a completion's last tokens are the stop string that ended it."""
 
 
+def open_tokenizer(model: str) -> Any:
+    """The tokenizer of a model."""
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(model)
+
+
 def completion_ids(rollout: Rollout, tokenizer: Any) -> tuple[int, ...]:
     """The very tokens a rollout wrote, with an end-of-text token in place of what ended it.
 
