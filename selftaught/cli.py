@@ -381,7 +381,7 @@ _LISTS = {
     "select": {"keep"},
     "rft": {"k", "pool"},
     "vstar": {"best_of"},
-    "step-dpo": {"methods", "sizes"},
+    "step-dpo": {"methods", "sizes", "sft_sizes"},
     "compare": {"methods"},
 }
 """Options that take several values: --k 1 3 6."""

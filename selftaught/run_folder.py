@@ -182,6 +182,14 @@ def publish(source: Path, folder: Path, card: str) -> str:
     return str(folder)
 
 
+def link_tree(source: Path, folder: Path) -> None:
+    """A folder under a second name, as a whole or not at all."""
+    partial = folder.with_name(folder.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    shutil.copytree(source, partial, copy_function=_link)
+    partial.rename(folder)
+
+
 def _link(source: str, target: str) -> None:
     """A second name for a file; a copy where the disk cannot do that."""
     try:

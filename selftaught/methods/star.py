@@ -297,7 +297,12 @@ def run_iteration(star: Star, iteration: int) -> Row:
         "model": str(training.model),
         "validation": validation.to_dict(),
         "funnel": _funnel(star, problems, direct, rationalized, training),
-        "training": {"steps": training.steps, "loss": training.loss, "log": training.log},
+        "training": {
+            "steps": training.steps,
+            "loss": training.loss,
+            "tokens": training.tokens,
+            "log": training.log,
+        },
         "seconds": seconds,
     }
 

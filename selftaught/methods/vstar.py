@@ -349,7 +349,7 @@ def _outcome(run: Run, collected: Sequence[Rollout]) -> Row:
         Judged(run.tuned(one.problem), completion_ids(one, tokenizer), bool(one.correct))
         for one in everything
     ]
-    options = trainer_options(config) | {"num_train_epochs": config.verifier_epochs}
+    options: Row = trainer_options(config) | {"num_train_epochs": config.verifier_epochs}
     for name in config.training:
         options.pop(name, None)
     out = config.out / "outcome"

@@ -1,0 +1,363 @@
+"""Several methods on one task, each with the same number of sampled tokens to learn from.
+
+The fine-tuned model they all begin with is made once. A pilot of its completions says how many tokens
+one has; from that follows how many samples each method may draw. What each really drew is reported.
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from selftaught.candidates import Candidates, candidates_of, chosen, powers, share
+from selftaught.evaluation import Evaluation
+from selftaught.method_pages import Figure, Section, Table, method_report, shown
+from selftaught.methods.rft import RftConfig, run_rft
+from selftaught.methods.shared import (
+    MethodConfig,
+    Row,
+    Run,
+    accuracy_of,
+    fit,
+    measured,
+    once,
+    open_run,
+    sampled,
+    seed_examples,
+    tokens_of,
+    trained_row,
+    write_summary,
+)
+from selftaught.methods.star import StarConfig, run_star
+from selftaught.methods.step_dpo import StepDpoConfig, decoder, run_step_dpo
+from selftaught.methods.vstar import VstarConfig, run_vstar
+from selftaught.records import read_rollouts
+from selftaught.run_folder import Watch, hold, link_tree, read_rows, write_config
+from selftaught.selection import draw_problems
+from selftaught.steps import split_steps
+from selftaught.training import open_tokenizer
+
+Method = Literal["star", "rft", "vstar", "step_dpo"]
+NAMES = {"star": "STaR", "rft": "RFT", "vstar": "V-STaR", "step_dpo": "per-step DPO"}
+PILOT = 64
+"""Problems whose completions say how long one is."""
+
+
+@dataclass(frozen=True)
+class CompareConfig(MethodConfig):
+    """Options of a comparison; those of MethodConfig are the same for all methods."""
+
+    out: Path = Path("runs/compare")
+    """Folder of the comparison, with a run folder per method; repeating the command continues it."""
+    methods: list[Method] = field(default_factory=lambda: ["star", "rft", "vstar", "step_dpo"])
+    """Which methods."""
+    budget: int = 1_000_000
+    """Tokens that each method may sample to learn from, those of the seed set included."""
+    candidates: int = 16
+    """Candidates per test problem, for majority and best-of-k."""
+    star: dict[str, Any] = field(default_factory=dict)
+    """Any other option of STaR, such as --star.rationalization false."""
+    rft: dict[str, Any] = field(default_factory=dict)
+    """Any other option of RFT."""
+    vstar: dict[str, Any] = field(default_factory=dict)
+    """Any other option of V-STaR, such as --vstar.verifier_learning_rate 1e-5."""
+    step_dpo: dict[str, Any] = field(default_factory=dict)
+    """Any other option of per-step DPO, such as --step_dpo.split sentence."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.refuse(
+            ("budget", self.budget >= 1, "at least 1"),
+            ("candidates", self.candidates >= 1, "at least 1"),
+            ("methods", bool(self.methods), "one or more of star, rft, vstar, step_dpo"),
+        )
+
+
+CHANGEABLE = ("out", "methods")
+"""Fields a continued comparison may change."""
+
+
+@dataclass(frozen=True)
+class Pilot:
+    """What a completion of the fine-tuned model costs."""
+
+    tokens: float
+    """Its mean length."""
+    steps: float
+    """Its mean number of steps."""
+    seed_tokens: int
+    """What the seed set has already cost."""
+
+
+def run_compare(config: CompareConfig, watch: Watch | None = None) -> Row:
+    """Run every method at the budget, or continue, and return the summary.
+
+    Raises:
+        ValueError: a setting that a method refuses; says which.
+        NothingToLearn: a method had nothing to learn from; says which and why.
+        BlockingIOError: another process runs in the folder.
+    """
+    with hold(config.out):
+        run = open_run(config, watch)
+        write_config(config.out, config.plain(), CHANGEABLE)
+        once(run, "SFT", lambda: _sft(run))
+        pilot = _pilot(run)
+        budget = config.budget - pilot.seed_tokens
+        plans = {method: METHODS[method].settings(run, pilot, budget) for method in config.methods}
+        for method in config.methods:
+            once(run, NAMES[method], lambda at=method: _row(run, at, plans[at]))
+            report(config.out)
+        return _finish(run)
+
+
+def _sft(run: Run) -> Row:
+    folder = run.config.out / "sft"
+    training = fit(run, seed_examples(run, run.train, folder), folder)
+    evaluation = measured(run, str(training.model), "SFT", folder)
+    among = _candidates(run, str(training.model), folder)
+    return trained_row(run, training, evaluation, **_choices(run, among, None),
+                       **{"sampled tokens": _seed_tokens(run)})  # fmt: skip
+
+
+def _seed_tokens(run: Run) -> int:
+    store = run.config.out / "sft" / "seed-rollouts.jsonl"
+    return tokens_of(read_rollouts(store)) if store.exists() else 0
+
+
+def _pilot(run: Run) -> Pilot:
+    """How long completions are, from one for each of some problems."""
+    config = run.config
+    assert isinstance(config, CompareConfig)
+    model = str(config.out / "sft" / "model")
+    problems = draw_problems(run.train, PILOT, "pilot")
+    rollouts = sampled(run, model, problems, run.tuned, run.params, config.out / "pilot.jsonl")
+    decode = decoder(open_tokenizer(model))
+    step = _step_config(run)
+    steps = [len(split_steps(one.token_ids or (), decode, step.split, step.separator)) for one in rollouts]  # fmt: skip
+    mean = tokens_of(rollouts) / len(rollouts)
+    return Pilot(mean, sum(steps) / len(steps), _seed_tokens(run))
+
+
+# ---------------------------------------------------------------- how much each method may draw
+
+
+def _shared(run: Run, options: type, method: str) -> dict[str, Any]:
+    """The comparison's options that a method has too."""
+    names = {one.name for one in fields(options)} & {one.name for one in fields(MethodConfig)}
+    return {name: getattr(run.config, name) for name in names} | {"out": run.config.out / method}
+
+
+def _step_config(run: Run) -> StepDpoConfig:
+    config = run.config
+    assert isinstance(config, CompareConfig)
+    return StepDpoConfig(**(_shared(run, StepDpoConfig, "step_dpo") | {"n": 16} | config.step_dpo))
+
+
+def star_settings(run: Run, pilot: Pilot, budget: int) -> StarConfig:
+    """STaR: as many samples per iteration as three iterations and their hints may have."""
+    config = run.config
+    assert isinstance(config, CompareConfig)
+    iterations = config.star.get("iterations", 3)
+    told = any(problem.rationale is not None for problem in run.train)
+    # About half of the failures' tokens again, for rationalization.
+    n = max(1, round((budget + pilot.seed_tokens) / (1.5 * iterations * len(run.train) * pilot.tokens)))  # fmt: skip
+    options: dict[str, Any] = {
+        "iterations": iterations, "patience": iterations, "n": n,
+        "temperature": config.temperature if n > 1 else 0.0, "schedule": "epochs",
+        "warmup_steps": 0, "validation_problems": 100, "keep_models": "all",
+        # A base that has only been shown rationales in fine-tuning is none without it.
+        "model": str(config.out / "sft" / "model") if told else config.model,
+        "prompt": ("chat" if run.tuned.as_messages else "bare") if told else config.prompt,
+    }  # fmt: skip
+    shared = _shared(run, StarConfig, "star")
+    for name in ("model", "prompt", "temperature", "warmup_steps"):
+        shared.pop(name, None)
+    return StarConfig(**(shared | options | config.star))
+
+
+def rft_settings(run: Run, pilot: Pilot, budget: int) -> RftConfig:
+    """RFT: k samples of every problem."""
+    config = run.config
+    assert isinstance(config, CompareConfig)
+    k = max(1, round(budget / (len(run.train) * pilot.tokens)))
+    return RftConfig(**(_shared(run, RftConfig, "rft") | {"k": [k]} | config.rft))
+
+
+def vstar_settings(run: Run, pilot: Pilot, budget: int) -> VstarConfig:
+    """V-STaR: as many samples in each of its iterations."""
+    config = run.config
+    assert isinstance(config, CompareConfig)
+    iterations = config.vstar.get("iterations", 3)
+    k = max(2, round(budget / (iterations * len(run.train) * pilot.tokens)))
+    own = {"iterations": iterations, "k": k, "candidates": config.candidates}
+    return VstarConfig(**(_shared(run, VstarConfig, "vstar") | own | config.vstar))
+
+
+def step_dpo_settings(run: Run, pilot: Pilot, budget: int) -> StepDpoConfig:
+    """Per-step DPO: a third for samples, and as many wrong ones valued as the rest allows."""
+    config, step = run.config, _step_config(run)
+    assert isinstance(config, CompareConfig)
+    completions = budget / (len(run.train) * pilot.tokens)
+    n = max(2, step.best_of, round(completions / 3))
+    # A prefix is sampled on from K times m; what is left of a completion is half of it on average.
+    each = max(1.0, pilot.steps - 1) * step.best_of * step.repeats / 2
+    wrong = max(1, math.floor((completions - n) / each))
+    own = {"n": n, "wrong_per_problem": wrong}
+    return StepDpoConfig(**(_shared(run, StepDpoConfig, "step_dpo") | own | config.step_dpo))
+
+
+# ---------------------------------------------------------------- one method
+
+
+def _run_method(run: Run, method: str, config: Any) -> tuple[Row, Path, Evaluation, int, int]:
+    """Its summary, final model, greedy evaluation, and the tokens it sampled and trained on."""
+    if method == "star":
+        summary = run_star(config, run.watch)
+        stores = [*config.out.glob("iteration-*/rollouts.jsonl"), *config.out.glob("iteration-*/rationalized.jsonl")]  # fmt: skip
+        drawn = sum(tokens_of(read_rollouts(store)) for store in stores)
+        rows = read_rows(config.out / "metrics.jsonl")
+        trained = sum(row["training"].get("tokens", 0) for row in rows if "training" in row)
+        best = Evaluation.from_dict(summary["test"]["best"])
+        return summary, Path(summary["best model"]), best, drawn, trained
+    target = config.out / (f"size-{len(run.train)}/sft" if method == "step_dpo" else "sft")
+    if not target.exists():
+        link_tree(run.config.out / "sft", target)
+    summary = METHODS[method].run(config, run.watch)
+    rows = summary["rows"]
+    final = METHODS[method].final(config)
+    row = next(row for row in rows if row["name"] == final)
+    drawn = summary["sampled tokens"] + _seed_tokens(run)
+    trained = sum(row["training"]["tokens"] for row in rows if "training" in row)
+    return summary, Path(summary["best model"]), accuracy_of(row), drawn, trained
+
+
+def _row(run: Run, method: str, config: Any) -> Row:
+    """One line of the table."""
+    summary, model, greedy, drawn, trained = _run_method(run, method, config)
+    folder = run.config.out / method
+    among = _vstar_candidates(config) if method == "vstar" else None
+    among = among or _candidates(run, str(model), folder)
+    scored = _vstar_scores(config) if method == "vstar" else None
+    return {
+        "model": str(model), "test": greedy.to_dict(), "sampled tokens": drawn,
+        "trained tokens": trained, "minutes": summary["minutes"],
+        "settings": {key: value for key, value in _plain(config).items() if key in ("k", "n", "iterations", "wrong_per_problem")},
+        **_choices(run, among, scored),
+    }  # fmt: skip
+
+
+def _plain(config: Any) -> dict[str, Any]:
+    return asdict(config)
+
+
+def _candidates(run: Run, model: str, folder: Path) -> Candidates:
+    """N graded candidates per test problem."""
+    config = run.config
+    assert isinstance(config, CompareConfig)
+    params = replace(run.params, n=config.candidates, seed=config.seed + 1000)
+    if config.candidates == 1:
+        params = replace(params, temperature=0.0)
+    return candidates_of(sampled(run, model, run.test, run.tuned, params, folder / "candidates.jsonl"))  # fmt: skip
+
+
+def _vstar_candidates(config: VstarConfig) -> Candidates | None:
+    graded = config.out / f"iteration-{config.iterations}" / "candidates.graded.jsonl"
+    return candidates_of(read_rollouts(graded)) if graded.exists() else None
+
+
+def _vstar_scores(config: VstarConfig) -> Mapping[str, list[float]]:
+    """How often the verifier's choice is right, by problem, at every k; V-STaR has measured it."""
+    rows = read_rows(config.out / "metrics.jsonl")
+    row = next(row for row in rows if row["name"] == "choices: V-STaR")
+    return row["choices"]["best"]
+
+
+def _choices(run: Run, among: Candidates, best: Mapping[str, list[float]] | None) -> Row:
+    config = run.config
+    assert isinstance(config, CompareConfig)
+    ks = powers(config.candidates)
+    values = {
+        "majority": {str(k): share(chosen(among, "majority", k)) for k in ks},
+        "pass": {str(k): share(chosen(among, "pass", k)) for k in ks},
+    }
+    if best is not None:
+        values["best"] = {str(k): share(best[str(k)]) for k in ks}
+    return {"choices": values}
+
+
+@dataclass(frozen=True)
+class _Method:
+    settings: Callable[[Run, Pilot, int], Any]
+    run: Callable[[Any, Watch], Row]
+    final: Callable[[Any], str]
+    """The name of the row of its result."""
+
+
+METHODS: dict[str, _Method] = {
+    "star": _Method(star_settings, run_star, lambda config: "best"),
+    "rft": _Method(rft_settings, run_rft, lambda config: f"RFT, k={max(config.k)}"),
+    "vstar": _Method(vstar_settings, run_vstar, lambda config: f"iteration {config.iterations}"),
+    "step_dpo": _Method(step_dpo_settings, run_step_dpo, lambda config: _final_step_row(config)),
+}
+
+
+def _final_step_row(config: StepDpoConfig) -> str:
+    rows = read_rows(config.out / "metrics.jsonl")
+    return next(row["name"] for row in reversed(rows) if row.get("method") == "step_dpo")
+
+
+# ---------------------------------------------------------------- the end
+
+
+def _finish(run: Run) -> Row:
+    rows = read_rows(run.config.out / "metrics.jsonl")
+    summary = write_summary(run.config.out, {"method": "compare", "rows": rows})
+    report(run.config.out)
+    return summary
+
+
+def report(out: Path) -> Path:
+    """Write `report.html` and `report.md` of a comparison, also while it runs; returns the page."""
+    rows = [row for row in read_rows(out / "metrics.jsonl") if "choices" in row]
+    if not rows:
+        return method_report(out, "comparison", "Nothing is measured yet.", [])
+    ks = list(rows[0]["choices"]["majority"])
+    n = ks[-1]
+
+    def best(row: Row) -> str:
+        return shown(tuple(row["choices"]["best"][n])) if "best" in row["choices"] else "-"
+
+    head = ["method", "greedy", f"majority of {n}", f"best of {n}", f"any of {n}", "tokens sampled",
+            "tokens trained", "minutes", "settings"]  # fmt: skip
+    body = [
+        [row["name"], shown(accuracy_of(row)), shown(tuple(row["choices"]["majority"][n])), best(row),
+         shown(tuple(row["choices"]["pass"][n])), f"{row['sampled tokens']:,}",
+         f"{row.get('trained tokens', row.get('training', {}).get('tokens', 0)):,}",
+         f"{row.get('minutes', sum(row['seconds'].values()) / 60):.1f}", _settings(row)]
+        for row in rows
+    ]  # fmt: skip
+    lines = [
+        (f"{row['name']}, {'best' if way == 'best' else 'majority'} of k", [int(k) for k in ks],
+         [tuple(row["choices"][way][k]) for k in ks])
+        for row in rows for way in ("best", "majority") if way in row["choices"]
+    ]  # fmt: skip
+    count = accuracy_of(rows[0]).n
+    words = (
+        f"The same {count} test problems for all; 95% intervals. Tokens sampled are those drawn to "
+        "learn from, the seed set's included; tokens trained, all that trainings read."
+    )
+    section = Section("Methods side by side", words, [Table(head, body)],
+                      [Figure("Right among k candidates", lines, "candidates, k")])  # fmt: skip
+    finest = max(rows, key=lambda row: accuracy_of(row).accuracy)
+    lead = f"Best greedy accuracy: {finest['name']}, {shown(accuracy_of(finest))}."
+    return method_report(out, "comparison", lead, [section])
+
+
+def _settings(row: Row) -> str:
+    told = row.get("settings", {})
+    return ", ".join(f"{name} {_one(value)}" for name, value in told.items()) or "-"
+
+
+def _one(value: Any) -> str:
+    return " ".join(map(str, value)) if isinstance(value, Sequence) else str(value)
