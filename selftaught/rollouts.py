@@ -1,4 +1,5 @@
-"""Ask, store, resume: `collect` asks a sampler and appends its rollouts to a store.
+"""Ask, store, resume: `collect` asks a sampler and appends its rollouts to a store; `collect_up_to`
+asks only for the samples that earlier stores do not have.
 
 A store is a JSONL file: a header that says how the rollouts were made, then one rollout per line.
 The work is cut into closed units over the whole list of problems. A unit is appended when all of
@@ -10,13 +11,14 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from selftaught.prompts import PromptStyle
 from selftaught.records import Origin, Problem, Rollout, parse_json_line, rollout_from, to_json
-from selftaught.samplers.base import Sampler, SamplingParams
+from selftaught.samplers.base import Sampler, SamplingParams, checked_begun
 
 FORMAT = "selftaught rollouts 1"
 UNIT = 512
@@ -31,12 +33,14 @@ def collect(
     *,
     store: Path,
     origin: Origin = "sampled",
+    begun: Sequence[Sequence[int]] | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> list[Rollout]:
     """Ask every problem `params.n` times and return all rollouts; what the store holds is kept.
 
     Args:
         store: a JSONL file, made with its folder if it is not there.
+        begun: for every problem the token ids of a completion that is continued; see `Sampler`.
         progress: called with the number of completions just finished, those already stored first.
 
     Raises:
@@ -45,7 +49,12 @@ def collect(
     """
     check_ids(problems)
     params = replace(params, stop=tuple(dict.fromkeys((*params.stop, *prompt.stop))))
+    ids = [problem.id for problem in problems]
+    written = checked_begun(begun, ids, params.max_tokens)
     size = max(1, UNIT // params.n)
+    options = asdict(params) | {"stop": list(params.stop)}
+    if params.first == 0:
+        del options["first"]  # as in the headers of stores made before there was a first
     header = {
         "format": FORMAT,
         "model": sampler.model,
@@ -55,28 +64,107 @@ def collect(
         "answers": _digest([(problem.id, problem.gold) for problem in problems]),
         "origin": origin,
         "unit": size,
-        "params": asdict(params) | {"stop": list(params.stop)},
+        "params": options,
     }
+    if begun is not None:
+        header["begun"] = _digest(written)
     units = [problems[start : start + size] for start in range(0, len(problems), size)]
-    sampler.check([prompt(problem) for problem in problems], params, [one.id for one in problems])
+    sampler.check([prompt(problem) for problem in problems], params, ids)
     rollouts = _resume(store, header, [len(unit) * params.n for unit in units])
     if progress and rollouts:
         progress(len(rollouts))
     done = _units_in(len(rollouts), size * params.n)
-    for unit in units[done:]:
+    for start, unit in list(enumerate(units))[done:]:
         asked = [prompt(problem) for problem in unit]
-        completions = sampler.sample(
-            asked, params, keys=[problem.id for problem in unit], progress=progress
-        )
+        here = slice(start * size, (start + 1) * size)
+        continued = {} if begun is None else {"begun": written[here]}
+        completions = sampler.sample(asked, params, keys=ids[here], progress=progress, **continued)
         fresh = [
             Rollout(problem, shown, one.text, one.finish_reason, sampler.model, index, origin,
                     one.token_ids)
             for problem, shown, samples in zip(unit, asked, completions, strict=True)
-            for index, one in enumerate(samples)
+            for index, one in enumerate(samples, params.first)
         ]  # fmt: skip
         _append(store, "".join(to_json(rollout) + "\n" for rollout in fresh), len(rollouts))
         rollouts += fresh
     return rollouts
+
+
+def collect_up_to(
+    sampler: Sampler,
+    problems: Sequence[Problem],
+    prompt: PromptStyle,
+    params: SamplingParams,
+    *,
+    store: Path,
+    origin: Origin = "sampled",
+    begun: Sequence[Sequence[int]] | None = None,
+    progress: Callable[[int], None] | None = None,
+) -> list[Rollout]:
+    """The first `params.n` samples of every problem, of which only the missing ones are asked for.
+
+    The store holds the first samples of every problem, as many as it was made for. Later ones stand
+    beside it, in a store for each time that more were wanted, named by its first sample:
+    `rollouts.jsonl`, `rollouts-4.jsonl`. Where one is not whole, it is finished first.
+
+    Args:
+        store, begun, progress: as in `collect`.
+
+    Returns:
+        The rollouts by problem, and those of a problem by index.
+
+    Raises:
+        ValueError: `params.first` is not 0, or a store was made with another model, other prompts
+            or other options.
+        OSError: a store cannot be written; what it holds stays.
+    """
+    if params.first:
+        raise ValueError(f"first must be 0, because samples are counted up; got {params.first}.")
+    told = _at_most(len(problems) * params.n, progress)
+    blocks: list[tuple[int, list[Rollout]]] = []
+    first = 0
+    while first < params.n:
+        block = store.with_name(f"{store.stem}-{first}{store.suffix}") if first else store
+        n = _samples_stored(block) or params.n - first
+        made_for = replace(params, n=n if params.temperature else 1, first=first)
+        rollouts = collect(
+            sampler, problems, prompt, made_for,
+            store=block, origin=origin, begun=begun, progress=told,
+        )  # fmt: skip
+        blocks.append((n, rollouts))
+        first += n
+    return [
+        rollout
+        for at in range(len(problems))
+        for n, rollouts in blocks
+        for rollout in rollouts[at * n : (at + 1) * n]
+        if rollout.index < params.n
+    ]
+
+
+def _at_most(count: int, progress: Callable[[int], None] | None) -> Callable[[int], None] | None:
+    """Progress that is told of no more than `count` completions: a store may hold more."""
+    if progress is None:
+        return None
+    left = count
+
+    def told(finished: int) -> None:
+        nonlocal left
+        finished = min(finished, left)
+        left -= finished
+        if finished:
+            progress(finished)
+
+    return told
+
+
+def _samples_stored(store: Path) -> int | None:
+    """How many samples of each problem a store was made for, if it says so."""
+    first = _first_line(store) if store.exists() else b""
+    with suppress(ValueError, LookupError, TypeError):
+        n = json.loads(first)["params"]["n"]
+        return n if isinstance(n, int) and n > 0 else None
+    return None
 
 
 def check_ids(problems: Sequence[Problem]) -> None:
@@ -103,7 +191,7 @@ def _units_in(rows: int, rows_per_unit: int) -> int:
 def _resume(store: Path, header: dict[str, Any], unit_rows: Sequence[int]) -> list[Rollout]:
     """The rollouts of all whole units in the store, which is cut back to them; makes a new store."""
     line = json.dumps(header, ensure_ascii=False) + "\n"
-    if not store.exists() or _torn_header(store, line):
+    if not store.exists() or _torn_header(store):
         store.parent.mkdir(parents=True, exist_ok=True)
         store.unlink(missing_ok=True)
         _append(store, line, 0)
@@ -128,8 +216,10 @@ def _resume(store: Path, header: dict[str, Any], unit_rows: Sequence[int]) -> li
     return rollouts
 
 
-def _torn_header(store: Path, header: str) -> bool:
+def _torn_header(store: Path) -> bool:
     """Whether the store ends within its header; a file that is no store is refused.
+
+    Nothing is lost with such a header, so it may be another's, with other options.
 
     Raises:
         ValueError: the file holds something else.
@@ -137,7 +227,8 @@ def _torn_header(store: Path, header: str) -> bool:
     first = _first_line(store)
     if first.endswith(b"\n"):
         return False
-    if not header.encode("utf-8", "backslashreplace").startswith(first):
+    opening = json.dumps({"format": FORMAT}).removesuffix("}").encode()
+    if not (first.startswith(opening) or opening.startswith(first)):
         raise ValueError(f"{store} is not a store of rollouts; give another file, or move it away.")
     return True
 
@@ -168,11 +259,12 @@ def _refuse_another(store: Path, wanted: dict[str, Any], found: dict[str, Any]) 
         "origin": "whether the answer was given as a hint",
         "unit": "the size of a unit",
         "params": "the sampling options",
+        "begun": "the completions begun",
     }
-    differing = [key for key in names if wanted[key] != found.get(key)]
+    differing = [key for key in names if wanted.get(key) != found.get(key)]
     if differing:
         told = "; ".join(
-            f"{names[key]} (stored: {found.get(key)}, now: {wanted[key]})" for key in differing
+            f"{names[key]} (stored: {found.get(key)}, now: {wanted.get(key)})" for key in differing
         )
         raise ValueError(
             f"{store} holds rollouts made otherwise, and adding to it would mix two experiments. "

@@ -1,4 +1,4 @@
-"""`collect`: what is stored, how it resumes, what it refuses."""
+"""`collect`, `collect_up_to`: what is stored, how it resumes, what it refuses."""
 
 import errno
 import json
@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 
 from selftaught import rollouts as room
 from selftaught.prompts import PromptStyle
-from selftaught.records import Problem, read_rollouts, rollout_from, to_json
-from selftaught.rollouts import collect
+from selftaught.records import Problem, Text, read_rollouts, rollout_from, to_json
+from selftaught.rollouts import collect, collect_up_to
 from selftaught.samplers import SamplingParams
 from selftaught.samplers.scripted import ScriptedSampler
 
@@ -114,6 +114,157 @@ def test_the_style_brings_its_stop_strings(tmp_path: Path):
         SamplingParams(), store=tmp_path / "rollouts.jsonl",
     )  # fmt: skip
     assert {rollout.completion for rollout in made} == {"right"}
+
+
+def test_later_samples_have_later_indices_and_a_store_of_their_own(tmp_path: Path):
+    store, later = tmp_path / "first.jsonl", tmp_path / "later.jsonl"
+    collect(echo(), PROBLEMS, STYLE, TWO, store=store)
+    assert "first" not in json.loads(store.read_bytes().splitlines()[0])["params"]
+    made = collect(echo(), PROBLEMS, STYLE, replace(TWO, first=2), store=later)
+    assert [(r.index, r.completion[-1]) for r in made[:3]] == [(2, "2"), (3, "3"), (2, "2")]
+    with pytest.raises(ValueError, match="sampling options"):
+        collect(echo(), PROBLEMS, STYLE, TWO, store=later)
+
+
+BEGUN = [(5, number) if number % 2 else () for number in range(len(PROBLEMS))]
+
+
+def continuing() -> ScriptedSampler:
+    return ScriptedSampler(
+        lambda prompt, index: f"{prompt} {index}",
+        continued=lambda prompt, begun, index: f"{begun[1]} {prompt} {index}",
+    )
+
+
+@pytest.mark.usefixtures("units_of_two_problems")
+def test_completions_begun_are_passed_on_unit_by_unit(tmp_path: Path):
+    store = tmp_path / "rollouts.jsonl"
+    made = collect(continuing(), PROBLEMS, STYLE, TWO, store=store, begun=BEGUN)
+    plain = collect(echo(), PROBLEMS, STYLE, TWO, store=tmp_path / "plain.jsonl")
+    for number in range(len(PROBLEMS)):
+        mark = f"{number} " if number % 2 else ""
+        for at in (2 * number, 2 * number + 1):
+            assert made[at].completion == mark + plain[at].completion
+    whole = store.read_bytes()
+    store.write_bytes(b"".join(whole.splitlines(keepends=True)[:7]))
+    assert collect(continuing(), PROBLEMS, STYLE, TWO, store=store, begun=BEGUN) == made
+    assert store.read_bytes() == whole
+
+
+@pytest.mark.parametrize(("before", "now"), [(BEGUN, None), (None, BEGUN), (BEGUN, BEGUN[::-1])])
+def test_a_store_of_other_completions_begun_is_refused(tmp_path: Path, before, now):
+    store = tmp_path / "rollouts.jsonl"
+    collect(continuing(), PROBLEMS, STYLE, TWO, store=store, begun=before)
+    with pytest.raises(ValueError, match="What differs: the completions begun"):
+        collect(continuing(), PROBLEMS, STYLE, TWO, store=store, begun=now)
+
+
+def test_a_completion_begun_that_is_too_long_is_refused_before_any_is_asked(tmp_path: Path):
+    sampler, store = continuing(), tmp_path / "rollouts.jsonl"
+    begun = [*BEGUN[:-1], (1,) * 256]
+    with pytest.raises(ValueError, match="begun for 'p6' has 256 tokens"):
+        collect(sampler, PROBLEMS, STYLE, TWO, store=store, begun=begun)
+    assert sampler.asked == []
+    assert not store.exists()
+
+
+def wanting(n: int) -> SamplingParams:
+    return SamplingParams(n=n, temperature=1.0, max_tokens=8)
+
+
+Asked = list[tuple[Text, int]]
+
+
+def noting(asked: Asked) -> ScriptedSampler:
+    """A sampler that notes which sample of which prompt it is asked for."""
+
+    def script(prompt: Text, index: int) -> str:
+        asked.append((prompt, index))
+        return f"{prompt} {index}"
+
+    return ScriptedSampler(script)
+
+
+@pytest.mark.usefixtures("units_of_two_problems")
+def test_only_missing_samples_are_asked_for(tmp_path: Path):
+    at_once = collect(echo(), PROBLEMS, STYLE, wanting(8), store=tmp_path / "once.jsonl")
+    store = tmp_path / "grown" / "rollouts.jsonl"
+    names = ["rollouts.jsonl", "rollouts-2.jsonl", "rollouts-5.jsonl"]
+    for n, fresh, stores in ((2, [0, 1], 1), (5, [2, 3, 4], 2), (3, [], 2), (8, [5, 6, 7], 3)):
+        for again in (False, True):
+            asked: Asked = []
+            counts: list[int] = []
+            made = collect_up_to(
+                noting(asked), PROBLEMS, STYLE, wanting(n), store=store, progress=counts.append
+            )
+            assert made == [one for one in at_once if one.index < n]
+            wanted = [] if again else [(STYLE(one), index) for one in PROBLEMS for index in fresh]
+            assert sorted(asked) == sorted(wanted)  # type: ignore[type-var]
+            assert sum(counts) == n * len(PROBLEMS)
+            assert sorted(store.parent.iterdir()) == sorted(
+                store.parent / x for x in names[:stores]
+            )
+
+
+@pytest.mark.usefixtures("units_of_two_problems")
+@pytest.mark.parametrize("wanted", [2, 4, 5, 7])
+def test_a_store_cut_at_any_byte_is_finished_before_more_samples_are_asked_for(
+    tmp_path: Path, wanted: int
+):
+    store, later = tmp_path / "rollouts.jsonl", tmp_path / "rollouts-2.jsonl"
+    collect_up_to(echo(), PROBLEMS, STYLE, wanting(2), store=store)
+    collect_up_to(echo(), PROBLEMS, STYLE, wanting(5), store=store)
+    first, second = store.read_bytes(), later.read_bytes()
+    at_once = collect(echo(), PROBLEMS, STYLE, wanting(wanted), store=tmp_path / "once.jsonl")
+    header = second.index(b"\n") + 1
+    for cut in (0, 5, header - 1, header, header + 9, len(second) // 2, len(second) - 1):
+        store.write_bytes(first[: len(first) - cut])
+        later.write_bytes(second[:cut])
+        made = collect_up_to(echo(), PROBLEMS, STYLE, wanting(wanted), store=store)
+        assert made == at_once
+        if cut < len(first) - first.index(b"\n"):  # how many it was made for is still to be read
+            assert store.read_bytes() == first
+        if cut >= header and wanted > 2:
+            assert later.read_bytes() == second
+        for path in (store, *tmp_path.glob("rollouts-*.jsonl")):
+            path.unlink()
+
+
+def test_growing_with_a_model_gives_the_tokens_of_sampling_at_once(
+    tiny_model_dir: Path, tmp_path: Path
+):
+    from selftaught.samplers.transformers_model import TransformersSampler
+
+    with TransformersSampler(tiny_model_dir, dtype="float32") as sampler:
+        at_once = collect(sampler, PROBLEMS, STYLE, wanting(8), store=tmp_path / "once.jsonl")
+        for n in (2, 5, 3, 8):
+            store = tmp_path / "grown.jsonl"
+            grown = collect_up_to(sampler, PROBLEMS, STYLE, wanting(n), store=store)
+            assert grown == [one for one in at_once if one.index < n]
+            with store.open("rb+") as file:
+                file.truncate(store.stat().st_size - 40)
+    assert len({one.token_ids for one in grown}) > 40
+
+
+def test_samples_counted_up_are_refused_where_the_store_was_made_otherwise(tmp_path: Path):
+    store = tmp_path / "rollouts.jsonl"
+    collect_up_to(echo(), PROBLEMS, STYLE, wanting(2), store=store)
+    collect_up_to(echo(), PROBLEMS, STYLE, wanting(3), store=store)
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    for params in (replace(wanting(4), seed=1), SamplingParams(max_tokens=8)):
+        with pytest.raises(ValueError, match="sampling options"):
+            collect_up_to(echo(), PROBLEMS, STYLE, params, store=store)
+    with pytest.raises(ValueError, match="number of problems"):
+        collect_up_to(echo(), PROBLEMS[:3], STYLE, wanting(4), store=store)
+    with pytest.raises(ValueError, match="first must be 0"):
+        collect_up_to(echo(), PROBLEMS, STYLE, replace(wanting(4), first=1), store=store)
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_one_greedy_sample_is_counted_up_to_one(tmp_path: Path):
+    store = tmp_path / "rollouts.jsonl"
+    made = collect_up_to(echo(), PROBLEMS, STYLE, SamplingParams(), store=store)
+    assert collect(echo(), PROBLEMS, STYLE, SamplingParams(), store=store) == made
 
 
 def test_two_problems_with_one_id_are_refused(tmp_path: Path):

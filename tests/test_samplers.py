@@ -8,6 +8,7 @@ import random
 import shutil
 from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -36,6 +37,7 @@ from transformers import (
 from selftaught.records import Completion
 from selftaught.samplers import SamplingParams, open_sampler
 from selftaught.samplers.drawing import Ending, choose, uniforms
+from selftaught.samplers.plain import PlainLoop
 from selftaught.samplers.shared_prefix import CHUNK, SharedPrefixLoop, plan
 from selftaught.samplers.transformers_model import TransformersSampler
 
@@ -115,18 +117,25 @@ def one_at_a_time(model: PreTrainedModel, rows: Rows, max_tokens: int) -> Rows:
     return completions
 
 
-def by_shared_prefix(
-    loop: SharedPrefixLoop, rows: Rows, params: SamplingParams, ending: Ending, batch_size: int
+def by_loop(
+    loop: SharedPrefixLoop | PlainLoop,
+    rows: Rows,
+    params: SamplingParams,
+    ending: Ending,
+    batch_size: int,
+    begun: Rows | None = None,
 ) -> Rows:
-    """The fast road, on token ids."""
+    """Either road, on token ids."""
     done: dict[int, tuple[int, ...]] = {}
+    begun = begun or [()] * len(rows)
     with torch.inference_mode():
         loop.complete(
-            rows,
+            [row + own for row, own in zip(rows, begun, strict=True)],
             torch.stack([uniforms(0, str(row), 0, params.max_tokens) for row in rows]),
             params,
             ending,
             lambda number, tokens: done.update({number: tuple(tokens)}),
+            begun=[len(own) for own in begun],
             batch_size=batch_size,
         )
     assert sorted(done) == list(range(len(rows)))
@@ -154,14 +163,14 @@ def test_greedy_tokens_equal_plain_generate(name: str, endless: Ending) -> None:
     expected = one_at_a_time(model, rows, 8)
     loop = SharedPrefixLoop(model)
     for batch_size in (1, 3, 16):
-        fast = by_shared_prefix(loop, rows, SamplingParams(max_tokens=8), endless, batch_size)
+        fast = by_loop(loop, rows, SamplingParams(max_tokens=8), endless, batch_size)
         assert fast == expected
 
 
 def test_a_prompt_of_several_chunks_without_a_prefix_equals_plain_generate(endless: Ending) -> None:
     rows = random_rows(shared=[0, 0], own=[2 * CHUNK + 20, 9])
     model = random_model(SHARING["llama"])
-    fast = by_shared_prefix(SharedPrefixLoop(model), rows, SamplingParams(max_tokens=6), endless, 2)
+    fast = by_loop(SharedPrefixLoop(model), rows, SamplingParams(max_tokens=6), endless, 2)
     assert fast == one_at_a_time(model, rows, 6)
 
 
@@ -170,11 +179,9 @@ def test_a_cached_prefix_changes_no_bit(endless: Ending) -> None:
     model = random_model(SHARING["llama"])
     with torch.inference_mode():
         fresh, warm = SharedPrefixLoop(model), SharedPrefixLoop(model)
-        by_shared_prefix(warm, [(*long, 1), (*long, 2)], SamplingParams(max_tokens=1), endless, 2)
-        by_shared_prefix(warm, [(*short, 1), (*short, 2)], SamplingParams(max_tokens=1), endless, 2)
-        by_shared_prefix(
-            fresh, [(*short, 1), (*short, 2)], SamplingParams(max_tokens=1), endless, 2
-        )
+        by_loop(warm, [(*long, 1), (*long, 2)], SamplingParams(max_tokens=1), endless, 2)
+        by_loop(warm, [(*short, 1), (*short, 2)], SamplingParams(max_tokens=1), endless, 2)
+        by_loop(fresh, [(*short, 1), (*short, 2)], SamplingParams(max_tokens=1), endless, 2)
     for one, two in zip(fresh._prefixes[short].key_KPD, warm._prefixes[short].key_KPD, strict=True):
         assert torch.equal(one, two)
 
@@ -193,6 +200,123 @@ def test_models_that_cannot_share_a_prefix_are_sampled_by_plain_generate(
         completions = sampler.sample(prompts, SamplingParams(max_tokens=8))
     assert [answers[0].token_ids for answers in completions] == one_at_a_time(model, rows, 8)
     assert "sampled by plain generate" in caplog.text
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.parametrize("name", [*SHARING, *PLAIN])
+def test_a_completion_continued_from_its_own_prefix_is_the_undisturbed_one(
+    name: str, temperature: float, endless: Ending
+) -> None:
+    # Rows under a shared prefix and rows alone; begun with nothing, a little and all but one
+    # token, twice with the same tokens of which more or fewer are the completion's.
+    rows = random_rows(shared=[300] * 4 + [0, 0, 0], own=[5, 12, 12, 40, 3, 7, 1])
+    model = random_model((SHARING | PLAIN)[name])
+    params = SamplingParams(max_tokens=9, temperature=temperature)
+    loops: list[SharedPrefixLoop | PlainLoop] = [PlainLoop(model, model)]
+    loops += [SharedPrefixLoop(model)] if name in SHARING else []
+    for loop in loops:
+        whole = by_loop(loop, rows, params, endless, 16)
+        for batch_size, cuts in ((16, [0, 3, 8, 1, 8, 0, 5]), (2, [8, 0, 2, 2, 3, 8, 8])):
+            begun = [tokens[:cut] for tokens, cut in zip(whole, cuts, strict=True)]
+            assert by_loop(loop, rows, params, endless, batch_size, begun) == whole
+
+
+@pytest.mark.parametrize("plainly", [False, True])
+def test_a_stop_string_is_found_on_both_sides_of_where_a_completion_was_begun(
+    tiny_model_dir: Path, plainly: bool
+) -> None:
+    prompts = [f"Q: What is {a} + {b}?\nA:" for a in range(4) for b in range(4)]
+    params = SamplingParams(max_tokens=16, temperature=1.0, seed=5, first=2)
+    with tiny(tiny_model_dir) as sampler:
+        if plainly:
+            sampler._loop = PlainLoop(sampler._model, sampler._described)
+        free = [answers[0].text for answers in sampler.sample(prompts, params)]
+        pairs = Counter(text[at : at + 2] for text in free for at in range(len(text) - 1))
+        stop = tuple(pair for pair, _ in pairs.most_common(20) if pair.isascii())
+        params = replace(params, stop=stop)
+        whole = sampler.sample(prompts, params)
+        assert sum(answers[0].finish_reason == "stop" for answers in whole) > 3
+        checked = 0
+        for cut in range(16):
+            tokens = [(answers[0].token_ids or ())[:cut] for answers in whole]
+            counts: list[int] = []
+            # One that has ended comes back as it is.
+            again = sampler.sample(prompts, params, begun=tokens, progress=counts.append)
+            assert again == whole
+            assert sum(counts) == len(prompts)
+            checked += sum(map(len, tokens)) > 0
+        assert checked == 15
+
+
+def test_several_continuations_of_one_prefix_differ_and_all_begin_with_it(
+    tiny_model_dir: Path,
+) -> None:
+    with tiny(tiny_model_dir) as sampler:
+        params = SamplingParams(n=5, temperature=1.0, max_tokens=12)
+        begun = [(40, 41, 42), (), (50,)]
+        answers = sampler.sample(["a", "b", "c"], params, begun=begun)
+        for several, tokens in zip(answers, begun, strict=True):
+            assert {(one.token_ids or ())[: len(tokens)] for one in several} == {tokens}
+            assert len({one.token_ids for one in several}) == 5
+            text = sampler._tokenizer.decode(tokens)
+            assert all(one.text.startswith(text) for one in several)
+        assert answers[1] == sampler.sample(["b"], params)[0]
+
+
+def test_a_model_that_thinks_continues_what_it_began(tiny_model_dir: Path) -> None:
+    from selftaught.quiet.folder import make_quiet
+    from selftaught.quiet.model import QuietConfig
+
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model_dir)
+    base = AutoModelForCausalLM.from_pretrained(tiny_model_dir)
+    thinking = make_quiet(base, tokenizer, QuietConfig.paper(thought_tokens=2, lookahead=2))
+    torch.nn.init.normal_(thinking.mixing.layers[-1].weight)
+    prompts = ["Q: What is 12 + 7?\nA:", "Tom has 3 apples"]
+    params = SamplingParams(max_tokens=6, temperature=1.0)
+    with TransformersSampler(thinking, tokenizer=tokenizer) as sampler:
+        whole = sampler.sample(prompts, params)
+        begun = [
+            (answers[0].token_ids or ())[:cut] for answers, cut in zip(whole, (2, 4), strict=True)
+        ]
+        assert sampler.sample(prompts, params, begun=begun) == whole
+
+
+def test_a_completion_begun_that_cannot_be_continued_is_named(tiny_model_dir: Path) -> None:
+    params = SamplingParams(max_tokens=4)
+    with tiny(tiny_model_dir) as sampler:
+        with pytest.raises(ValueError, match="begun for 'two' has 4 tokens; expected fewer than"):
+            sampler.sample(["1", "2"], params, keys=["one", "two"], begun=[(1,), (1, 2, 3, 4)])
+        with pytest.raises(ValueError, match="one begun completion per prompt, got 1 for 2"):
+            sampler.sample(["1", "2"], params, begun=[(1,)])
+        with pytest.raises(ValueError, match="token ids from 0 to 312, got 313"):
+            sampler.sample(["1"], params, begun=[(313,)])
+
+
+def test_slots_are_no_larger_than_what_they_hold(
+    endless: Ending, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes: list[tuple[int, int]] = []
+    loop = SharedPrefixLoop(random_model(SHARING["llama"]))
+    make = loop.slots
+    monkeypatch.setattr(loop, "slots", lambda *shape: sizes.append(shape) or make(*shape))
+    rows = random_rows(shared=[0, 0], own=[7, 5])
+    begun = random_rows(shared=[0, 0], own=[3, 8])
+    by_loop(loop, rows, SamplingParams(max_tokens=9), endless, 4, begun)
+    # Of 7 + 9 tokens the last is never read.
+    assert sizes == [(2, 15)]
+
+
+def test_later_samples_are_those_that_more_samples_would_have_had(tiny_model_dir: Path) -> None:
+    prompts = ["Q: What is 12 + 7?\nA:", "a"]
+    params = SamplingParams(n=12, temperature=1.0, max_tokens=8)
+    with tiny(tiny_model_dir) as sampler:
+        whole = sampler.sample(prompts, params)
+        last = sampler.sample(prompts, replace(params, n=4, first=8))
+        one = sampler.sample(prompts, replace(params, n=1, first=3))
+    assert last == [answers[8:] for answers in whole]
+    assert one == [answers[3:4] for answers in whole]
+    with pytest.raises(ValueError, match="first must be 0 or more; got -1"):
+        SamplingParams(first=-1)
 
 
 def first_end(
@@ -425,5 +549,13 @@ def test_a_scripted_sampler_answers_by_its_script(scripted_sampler: Callable[...
         answers = sampler.sample(["a", "b"], params, progress=counts.append)
     assert [[one.text for one in each] for each in answers] == [["a 0", "a 1"], ["b 0", "b 1"]]
     assert counts == [2, 2]
+    later = sampler.sample(["a"], replace(params, first=5))
+    assert [one.text for one in later[0]] == ["a 5", "a 6"]
+    with pytest.raises(ValueError, match="scripted sampler has none to continue"):
+        sampler.sample(["a"], params, begun=[(1,)])
+    assert sampler.sample(["a"], params, begun=[()]) == answers[:1]
+    with scripted_sampler("new", continued=lambda p, begun, i: f"{p} {begun} {i}") as sampler:  # type: ignore
+        both = sampler.sample(["a", "b"], SamplingParams(), begun=[(), (7, 8)])
+        assert [one.text for each in both for one in each] == ["new", "b (7, 8) 0"]
     with scripted_sampler({"a": "1"}) as sampler:  # type: ignore
         assert sampler.sample(["a"], SamplingParams())[0][0] == Completion("1", "stop")

@@ -1,11 +1,15 @@
 """Where a model can live; `open_sampler` opens one by name."""
 
 import inspect
+from typing import TYPE_CHECKING
 
 from selftaught.records import Text
 from selftaught.samplers.base import Sampler, SamplingParams
 
-__all__ = ["Sampler", "SamplingParams", "as_seen", "open_sampler"]
+if TYPE_CHECKING:
+    from selftaught.samplers.scoring import TransformersScorer
+
+__all__ = ["Sampler", "SamplingParams", "as_seen", "open_sampler", "open_scorer"]
 
 
 def open_sampler(name: str, model: str, **options: object) -> Sampler:
@@ -29,8 +33,25 @@ def open_sampler(name: str, model: str, **options: object) -> Sampler:
             raise ValueError(f"No sampler is called {name!r}; there is: transformers.")
 
 
+def open_scorer(model: str, **options: object) -> "TransformersScorer":
+    """What tells how likely completions are to a model; close it, or use it in a `with`.
+
+    Raises:
+        ValueError: it has no such option.
+    """
+    from selftaught.samplers.scoring import TransformersScorer
+
+    known = list(inspect.signature(TransformersScorer).parameters)[1:]
+    if unknown := sorted(set(options) - set(known)):
+        raise ValueError(
+            f"A scorer has no option {', '.join(map(repr, unknown))}; "
+            f"its options are {', '.join(known)}."
+        )
+    return TransformersScorer(model, **options)  # type: ignore[arg-type]
+
+
 def as_seen(model: str, prompt: Text) -> str:
     """The prompt exactly as a model reads it, special tokens and chat template included."""
-    from selftaught.samplers.transformers_model import prompt_as_seen
+    from selftaught.samplers.loading import prompt_as_seen
 
     return prompt_as_seen(model, prompt)

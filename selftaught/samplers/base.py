@@ -21,6 +21,8 @@ class SamplingParams:
     stop: tuple[str, ...] = ()
     """Strings that end a completion; they are cut from its text."""
     seed: int = 0
+    first: int = 0
+    """Index of the first sample: `first=8, n=4` gives the last four of `n=12`."""
 
     def __post_init__(self) -> None:
         for name, holds, want in (
@@ -29,6 +31,7 @@ class SamplingParams:
             ("top_p", 0 < self.top_p <= 1, "above 0 and at most 1"),
             ("max_tokens", self.max_tokens >= 1, "at least 1"),
             ("stop", "" not in self.stop, "strings that are not empty"),
+            ("first", self.first >= 0, "0 or more"),
         ):
             if not holds:
                 raise ValueError(f"{name} must be {want}; got {getattr(self, name)!r}.")
@@ -58,17 +61,23 @@ class Sampler(Protocol):
         params: SamplingParams,
         *,
         keys: Sequence[str] | None = None,
+        begun: Sequence[Sequence[int]] | None = None,
         progress: Callable[[int], None] | None = None,
     ) -> list[list[Completion]]:
         """`params.n` completions for every prompt, as `[prompt][sample]`.
 
         Args:
-            keys: one name per prompt (a problem's id). Draws depend on (seed, key, sample index),
-                not on the batch; default: the prompt itself.
+            keys: one name per prompt (a problem's id). Draws depend on (seed, key, sample index)
+                and on a token's place in its completion, not on the batch; default: the prompt
+                itself.
+            begun: for every prompt the token ids of a completion that is continued. What comes back
+                is the whole completion, and `max_tokens` counts the whole. One that has ended
+                already, by its last token or a stop string in its text, comes back as it is.
             progress: called with the number of completions that have just been finished.
 
         Raises:
-            ValueError: a prompt and `max_tokens` do not fit the model's context; names the key.
+            ValueError: a prompt and `max_tokens` do not fit the model's context, or a completion
+                begun leaves no room under `max_tokens`; names the key.
         """
         ...
 
@@ -92,3 +101,27 @@ class Sampler(Protocol):
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None: ...
+
+
+def checked_begun(
+    begun: Sequence[Sequence[int]] | None, keys: Sequence[str], max_tokens: int
+) -> list[tuple[int, ...]]:
+    """The tokens of the completion begun for each key, none where `begun` is None.
+
+    Raises:
+        ValueError: their number is not that of the keys, or one has `max_tokens` or more tokens.
+    """
+    if begun is None:
+        return [()] * len(keys)
+    if len(begun) != len(keys):
+        raise ValueError(
+            f"Expected one begun completion per prompt, got {len(begun)} for {len(keys)}."
+        )
+    for tokens, key in zip(begun, keys, strict=True):
+        if len(tokens) >= max_tokens:
+            raise ValueError(
+                f"The completion begun for {key!r} has {len(tokens)} tokens; expected fewer than "
+                f"max_tokens={max_tokens}, which counts the whole completion. Raise max_tokens or "
+                "leave this one out."
+            )
+    return [tuple(tokens) for tokens in begun]

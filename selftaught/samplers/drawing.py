@@ -112,6 +112,12 @@ class Ending:
         found = [at for at in (text.find(stop) for stop in self._stop) if at >= 0]
         return text[: min(found)] if found else None
 
+    def ended(self, token_ids: Sequence[int]) -> bool:
+        """Whether tokens are a completion that has ended, by its last token or a stop string."""
+        if not token_ids:
+            return False
+        return token_ids[-1] in self.eos or (bool(self._stop) and self.cut(token_ids) is not None)
+
     def completion(self, token_ids: Sequence[int]) -> Completion:
         """The completion that these tokens are, the ones that ended it included."""
         ids = tuple(token_ids)

@@ -37,60 +37,71 @@ class PlainLoop:
         ending: Ending,
         finished: Callable[[int, list[int]], None],
         *,
+        begun: Sequence[int],
         batch_size: int,
     ) -> None:
-        """Complete every row of prompt tokens; `finished` gets a row's number and new tokens."""
+        """Complete every row of tokens, the last `begun[row]` of which are of its completion.
+
+        `finished` gets a row's number and the tokens of its whole completion.
+        """
         saved = self._described.generation_config
         # `generate` fills in what the model's own settings say, a repetition penalty for one.
         self._described.generation_config = GenerationConfig()
         try:
-            self._complete(rows, uniform_BN, params, ending, finished, batch_size)
+            self._complete(rows, begun, uniform_BN, params, ending, finished, batch_size)
         finally:
             self._described.generation_config = saved
 
     def _complete(
         self,
         rows: Sequence[tuple[int, ...]],
+        begun: Sequence[int],
         uniform_BN: Tensor,
         params: SamplingParams,
         ending: Ending,
         finished: Callable[[int, list[int]], None],
         batch_size: int,
     ) -> None:
-        order = sorted(range(len(rows)), key=lambda number: len(rows[number]))
-        for _, same in groupby(order, key=lambda number: len(rows[number])):
+        def lengths(number: int) -> tuple[int, int]:
+            return len(rows[number]), begun[number]
+
+        for (length, own), same in groupby(sorted(range(len(rows)), key=lengths), key=lengths):
             numbers = list(same)
             for start in range(0, len(numbers), batch_size):
                 batch = numbers[start : start + batch_size]
-                prompts = [rows[number] for number in batch]
-                drawn = _generate(self._model, prompts, uniform_BN[batch], params, ending)
+                token_BT = torch.tensor([rows[number] for number in batch])
+                drawn = _generate(
+                    self._model, token_BT, length - own, uniform_BN[batch], params, ending
+                )
                 for number, tokens in zip(batch, drawn, strict=True):
                     finished(number, tokens)
 
 
 def _generate(
     model: nn.Module,
-    rows: Sequence[tuple[int, ...]],
+    token_BT: Tensor,
+    prompt_length: int,
     uniform_BN: Tensor,
     params: SamplingParams,
     ending: Ending,
 ) -> list[list[int]]:
-    prompt_BT = torch.tensor(rows, device=uniform_BN.device)
-    ends = _Ends(ending, prompt_BT.shape[1], len(rows))
+    """The whole completions of rows of one length, each a prompt and what is begun after it."""
+    token_BT = token_BT.to(uniform_BN.device)
+    ends = _Ends(ending, prompt_length, len(token_BT))
     eos = ending.eos or None
     out_BT = model.generate(  # type: ignore[operator]
-        prompt_BT,
-        attention_mask=torch.ones_like(prompt_BT),
+        token_BT,
+        attention_mask=torch.ones_like(token_BT),
         generation_config=GenerationConfig(
-            max_new_tokens=params.max_tokens,
+            max_new_tokens=prompt_length + params.max_tokens - token_BT.shape[1],
             do_sample=False,
             eos_token_id=eos,
             pad_token_id=eos[0] if eos else 0,
         ),
-        logits_processor=LogitsProcessorList([_Draw(params, prompt_BT.shape[1], uniform_BN)]),
+        logits_processor=LogitsProcessorList([_Draw(params, prompt_length, uniform_BN)]),
         stopping_criteria=StoppingCriteriaList([ends]),
     )
-    drawn = out_BT[:, prompt_BT.shape[1] :].tolist()
+    drawn = out_BT[:, prompt_length:].tolist()
     return [tokens[:length] for tokens, length in zip(drawn, ends.length_B.tolist(), strict=True)]
 
 

@@ -5,21 +5,29 @@ from types import TracebackType
 from typing import Self
 
 from selftaught.records import Completion, Text
-from selftaught.samplers.base import SamplingParams
+from selftaught.samplers.base import SamplingParams, checked_begun
 
 Script = Callable[[Text, int], str | Completion]
+Continuation = Callable[[Text, tuple[int, ...], int], str | Completion]
 
 
 class ScriptedSampler:
     """Answers every prompt with `script(prompt, sample index)`.
 
-    A plain string is cut at the first stop string, as a model's text would be.
+    A plain string is cut at the first stop string, as a model's text would be. A completion that is
+    begun is answered with `continued(prompt, begun tokens, sample index)`, the whole completion;
+    without `continued` it is refused.
     """
 
     def __init__(
-        self, script: Script, *, model: str = "scripted", fingerprint: str = "scripted"
+        self,
+        script: Script,
+        *,
+        continued: Continuation | None = None,
+        model: str = "scripted",
+        fingerprint: str = "scripted",
     ) -> None:
-        self._script = script
+        self._script, self._continued = script, continued
         self.model = model
         self.fingerprint = fingerprint
         self.asked: list[Text] = []
@@ -31,17 +39,31 @@ class ScriptedSampler:
         params: SamplingParams,
         *,
         keys: Sequence[str] | None = None,
+        begun: Sequence[Sequence[int]] | None = None,
         progress: Callable[[int], None] | None = None,
     ) -> list[list[Completion]]:
-        """`params.n` completions for every prompt, as `[prompt][sample]`."""
+        """`params.n` completions for every prompt, as `[prompt][sample]`; see `Sampler`."""
+        keys = [str(prompt) for prompt in prompts] if keys is None else keys
+        written = checked_begun(begun, keys, params.max_tokens)
+        if any(written) and self._continued is None:
+            raise ValueError(
+                "Expected no completion to be begun, because this scripted sampler has none to "
+                "continue; give it continued=..."
+            )
         completions = []
-        for prompt in prompts:
+        for prompt, tokens in zip(prompts, written, strict=True):
             self.asked.append(prompt)
-            answers = (self._script(prompt, index) for index in range(params.n))
+            indices = range(params.first, params.first + params.n)
+            answers = (self._answer(prompt, tokens, index) for index in indices)
             completions.append([_ended(answer, params.stop) for answer in answers])
             if progress is not None:
                 progress(params.n)
         return completions
+
+    def _answer(self, prompt: Text, begun: tuple[int, ...], index: int) -> str | Completion:
+        if begun and self._continued is not None:
+            return self._continued(prompt, begun, index)
+        return self._script(prompt, index)
 
     def check(self, prompts: Sequence[Text], params: SamplingParams, keys: Sequence[str]) -> None:
         """Nothing is refused."""

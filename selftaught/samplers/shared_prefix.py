@@ -138,7 +138,7 @@ class _Window:
         return self._biases[sliding]
 
 
-class _Slots(Cache):
+class Slots(Cache):
     """The keys and values of every row's own tokens, a slot of fixed size per row."""
 
     def __init__(self, rows: int, capacity: int, layers: int) -> None:
@@ -176,6 +176,19 @@ class _Slots(Cache):
         """Copy rows onto others."""
         for store in (*self._key_BKSD, *self._value_BKSD):
             store[targets, :, :stored] = store[sources, :, :stored]
+
+    def picked(self, rows: list[int], stored: int, capacity: int) -> "Slots":
+        """New slots that begin with what rows of these have stored; a row may be picked often."""
+        new = Slots(len(rows), capacity, self._layers)
+        for mine, theirs in (
+            (self._key_BKSD, new._key_BKSD),
+            (self._value_BKSD, new._value_BKSD),
+        ):
+            for store in mine:
+                _, heads, _, width = store.shape
+                theirs.append(store.new_zeros(len(rows), heads, capacity, width))
+                theirs[-1][:, :, :stored] = store[rows, :, :stored]
+        return new
 
     def row(self, stored: int) -> tuple[list[Tensor], list[Tensor]]:
         """The first row's keys and values, a pair of lists over the layers."""
@@ -265,7 +278,7 @@ def obstacle(model: PreTrainedModel) -> str | None:
 
 
 @contextmanager
-def _two_part(model: PreTrainedModel) -> Iterator[None]:
+def two_part(model: PreTrainedModel) -> Iterator[None]:
     """The model with the two-part attention."""
     own = model.config._attn_implementation or "eager"
     model.set_attn_implementation(ATTENTION)
@@ -293,8 +306,8 @@ class SharedPrefixLoop:
         """Why this loop cannot serve its model, as a trial on one prompt tells."""
         plain_V = self._model(torch.tensor([tokens], device=self._model.device)).logits[0, -1]
         try:
-            with _two_part(self._model):
-                batch = _Batch(self, self._prefix(tokens[:shared]), [tokens], [0], 1, 1)
+            with two_part(self._model):
+                batch = _Batch(self, self.prefix(tokens[:shared]), [tokens], [0], [0], 1, 1)
                 own_V = batch.first_logits()
         # What code that was not written for another attention or cache may do with one.
         except (AttributeError, IndexError, NotImplementedError, TypeError) as error:
@@ -314,16 +327,55 @@ class SharedPrefixLoop:
         ending: Ending,
         finished: Callable[[int, list[int]], None],
         *,
+        begun: Sequence[int],
         batch_size: int,
     ) -> None:
-        """Complete every row of prompt tokens; `finished` gets a row's number and new tokens."""
-        with _two_part(self._model):
+        """Complete every row of tokens, the last `begun[row]` of which are of its completion.
+
+        `finished` gets a row's number and the tokens of its whole completion.
+        """
+        with two_part(self._model):
             for group in plan(rows, batch_size, params.max_tokens):
-                prefix = self._prefix(rows[group.numbers[0]][: group.shared])
-                batch = _Batch(self, prefix, rows, group.numbers, params.max_tokens, batch_size)
+                prefix = self.prefix(rows[group.numbers[0]][: group.shared])
+                batch = _Batch(
+                    self, prefix, rows, begun, group.numbers, params.max_tokens, batch_size
+                )
                 batch.run(uniform_BN, params, ending, finished)
 
-    def _prefix(self, tokens: tuple[int, ...]) -> Prefix:
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        return self._model.device
+
+    def slots(self, rows: int, capacity: int) -> Slots:
+        """Empty slots for so many rows of at most so many tokens."""
+        return Slots(rows, capacity, self._layers)
+
+    def prefill(
+        self, slots: Slots, prefix: Prefix, first: int, own: Sequence[tuple[int, ...]]
+    ) -> None:
+        """Store the keys of rows of tokens, given shortest first, in slots from `first` on.
+
+        Rows are padded on the right, where padding is seen by nothing before it.
+        """
+        start = 0
+        while start < len(own):
+            stop = start + 1
+            while stop < len(own) and (stop + 1 - start) * len(own[stop]) <= PREFILL_TOKENS:
+                stop += 1
+            part = own[start:stop]
+            length = len(part[-1])
+            padded = [tokens + (0,) * (length - len(tokens)) for tokens in part]
+            token_BT = torch.tensor(padded, device=self._model.device)
+            for begin in range(0, length, CHUNK):
+                end = min(begin + CHUNK, length)
+                position_T = torch.arange(begin, end, device=token_BT.device)
+                position_BT = position_T.expand(len(part), -1)
+                tokens_BT = token_BT[:, begin:end]
+                self.forward(slots, prefix, first + start, tokens_BT, position_BT, end, head=False)
+            start = stop
+
+    def prefix(self, tokens: tuple[int, ...]) -> Prefix:
         """The keys and values of a prefix, from the cache as far as it is there."""
         if tokens in self._prefixes:
             self._prefixes[tokens] = self._prefixes.pop(tokens)  # the latest stands last
@@ -346,7 +398,7 @@ class SharedPrefixLoop:
 
     def _longer(self, prefix: Prefix, tokens: tuple[int, ...]) -> Prefix:
         """The prefix with more tokens after it."""
-        slots = _Slots(1, len(tokens), self._layers)
+        slots = self.slots(1, len(tokens))
         token_BT = torch.tensor([tokens], device=self._model.device)
         position_BT = torch.arange(len(tokens), device=self._model.device)[None]
         self.forward(slots, prefix, 0, token_BT, position_BT, len(tokens), head=False)
@@ -361,7 +413,7 @@ class SharedPrefixLoop:
 
     def forward(
         self,
-        slots: _Slots,
+        slots: Slots,
         prefix: Prefix,
         first: int,
         token_BT: Tensor,
@@ -392,6 +444,7 @@ class _Batch:
         loop: SharedPrefixLoop,
         prefix: Prefix,
         rows: Sequence[tuple[int, ...]],
+        begun: Sequence[int],
         numbers: Sequence[int],
         max_tokens: int,
         batch_size: int,
@@ -399,12 +452,16 @@ class _Batch:
         self._loop, self._prefix = loop, prefix
         shared = len(prefix.tokens)
         self._own = {number: rows[number][shared:] for number in numbers}
+        self._begun = {
+            number: rows[number][len(rows[number]) - begun[number] :] for number in numbers
+        }
         # Shortest first: prompts computed together are padded little.
         self._waiting = sorted(numbers, key=lambda number: (len(rows[number]), rows[number]))
         size = min(batch_size, len(numbers))
         self._size = size
-        longest = max(map(len, self._own.values()))
-        self._slots = _Slots(size, longest + max_tokens, loop._layers)
+        longest = max(len(rows[number]) - begun[number] for number in numbers) + max_tokens
+        # The last token of a completion is not stored.
+        self._slots = loop.slots(size, longest - shared - 1)
         device = loop._model.device
         self._at_work = 0
         self._number_B = torch.zeros(size, dtype=torch.long, device=device)
@@ -447,7 +504,10 @@ class _Batch:
         for number in taken:
             slot_of.setdefault(self._own[number], self._at_work + len(slot_of))
         own = list(slot_of)
-        self._prefill(own)
+        # The last token is left to the first decoding step, which so gives the first new token of
+        # all rows at once; prompts padded on the right need no logits here.
+        before = [tokens[:-1] for tokens in own]
+        self._loop.prefill(self._slots, self._prefix, self._at_work, before)
         doubles = taken.copy()
         firsts = [doubles.pop(doubles.index(n)) for n in self._firsts(taken)]
         order = firsts + doubles
@@ -460,7 +520,11 @@ class _Batch:
         self._number_B[new] = torch.tensor(order, device=device)
         self._stored_B[new] = torch.tensor([len(self._own[n]) - 1 for n in order], device=device)
         self._token_B[new] = torch.tensor([self._own[n][-1] for n in order], device=device)
-        self._count_B[new] = 0
+        begun = [self._begun[n] for n in order]
+        self._count_B[new] = torch.tensor([*map(len, begun)], device=device)
+        for row, tokens in enumerate(begun, slots[0]):
+            if tokens:
+                self._drawn_BN[row, : len(tokens)] = torch.tensor(tokens, device=device)
         self._at_work += len(order)
 
     def _firsts(self, taken: list[int]) -> list[int]:
@@ -469,35 +533,6 @@ class _Batch:
         for number in taken:
             firsts.setdefault(self._own[number], number)
         return list(firsts.values())
-
-    def _prefill(self, own: list[tuple[int, ...]]) -> None:
-        """Store the keys of prompts, given shortest first, all but each one's last token.
-
-        The last token is left to the first decoding step, which so gives the first new token of
-        all rows at once; prompts padded on the right need no logits here.
-        """
-        start = 0
-        while start < len(own):
-            stop = start + 1
-            while stop < len(own) and (stop + 1 - start) * (len(own[stop]) - 1) <= PREFILL_TOKENS:
-                stop += 1
-            part = own[start:stop]
-            length = len(part[-1]) - 1
-            padded = [(tokens[:-1] + (0,) * length)[:length] for tokens in part]
-            token_BT = torch.tensor(padded, device=self._token_B.device)
-            for begin in range(0, length, CHUNK):
-                end = min(begin + CHUNK, length)
-                position_T = torch.arange(begin, end, device=token_BT.device)
-                self._loop.forward(
-                    self._slots,
-                    self._prefix,
-                    self._at_work + start,
-                    token_BT[:, begin:end],
-                    position_T.expand(len(part), -1),
-                    end,
-                    head=False,
-                )
-            start = stop
 
     @property
     def layers_seen(self) -> int:
@@ -551,3 +586,14 @@ class _Batch:
             ):
                 state[targets] = state[sources]
         self._at_work = left
+
+
+def shared_prefix_loop(
+    model: PreTrainedModel, tokens: tuple[int, ...], shared: int
+) -> SharedPrefixLoop | str:
+    """The loop, or why it cannot serve this model, as a trial on one prompt tells."""
+    reason = obstacle(model)
+    if reason is not None:
+        return reason
+    loop = SharedPrefixLoop(model)
+    return loop.objection(tokens, shared) or loop

@@ -1,0 +1,171 @@
+"""What the sampler and the scorer share: a model opened, its prompts as tokens, its fingerprint."""
+
+import gc
+import hashlib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.utils import logging as transformers_logging
+
+from selftaught.records import Text
+
+CONTEXT_NAMES = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length", "n_ctx")
+"""What configurations call the longest text a model can read."""
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A model ready to be asked."""
+
+    name: str
+    tokenizer: PreTrainedTokenizerBase
+    model: nn.Module
+    described: PreTrainedModel
+    """The model itself, or its base where it is one around a base."""
+    context: int | None
+    """The longest text the model can read, where its configuration says so."""
+
+
+def opened(
+    model: str | Path | nn.Module,
+    tokenizer: PreTrainedTokenizerBase | None,
+    dtype: str,
+    device: str,
+) -> Opened:
+    """A model folder, a name on the Hugging Face hub, or a loaded model, ready to be asked.
+
+    Raises:
+        ValueError: the folder has no model or no tokenizer; a loaded model comes without tokenizer
+            or is none of transformers.
+    """
+    if not isinstance(model, nn.Module):
+        name = str(model)
+        tokenizer = tokenizer or load_tokenizer(name)
+        loaded = _load_model(name, dtype, device)
+        loaded.eval()
+        return Opened(name, tokenizer, loaded, loaded, _context(loaded))
+    if tokenizer is None:
+        raise ValueError("Expected a tokenizer beside a loaded model, got none; pass tokenizer=...")
+    described = model if isinstance(model, PreTrainedModel) else getattr(model, "base", None)
+    if not isinstance(described, PreTrainedModel):
+        raise ValueError(
+            "Expected a model of transformers, or one with its base as .base, got "
+            f"{type(model).__name__}; merge an adapter first (merge_and_unload)."
+        )
+    model.eval()
+    name = described.name_or_path or ""
+    return Opened(name, tokenizer, model, described, _context(described))
+
+
+def load_tokenizer(model: str) -> PreTrainedTokenizerBase:
+    """The tokenizer of a folder or hub name."""
+    folder = Path(model)
+    if folder.is_dir():
+        names = {path.name for path in folder.iterdir()}
+        if "config.json" not in names:
+            raise ValueError(f"Expected a model folder with a config.json, got {folder} without.")
+        if not any(name.startswith(("tokenizer", "vocab", "spiece")) for name in names):
+            raise ValueError(
+                f"Expected a tokenizer in the model folder {folder}, found none; save it there "
+                "with tokenizer.save_pretrained(folder)."
+            )
+    return AutoTokenizer.from_pretrained(model)
+
+
+def _load_model(model: str, dtype: str, device: str) -> PreTrainedModel:
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    transformers_logging.disable_progress_bar()  # it would break the caller's own
+    loaded: PreTrainedModel = AutoModelForCausalLM.from_pretrained(model, dtype=dtype)
+    return loaded.to(torch.device(device))  # type: ignore[arg-type]
+
+
+def _context(model: PreTrainedModel) -> int | None:
+    """The longest text the model can read, where its configuration says so."""
+    config = model.config.get_text_config().to_dict()
+    return next((config[name] for name in CONTEXT_NAMES if config.get(name)), None)
+
+
+def fingerprint(model: nn.Module) -> str:
+    """A hash of the weights: a model trained again keeps its folder but not this."""
+    digest = hashlib.sha256()
+    for name, weight in sorted(model.state_dict().items()):
+        digest.update(f"{name} {weight.dtype} {tuple(weight.shape)}".encode())
+        digest.update(weight.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()[:16]
+
+
+def free_memory() -> None:
+    """Give back what closed models held."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def prompt_as_seen(model: str, prompt: Text) -> str:
+    """The prompt decoded from the tokens the model reads, special tokens and template included."""
+    tokenizer = load_tokenizer(model)
+    return str(tokenizer.decode(_encoded(tokenizer, prompt)))
+
+
+def prompt_tokens(
+    tokenizer: PreTrainedTokenizerBase, prompt: Text, model: str, which: str
+) -> tuple[int, ...]:
+    """The prompt as the model reads it.
+
+    Args:
+        model: its name, for errors.
+        which: the prompt, for errors: "of 'p1'", "at index 3".
+
+    Raises:
+        ValueError: it has no tokens, or is messages and the model has no chat template.
+    """
+    if not isinstance(prompt, str) and tokenizer.chat_template is None:
+        raise ValueError(
+            f"Expected a model with a chat template for the messages {which}, got {model}, which "
+            "has none; use a text prompt, or an instruction-tuned model."
+        )
+    ids = _encoded(tokenizer, prompt)
+    if not ids:
+        raise ValueError(f"The prompt {which} is empty: expected at least one token.")
+    return tuple(ids)
+
+
+def _encoded(tokenizer: PreTrainedTokenizerBase, prompt: Text) -> list[int]:
+    """The tokens of a prompt; a last message by the assistant is one to be continued."""
+    if isinstance(prompt, str):
+        return tokenizer(prompt).input_ids
+    continued = prompt[-1]["role"] == "assistant"
+    text = tokenizer.apply_chat_template(
+        prompt,
+        add_generation_prompt=not continued,
+        continue_final_message=continued,
+        tokenize=False,
+    )
+    # The template writes the special tokens itself.
+    return tokenizer(str(text), add_special_tokens=False).input_ids
+
+
+def check_vocabulary(model: PreTrainedModel, texts: Iterable[Sequence[int]]) -> None:
+    """Refuse token ids that the model does not have.
+
+    Raises:
+        ValueError: names the first such id.
+    """
+    count = model.get_input_embeddings().weight.shape[0]  # type: ignore[union-attr, index]
+    for tokens in texts:
+        for token in tokens:
+            if not 0 <= token < count:
+                raise ValueError(
+                    f"Expected token ids from 0 to {count - 1:,}, got {token}; were these tokens "
+                    "written by a model with another tokenizer?"
+                )
