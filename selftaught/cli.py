@@ -371,7 +371,7 @@ _SWITCHES = {
     "train": {"use_peft"},
     "quiet": {"use_peft", "bf16"},
     "embedded": {"rebuild"},
-    "rft": {"check_equations", "bf16", "use_peft", "skip_gold_class", "all_correct", "dry_run"},
+    "rft": {"check_equations", "bf16", "use_peft", "skip_gold_class", "baselines", "dry_run"},
     "vstar": {"check_equations", "bf16", "use_peft", "baselines", "table", "dry_run"},
     "step-dpo": {"check_equations", "bf16", "use_peft", "dry_run"},
     "compare": {"check_equations", "bf16", "use_peft", "dry_run"},

@@ -168,6 +168,12 @@ def draw_problems(problems: Sequence[Problem], count: int | None, seed: str) -> 
     return [problems[index] for index in sorted(chosen)]
 
 
+def draw_any(rollouts: Sequence[Rollout], count: int, seed: int) -> list[Rollout]:
+    """`count` of the rollouts, drawn at random, in their own order."""
+    chosen = random.Random(f"{seed} any").sample(range(len(rollouts)), count)
+    return [rollouts[index] for index in sorted(chosen)]
+
+
 def make_examples(rollouts: Iterable[Rollout], style: PromptStyle) -> list[Example]:
     """Examples to imitate: each problem in `style`, whatever prompt its completion came from.
 

@@ -42,7 +42,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "methods": BELOW_EVALUATION
     | {"candidates", "evaluation", "method_pages", "report", "step_pages", "steps", "verifier"},
     "solving": {"candidates", "embedded", "prompts", "records", "samplers", "tasks", "verifier"},
-    "comparison": BELOW_EVALUATION | {"candidates", "evaluation", "method_pages", "methods"},
+    "comparison": BELOW_EVALUATION
+    | {"candidates", "evaluation", "method_pages", "methods", "steps"},
     "method_commands": {"comparison", "methods", "run_folder", "solving"},
     "pause": {"prompts", "records"},
     "quiet_pages": {"plots", "report", "records"},

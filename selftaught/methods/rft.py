@@ -39,6 +39,7 @@ from selftaught.run_folder import Watch, hold, publish, read_rows, write_config
 from selftaught.selection import (
     DistinctBy,
     NothingToLearn,
+    draw_any,
     keep_at_most,
     keep_correct,
     keep_distinct,
@@ -70,8 +71,10 @@ class RftConfig(MethodConfig):
     pool: list[Path] = field(default_factory=list)
     """Graded rollouts of other models to learn from too, such as other runs' rollouts.graded.jsonl
     (the paper's U13B, Section 3.3)."""
-    all_correct: bool = False
-    """Also train on every correct completion of the largest k (the paper's ablation, Table 5)."""
+    baselines: bool = False
+    """For the largest k, also train on every right completion (the paper's ablation, Table 5), on as many
+    right completions drawn at random, copies among them, as there are distinct ones, and on D alone for
+    as many optimizer steps."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -85,7 +88,7 @@ class RftConfig(MethodConfig):
         )
 
 
-CHANGEABLE = ("out", "k", "all_correct")
+CHANGEABLE = ("out", "k", "baselines")
 """Fields a continued run may change: nothing stored depends on them."""
 
 
@@ -112,9 +115,8 @@ def run_rft(config: RftConfig, watch: Watch | None = None) -> Row:
         for k in sorted(set(config.k)):
             first = keep_at_most(rollouts, k)
             once(run, f"RFT, k={k}", lambda k=k, first=first: _rft(run, gold, first, pooled, k))
-        if config.all_correct:
-            k = max(config.k)
-            once(run, f"all correct, k={k}", lambda: _all_correct(run, gold, rollouts, pooled, k))
+        if config.baselines:
+            _baselines(run, gold, rollouts, pooled)
         return _finish(run)
 
 
@@ -161,13 +163,29 @@ def _rft(
     return _learned(run, gold, paths, rollouts, f"k-{k}", f"RFT, k={k}", k)
 
 
-def _all_correct(
-    run: Run, gold: Sequence[Example], rollouts: Sequence[Rollout],
-    pooled: Sequence[Rollout], k: int,
-) -> Row:  # fmt: skip
-    """The ablation: lines 4 and 5 left out."""
+def _baselines(
+    run: Run, gold: Sequence[Example], rollouts: Sequence[Rollout], pooled: Sequence[Rollout]
+) -> None:
+    """Without lines 4 and 5; with copies in place of distinct paths; and with D alone, as long."""
+    config = run.config
+    assert isinstance(config, RftConfig)
+    k = max(config.k)
     kept = run.kept([*rollouts, *pooled])
-    return _learned(run, gold, kept, rollouts, f"all-{k}", f"all correct, k={k}", k)
+    row = next(
+        row for row in read_rows(config.out / "metrics.jsonl") if row["name"] == f"RFT, k={k}"
+    )
+    distinct = round(row["distinct per problem"] * len(run.train))
+    drawn = draw_any(kept, min(distinct, len(kept)), config.seed)
+
+    def longer() -> Row:
+        folder = config.out / f"gold-{k}"
+        training = fit(run, gold, folder, max_steps=row["training"]["steps"])
+        return trained_row(run, training, measured(run, str(training.model), folder.name, folder))
+
+    every, copies = f"all right ones, k={k}", f"as many at random, k={k}"
+    once(run, every, lambda: _learned(run, gold, kept, rollouts, f"all-{k}", every, k))
+    once(run, copies, lambda: _learned(run, gold, drawn, rollouts, f"random-{k}", copies, k))
+    once(run, f"D alone, as many steps as k={k}", longer)
 
 
 def _learned(
