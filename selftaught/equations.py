@@ -58,7 +58,7 @@ def equations(text: str) -> list[Equation]:
 def _read(text: str) -> tuple[Equation, ...]:
     """`equations`, remembered: filters and classes ask for those of the same texts."""
     if spans := _SPAN.findall(text):
-        text = "\n".join(spans)
+        text = ";\n".join(spans)  # a span left open is not finished by the next
     text = _WRITTEN.sub(lambda found: "/" if found[1] == "div" else "*", text.translate(_SIGNS))
     found = []
     for sides in _chains(text):

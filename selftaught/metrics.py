@@ -197,7 +197,8 @@ def share_interval(shares: Sequence[float]) -> Interval:
     if n == 1 or mean in (0, 1):
         return wilson(mean * n, n)
     variance = math.fsum((share - mean) ** 2 for share in shares) / (n - 1)
-    effective = n * mean * (1 - mean) / variance if variance > 0 else n
+    # shares that are all equal may differ from their rounded mean
+    effective = n * mean * (1 - mean) / variance if variance > 1e-20 else n
     return wilson(mean * effective, effective)
 
 

@@ -103,3 +103,22 @@ def test_no_text_makes_it_fail(text: str):
 @pytest.mark.parametrize("piece", ["(", "1+", "1=", "-", "1,1", "1.", "9"])
 def test_long_texts_take_no_time(piece: str):
     equations(piece * 20_000)
+
+
+def test_calculator_spans_are_the_equations_where_there_are_any():
+    text = "48/2 = <<48/2=24>>24 clips in May, and 1 + 1 = 3 is not asked. <<48+24=72>>72\n#### 72"
+    assert [one[:2] for one in equations(text)] == [("48 / 2", "24"), ("48 + 24", "72")]
+    assert not wrong_equations(text)
+    assert [one[:2] for one in wrong_equations("<<48/2=25>>25 and 2+2=4")] == [("48 / 2", "25")]
+
+
+def test_a_span_ends_where_it_ends():
+    """What one leaves open is not finished by the next."""
+    assert [one[:2] for one in equations("<<1+2=>>3 and <<3+4=7>>7")] == [("3 + 4", "7")]
+    assert equations("<<12+>> <<3=15>>") == []
+
+
+def test_what_is_remembered_of_a_text_cannot_be_changed_from_outside():
+    text = "2 + 2 = 4. 2 + 3 = 5."
+    equations(text).clear()
+    assert len(equations(text)) == 2

@@ -3,6 +3,7 @@
 import json
 import sys
 import types
+from pathlib import Path
 
 import pytest
 
@@ -306,3 +307,22 @@ def test_unknown_kinds_splits_and_options(tmp_path):
         open_task("question_file", path="x.csv", col="y")
     with pytest.raises(ValueError, match="needs the option 'path'"):
         open_task("question_file")
+
+
+def test_a_question_may_lack_a_rationale_that_others_have(tmp_path: Path):
+    path = tmp_path / "questions.jsonl"
+    rows = [
+        {"question": "1+1", "answer": "2", "why": "1+1=2. #### 2"},
+        {"question": "1+2", "answer": "3", "why": None},
+        {"question": "1+3", "answer": "4", "why": ""},
+    ]
+    rows += [{"question": f"2+{n}", "answer": str(2 + n), "why": "x"} for n in range(7)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    task = open_task("question_file", path=str(path), rationale="why")
+    found = {
+        one.question: one.rationale
+        for split in ("train", "validation", "test")
+        for one in task.problems(split)
+    }
+    assert found["1+1"] == "1+1=2. #### 2"
+    assert found["1+2"] is None and found["1+3"] is None

@@ -73,7 +73,8 @@ def question_file(
 
     Args:
         path: a .jsonl, .json, .csv or .parquet file, or the name of a Hub data set.
-        question, gold, id, rationale: names of columns; without `id` rows are numbered.
+        question, gold, id, rationale: names of columns; without `id` rows are numbered. Not every
+            question needs a rationale.
         kind: what the answers are; a number, a choice letter, LaTeX, or other text.
         template: the question made of several columns, such as "{context}\\n{question}".
         validation, test: files, or splits of the Hub data set. Where one is not given, a tenth of
@@ -124,7 +125,13 @@ def read_shots(path: Path, columns: Columns, kind: Kind) -> Sequence[Problem]:
     A rationale that does not state its answer in the form `kind` reads gets "The answer is ...".
     """
     columns = columns._replace(rationale=columns.rationale or "rationale")
-    return _problems(file_rows(path), columns, _reading(kind), "shot")
+    shots = _problems(file_rows(path), columns, _reading(kind), "shot")
+    if lacking := [shot.question for shot in shots if shot.rationale is None]:
+        raise ValueError(
+            f"{path}: expected a rationale for every worked example; {len(lacking)} have none, such as "
+            f"that of {lacking[0]!r}."
+        )
+    return shots
 
 
 # --- answers of each kind ------------------------------------------------------------------------
@@ -183,7 +190,7 @@ def _problems(rows: list[Row], columns: Columns, reading: Reading, split: str) -
             unread.append(f"{row.where} ({name}): {written[:60]!r}")
             continue
         problem = Problem(name, _question(row, columns), gold)
-        if columns.rationale is not None:
+        if columns.rationale is not None and row.values.get(columns.rationale) not in (None, ""):
             worked = _with_answer(_text(row, columns.rationale), gold, reading)
             problem = replace(problem, rationale=worked)
         problems.append(problem)
