@@ -13,7 +13,7 @@ from selftaught import metrics
 from selftaught.answers import normalised, quantity
 from selftaught.records import Rollout
 
-Way = Literal["sample", "pass", "majority", "best", "weighted"]
+Choice = Literal["sample", "pass", "majority", "best", "weighted"]
 """One drawn at random; any right one; the commonest answer; the highest score; the answer with the most
 weight, a candidate's weight being the exponential of its score, relative to the problem's highest."""
 
@@ -64,7 +64,7 @@ def vote(answer: str | None) -> str | None:
     return f"{number.value} {number.unit}".strip() if number else normalised(answer).casefold()
 
 
-def chosen(candidates: Candidates, way: Way, k: int) -> list[float]:
+def chosen(candidates: Candidates, way: Choice, k: int) -> list[float]:
     """For every problem, the chance that choosing among k of its candidates gives a right one."""
     problems = range(len(candidates.right))
     match way:
@@ -102,7 +102,7 @@ def share(values: Sequence[float]) -> tuple[float, float, float]:
 
 
 def curves(
-    candidates: Mapping[str, tuple[Candidates, Way]], ks: Sequence[int]
+    candidates: Mapping[str, tuple[Candidates, Choice]], ks: Sequence[int]
 ) -> dict[str, list[tuple[float, float, float]]]:
     """For every named way of choosing, its share of right choices at every k."""
     return {

@@ -372,7 +372,7 @@ _SWITCHES = {
     "quiet": {"use_peft", "bf16"},
     "embedded": {"rebuild"},
     "rft": {"check_equations", "bf16", "use_peft", "skip_gold_class", "baselines", "dry_run"},
-    "vstar": {"check_equations", "bf16", "use_peft", "baselines", "table", "dry_run"},
+    "vstar": {"check_equations", "bf16", "use_peft", "distinct", "baselines", "table", "dry_run"},
     "step-dpo": {"check_equations", "bf16", "use_peft", "dry_run"},
     "compare": {"check_equations", "bf16", "use_peft", "dry_run"},
 }  # fmt: skip
@@ -380,7 +380,6 @@ _SWITCHES = {
 _LISTS = {
     "select": {"keep"},
     "rft": {"k", "pool"},
-    "vstar": {"best_of"},
     "step-dpo": {"methods", "sizes", "sft_sizes"},
     "compare": {"methods"},
 }

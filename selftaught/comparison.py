@@ -148,10 +148,17 @@ def _shared(run: Run, options: type, method: str) -> dict[str, Any]:
     return {name: getattr(run.config, name) for name in names} | {"out": run.config.out / method}
 
 
+def _made(run: Run, options: Any, values: Mapping[str, Any]) -> Any:
+    """A method's options; of the model in this package, those found for it where nothing else is said."""
+    return options.small(**values) if run.config.model == "embedded" else options(**values)
+
+
 def _step_config(run: Run) -> StepDpoConfig:
     config = run.config
     assert isinstance(config, CompareConfig)
-    return StepDpoConfig(**(_shared(run, StepDpoConfig, "step_dpo") | {"n": 16} | config.step_dpo))
+    return _made(
+        run, StepDpoConfig, _shared(run, StepDpoConfig, "step_dpo") | {"n": 16} | config.step_dpo
+    )
 
 
 def star_settings(run: Run, pilot: Pilot, budget: int) -> StarConfig:
@@ -181,7 +188,7 @@ def rft_settings(run: Run, pilot: Pilot, budget: int) -> RftConfig:
     config = run.config
     assert isinstance(config, CompareConfig)
     k = max(1, round(budget / (len(run.train) * pilot.tokens)))
-    return RftConfig(**(_shared(run, RftConfig, "rft") | {"k": [k]} | config.rft))
+    return _made(run, RftConfig, _shared(run, RftConfig, "rft") | {"k": [k]} | config.rft)
 
 
 def vstar_settings(run: Run, pilot: Pilot, budget: int) -> VstarConfig:
@@ -191,7 +198,7 @@ def vstar_settings(run: Run, pilot: Pilot, budget: int) -> VstarConfig:
     iterations = config.vstar.get("iterations", 3)
     k = max(2, round(budget / (iterations * len(run.train) * pilot.tokens)))
     own = {"iterations": iterations, "k": k, "candidates": config.candidates}
-    return VstarConfig(**(_shared(run, VstarConfig, "vstar") | own | config.vstar))
+    return _made(run, VstarConfig, _shared(run, VstarConfig, "vstar") | own | config.vstar)
 
 
 def step_dpo_settings(run: Run, pilot: Pilot, budget: int) -> StepDpoConfig:
@@ -204,7 +211,9 @@ def step_dpo_settings(run: Run, pilot: Pilot, budget: int) -> StepDpoConfig:
     each = max(1.0, pilot.steps - 1) * step.best_of * step.repeats / 2
     wrong = max(1, math.floor((completions - n) / each))
     own = {"n": n, "wrong_per_problem": wrong}
-    return StepDpoConfig(**(_shared(run, StepDpoConfig, "step_dpo") | own | config.step_dpo))
+    return _made(
+        run, StepDpoConfig, _shared(run, StepDpoConfig, "step_dpo") | own | config.step_dpo
+    )
 
 
 # ---------------------------------------------------------------- one method
@@ -218,6 +227,8 @@ def _run_method(run: Run, method: str, config: Any) -> tuple[Row, Path, Evaluati
         drawn = sum(tokens_of(read_rollouts(store)) for store in stores)
         rows = read_rows(config.out / "metrics.jsonl")
         trained = sum(row["training"].get("tokens", 0) for row in rows if "training" in row)
+        if Path(config.model) == run.config.out / "sft" / "model":
+            trained += read_rows(run.config.out / "metrics.jsonl")[0]["training"]["tokens"]
         best = Evaluation.from_dict(summary["test"]["best"])
         return summary, Path(summary["best model"]), best, drawn, trained
     target = config.out / (f"size-{len(run.train)}/sft" if method == "step_dpo" else "sft")

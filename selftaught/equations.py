@@ -106,7 +106,8 @@ def _chains(text: str) -> list[list[list[str]]]:
             if not run and kind == "word":
                 start, previous = token.lower(), kind
                 continue
-            plain = token in ".,:;?" and not text[match.end() : match.end() + 1].isdigit()
+            glued = text[match.end() : match.end() + 1].isdigit()
+            plain = token == ";" or (token in ".,:?" and not glued)
             end("" if plain else token.lower())
             start = "" if plain else token.lower()
         previous = kind

@@ -109,6 +109,8 @@ def run(command: str, options: Namespace, bar: Callable[..., Any]) -> int:
 
 def _line(row: dict[str, Any]) -> str:
     """What happened in a stage, in one line."""
+    if "name" not in row:  # of STaR, inside a comparison
+        return f"STaR, iteration {row['iteration']}"
     seconds = f"{sum(row.get('seconds', {}).values()):.0f} s"
     told = []
     if "training" in row:

@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from itertools import groupby
 from pathlib import Path
+from typing import Any
 
 from selftaught.method_pages import Figure, Point, Section, Table, method_report, point, shown
 from selftaught.methods.shared import (
@@ -22,6 +23,7 @@ from selftaught.methods.shared import (
     Row,
     Run,
     accuracy_of,
+    distinct,
     fit,
     measured,
     model_card,
@@ -87,6 +89,12 @@ class RftConfig(MethodConfig):
             ("edits", 0 <= self.edits < 1, "at least 0 and below 1"),
         )
 
+    @classmethod
+    def small(cls, **changes: Any) -> "RftConfig":
+        """The settings of the model in this package, whose scratchpads hold no plain equations."""
+        found: dict[str, Any] = {"k": [4], "distinct_by": "text", "learning_rate": 3e-4}
+        return super().small(**(found | changes))
+
 
 CHANGEABLE = ("out", "k", "baselines")
 """Fields a continued run may change: nothing stored depends on them."""
@@ -102,7 +110,7 @@ def run_rft(config: RftConfig, watch: Watch | None = None) -> Row:
     """
     with hold(config.out):
         run = open_run(config, watch)
-        pooled = _pooled(config)
+        pooled = _pooled(run, config)
         write_config(config.out, config.plain(), CHANGEABLE)
         gold = seed_examples(run, run.train, config.out / "sft")
         generator = config.generator or once(run, "SFT", lambda: _sft(run, gold))["model"]
@@ -129,17 +137,11 @@ def sample_paths(run: Run, generator: str, k: int) -> list[Rollout]:
 
 def distinct_paths(run: Run, config: RftConfig, rollouts: Sequence[Rollout]) -> list[Rollout]:
     """Lines 3 and 4: right answers without a wrong equation, one of each way."""
-    kept = run.kept(rollouts)
-    if config.distinct_by == "equations" and kept and not any(way(one.completion) for one in kept):
-        raise ValueError(
-            f"None of the {len(kept)} right completions holds an equation to tell it by; choose "
-            "another --distinct_by: text, numbers or edits."
-        )
-    distinct = keep_distinct(kept, config.distinct_by, edits=config.edits)
+    found = distinct(run, rollouts, config.distinct_by, config.edits)
     if not config.skip_gold_class:
-        return distinct
+        return found
     gold = {one.id: way(one.rationale) for one in run.train if one.rationale is not None}
-    return [one for one in distinct if way(one.completion) != gold.get(one.problem.id)]
+    return [one for one in found if way(one.completion) != gold.get(one.problem.id)]
 
 
 def _sft(run: Run, gold: Sequence[Example]) -> Row:
@@ -213,11 +215,18 @@ def _by_model(rollouts: Sequence[Rollout]) -> list[list[Rollout]]:
     return [list(same) for _, same in groupby(ordered, key=lambda one: one.model)]
 
 
-def _pooled(config: RftConfig) -> list[Rollout]:
-    """The rollouts of other models, all of which must be graded."""
+def _pooled(run: Run, config: RftConfig) -> list[Rollout]:
+    """The rollouts of other models on the training problems; on others nothing is learned."""
+    known = {problem.id: problem.gold for problem in run.train}
     pooled = [one for path in config.pool for one in read_rollouts(Path(path))]
     keep_correct(pooled)  # refuses ungraded ones
-    return pooled
+    ours = [one for one in pooled if known.get(one.problem.id) == one.problem.gold]
+    if pooled and not ours:
+        raise ValueError(
+            f"None of the {len(pooled)} rollouts of {', '.join(map(str, config.pool))} is of one of the "
+            f"{len(known)} training problems; give rollouts of the same task and problems."
+        )
+    return ours
 
 
 def _finish(run: Run) -> Row:

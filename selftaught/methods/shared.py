@@ -8,7 +8,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, Literal, Self, TypeVar
+from typing import Any, Literal, Self
 
 from selftaught.embedded import embedded_model
 from selftaught.evaluation import Evaluation, evaluate, graded_beside
@@ -27,13 +27,16 @@ from selftaught.rollouts import collect_up_to
 from selftaught.run_folder import Watch, read_rows, timed, write_rows
 from selftaught.samplers import SamplingParams, as_seen, open_sampler
 from selftaught.selection import (
+    DistinctBy,
     NothingToLearn,
     draw_problems,
     example,
+    gold_rollouts,
     keep_correct,
     keep_distinct,
     keep_sound,
     make_examples,
+    way,
     why_dropped,
 )
 from selftaught.tasks import Task, open_task
@@ -150,13 +153,13 @@ class MethodConfig:
 
     def plain(self) -> Row:
         """The config as plain values for YAML."""
-        return {
-            name: str(value) if isinstance(value, Path) else value
-            for name, value in asdict(self).items()
-        }
+        return {name: _plain(value) for name, value in asdict(self).items()}
 
 
-AnyConfig = TypeVar("AnyConfig", bound=MethodConfig)
+def _plain(value: Any) -> Any:
+    if isinstance(value, list | tuple):
+        return [_plain(one) for one in value]
+    return str(value) if isinstance(value, Path) else value
 
 
 @dataclass(frozen=True)
@@ -269,6 +272,29 @@ def _own_rationales(run: Run, problems: Sequence[Problem], folder: Path) -> list
             "easier problems, or a stronger model."
         )
     return kept
+
+
+def seed_rollouts(run: Run, problems: Sequence[Problem], folder: Path) -> list[Rollout]:
+    """The seed set as right rollouts, whose tokens are known where the base model wrote them."""
+    gold = gold_rollouts(problems, run.tuned)
+    return gold or _own_rationales(run, problems, folder)
+
+
+def distinct(
+    run: Run, rollouts: Sequence[Rollout], by: DistinctBy, edits: float = 0.2
+) -> list[Rollout]:
+    """The right ones of the rollouts, one of each way.
+
+    Raises:
+        ValueError: they are to be told apart by equations, and none holds any.
+    """
+    kept = run.kept(rollouts)
+    if by == "equations" and kept and not any(way(one.completion) for one in kept):
+        raise ValueError(
+            f"None of the {len(kept)} right completions holds an equation to tell it by; choose "
+            "another --distinct_by: text, numbers or edits."
+        )
+    return keep_distinct(kept, by, edits=edits)
 
 
 def told_dropped(rollouts: Sequence[Rollout]) -> str:
@@ -399,16 +425,17 @@ def tokens_of(rollouts: Sequence[Rollout]) -> int:
 def once(run: Run, name: str, make: Callable[[], Row]) -> Row:
     """The row of `metrics.jsonl` with this name; made and written if it is not there yet.
 
-    The row gets the seconds of the stages that `make` went through.
+    The row gets the seconds of all stages since the row before it.
     """
     metrics = run.config.out / "metrics.jsonl"
     rows = read_rows(metrics)
     found = next((row for row in rows if row["name"] == name), None)
     if found is not None:
         return found
+    made = make()
+    row = {"name": name, **made, "seconds": dict(run.seconds)}
     run.seconds.clear()
-    row = {"name": name, **make(), "seconds": dict(run.seconds)}
-    write_rows(metrics, [*rows, row])
+    write_rows(metrics, [*read_rows(metrics), row])
     run.watch.iteration(row)
     return row
 

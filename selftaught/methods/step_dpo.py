@@ -32,6 +32,7 @@ from selftaught.methods.shared import (
     Run,
     accuracy_of,
     adapter,
+    distinct,
     fit,
     measured,
     model_card,
@@ -59,6 +60,7 @@ from selftaught.rollouts import collect
 from selftaught.run_folder import Watch, hold, publish, read_rows, timed, write_config
 from selftaught.samplers import open_sampler
 from selftaught.selection import (
+    DistinctBy,
     NothingToLearn,
     gold_rollouts,
     keep_correct,
@@ -122,6 +124,8 @@ class StepDpoConfig(MethodConfig):
     """Where a step ends: newline, sentence, numbered, or after --separator."""
     separator: str = ";"
     """For "separator"."""
+    distinct_by: DistinctBy = "equations"
+    """For "rft": what makes two right completions the same; see RFT."""
     most_steps: int = 20
     """Completions with more steps are not valued (Self-Explore)."""
     rule: PitRule = "lowest_value"
@@ -159,7 +163,11 @@ class StepDpoConfig(MethodConfig):
     @classmethod
     def small(cls, **changes: Any) -> "StepDpoConfig":
         """The settings of models of less than a million parameters, found by measurement (LOG.md)."""
-        found: dict[str, Any] = {"dpo_learning_rate": 1e-4, "split": "separator"}
+        found: dict[str, Any] = {
+            "dpo_learning_rate": 1e-4,
+            "split": "separator",
+            "distinct_by": "text",
+        }
         return super().small(**(found | changes))
 
 
@@ -246,7 +254,7 @@ def learn(size: Size, method: Learner, gold: Sequence[Example]) -> Row:
     def make() -> Row:
         match method:
             case "rft":
-                paths = keep_distinct(size.run.kept(samples(size)), "equations")
+                paths = distinct(size.run, samples(size), config.distinct_by)
                 training = fit(size.run, [*gold, *make_examples(paths, size.run.tuned)], folder)
                 told = {"told": f"{len(paths):,} distinct right completions"}
             case "advantage":
@@ -484,7 +492,7 @@ def step_pairs(size: Size) -> tuple[list[Preference], Row]:
                                       decode=decode, end=end)  # fmt: skip
     mean = f"{sum(pits) / len(pits) + 1:.1f}" if pits else "none"
     return pairs, {"wrong": len(wrong), "valued": len(found), "with a pit": len(pits),
-                   "pairs": len(pairs), "is the pit's mean step": mean}  # fmt: skip
+                   "pairs": len(pairs), "mean step of the pit": mean}  # fmt: skip
 
 
 PAIRS: dict[str, Callable[[Size], tuple[list[Preference], Row]]] = {
@@ -510,11 +518,17 @@ def _right_by_problem(size: Size) -> dict[str, list[Rollout]]:
     return right
 
 
+def _drawn_on(size: Size) -> list[Rollout]:
+    """All graded continuations; none where no completion has a second step."""
+    graded = size.folder / "continuations.graded.jsonl"
+    return read_rollouts(graded) if graded.exists() else []
+
+
 def _right_continuations(size: Size) -> dict[str, list[Rollout]]:
     """The right completions of every prefix."""
     tokenizer = open_tokenizer(size.sft)
     found: dict[str, list[Rollout]] = {}
-    for one in keep_correct(read_rollouts(size.folder / "continuations.graded.jsonl")):
+    for one in keep_correct(_drawn_on(size)):
         ended = replace(one, token_ids=completion_ids(one, tokenizer))
         found.setdefault(one.problem.id, []).append(ended)
     return found
@@ -622,7 +636,7 @@ def step_page(size: Size) -> Path:
     found = [ValuedRollout.from_dict(row) for row in read_jsonl(size.folder / "continuations.values.jsonl")]  # fmt: skip
     decode = decoder(open_tokenizer(size.sft))
     drawn: dict[str, list[Rollout]] = {}
-    for one in read_rollouts(size.folder / "continuations.graded.jsonl"):
+    for one in _drawn_on(size):
         drawn.setdefault(one.problem.id, []).append(one)
     own: dict[str, list[Rollout]] = {}
     for one in samples(size):

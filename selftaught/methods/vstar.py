@@ -20,7 +20,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from selftaught.candidates import Way, candidates_of, chosen, powers, share
+from selftaught.candidates import Choice, candidates_of, chosen, powers, share
 from selftaught.method_pages import Figure, Section, Table, method_report, shown
 from selftaught.methods.shared import (
     MethodConfig,
@@ -36,6 +36,7 @@ from selftaught.methods.shared import (
     prefer,
     sampled,
     seed_examples,
+    seed_rollouts,
     tokens_of,
     told_apart,
     trained_row,
@@ -56,7 +57,6 @@ from selftaught.run_folder import (
 )
 from selftaught.selection import (
     NothingToLearn,
-    gold_rollouts,
     keep_distinct,
     make_examples,
     make_preferences,
@@ -88,13 +88,11 @@ class VstarConfig(MethodConfig):
     """Passes of a generator's fine-tuning: 2 on GSM8K, 3 on MBPP (Section 4)."""
     candidates: int = 128
     """N: candidates per test problem (Section 4.1)."""
-    best_of: list[int] = field(default_factory=list)
-    """At which k to measure; none: powers of two up to the number of candidates."""
 
     distinct: bool = True
     """Learn from each text once; the paper does not say."""
     pairs_per_problem: int | None = 64
-    """Preferences drawn per problem; none: all of the Cartesian product (Section 3; no limit given
+    """Preferences drawn per problem; null: all of the Cartesian product (Section 3; no limit given
     there)."""
     beta: float = 0.1
     """Of DPO; not in the paper, TRL's default."""
@@ -117,13 +115,10 @@ class VstarConfig(MethodConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        largest = max(self.best_of, default=1)
         self.refuse(
             ("iterations", self.iterations >= 1, "at least 1"),
             ("k", self.k >= 2, "at least 2"),
             ("candidates", self.candidates >= 1, "at least 1"),
-            ("best_of", largest <= self.candidates and min(self.best_of, default=1) >= 1,
-             f"from 1 to the number of candidates, {self.candidates}"),
             ("pairs_per_problem", (self.pairs_per_problem or 1) >= 1, "at least 1"),
         )  # fmt: skip
 
@@ -133,13 +128,8 @@ class VstarConfig(MethodConfig):
         found: dict[str, Any] = {"verifier_learning_rate": 1e-4, "candidates": 32}
         return super().small(**(found | changes))
 
-    @property
-    def ks(self) -> list[int]:
-        """At which k choices are measured."""
-        return sorted(set(self.best_of)) or powers(self.candidates)
 
-
-CHANGEABLE = ("out", "best_of")
+CHANGEABLE = ("out",)
 """Fields a continued run may change: nothing stored depends on them."""
 
 
@@ -225,7 +215,7 @@ def preferences_of(run: Run, rollouts: Sequence[Rollout]) -> list[Preference]:
     config = run.config
     assert isinstance(config, VstarConfig)
     tokenizer = open_tokenizer(_model(run, 0))
-    everything = [*gold_rollouts(run.train, run.tuned), *rollouts]
+    everything = [*seed_rollouts(run, run.train, config.out / "sft"), *rollouts]
     if config.distinct:
         everything = keep_distinct(everything)
     pairs = make_preferences(everything, run.tuned, lambda one: completion_ids(one, tokenizer),
@@ -344,7 +334,7 @@ def _outcome(run: Run, collected: Sequence[Rollout]) -> Row:
     config = run.config
     assert isinstance(config, VstarConfig)
     tokenizer = open_tokenizer(_model(run, 0))
-    everything = keep_distinct([*gold_rollouts(run.train, run.tuned), *collected])
+    everything = keep_distinct([*seed_rollouts(run, run.train, config.out / "sft"), *collected])
     judged = [
         Judged(run.tuned(one.problem), completion_ids(one, tokenizer), bool(one.correct))
         for one in everything
@@ -413,7 +403,7 @@ def report(out: Path) -> Path:
 
 def _choices_section(choices: Mapping[str, Row], ks: Sequence[int]) -> Section:
     main = choices["V-STaR"]["choices"]
-    names: list[tuple[str, Way]] = [("any right (pass@k)", "pass"), ("verifier, best of k", "best"),
+    names: list[tuple[str, Choice]] = [("any right (pass@k)", "pass"), ("verifier, best of k", "best"),
                                     ("majority", "majority"), ("verifier, weighted majority", "weighted")]  # fmt: skip
     lines = [(name, ks, [share(main[way][str(k)]) for k in ks]) for name, way in names]
     others = {
