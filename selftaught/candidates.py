@@ -57,11 +57,11 @@ def candidates_of(rollouts: Sequence[Rollout], scores: Sequence[float] | None = 
 
 
 def vote(answer: str | None) -> str | None:
-    """An answer as it is voted for: 1,000 and 1000.0 are one candidate of an election."""
+    """An answer as it is voted for: 1,000, 1000.0 and $1000 have one vote, units being left out."""
     if answer is None:
         return None
     number = quantity(answer)
-    return f"{number.value} {number.unit}".strip() if number else normalised(answer).casefold()
+    return str(number.value) if number else normalised(answer).casefold()
 
 
 def chosen(candidates: Candidates, way: Choice, k: int) -> list[float]:

@@ -73,7 +73,8 @@ class Solver:
 
         self._task = open_task(task, **(task_options or {}))
         self._style = styled(self._task.prompt, prompt)
-        self._by = by
+        self._by, self._score = by, score
+        self._task_options = {name: str(value) for name, value in (task_options or {}).items()}
         self.n = n
         self.params = SamplingParams(n=n, temperature=temperature if n > 1 else 0.0, top_p=top_p,
                                      max_tokens=max_tokens or self._task.max_tokens, seed=seed)  # fmt: skip
@@ -87,10 +88,14 @@ class Solver:
         return {
             "generator": self._sampler.fingerprint,
             "verifier": self._verifier.fingerprint if self._verifier else None,
+            "score": self._score if self._verifier else None,
             "task": self._task.name,
+            "task options": self._task_options,
+            "prompt": self._style.digest([Problem("", "?", "")]),
             "by": self._by,
             "n": self.n,
             "temperature": self.params.temperature,
+            "top_p": self.params.top_p,
             "max_tokens": self.params.max_tokens,
             "seed": self.params.seed,
         }
@@ -196,7 +201,13 @@ def read_questions(path: Path) -> list[str]:
                 )
             questions.append(row["question"])
     else:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        try:
+            lines = path.read_text(encoding="utf-8-sig").splitlines()
+        except UnicodeDecodeError as error:
+            raise ValueError(
+                f"{path}: expected UTF-8 text, got byte {error.object[error.start]:#04x} at byte "
+                f"{error.start}; convert the file to UTF-8."
+            ) from None
         questions = [line.strip() for line in lines if line.strip()]
     if not questions:
         raise ValueError(f"{path} holds no question.")

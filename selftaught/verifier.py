@@ -93,8 +93,8 @@ class Verifier:
         foreign = sum(written_ids(one, tokenizer) is None for one in rollouts if one.token_ids)
         if foreign:
             logger.warning(
-                "%d of %d completions were tokenized anew: they were not written with the tokenizer "
-                "of %s.",
+                "%d of %d completions were tokenized anew: to the tokenizer of %s their tokens do not "
+                "read as their text.",
                 foreign,
                 len(rollouts),
                 scorer.model,

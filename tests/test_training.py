@@ -4,14 +4,36 @@ import json
 import math
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    set_seed,
+)
 
-from selftaught.records import Example
-from selftaught.training import lora_config, sft_config, tokenized, train_sft
+from selftaught.records import Example, Preference, Problem, Rollout
+from selftaught.training import (
+    Judged,
+    completion_ids,
+    dpo,
+    dpo_config,
+    fitting,
+    lora_config,
+    outcome_config,
+    preference_rows,
+    sft_config,
+    tokenized,
+    train_dpo,
+    train_outcome,
+    train_sft,
+    train_weighted,
+    written_ids,
+)
 
 EXAMPLES = [Example(f"{a}+{b}=", f"{a + b}") for a in range(4) for b in range(4)]
 OPTIONS = {
@@ -191,3 +213,503 @@ except OSError as error:
     assert "repeat the command to continue" in done.stdout
     whole = train_sft(tiny_model_dir, EXAMPLES, config(tmp_path), out=tmp_path / "model")
     assert whole.steps == 6
+
+
+def test_another_lora_is_not_taken_for_a_finished_training(tiny_model_dir: Path, tmp_path: Path):
+    first, other = (lora_config(r=4, alpha=8, target_modules=name) for name in ("q_proj", "v_proj"))
+    options = {"out": tmp_path / "model"}
+    settings = config(tmp_path, max_steps=1)
+    train_sft(tiny_model_dir, EXAMPLES, settings, peft_config=first, **options)
+    same = lora_config(r=4, alpha=8, target_modules="q_proj")
+    train_sft(tiny_model_dir, EXAMPLES, settings, peft_config=same, **options)
+    with pytest.raises(ValueError, match="or other options"):
+        train_sft(tiny_model_dir, EXAMPLES, settings, peft_config=other, **options)
+
+
+# Preferences
+
+
+def tokens(folder: Path, text: str) -> tuple[int, ...]:
+    return tuple(AutoTokenizer.from_pretrained(folder)(text)["input_ids"])
+
+
+def log_prob(model, prompt: tuple[int, ...], completion: tuple[int, ...]) -> torch.Tensor:
+    """Of a whole completion, by one forward pass of it alone."""
+    log_probs = torch.log_softmax(model(torch.tensor([[*prompt, *completion]])).logits[0], dim=-1)
+    return sum(
+        (log_probs[len(prompt) - 1 + at, token] for at, token in enumerate(completion)),
+        torch.zeros(()),
+    )
+
+
+def model_of(folder: Path):
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+
+
+@pytest.fixture(scope="module")
+def preferences(tiny_model_dir: Path) -> list[Preference]:
+    """Of many lengths; a rejected side that was cut by length; one continued after a common start."""
+    end = AutoTokenizer.from_pretrained(tiny_model_dir).eos_token_id
+
+    def ids(text: str) -> tuple[int, ...]:
+        return tokens(tiny_model_dir, text)
+
+    return [
+        Preference("1+2=", "3", "12 + 7 = 19. 1", chosen_ids=(*ids("3"), end),
+                   rejected_ids=ids("12 + 7 = 19. 1")),
+        Preference("Tom has 3+4=", "7. The answer is 7.", "8", chosen_ids=(*ids("7. The answer is 7."), end),
+                   rejected_ids=(*ids("8"), end)),
+        Preference("2+2=", "4", "5", begun=ids("2 + 2 = "), chosen_ids=(*ids("4"), end),
+                   rejected_ids=ids("5")),
+        Preference("40+1=", "41", "40", chosen_ids=(*ids("41"), end), rejected_ids=(*ids("40"), end)),
+    ]  # fmt: skip
+
+
+def sides(
+    one: Preference, folder: Path
+) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
+    """What stands before both sides, and the two."""
+    assert one.chosen_ids is not None and one.rejected_ids is not None
+    assert isinstance(one.prompt, str)
+    return (*tokens(folder, one.prompt), *one.begun), one.chosen_ids, one.rejected_ids
+
+
+DPO = {"max_length": 48, "beta": 0.5}
+
+
+def dpo_options(folder: Path, **options):
+    return dpo_config(folder / "checkpoints", **(OPTIONS | DPO | options))
+
+
+def observed_dpo(model: Path, preferences: list[Preference], settings, out: Path, **options):
+    """`train_dpo`, and the trainer it used."""
+    used = []
+
+    def open_trainer(**given):
+        used.append(dpo._trainer(**given))
+        return used[-1]
+
+    done = fitting.fit(
+        model, lambda tokenizer: preference_rows(preferences, tokenizer, settings.max_length),
+        [asdict(one) for one in preferences], settings, open_trainer, out=out,
+        load=fitting.causal_lm, **options,
+    )  # fmt: skip
+    return done, used[0]
+
+
+def test_tokens_of_a_preference_are_learned_from_as_they_are(tiny_model_dir: Path, preferences):
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model_dir)
+    rows, too_long = preference_rows(preferences, tokenizer, 48)
+    for row, one in zip(rows, preferences, strict=True):
+        before, chosen, rejected = map(list, sides(one, tiny_model_dir))
+        assert row == {"prompt_ids": before, "chosen_ids": chosen, "rejected_ids": rejected}
+    assert tokenizer.eos_token_id not in rows[0]["rejected_ids"]  # it was cut, and is not ended
+    assert too_long == 0
+
+
+def test_sides_that_are_texts_end_with_one_end_token(tiny_model_dir: Path):
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model_dir)
+    (row,), _ = preference_rows([Preference("1+2=", "3", "3 + 40 =")], tokenizer, 48)
+    assert tokenizer.decode(row["prompt_ids"]) == "1+2="
+    assert tokenizer.decode(row["chosen_ids"]) == "3<|end|>"
+    assert tokenizer.decode(row["rejected_ids"]) == "3 + 40 =<|end|>"
+
+
+def test_sides_that_are_messages_end_as_the_template_ends_them(tiny_model_dir: Path):
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model_dir)
+    tokenizer.chat_template = (
+        "{% for one in messages %}<{{ one.role }}>{{ one.content }}.{% endfor %}"
+        "{% if add_generation_prompt %}<assistant>{% endif %}"
+    )
+    prompt = [{"role": "user", "content": "1+2"}]
+    three, four = ([{"role": "assistant", "content": text}] for text in ("3", "4"))
+    (row,), _ = preference_rows([Preference(prompt, three, four)], tokenizer, 48)
+    assert tokenizer.decode(row["prompt_ids"]) == "<user>1+2.<assistant>"
+    assert tokenizer.decode(row["chosen_ids"]) == "3."
+    assert tokenizer.decode(row["rejected_ids"]) == "4."
+    tokenizer.chat_template += "{% if add_generation_prompt %}<think>{% endif %}"
+    with pytest.raises(ValueError, match="template changes the prompt"):
+        preference_rows([Preference(prompt, three, four)], tokenizer, 48)
+
+
+def test_preferences_that_do_not_fit_are_dropped_whole_and_counted(tiny_model_dir: Path):
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model_dir)
+    prompt = tokens(tiny_model_dir, "1+2=")
+    fits = Preference("1+2=", "", "", begun=(5,), chosen_ids=(6,) * 20, rejected_ids=(7,))
+    one_more = Preference("1+2=", "", "", begun=(5,), chosen_ids=(6,), rejected_ids=(7,) * 21)
+    longest = len(prompt) + 21
+    rows, too_long = preference_rows([one_more, fits, one_more], tokenizer, longest)
+    assert ([row["chosen_ids"] for row in rows], too_long) == ([[6] * 20], 2)
+    assert preference_rows([fits, one_more], tokenizer, None)[1] == 0
+    with pytest.raises(ValueError, match=f"All 1 preferences are longer than max_length={longest}"):
+        preference_rows([one_more], tokenizer, longest)
+    with pytest.raises(ValueError, match="at least one preference"):
+        preference_rows([], tokenizer, longest)
+
+
+def test_a_training_without_preferences_is_refused(tiny_model_dir: Path, tmp_path: Path):
+    with pytest.raises(ValueError, match="at least one preference"):
+        train_dpo(tiny_model_dir, [], dpo_options(tmp_path), out=tmp_path / "model")
+    assert not (tmp_path / "model").exists()
+
+
+def test_the_batch_that_is_learned_from_has_the_very_tokens_and_no_loss_before_them(
+    tiny_model_dir: Path, tmp_path: Path, preferences
+):
+    _, trainer = observed_dpo(
+        tiny_model_dir, preferences, dpo_options(tmp_path, max_steps=1), tmp_path / "model"
+    )
+    (batch,) = trainer.get_train_dataloader()
+    found = {
+        (tuple(ids[there == 1].tolist()), tuple(ids[learned == 1].tolist()))
+        for ids, there, learned in zip(
+            batch["input_ids"], batch["attention_mask"], batch["completion_mask"], strict=True
+        )
+    }
+    expected = set()
+    for one in preferences:
+        before, chosen, rejected = sides(one, tiny_model_dir)
+        expected |= {((*before, *chosen), chosen), ((*before, *rejected), rejected)}
+    assert found == expected
+
+
+def test_the_reference_is_the_start_model_and_not_what_it_was_made_from(
+    tiny_model_dir: Path, tmp_path: Path, preferences
+):
+    start = train_sft(
+        tiny_model_dir, EXAMPLES, config(tmp_path / "sft"), out=tmp_path / "sft" / "model"
+    ).model
+    done, trainer = observed_dpo(start, preferences, dpo_options(tmp_path), tmp_path / "model")
+    assert trainer.ref_model is None
+    loaded, base = model_of(start), model_of(tiny_model_dir)
+    with torch.no_grad():
+        for row, one in zip(trainer.train_dataset, preferences, strict=True):
+            before, chosen, rejected = sides(one, start)
+            for name, side in (("ref_chosen_logps", chosen), ("ref_rejected_logps", rejected)):
+                assert row[name] == pytest.approx(float(log_prob(loaded, before, side)), abs=1e-3)
+                assert abs(row[name] - float(log_prob(base, before, side))) > 0.1
+    assert done.log[0]["loss"] == pytest.approx(math.log(2), abs=1e-4)
+    assert done.log[0]["rewards/margins"] == pytest.approx(0, abs=1e-4)
+    assert done.log[-1]["loss"] < 0.5
+    assert done.log[-1]["rewards/margins"] > 0.5
+    assert done.tokens == 6 * sum(
+        2 * len(before) + len(chosen) + len(rejected)
+        for before, chosen, rejected in (sides(one, start) for one in preferences)
+    )
+
+
+def test_a_training_on_preferences_killed_in_the_middle_ends_with_the_same_bytes(
+    tiny_model_dir: Path, tmp_path: Path, preferences
+):
+    several = [*preferences, *preferences[:2]]
+    settings = dpo_options(tmp_path / "a")
+    whole, first = observed_dpo(tiny_model_dir, several, settings, tmp_path / "a" / "model")
+    steps = 0
+
+    def killer(count: int) -> None:
+        nonlocal steps
+        steps += count
+        if steps == 5:
+            raise Killed
+
+    settings, out = dpo_options(tmp_path / "b"), tmp_path / "b" / "model"
+    with pytest.raises(Killed):
+        train_dpo(tiny_model_dir, several, settings, out=out, progress=killer)
+    assert not out.exists()
+    seen: list[int] = []
+    resumed, again = observed_dpo(tiny_model_dir, several, settings, out, progress=seen.append)
+    assert seen == [4, 1, 1]
+    for name in ("ref_chosen_logps", "ref_rejected_logps"):  # not of the checkpoint's weights
+        assert again.train_dataset[name] == first.train_dataset[name]
+    assert weights(resumed.model) == weights(whole.model)
+    assert resumed.log == whole.log
+    with pytest.raises(ValueError, match="other options"):
+        train_dpo(tiny_model_dir, several, dpo_options(tmp_path / "b", beta=0.4), out=out)
+
+
+@pytest.mark.parametrize("parts", [1, 2])
+def test_steps_on_preferences_equal_those_made_by_hand(
+    tiny_model_dir: Path, tmp_path: Path, preferences, parts: int
+):
+    """Eq. 7 of Rafailov et al. 2023 (arXiv:2305.18290), by plain gradient descent."""
+    settings = dpo_options(tmp_path, max_steps=3, optim="sgd", learning_rate=0.05, max_grad_norm=0.0,
+                           per_device_train_batch_size=4 // parts, gradient_accumulation_steps=parts)  # fmt: skip
+    done = train_dpo(tiny_model_dir, preferences, settings, out=tmp_path / "model")
+    model, reference = model_of(tiny_model_dir), model_of(tiny_model_dir)
+    for step in range(3):
+        losses, margins = [], []
+        for one in preferences:
+            before, chosen, rejected = sides(one, tiny_model_dir)
+            with torch.no_grad():
+                gap = log_prob(reference, before, chosen) - log_prob(reference, before, rejected)
+            margin = log_prob(model, before, chosen) - log_prob(model, before, rejected) - gap
+            losses.append(-torch.log(1 / (1 + torch.exp(-0.5 * margin))))
+            margins.append(0.5 * margin.item())
+        loss = torch.stack(losses).mean()
+        assert done.log[step]["loss"] == pytest.approx(loss.item(), abs=1e-3)
+        assert done.log[step]["rewards/margins"] == pytest.approx(sum(margins) / 4, abs=3e-3)
+        right = sum(margin > 0 for margin in margins) / 4
+        assert step == 0 or done.log[step]["rewards/accuracies"] == pytest.approx(right)
+        model.zero_grad()
+        loss.backward()
+        with torch.no_grad():
+            for weight in model.parameters():
+                weight -= 0.05 * weight.grad
+    assert loss.item() < math.log(2) - 0.05
+    trained = model_of(tmp_path / "model")
+    for (name, ours), by_hand in zip(trained.named_parameters(), model.parameters(), strict=True):
+        assert torch.allclose(ours, by_hand, atol=1e-4), name
+
+
+def test_a_lora_trained_on_preferences_is_merged_and_has_the_base_as_reference(
+    tiny_model_dir: Path, tmp_path: Path, preferences
+):
+    done, trainer = observed_dpo(
+        tiny_model_dir, preferences, dpo_options(tmp_path, max_steps=20), tmp_path / "model",
+        peft_config=lora_config(r=4, alpha=8, target_modules="all-linear"),
+    )  # fmt: skip
+    assert not list(done.model.glob("adapter*"))
+    base, merged = model_of(tiny_model_dir), model_of(done.model)
+    before, chosen, rejected = sides(preferences[0], tiny_model_dir)
+    with torch.no_grad():
+        expected = float(log_prob(base, before, chosen))
+        assert trainer.train_dataset[0]["ref_chosen_logps"] == pytest.approx(expected, abs=1e-3)
+        gap = log_prob(base, before, chosen) - log_prob(base, before, rejected)
+        assert log_prob(merged, before, chosen) - log_prob(merged, before, rejected) > gap + 1
+    assert done.log[0]["loss"] == pytest.approx(math.log(2), abs=1e-4)
+    changed = {name for name, weight in base.state_dict().items()
+               if not torch.equal(weight, merged.state_dict()[name])}  # fmt: skip
+    assert changed and all("proj" in name for name in changed)
+
+
+def test_options_that_change_the_reference_or_that_nobody_knows_are_refused(tmp_path: Path):
+    with pytest.raises(ValueError, match="precompute_ref_log_probs must stay true"):
+        dpo_config(tmp_path, precompute_ref_log_probs=False)
+    with pytest.raises(ValueError, match=r"no_such_option.*dpo_trainer"):
+        dpo_config(tmp_path, no_such_option=1)
+
+
+# A weight for every token
+
+
+@pytest.fixture(scope="module")
+def weighed(tiny_model_dir: Path) -> list[dict]:
+    """Rows of many lengths whose weights are of both signs."""
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model_dir)
+    several = [Example("1+2=", "3 and so on"), Example("Q: 4+4=", "8"), Example("5+", "9 4"),
+               Example("What is 40+2=", "42.")]  # fmt: skip
+    rows, _ = tokenized(several, tokenizer, None)
+    draw = torch.Generator().manual_seed(0)
+    return [
+        row | {"weights": (2 * torch.rand(len(row["labels"]), generator=draw) - 0.5).tolist()}
+        for row in rows
+    ]
+
+
+def test_rows_of_equal_weights_are_learned_as_without_weights(tiny_model_dir: Path, tmp_path: Path):
+    plain = train_sft(
+        tiny_model_dir, EXAMPLES, config(tmp_path / "a"), out=tmp_path / "a" / "model"
+    )
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model_dir)
+    rows = [row | {"weights": [1.0] * len(row["input_ids"])}
+            for row in tokenized(EXAMPLES, tokenizer, 32)[0]]  # fmt: skip
+    found = train_weighted(
+        tiny_model_dir, rows, config(tmp_path / "b"), out=tmp_path / "b" / "model"
+    )
+    assert [one["loss"] for one in found.log] == pytest.approx([one["loss"] for one in plain.log], rel=1e-3)  # fmt: skip
+    assert (found.steps, found.trained_on, found.tokens) == (6, 16, plain.tokens)
+    theirs = model_of(plain.model).state_dict()
+    for name, weight in model_of(found.model).state_dict().items():
+        assert torch.isclose(weight, theirs[name], atol=1e-3).float().mean() > 0.99, name
+
+
+@pytest.mark.parametrize("parts", [1, 2])
+def test_steps_with_weights_equal_those_made_by_hand(
+    tiny_model_dir: Path, tmp_path: Path, weighed: list[dict], parts: int
+):
+    settings = config(tmp_path, max_steps=2, optim="sgd", learning_rate=0.05, max_grad_norm=0.0,
+                      per_device_train_batch_size=4 // parts, gradient_accumulation_steps=parts)  # fmt: skip
+    done = train_weighted(tiny_model_dir, weighed, settings, out=tmp_path / "model")
+    model = model_of(tiny_model_dir)
+    for step in range(2):
+        total, count = torch.zeros(()), 0
+        for row in weighed:
+            log_probs = torch.log_softmax(model(torch.tensor([row["input_ids"]])).logits[0], dim=-1)
+            for at, label in enumerate(row["labels"]):
+                if label != -100:
+                    total = total - row["weights"][at] * log_probs[at - 1, label]
+                    count += 1
+        loss = total / count
+        assert done.log[step]["loss"] == pytest.approx(loss.item(), abs=2e-4)
+        model.zero_grad()
+        loss.backward()
+        with torch.no_grad():
+            for weight in model.parameters():
+                weight -= 0.05 * weight.grad
+    trained = model_of(tmp_path / "model")
+    for (name, ours), by_hand in zip(trained.named_parameters(), model.parameters(), strict=True):
+        assert torch.allclose(ours, by_hand, atol=1e-4), name
+
+
+def test_without_weight_nothing_is_learned(tiny_model_dir: Path, tmp_path: Path, weighed):
+    nothing = [row | {"weights": [0.0] * len(row["input_ids"])} for row in weighed]
+    done = train_weighted(tiny_model_dir, nothing, config(tmp_path), out=tmp_path / "model")
+    before = model_of(tiny_model_dir).state_dict()
+    for name, weight in model_of(done.model).state_dict().items():
+        assert torch.equal(weight, before[name]), name
+
+
+def test_rows_that_do_not_fit_are_counted_and_other_weights_are_another_training(
+    tiny_model_dir: Path, tmp_path: Path, weighed
+):
+    long = {"input_ids": [5] * 33, "labels": [5] * 33, "weights": [1.0] * 33}
+    out = tmp_path / "model"
+    done = train_weighted(tiny_model_dir, [long, *weighed], config(tmp_path, max_steps=1), out=out)
+    assert (done.trained_on, done.too_long) == (4, 1)
+    with pytest.raises(ValueError, match="other examples"):
+        others = [row | {"weights": [1.0] * len(row["input_ids"])} for row in weighed]
+        train_weighted(tiny_model_dir, [long, *others], config(tmp_path, max_steps=1), out=out)
+    with pytest.raises(ValueError, match="at least one"):
+        train_weighted(tiny_model_dir, [], config(tmp_path), out=tmp_path / "none")
+
+
+# An outcome reward model
+
+
+def outcome_options(folder: Path, **options):
+    given = {"max_length": 32, "max_steps": 1, "learning_rate": 1e-2, "seed": 3, "use_cpu": True,
+             "per_device_train_batch_size": 4, "lr_scheduler_type": "constant"}  # fmt: skip
+    return outcome_config(folder / "checkpoints", **(given | options))
+
+
+def judged(folder: Path, several: list[tuple[str, str, bool]]) -> list[Judged]:
+    return [Judged(prompt, tokens(folder, text), right) for prompt, text, right in several]
+
+
+MIXED = [("1+2=", "3", True), ("Q: 1+2=", "it is 4.", False), ("5+5=", "10.", True),
+         ("What is 40+2=", "42 or so", True)]  # fmt: skip
+
+
+@pytest.mark.parametrize("parts", [1, 2])
+def test_the_loss_of_an_outcome_model_is_the_cross_entropy_by_hand(
+    tiny_model_dir: Path, tmp_path: Path, parts: int
+):
+    """And its gradient: a step of plain descent on the head, whose input is the last state."""
+    settings = outcome_options(
+        tmp_path, optim="sgd", learning_rate=0.05, max_grad_norm=0.0,
+        per_device_train_batch_size=4 // parts, gradient_accumulation_steps=parts,
+    )  # fmt: skip
+    done = train_outcome(
+        tiny_model_dir, judged(tiny_model_dir, MIXED), settings, out=tmp_path / "m"
+    )
+    set_seed(3)
+    start = AutoModelForSequenceClassification.from_pretrained(tiny_model_dir, num_labels=1)
+    head = start.score.weight.detach().clone()
+    body = model_of(tiny_model_dir).model
+    loss, gradient = 0.0, torch.zeros_like(head)
+    for prompt, text, right in MIXED:
+        ids = torch.tensor([[*tokens(tiny_model_dir, prompt), *tokens(tiny_model_dir, text)]])
+        with torch.no_grad():
+            last_state = body(ids).last_hidden_state[0, -1]
+            chance = 1 / (1 + math.exp(-float(head[0] @ last_state)))
+        loss -= math.log(chance if right else 1 - chance) / 4
+        gradient += (chance - right) * last_state[None] / 4
+    assert done.log[0]["loss"] == pytest.approx(loss, abs=1e-4)
+    trained = AutoModelForSequenceClassification.from_pretrained(done.model)
+    assert torch.allclose(trained.score.weight, head - 0.05 * gradient, atol=1e-4)
+
+
+@pytest.mark.parametrize("lora", [False, True])
+def test_an_outcome_model_learns_to_tell_right_from_wrong(
+    tiny_model_dir: Path, tmp_path: Path, lora: bool
+):
+    several = judged(
+        tiny_model_dir,
+        [(f"{a}+{b}=", f"{a + b}" if right else f"it is {a + b}.", right)
+         for a in range(3) for b in range(3) for right in (True, False)],
+    )  # fmt: skip
+    peft = lora_config(r=4, alpha=8, target_modules="all-linear") if lora else None
+    seen: list[int] = []
+    done = train_outcome(tiny_model_dir, several, outcome_options(tmp_path, max_steps=40),
+                         out=tmp_path / "model", peft_config=peft, progress=seen.append)  # fmt: skip
+    assert sum(seen) == done.steps == 40
+    assert done.trained_on == 18
+    assert not list(done.model.glob("adapter*"))
+    model = AutoModelForSequenceClassification.from_pretrained(done.model).eval()
+    for one in several:
+        assert isinstance(one.prompt, str)
+        ids = torch.tensor([[*tokens(tiny_model_dir, one.prompt), *one.ids]])
+        with torch.no_grad():
+            assert (model(ids).logits.item() > 0) == one.right
+
+
+def test_completions_of_one_kind_are_no_outcomes_to_learn(tiny_model_dir: Path, tmp_path: Path):
+    options = {"out": tmp_path / "model"}
+    right = judged(tiny_model_dir, [("1+2=", "3", True), ("2+2=", "4", True)])
+    with pytest.raises(ValueError, match="right and wrong completions to tell apart, got 2"):
+        train_outcome(tiny_model_dir, right, outcome_options(tmp_path), **options)
+    long = Judged("1+2=", (5,) * 40, False)
+    done = train_outcome(
+        tiny_model_dir, [*judged(tiny_model_dir, MIXED), long], outcome_options(tmp_path), **options
+    )
+    assert (done.trained_on, done.too_long) == (4, 1)
+    with pytest.raises(ValueError, match="of those that fit max_length=32 tokens"):
+        train_outcome(
+            tiny_model_dir, [*right, long], outcome_options(tmp_path), out=tmp_path / "other"
+        )
+    with pytest.raises(ValueError, match="no_such_option"):
+        outcome_options(tmp_path, no_such_option=1)
+
+
+# The tokens of a completion
+
+
+def written(folder: Path, ids: tuple[int, ...] | None, text: str, reason="stop") -> Rollout:
+    return Rollout(Problem("p", "?", "!"), "?", text, reason, str(folder), 0, token_ids=ids)
+
+
+def test_what_ended_a_completion_becomes_one_end_token(tiny_model_dir: Path):
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model_dir)
+    end = tokenizer.eos_token_id
+
+    def ids(text: str) -> tuple[int, ...]:
+        return tokens(tiny_model_dir, text)
+
+    own = ids("12 + 7 = 19.")
+    for ending in ((end,), ids("\n\n"), ids("\n\nQ:"), ()):
+        rollout = written(tiny_model_dir, (*own, *ending), "12 + 7 = 19.")
+        assert written_ids(rollout, tokenizer) == own
+        assert completion_ids(rollout, tokenizer) == (*own, end)
+    nothing = written(tiny_model_dir, (end,), "")
+    assert written_ids(nothing, tokenizer) == ()
+    assert completion_ids(nothing, tokenizer) == (end,)
+
+
+def test_tokens_are_those_drawn_and_not_those_of_the_text(tiny_model_dir: Path):
+    """A model may spell a word in pieces that a tokenizer would join."""
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model_dir)
+    spelled = tuple(one for letter in "answer" for one in tokens(tiny_model_dir, letter))
+    assert spelled != tokens(tiny_model_dir, "answer")
+    rollout = written(tiny_model_dir, (*spelled, tokenizer.eos_token_id), "answer")
+    assert completion_ids(rollout, tokenizer) == (*spelled, tokenizer.eos_token_id)
+
+
+def test_a_completion_that_was_cut_is_not_ended(tiny_model_dir: Path):
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model_dir)
+    own = tokens(tiny_model_dir, "12 + 7 = 1")
+    assert completion_ids(written(tiny_model_dir, own, "12 + 7 = 1", "length"), tokenizer) == own
+    assert completion_ids(written(tiny_model_dir, None, "12 + 7 = 1", "length"), tokenizer) == own
+
+
+def test_tokens_that_do_not_read_as_the_completion_are_made_anew(tiny_model_dir: Path):
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model_dir)
+    made = (*tokens(tiny_model_dir, "19."), tokenizer.eos_token_id)
+    for foreign in (None, (5, 6, 7), (1_000_000,), (-1,), tokens(tiny_model_dir, "1")):
+        rollout = written(tiny_model_dir, foreign, "19.")
+        assert written_ids(rollout, tokenizer) is None
+        assert completion_ids(rollout, tokenizer) == made
+    # a stop string that begins inside a token
+    (whole,) = tokens(tiny_model_dir, " answer")
+    cut = written(tiny_model_dir, (whole,), " an")
+    assert written_ids(cut, tokenizer) is None
+    assert completion_ids(cut, tokenizer)[:-1] == tokens(tiny_model_dir, " an")

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from selftaught.records import Preference, Text
 from selftaught.training.fitting import Row, Training, causal_lm, fit, prompt_tokens, trl_config
-from selftaught.training.sft import end_token
+from selftaught.training.sft import conversation, end_token
 
 if TYPE_CHECKING:
     from peft import LoraConfig
@@ -109,6 +109,5 @@ def _side(
     if isinstance(text, str):
         return [*tokenizer(text, add_special_tokens=False)["input_ids"], end_token(tokenizer)]  # type: ignore[list-item]
     assert not isinstance(prompt, str)
-    head = prompt_tokens(prompt, tokenizer)
-    whole: Any = tokenizer.apply_chat_template(prompt + text, return_dict=False)
+    head, whole = conversation(prompt, text, tokenizer)
     return whole[len(head) :]

@@ -4,6 +4,7 @@ TRL, transformers and torch are imported inside the functions, so that a method'
 read (`--help`, `--dry-run`) without them.
 """
 
+import copy
 import errno
 import hashlib
 import json
@@ -143,7 +144,7 @@ def fit(
             args=config,
             train_dataset=_dataset(rows),
             processing_class=tokenizer,
-            peft_config=peft_config,
+            peft_config=copy.deepcopy(peft_config),  # PEFT writes into it what "all-linear" is
             callbacks=[_watcher(progress)],
         )
     trainer.remove_callback(PrinterCallback)
@@ -279,7 +280,11 @@ def _made_from(model: str | Path, made_of: Any, config: Any, peft_config: Any) -
     """A hash of what decides the weights that come out: start model, examples and options."""
     names = DECIDING + (PREFERENCES if hasattr(config, "beta") else ())
     options = {name: getattr(config, name) for name in names}
-    lora = None if peft_config is None else [peft_config.r, peft_config.lora_alpha]
+    lora = None
+    if peft_config is not None:
+        named = peft_config.target_modules
+        targets = named if isinstance(named, str) else sorted(named or ())
+        lora = [peft_config.r, peft_config.lora_alpha, targets]
     whole = [Path(model).name, made_of, options, lora]
     text = json.dumps(whole, ensure_ascii=True, default=str, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -61,10 +61,7 @@ def train_outcome(
     Raises:
         ValueError: there is nothing to tell apart, or nothing fits `max_length`.
     """
-    if len({one.right for one in judged}) < 2:
-        raise ValueError(
-            f"Expected right and wrong completions to tell apart, got {len(judged)} of one kind."
-        )
+    _check_both([one.right for one in judged])
     max_length: int = config.max_length  # type: ignore[attr-defined]
 
     def rows(tokenizer: "PreTrainedTokenizerBase") -> tuple[list[Row], int]:
@@ -75,10 +72,19 @@ def train_outcome(
             }
             for one in judged
         ]
-        return fitting(made, max_length, "completions")
+        kept, too_long = fitting(made, max_length, "completions")
+        _check_both([row["labels"][0] for row in kept], f" of those that fit {max_length=} tokens")
+        return kept, too_long
 
     return fit(model, rows, [asdict(one) for one in judged], config, _trainer, out=out,
                load=_classifier, peft_config=peft_config, progress=progress)  # fmt: skip
+
+
+def _check_both(right: Sequence[float], which: str = "") -> None:
+    if len(set(right)) < 2:
+        raise ValueError(
+            f"Expected right and wrong completions to tell apart, got {len(right)} of one kind{which}."
+        )
 
 
 def _classifier(model: str) -> Any:
@@ -106,4 +112,7 @@ def _trainer(*, peft_config: Any, **given: Any) -> Any:
         wanted = replace(peft_config, task_type=TaskType.SEQ_CLS)
         given["model"] = get_peft_model(given["model"], wanted)
     collate = DataCollatorWithPadding(given["processing_class"], return_tensors="pt")
-    return Trainer(**given, data_collator=collate)
+    trainer = Trainer(**given, data_collator=collate)
+    # The model's own loss is a mean over its batch, so over several batches of a step it is to be one.
+    trainer.model_accepts_loss_kwargs = False
+    return trainer

@@ -5,7 +5,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from selftaught.records import Example
+from selftaught.records import Example, Message
 from selftaught.training.fitting import Row, Training, causal_lm, fit, trl_config
 
 if TYPE_CHECKING:
@@ -197,14 +197,7 @@ def _token_ids(example: Example, tokenizer: Any) -> tuple[list[int], list[int]]:
     """The tokens of the prompt, and of the prompt with its completion and ending."""
     prompt, completion = example.prompt, example.completion
     if isinstance(prompt, list) and isinstance(completion, list):
-        whole = tokenizer.apply_chat_template(prompt + completion, return_dict=False)
-        head = tokenizer.apply_chat_template(prompt, add_generation_prompt=True, return_dict=False)
-        if whole[: len(head)] != head:
-            raise ValueError(
-                "The model's chat template changes the prompt once the answer is there, so the "
-                "loss cannot be kept to the answer; use a text prompt (--prompt few_shot or bare)."
-            )
-        return head, whole
+        return conversation(prompt, completion, tokenizer)
     if not isinstance(prompt, str) or not isinstance(completion, str):
         raise ValueError("Expected prompt and completion both as text or both as messages.")
     head = tokenizer(prompt)["input_ids"]
@@ -212,6 +205,24 @@ def _token_ids(example: Example, tokenizer: Any) -> tuple[list[int], list[int]]:
     if whole[: len(head)] != head:  # the border falls inside a token: keep the prompt as sampled
         whole = head + tokenizer(completion, add_special_tokens=False)["input_ids"]
     return head, [*whole, end_token(tokenizer)]
+
+
+def conversation(
+    prompt: list[Message], completion: list[Message], tokenizer: Any
+) -> tuple[list[int], list[int]]:
+    """The tokens of messages, and of them with their answer and the template's ending.
+
+    Raises:
+        ValueError: the template changes the messages once the answer is there.
+    """
+    whole = tokenizer.apply_chat_template(prompt + completion, return_dict=False)
+    head = tokenizer.apply_chat_template(prompt, add_generation_prompt=True, return_dict=False)
+    if whole[: len(head)] != head:
+        raise ValueError(
+            "The model's chat template changes the prompt once the answer is there, so the "
+            "loss cannot be kept to the answer; use a text prompt (--prompt few_shot or bare)."
+        )
+    return head, whole
 
 
 def end_token(tokenizer: Any) -> int:

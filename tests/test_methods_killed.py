@@ -1,0 +1,114 @@
+"""RFT, V-STaR and per-step DPO, killed at random moments, end as undisturbed runs do, byte for byte.
+
+As in tests/test_nothing_lost.py, every moment is a real SIGKILL of a real process, forked from one
+that has imported everything.
+"""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.slow
+
+DRIVER = """
+import json, os, random, signal, sys, time
+from pathlib import Path
+os.environ["OMP_NUM_THREADS"] = "1"
+import torch, trl, transformers, peft, datasets, matplotlib.figure, matplotlib.backends.backend_svg
+torch.set_num_threads(1)
+from selftaught.methods import rft, step_dpo, vstar
+import selftaught.samplers.transformers_model, selftaught.samplers.scoring, selftaught.training
+import selftaught.verifier
+from selftaught import rollouts
+rollouts.UNIT = 32
+
+method, settings, seed, kills, longest = json.loads(sys.argv[1])
+make, run = {
+    "rft": (rft.RftConfig, rft.run_rft),
+    "vstar": (vstar.VstarConfig, vstar.run_vstar),
+    "step_dpo": (step_dpo.StepDpoConfig, step_dpo.run_step_dpo),
+}[method]
+config = make.small(**(settings | {"out": Path("run")}))
+draw, stages = random.Random(seed), []
+while True:
+    child = os.fork()
+    if child == 0:
+        try:
+            run(config)
+        except BaseException as error:
+            print(repr(error), file=sys.stderr, flush=True)
+            os._exit(1)
+        os._exit(0)
+    if len(stages) < kills:
+        time.sleep(draw.uniform(0.05, longest))
+        os.kill(child, signal.SIGKILL)
+    _, status = os.waitpid(child, 0)
+    if not os.WIFSIGNALED(status):
+        break
+    found = {path.parent.name for path in Path("run").rglob("training") if path.is_dir()}
+    stages.append(sorted(found))
+print(json.dumps({"status": status, "stages": stages}))
+"""
+SMALL = {
+    "task_options": {"digits": "3", "train": 20, "validation": 4, "test": 10},
+    "seed_samples": 8, "max_steps": 12, "save_steps": 3, "temperature": 1.0,
+    "per_device_train_batch_size": 16,
+}  # fmt: skip
+METHODS = {
+    "rft": {"k": [2, 3], "baselines": True},
+    "vstar": {"iterations": 2, "k": 3, "candidates": 4, "verifier_max_steps": 6, "baselines": True,
+              "pairs_per_problem": 6},
+    "step_dpo": {"n": 5, "wrong_per_problem": 2, "best_of": 3, "dpo_max_steps": 6, "sizes": [20],
+                 "right_per_problem": 2, "methods": ["rft", "dpo", "step_dpo", "advantage"]},
+}  # fmt: skip
+
+
+def run(folder: Path, method: str, seed: int, kills: int) -> list[list[str]]:
+    """Run a method in `folder`, killing it so many times; returns what was in training at each kill."""
+    folder.mkdir()
+    given = json.dumps([method, SMALL | METHODS[method], seed, kills, 4.0])
+    done = subprocess.run(
+        [sys.executable, "-c", DRIVER, given],
+        cwd=folder, capture_output=True, text=True, timeout=900,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    told = json.loads(done.stdout.splitlines()[-1])
+    assert told["status"] == 0, done.stderr[-3000:]
+    return told["stages"]
+
+
+def outcome(folder: Path) -> dict[str, bytes]:
+    """Every store, every training set, all scores and all weights of a run."""
+    kept = {}
+    for path in sorted((folder / "run").rglob("*")):
+        if (
+            path.suffix == ".safetensors"
+            or path.name.startswith("scores-")
+            or (path.suffix == ".jsonl" and path.name != "metrics.jsonl")
+        ):
+            kept[str(path.relative_to(folder))] = path.read_bytes()
+    return kept
+
+
+def measured(folder: Path) -> list[dict]:
+    rows = [json.loads(line) for line in (folder / "run/metrics.jsonl").read_text().splitlines()]
+    for row in rows:
+        row.pop("seconds")
+        if "test" in row:
+            row["test"].pop("seconds")
+    return rows
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_method_killed_at_random_moments_ends_as_an_undisturbed_one(method: str, tmp_path: Path):
+    assert run(tmp_path / "undisturbed", method, seed=0, kills=0) == []
+    stages = run(tmp_path / "killed", method, seed=1, kills=6)
+    assert len(stages) == 6
+    expected, found = outcome(tmp_path / "undisturbed"), outcome(tmp_path / "killed")
+    assert found.keys() == expected.keys()
+    assert [name for name in expected if found[name] != expected[name]] == []
+    assert measured(tmp_path / "killed") == measured(tmp_path / "undisturbed")
+    assert not list((tmp_path / "killed").rglob("*.partial"))
