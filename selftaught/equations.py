@@ -5,9 +5,10 @@ judged only where all of it was read, so one with a variable, a unit inside or a
 """
 
 import re
+from collections.abc import Iterator
 from fractions import Fraction
 from functools import lru_cache
-from itertools import pairwise
+from itertools import chain, pairwise
 from typing import NamedTuple
 
 MOST_DIGITS, MOST_TOKENS = 30, 200
@@ -22,8 +23,14 @@ _SIGNS = str.maketrans(
     | dict.fromkeys("\u00f7\u2044\u2215", "/")
     | dict.fromkeys("$\u20ac\u00a3\u00a0\u202f", " ")
 )
+_ARITHMETIC = re.compile(r"[-+*/()=0-9.,\s]++")
+_WORD = re.compile(r"[^\W\d_]++|\S")
+_LAST_WORD = re.compile(r"(?:[^\W\d_]++|\S)$")
+LONGEST_WORD = 20
+"""Characters of a word before an equation that are looked at: more than words that matter have."""
 _SPAN = re.compile(r"<<([^<>\n]{1,200})>>")
-_WRITTEN = re.compile(r"\\(times|cdot|div)(?![A-Za-z])|(?<=[0-9)]) ?x ?(?=[0-9(])")
+_COMMAND = re.compile(r"\\(times|cdot|div)(?![A-Za-z])")
+_CROSS = re.compile(r"([0-9)]) ?x ?(?=[0-9(])")
 _JOINED = re.compile(
     r"times|minus|plus|modu?l?o?|negative|twice|thrice|double|triple|half|of|over|by|the|divided"
     r"|multiplied|root|square|squared|cubed|percent|."
@@ -54,14 +61,23 @@ def equations(text: str) -> list[Equation]:
     return list(_read(text)) if "=" in text else []
 
 
-@lru_cache(maxsize=2**16)
+@lru_cache(maxsize=2**17)
 def _read(text: str) -> tuple[Equation, ...]:
     """`equations`, remembered: filters and classes ask for those of the same texts."""
     if spans := _SPAN.findall(text):
         text = ";\n".join(spans)  # a span left open is not finished by the next
-    text = _WRITTEN.sub(lambda found: "/" if found[1] == "div" else "*", text.translate(_SIGNS))
+    text = text.replace("$", " ") if text.isascii() else text.translate(_SIGNS)
+    if "\\" in text:
+        text = _COMMAND.sub(lambda found: "/" if found[1] == "div" else "*", text)
+    text = _CROSS.sub(r"\1*", text)
+    return tuple(chain.from_iterable(map(_equations_in, _pieces(text))))
+
+
+@lru_cache(maxsize=2**16)
+def _equations_in(piece: str) -> tuple[Equation, ...]:
+    """The equations of a piece; samples of one problem share many."""
     found = []
-    for sides in _chains(text):
+    for sides in _chains(piece):
         for left, right in pairwise(sides):
             before, after = _value(left), _value(right)
             operation = any(sign in left[1:] for sign in "+-*/")
@@ -74,6 +90,27 @@ def _read(text: str) -> tuple[Equation, ...]:
 def wrong_equations(text: str) -> list[Equation]:
     """The equations that do not hold; the check of Yuan et al. 2023 (arXiv:2308.01825)."""
     return [equation for equation in equations(text) if not equation.holds]
+
+
+def _pieces(text: str) -> Iterator[str]:
+    """The parts of a text that can hold an equation, each with what touches it on either side.
+
+    Words there that mean nothing to an equation are all made the same, so that parts repeat.
+    """
+    for match in _ARITHMETIC.finditer(text):
+        if "=" in match.group():
+            first, last = match.span()
+            before = _LAST_WORD.search(text, max(0, first - LONGEST_WORD), first)
+            after = _WORD.match(text, last)
+            left = _plain(before.group(), _JOINED) if before else ""
+            right = _plain(after.group(), _CHANGED) if after else ""
+            # One character more, because a full stop before a digit ends nothing.
+            end = after.end() if after else last
+            yield left + match.group() + right + text[end : end + 1]
+
+
+def _plain(word: str, meaning: re.Pattern[str]) -> str:
+    return word if meaning.fullmatch(word.lower()) else "word"
 
 
 def _chains(text: str) -> list[list[list[str]]]:

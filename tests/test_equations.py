@@ -122,3 +122,23 @@ def test_what_is_remembered_of_a_text_cannot_be_changed_from_outside():
     text = "2 + 2 = 4. 2 + 3 = 5."
     equations(text).clear()
     assert len(equations(text)) == 2
+
+
+PIECES = st.lists(
+    st.sampled_from(
+        ["12", "3", "0.5", ".", ",", " ", "\n", "+", "-", "*", "/", "=", "(", ")", "apples", "half",
+         "of", "x", "%", ":", ";", "?", "$", "twice", "a" * 30, "_", "<<", ">>", "7", " = ", "é"]
+    ),
+    max_size=24,
+)  # fmt: skip
+
+
+@given(PIECES)
+def test_looking_only_around_equals_signs_changes_nothing(parts: list[str]):
+    """The whole text read at once is the naive twin."""
+    from selftaught import equations as room
+
+    text = "".join(parts).translate(room._SIGNS)
+    whole = [sides for sides in room._chains(text) if any(sides)]
+    pieces = [sides for piece in room._pieces(text) for sides in room._chains(piece) if any(sides)]
+    assert pieces == whole
