@@ -5,7 +5,7 @@ subsets of k, and every interval is over problems, whose candidates succeed and 
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -85,30 +85,15 @@ def chosen(candidates: Candidates, way: Choice, k: int) -> list[float]:
         ]
     return [
         metrics.weighted_majority_at_k(
-            candidates.answers[at], candidates.right[at], _weights(candidates.scores[at]), k, seed=at
+            candidates.answers[at], candidates.right[at], candidates.scores[at], k, logs=True, seed=at
         )
         for at in problems
     ]  # fmt: skip
 
 
-def _weights(scores: Sequence[float]) -> list[float]:
-    highest = max(scores)
-    return [math.exp(score - highest) for score in scores]
-
-
 def share(values: Sequence[float]) -> tuple[float, float, float]:
     """The mean of per-problem values and its 95% interval."""
     return (math.fsum(values) / len(values), *metrics.share_interval(values))
-
-
-def curves(
-    candidates: Mapping[str, tuple[Candidates, Choice]], ks: Sequence[int]
-) -> dict[str, list[tuple[float, float, float]]]:
-    """For every named way of choosing, its share of right choices at every k."""
-    return {
-        name: [share(chosen(among, way, k)) for k in ks]
-        for name, (among, way) in candidates.items()
-    }
 
 
 def powers(n: int) -> list[int]:

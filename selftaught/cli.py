@@ -609,6 +609,11 @@ def _report(options: Namespace) -> int:
     from selftaught.report import compare_runs, run_report
 
     runs = [Path(run) for run in options.runs]
+    from selftaught.method_commands import report_of
+
+    if len(runs) == 1 and (write := report_of(runs[0])):
+        print(write(runs[0]))
+        return DONE
     page = run_report(runs[0]) if len(runs) == 1 else compare_runs(runs, Path(options.out))
     print(page)
     return DONE

@@ -32,6 +32,7 @@ from selftaught.methods.shared import (
 from selftaught.methods.star import StarConfig, run_star
 from selftaught.methods.step_dpo import StepDpoConfig, decoder, run_step_dpo
 from selftaught.methods.vstar import VstarConfig, run_vstar
+from selftaught.prompts import PromptStyle, bare, styled
 from selftaught.records import read_rollouts
 from selftaught.run_folder import Watch, hold, link_tree, read_rows, write_config
 from selftaught.selection import draw_problems
@@ -71,6 +72,16 @@ class CompareConfig(MethodConfig):
             ("budget", self.budget >= 1, "at least 1"),
             ("candidates", self.candidates >= 1, "at least 1"),
             ("methods", bool(self.methods), "one or more of star, rft, vstar, step_dpo"),
+            (
+                "vstar",
+                "candidates" not in self.vstar,
+                "without candidates, which are the same for all",
+            ),
+            (
+                "step_dpo",
+                not {"methods", "sizes"} & set(self.step_dpo),
+                "without methods and sizes",
+            ),
         )
 
 
@@ -232,7 +243,9 @@ def _run_method(run: Run, method: str, config: Any) -> tuple[Row, Path, Evaluati
         best = Evaluation.from_dict(summary["test"]["best"])
         return summary, Path(summary["best model"]), best, drawn, trained
     target = config.out / (f"size-{len(run.train)}/sft" if method == "step_dpo" else "sft")
-    if not target.exists():
+    shared = [one.name for one in fields(MethodConfig) if one.name != "out"]
+    same = all(getattr(config, name) == getattr(run.config, name) for name in shared)
+    if same and not target.exists():
         link_tree(run.config.out / "sft", target)
     summary = METHODS[method].run(config, run.watch)
     rows = summary["rows"]
@@ -248,28 +261,31 @@ def _row(run: Run, method: str, config: Any) -> Row:
     summary, model, greedy, drawn, trained = _run_method(run, method, config)
     folder = run.config.out / method
     among = _vstar_candidates(config) if method == "vstar" else None
-    among = among or _candidates(run, str(model), folder)
-    scored = _vstar_scores(config) if method == "vstar" else None
+    among = among or _candidates(run, str(model), folder, _style(run, method, config, summary))
+    scored = _vstar_best(config) if method == "vstar" else None
     return {
         "model": str(model), "test": greedy.to_dict(), "sampled tokens": drawn,
         "trained tokens": trained, "minutes": summary["minutes"],
-        "settings": {key: value for key, value in _plain(config).items() if key in ("k", "n", "iterations", "wrong_per_problem")},
+        "settings": {key: value for key, value in asdict(config).items() if key in ("k", "n", "iterations", "wrong_per_problem")},
         **_choices(run, among, scored),
     }  # fmt: skip
 
 
-def _plain(config: Any) -> dict[str, Any]:
-    return asdict(config)
+def _style(run: Run, method: str, config: Any, summary: Row) -> PromptStyle:
+    """How a method's final model is asked: as in its own measurement."""
+    if method != "star":
+        return run.tuned
+    style = styled(run.task.prompt, config.prompt)
+    return bare(style) if summary["best"] and not config.prompt_later else style
 
 
-def _candidates(run: Run, model: str, folder: Path) -> Candidates:
+def _candidates(run: Run, model: str, folder: Path, style: PromptStyle | None = None) -> Candidates:
     """N graded candidates per test problem."""
     config = run.config
     assert isinstance(config, CompareConfig)
-    params = replace(run.params, n=config.candidates, seed=config.seed + 1000)
-    if config.candidates == 1:
-        params = replace(params, temperature=0.0)
-    return candidates_of(sampled(run, model, run.test, run.tuned, params, folder / "candidates.jsonl"))  # fmt: skip
+    params = replace(run.params, n=config.candidates, seed=config.seed + 500_000)
+    store = folder / "candidates.jsonl"
+    return candidates_of(sampled(run, model, run.test, style or run.tuned, params, store))
 
 
 def _vstar_candidates(config: VstarConfig) -> Candidates | None:
@@ -277,7 +293,7 @@ def _vstar_candidates(config: VstarConfig) -> Candidates | None:
     return candidates_of(read_rollouts(graded)) if graded.exists() else None
 
 
-def _vstar_scores(config: VstarConfig) -> Mapping[str, list[float]]:
+def _vstar_best(config: VstarConfig) -> Mapping[str, list[float]]:
     """How often the verifier's choice is right, by problem, at every k; V-STaR has measured it."""
     rows = read_rows(config.out / "metrics.jsonl")
     row = next(row for row in rows if row["name"] == "choices: V-STaR")

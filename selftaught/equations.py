@@ -28,7 +28,7 @@ _WORD = re.compile(r"[^\W\d_]++|\S")
 _LAST_WORD = re.compile(r"(?:[^\W\d_]++|\S)$")
 LONGEST_WORD = 20
 """Characters of a word before an equation that are looked at: more than words that matter have."""
-_SPAN = re.compile(r"<<([^<>\n]{1,200})>>")
+SPAN = re.compile(r"<<([^<>\n]{1,200})>>")
 _COMMAND = re.compile(r"\\(times|cdot|div)(?![A-Za-z])")
 _CROSS = re.compile(r"([0-9)]) ?x ?(?=[0-9(])")
 _JOINED = re.compile(
@@ -64,7 +64,7 @@ def equations(text: str) -> list[Equation]:
 @lru_cache(maxsize=2**17)
 def _read(text: str) -> tuple[Equation, ...]:
     """`equations`, remembered: filters and classes ask for those of the same texts."""
-    if spans := _SPAN.findall(text):
+    if spans := SPAN.findall(text):
         text = ";\n".join(spans)  # a span left open is not finished by the next
     text = text.replace("$", " ") if text.isascii() else text.translate(_SIGNS)
     if "\\" in text:

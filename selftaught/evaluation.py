@@ -95,25 +95,20 @@ def evaluate(
 
 def graded_beside(store: Path, rollouts: Sequence[Rollout], task: Task) -> list[Rollout]:
     """The rollouts of a store, graded, and kept in `graded_path(store)`; not graded twice."""
-    graded = _stored_grades(graded_path(store), rollouts)
-    if graded is None:
-        graded = grade(rollouts, task)
-        write_jsonl(graded_path(store), graded)
+    path = graded_path(store)
+    stored = {_identity(one): one for one in read_rollouts(path)} if path.exists() else {}
+    fresh = [one for one in rollouts if _identity(one) not in stored]
+    if fresh:
+        stored |= {_identity(one): one for one in grade(fresh, task)}
+    graded = [stored[_identity(one)] for one in rollouts]
+    if fresh or not path.exists():
+        write_jsonl(path, graded)
     return graded
 
 
 def graded_path(store: Path) -> Path:
     """Where the graded rollouts of a store stand: `validation.jsonl` -> `validation.graded.jsonl`."""
     return store.with_name(f"{store.stem}.graded.jsonl")
-
-
-def _stored_grades(path: Path, rollouts: Sequence[Rollout]) -> list[Rollout] | None:
-    """The graded rollouts of a file, or None where it is missing or grades other completions."""
-    if not path.exists():
-        return None
-    graded = read_rollouts(path)
-    same = [_identity(rollout) for rollout in graded] == [_identity(each) for each in rollouts]
-    return graded if same else None
 
 
 def _identity(rollout: Rollout) -> tuple[str, str, int, str, str]:

@@ -6,6 +6,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal
 
+import yaml
 from jsonargparse import ActionConfigFile, ArgumentParser, Namespace
 
 from selftaught.run_folder import Watch, read_rows
@@ -19,6 +20,9 @@ METHODS = {
     "compare": ("selftaught.comparison", "CompareConfig", "run_compare"),
 }
 """Module, options and function of each command."""
+TOLD_BY = {"rft": "skip_gold_class", "vstar": "pairs_per_problem", "step-dpo": "wrong_per_problem",
+           "compare": "budget"}  # fmt: skip
+"""An option that only the configuration of this method's runs has."""
 
 
 @dataclass(frozen=True)
@@ -28,7 +32,7 @@ class SolveOptions:
     model: str = "embedded"
     """The generator: a Hugging Face name or folder, or "embedded"."""
     verifier: str | None = None
-    """The folder of a verifier, such as runs/vstar/verifier/model; none: the majority decides."""
+    """The folder of a verifier, such as runs/vstar/verifier; none: the majority decides."""
     n: int = 16
     """Candidates per question."""
     by: Literal["best", "weighted"] = "best"
@@ -94,7 +98,7 @@ def run(command: str, options: Namespace, bar: Callable[..., Any]) -> int:
         print(plan(config))
         return DONE
     if done := read_rows(config.out / "metrics.jsonl"):
-        print(f"Continuing {config.out} after {done[-1]['name']!r}.")
+        print(f"Continuing {config.out} after {done[-1].get('name', 'another method')!r}.")
     watch = Watch(iteration=lambda row: print(_line(row), flush=True), progress=bar)
     summary = getattr(room, function)(config, watch)
     print("\n" + (config.out / "report.md").read_text(encoding="utf-8"))
@@ -105,6 +109,16 @@ def run(command: str, options: Namespace, bar: Callable[..., Any]) -> int:
     print(f"Page    {config.out / 'report.html'}")
     print(f"Run     {config.out}  (every rollout, every metric; repeat the command to continue)")
     return DONE
+
+
+def report_of(folder: Path) -> Callable[[Path], Path] | None:
+    """What writes the page of a run folder of one of these methods; None for any other folder."""
+    config = folder / "config.yaml"
+    if not config.is_file():
+        return None
+    told = yaml.safe_load(config.read_text(encoding="utf-8")) or {}
+    found = next((name for name, option in TOLD_BY.items() if option in told), None)
+    return import_module(METHODS[found][0]).report if found else None
 
 
 def _line(row: dict[str, Any]) -> str:
@@ -124,12 +138,17 @@ def _line(row: dict[str, Any]) -> str:
 
 
 def _solve(values: dict[str, Any]) -> int:
+    from selftaught.report import visible
     from selftaught.solving import Solver, read_questions, solve_file
 
     question = values.pop("question")
     ask = SolveOptions(**values)
     if (question is None) == (ask.file is None):
         raise ValueError("Expected either a question or --file, got both or neither.")
+    if ask.verifier is None and (ask.by, ask.score, ask.reference) != ("best", "sum", None):
+        raise ValueError(
+            "--by, --score and --reference are about a verifier; give one by --verifier."
+        )
     with Solver(**{one.name: getattr(ask, one.name) for one in fields(ask)
                    if one.name not in ("file", "out")}) as solver:  # fmt: skip
         if ask.file is not None:
@@ -137,17 +156,23 @@ def _solve(values: dict[str, Any]) -> int:
         solution = solver.solve(question, seen=lambda index, one: print(_candidate(index, one), flush=True))  # fmt: skip
     if solution.scores is not None:
         print("scores  " + " ".join(f"{score:.2f}" for score in solution.scores))
-    print(f"answer  {solution.answer}  ({solution.support} of {len(solution.completions)} candidates)")  # fmt: skip
-    print(solution.completion)
+    print(f"answer  {visible(str(solution.answer))}  ({solution.support} of {len(solution.completions)} candidates)")  # fmt: skip
+    print(visible(solution.completion))
     return DONE
 
 
 def _candidate(index: int, completion: Any) -> str:
-    return f"[{index + 1}] {' '.join(completion.text.split())[:160]}"
+    from selftaught.report import visible
+
+    return f"[{index + 1}] {visible(' '.join(completion.text.split())[:160])}"
 
 
 def _solve_file(solver: Any, questions: Sequence[Any], ask: SolveOptions, solve_file: Any) -> int:
+    from selftaught.report import visible
+    from selftaught.run_folder import hold
+
     out = ask.out or Path("runs/solved.jsonl")
-    count = solve_file(solver, questions, out, told=lambda one: print(f"{one.question[:60]}  ->  {one.answer}  ({one.support} of {len(one.completions)})", flush=True))  # fmt: skip
+    with hold(out.parent, f"{out.name}.lock"):
+        count = solve_file(solver, questions, out, told=lambda one: print(visible(f"{one.question[:60]}  ->  {one.answer}  ({one.support} of {len(one.completions)})"), flush=True))  # fmt: skip
     print(f"{count} answers in {out}")
     return DONE

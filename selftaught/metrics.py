@@ -7,7 +7,7 @@ All intervals are 95% and are Wilson's at heart: p ± 1.96 sqrt(p(1-p)/n) has no
 import math
 import random
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from fractions import Fraction
 from statistics import NormalDist
 
@@ -96,6 +96,8 @@ def majority_at_k(answers: Sequence[str | None], right: Sequence[bool], k: int) 
     vote, and k samples without any answer are wrong.
     """
     n = len(answers)
+    if len(right) == n == k:
+        return _outweighs(answers, right, [1.0] * n, range(n))
     if len(right) != n or not 1 <= k <= n:
         raise ValueError(
             f"expected one verdict per answer and 1 <= k <= n; got {n} answers, {len(right)} "
@@ -143,6 +145,7 @@ def weighted_majority_at_k(
     weights: Sequence[float],
     k: int,
     *,
+    logs: bool = False,
     draws: int = 100,
     seed: int = 0,
 ) -> float:
@@ -150,6 +153,9 @@ def weighted_majority_at_k(
 
     Over `draws` random subsets, drawn without replacement by the seed; k = n needs only one. Answers
     are voted for as in `majority_at_k`, with the sum of their samples' weights in place of a count.
+
+    Args:
+        logs: the weights are logarithms, such as log-probabilities of any size.
     """
     n = len(answers)
     if not (len(right) == len(weights) == n and 1 <= k <= n):
@@ -159,13 +165,23 @@ def weighted_majority_at_k(
         )
     draw = random.Random(seed)
     subsets = [range(n)] if k == n else [draw.sample(range(n), k) for _ in range(draws)]
-    return math.fsum(_outweighs(answers, right, weights, one) for one in subsets) / len(subsets)
+    found = [
+        _outweighs(answers, right, _unlogged(weights, one) if logs else weights, one)
+        for one in subsets
+    ]
+    return math.fsum(found) / len(subsets)
+
+
+def _unlogged(logs: Sequence[float], chosen: Sequence[int]) -> dict[int, float]:
+    """The weights of the chosen ones, relative to the highest of those that count."""
+    highest = max(logs[at] for at in chosen)
+    return {at: math.exp(logs[at] - highest) for at in chosen}
 
 
 def _outweighs(
     answers: Sequence[str | None],
     right: Sequence[bool],
-    weights: Sequence[float],
+    weights: Sequence[float] | Mapping[int, float],
     chosen: Sequence[int],
 ) -> float:
     """The share of right samples under the answer with the most weight; ties are split evenly."""
@@ -270,8 +286,8 @@ def _needed(curve: Sequence[tuple[float, float]], error: float) -> float:
     for size, at in sorted(curve):
         at = min(at, before[1]) if before else at
         if at <= error:
-            if before is None or at == before[1]:
-                return size if before is None else before[0]
+            if before is None:
+                return size
             across = math.log(before[1] / error) / math.log(before[1] / at)
             return before[0] * (size / before[0]) ** across
         before = size, at

@@ -202,5 +202,7 @@ def _link(source: str, target: str) -> None:
 def timed(seconds: dict[str, float], stage: str) -> Iterator[None]:
     """Add the seconds of a block to `seconds[stage]`."""
     began = perf_counter()
-    yield
-    seconds[stage] = seconds.get(stage, 0.0) + perf_counter() - began
+    try:
+        yield
+    finally:
+        seconds[stage] = seconds.get(stage, 0.0) + perf_counter() - began

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from typing import Literal
 
-from selftaught.equations import equations, wrong_equations
+from selftaught.equations import SPAN, equations, wrong_equations
 from selftaught.prompts import PromptStyle
 from selftaught.records import Example, Preference, Problem, Rollout
 
@@ -79,7 +79,12 @@ def keep_distinct(
 
 
 def way(completion: str) -> tuple[str, ...]:
-    """The equations of a rationale in their order, each without white space: its class in RFT."""
+    """The equations of a rationale in their order, each without white space: its class in RFT.
+
+    Where there are calculator spans they are the class, also those that are no arithmetic.
+    """
+    if spans := SPAN.findall(completion):
+        return tuple("".join(span.split()) for span in spans)
     return tuple(f"{one.left}={one.right}".replace(" ", "") for one in equations(completion))
 
 
@@ -168,10 +173,20 @@ def draw_problems(problems: Sequence[Problem], count: int | None, seed: str) -> 
     return [problems[index] for index in sorted(chosen)]
 
 
-def draw_any(rollouts: Sequence[Rollout], count: int, seed: int) -> list[Rollout]:
-    """`count` of the rollouts, drawn at random, in their own order."""
-    chosen = random.Random(f"{seed} any").sample(range(len(rollouts)), count)
-    return [rollouts[index] for index in sorted(chosen)]
+def draw_as_many(
+    rollouts: Iterable[Rollout], others: Iterable[Rollout], seed: int
+) -> list[Rollout]:
+    """Of each problem's rollouts as many as it has among `others`, drawn at random by the seed."""
+    wanted = Counter(one.problem.id for one in others)
+    by_problem: dict[str, list[Rollout]] = {}
+    for one in rollouts:
+        by_problem.setdefault(one.problem.id, []).append(one)
+    drawn = []
+    for name, same in by_problem.items():
+        count = min(wanted[name], len(same))
+        chosen = random.Random(f"{seed} {name}").sample(range(len(same)), count)
+        drawn += [same[index] for index in sorted(chosen)]
+    return drawn
 
 
 def make_examples(rollouts: Iterable[Rollout], style: PromptStyle) -> list[Example]:

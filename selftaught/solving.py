@@ -80,7 +80,11 @@ class Solver:
                                      max_tokens=max_tokens or self._task.max_tokens, seed=seed)  # fmt: skip
         named = str(embedded_model()) if model == "embedded" else model
         self._sampler = open_sampler("transformers", named, **(sampler_options or {}))
-        self._verifier = Verifier(verifier, score=score, reference=reference) if verifier else None
+        known = ("dtype", "device")
+        where = {name: value for name, value in (sampler_options or {}).items() if name in known}
+        self._verifier = (
+            Verifier(verifier, score=score, reference=reference, **where) if verifier else None
+        )
 
     @property
     def made_of(self) -> dict[str, Any]:

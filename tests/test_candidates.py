@@ -2,7 +2,7 @@
 
 import pytest
 
-from selftaught.candidates import candidates_of, chosen, curves, powers, share, vote
+from selftaught.candidates import candidates_of, chosen, powers, share, vote
 from selftaught.metrics import share_interval
 from selftaught.records import Problem, Rollout
 
@@ -101,13 +101,8 @@ def test_scores_are_wanted_where_they_choose(way):
         chosen(candidates_of(ROLLOUTS), way, 2)
 
 
-def test_a_curve_has_a_share_and_its_interval_at_every_k():
-    among = candidates_of(ROLLOUTS, SCORES)
-    found = curves({"any": (among, "pass"), "top": (among, "best")}, [1, 2, 4])
-    assert [point[0] for point in found["any"]] == pytest.approx([3 / 8, 2 / 3, 1])
-    assert [point[0] for point in found["top"]] == pytest.approx([3 / 8, 5 / 12, 1 / 2])
-    assert found["top"][1][1:] == share_interval([3 / 6, 2 / 6])
-    assert share([0.25, 0.75])[0] == 0.5
+def test_a_share_has_its_interval():
+    assert share([0.25, 0.75]) == (0.5, *share_interval([0.25, 0.75]))
 
 
 @pytest.mark.parametrize(
@@ -117,3 +112,17 @@ def test_a_curve_has_a_share_and_its_interval_at_every_k():
 )  # fmt: skip
 def test_powers_of_two_end_with_all(n: int, ks: list[int]):
     assert powers(n) == ks
+
+
+def test_weights_of_any_size_are_relative_to_their_own_subset():
+    """Right, wrong, wrong at 0, -800 and -900: of two candidates the higher scored one decides."""
+    one = Problem("p", "q", "1")
+    rollouts = [rolled(one, "1", "right"), rolled(one, "2", "wrong"), rolled(one, "3", "wrong")]
+    among = candidates_of(rollouts, [0.0, -800.0, -900.0])
+    shares = chosen(among, "weighted", 2)
+    pairs_with_the_right_one = shares[0]
+    # of the pairs (0, 1), (0, 2), (1, 2) the first two are right; 100 drawn ones come near 2/3
+    assert 0.5 < pairs_with_the_right_one < 0.85
+    wrong = [rolled(one, "1", "wrong"), rolled(one, "2", "right"), rolled(one, "3", "wrong")]
+    # right only in the pair (1, 2): with weights that vanish there, it would be half right
+    assert 0.2 < chosen(candidates_of(wrong, [0.0, -800.0, -900.0]), "weighted", 2)[0] < 0.47

@@ -44,7 +44,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "solving": {"candidates", "embedded", "prompts", "records", "samplers", "tasks", "verifier"},
     "comparison": BELOW_EVALUATION
     | {"candidates", "evaluation", "method_pages", "methods", "steps"},
-    "method_commands": {"comparison", "methods", "run_folder", "solving"},
+    "method_commands": {"comparison", "methods", "report", "run_folder", "solving"},
     "pause": {"prompts", "records"},
     "quiet_pages": {"plots", "report", "records"},
     "quiet_explore": {"quiet", "quiet_pages"},

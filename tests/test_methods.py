@@ -455,3 +455,30 @@ def test_nothing_right_among_the_samples_says_why(tmp_path: Path, rft: Path):
     settings = SMALL | {"temperature": 30.0}
     with pytest.raises(NothingToLearn, match="was kept"):
         run_rft(RftConfig.small(**(settings | {"seed_samples": 1}), out=tmp_path / "hot", k=[1]))
+
+
+def test_report_writes_the_page_of_any_method_again(rft, vstar, step_dpo, capsys):
+    for folder in (rft, vstar, step_dpo):
+        page = folder / "report.html"
+        before = page.read_text()
+        page.unlink()
+        assert main(["report", str(folder)]) == 0
+        assert page.read_text() == before
+    assert main(["report", str(rft), str(vstar)]) == 2
+    assert "selftaught compare" in capsys.readouterr().err
+
+
+def test_sizes_are_nested_draws_and_not_the_easy_first_ones(tmp_path: Path):
+    from selftaught.methods import step_dpo as room
+    from selftaught.methods.shared import open_run
+
+    options = SMALL | {"task_options": {"digits": "1-3", "train": 24, "validation": 4, "test": 8}}
+    run = open_run(StepDpoConfig.small(**options, out=tmp_path), None)
+    small, large = (set(one.id for one in room._size(run, n).problems) for n in (12, 36))
+    assert small < large
+    assert len({one.question.count("") for one in room._size(run, 12).problems}) > 1
+
+
+def test_solve_refuses_what_only_a_verifier_could_do(capsys):
+    assert main(["solve", "1+2", "--score", "mean"]) == 2
+    assert "--verifier" in capsys.readouterr().err

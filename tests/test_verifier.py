@@ -14,6 +14,7 @@ from transformers import (
 from selftaught.embedded import embedded_model
 from selftaught.prompts import PromptStyle
 from selftaught.records import Completion, Problem, Rollout
+from selftaught.training import completion_ids, open_tokenizer
 from selftaught.verifier import OutcomeModel, Verifier, as_rollouts
 
 STYLE = PromptStyle("bare")
@@ -163,3 +164,23 @@ def test_completions_become_rollouts_to_score():
     )
     assert first == Rollout(SUM, "12 + 7", "19", "stop", "m", 0, token_ids=(1, 2))
     assert (second.index, second.finish_reason, second.token_ids) == (1, "length", None)
+
+
+def test_the_end_token_of_a_turn_stays_where_it_is_not_that_of_a_text(tiny_model_dir: Path):
+    """Chat models end a turn with a token of their own; DPO and scores must see what was written."""
+    tokenizer = open_tokenizer(str(tiny_model_dir))
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<turn>"]})
+    turn = tokenizer.convert_tokens_to_ids("<turn>")
+    ids = tuple(tokenizer("12 + 7 = 19.")["input_ids"])
+    problem = Problem("p", "q", "19")
+
+    def ended(end: tuple[int, ...], reason: str = "stop") -> tuple[int, ...]:
+        one = Rollout(problem, "q", "12 + 7 = 19.", reason, "m", 0, token_ids=(*ids, *end))
+        return completion_ids(one, tokenizer)
+
+    assert ended((turn,)) == (*ids, turn)
+    assert ended((tokenizer.eos_token_id,)) == (*ids, tokenizer.eos_token_id)
+    assert ended(()) == (*ids, tokenizer.eos_token_id)
+    assert ended((), "length") == ids
+    newline = tuple(tokenizer("\n\n")["input_ids"])
+    assert ended(newline) == (*ids, tokenizer.eos_token_id)

@@ -41,7 +41,7 @@ from selftaught.run_folder import Watch, hold, publish, read_rows, write_config
 from selftaught.selection import (
     DistinctBy,
     NothingToLearn,
-    draw_any,
+    draw_as_many,
     keep_at_most,
     keep_correct,
     keep_distinct,
@@ -113,7 +113,9 @@ def run_rft(config: RftConfig, watch: Watch | None = None) -> Row:
         pooled = _pooled(run, config)
         write_config(config.out, config.plain(), CHANGEABLE)
         gold = seed_examples(run, run.train, config.out / "sft")
-        generator = config.generator or once(run, "SFT", lambda: _sft(run, gold))["model"]
+        if config.generator is None:
+            once(run, "SFT", lambda: _sft(run, gold))
+        generator = config.generator or str(config.out / "sft" / "model")
         rollouts = sample_paths(run, generator, max(config.k))
         if not run.kept(rollouts):
             raise NothingToLearn(
@@ -156,13 +158,17 @@ def _rft(
     pooled: Sequence[Rollout], k: int,
 ) -> Row:  # fmt: skip
     """Lines 3 to 6 for the first k samples of every problem."""
+    paths = _paths(run, rollouts, pooled)
+    return _learned(run, gold, paths, rollouts, f"k-{k}", f"RFT, k={k}", k)
+
+
+def _paths(run: Run, rollouts: Sequence[Rollout], pooled: Sequence[Rollout]) -> list[Rollout]:
+    """Lines 4 and 5: each model's own paths are told apart before the pool is, as in the paper."""
     config = run.config
     assert isinstance(config, RftConfig)
-    own = distinct_paths(run, config, rollouts)
-    # Each model's own paths are told apart before the pool is, as in the paper.
-    parts = [own, *(distinct_paths(run, config, part) for part in _by_model(pooled))]
-    paths = keep_distinct([one for part in parts for one in part], config.distinct_by, edits=config.edits)  # fmt: skip
-    return _learned(run, gold, paths, rollouts, f"k-{k}", f"RFT, k={k}", k)
+    parts = [distinct_paths(run, config, part) for part in (rollouts, *_by_model(pooled))]
+    together = [one for part in parts for one in part]
+    return keep_distinct(together, config.distinct_by, edits=config.edits)
 
 
 def _baselines(
@@ -176,8 +182,7 @@ def _baselines(
     row = next(
         row for row in read_rows(config.out / "metrics.jsonl") if row["name"] == f"RFT, k={k}"
     )
-    distinct = round(row["distinct per problem"] * len(run.train))
-    drawn = draw_any(kept, min(distinct, len(kept)), config.seed)
+    drawn = draw_as_many(kept, _paths(run, rollouts, pooled), config.seed)
 
     def longer() -> Row:
         folder = config.out / f"gold-{k}"
@@ -217,10 +222,10 @@ def _by_model(rollouts: Sequence[Rollout]) -> list[list[Rollout]]:
 
 def _pooled(run: Run, config: RftConfig) -> list[Rollout]:
     """The rollouts of other models on the training problems; on others nothing is learned."""
-    known = {problem.id: problem.gold for problem in run.train}
+    known = {(problem.question, problem.gold) for problem in run.train}
     pooled = [one for path in config.pool for one in read_rollouts(Path(path))]
     keep_correct(pooled)  # refuses ungraded ones
-    ours = [one for one in pooled if known.get(one.problem.id) == one.problem.gold]
+    ours = [one for one in pooled if (one.problem.question, one.problem.gold) in known]
     if pooled and not ours:
         raise ValueError(
             f"None of the {len(pooled)} rollouts of {', '.join(map(str, config.pool))} is of one of the "
@@ -239,7 +244,7 @@ def _finish(run: Run) -> Row:
     summary = write_summary(config.out, {
         "method": "rft",
         "rows": rows,
-        "best model": publish(Path(best["model"]), config.out / "model", card),
+        "best model": publish(config.out / f"k-{max(config.k)}" / "model", config.out / "model", card),
         "sampled tokens": best["sampled tokens"],
         "minutes": sum(sum(row["seconds"].values()) for row in rows) / 60,
     })  # fmt: skip
@@ -278,8 +283,8 @@ def report(out: Path) -> Path:
         for row in rows
     ]  # fmt: skip
     words = (
-        "Every model is the base, fine-tuned on the problems' own rationales and one right completion "
-        "for each way of solving; SFT on the rationales alone."
+        "Every model is the base, fine-tuned on the seed set (the problems' own rationales, or what the base itself got right) and one right completion "
+        "for each way of solving; SFT on the seed set alone."
     )
     section = Section("Accuracy and distinct paths", words, [Table(head, body)], [accuracy, paths] if swept else [])  # fmt: skip
     return method_report(out, "RFT", _lead(rows, swept), [section])

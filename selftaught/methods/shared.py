@@ -261,7 +261,10 @@ def seed_examples(run: Run, problems: Sequence[Problem], folder: Path) -> list[E
 def _own_rationales(run: Run, problems: Sequence[Problem], folder: Path) -> list[Rollout]:
     """Right completions of the base model with worked examples, in place of rationales."""
     n = run.config.seed_samples
-    params = replace(run.params, n=n, temperature=run.config.temperature if n > 1 else 0.0)
+    params = replace(
+        run.params, n=n, temperature=run.config.temperature if n > 1 else 0.0,
+        seed=run.config.seed + 900_000,
+    )  # fmt: skip
     style = styled(run.task.prompt, run.config.prompt)
     rollouts = sampled(run, run.base, problems, style, params, folder / "seed-rollouts.jsonl")
     kept = keep_distinct(run.kept(rollouts))
@@ -292,7 +295,7 @@ def distinct(
     if by == "equations" and kept and not any(way(one.completion) for one in kept):
         raise ValueError(
             f"None of the {len(kept)} right completions holds an equation to tell it by; choose "
-            "another --distinct_by: text, numbers or edits."
+            "another --distinct_by: text, numbers or edits, with another --out."
         )
     return keep_distinct(kept, by, edits=edits)
 

@@ -20,7 +20,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from selftaught.candidates import Choice, candidates_of, chosen, powers, share
+from selftaught.candidates import Candidates, Choice, candidates_of, chosen, powers, share
 from selftaught.method_pages import Figure, Section, Table, method_report, shown
 from selftaught.methods.shared import (
     MethodConfig,
@@ -129,7 +129,7 @@ class VstarConfig(MethodConfig):
         return super().small(**(found | changes))
 
 
-CHANGEABLE = ("out",)
+CHANGEABLE = ("out", "baselines", "table")
 """Fields a continued run may change: nothing stored depends on them."""
 
 
@@ -170,7 +170,7 @@ def run_vstar(config: VstarConfig, watch: Watch | None = None) -> Row:
 def sample_iteration(run: Run, config: VstarConfig, iteration: int) -> list[Rollout]:
     """Line 4: k samples per training problem of the generator that the iterations before made."""
     # Other draws in every iteration, or a model that hardly changed would repeat itself.
-    params = replace(run.params, n=config.k, seed=config.seed + iteration)
+    params = replace(run.params, n=config.k, seed=config.seed + 1000 * iteration)
     store = config.out / f"iteration-{iteration}" / "rollouts.jsonl"
     return sampled(run, _model(run, iteration - 1), run.train, run.tuned, params, store)
 
@@ -251,7 +251,7 @@ def test_candidates(run: Run, folder: Path) -> list[Rollout]:
     """N graded candidates per test problem of the generator in a folder."""
     config = run.config
     assert isinstance(config, VstarConfig)
-    params = replace(run.params, n=config.candidates, seed=config.seed + 1000)
+    params = replace(run.params, n=config.candidates, seed=config.seed + 500_000)
     return sampled(run, str(folder / "model"), run.test, run.tuned, params, folder / "candidates.jsonl")  # fmt: skip
 
 
@@ -272,7 +272,11 @@ def scores_of(
             scores = OutcomeModel(verifier / "model").score(rollouts, run.tuned)
         else:
             reference = _model(run, 0) if config.score == "reward" else None
-            with Verifier(verifier / "model", score=config.score, reference=reference) as opened:
+            known = ("dtype", "device")
+            where = {name: config.sampler_options[name] for name in known if name in config.sampler_options}  # fmt: skip
+            with Verifier(
+                verifier / "model", score=config.score, reference=reference, **where
+            ) as opened:
                 scores = opened.score(rollouts, run.tuned)
     write_atomically(store, json.dumps({"made of": made_of, "scores": scores}) + "\n")
     return scores
@@ -292,13 +296,30 @@ def _measured_choices(run: Run, folder: Path, verifier: str, name: str, kind: st
         store = folder / f"scores-{verifier}.json"
         scores = scores_of(run, rollouts, config.out / verifier, store, kind)
         among = candidates_of(rollouts, scores)
-        values = {way: {str(k): chosen(among, way, k) for k in powers(config.candidates)}
-                  for way in ("sample", "pass", "majority", "best", "weighted")}  # fmt: skip
+        values = _unscored(run, folder, among) | _shares(config, among, ("best", "weighted"))
         told = share(values["best"][str(config.candidates)])
         return {"generator": str(folder / "model"), "verifier": verifier, "choices": values,
                 "told": f"best of {config.candidates}: {shown(told)}"}  # fmt: skip
 
     return once(run, f"choices: {name}", make)
+
+
+def _unscored(run: Run, folder: Path, among: Candidates) -> dict[str, dict[str, list[float]]]:
+    """What needs no verifier; computed once for a generator's candidates."""
+    config = run.config
+    assert isinstance(config, VstarConfig)
+    key = f"choices {folder}"
+    if key not in run.read:
+        run.read[key] = _shares(config, among, ("sample", "pass", "majority"))
+    return run.read[key]
+
+
+def _shares(
+    config: VstarConfig, among: Candidates, ways: Sequence[Choice]
+) -> dict[str, dict[str, list[float]]]:
+    """By way of choosing and by k, how often the choice is right, problem by problem."""
+    ks = powers(config.candidates)
+    return {way: {str(k): chosen(among, way, k) for k in ks} for way in ways}
 
 
 def _cell(generator: int, verifier: int) -> str:
@@ -316,7 +337,7 @@ def _baselines(run: Run, seed: Sequence[Example], collected: Sequence[Rollout]) 
     n = last * config.k
     store = config.out / "rft" / "rollouts.jsonl"
     rollouts = sampled(run, _model(run, 0), run.train, run.tuned,
-                       replace(run.params, n=n, seed=config.seed + 1), store)  # fmt: skip
+                       replace(run.params, n=n, seed=config.seed + 1000), store)  # fmt: skip
     once(run, "RFT", lambda: _rft(run, seed, rollouts))
     once(run, "verifier of G_SFT", lambda: train_verifier(run, rollouts, "verifier-sft"))
     _measured_choices(run, config.out / "sft", "verifier-sft", "SFT generator + verifier")
@@ -453,7 +474,13 @@ def _table_of(choices: Mapping[str, Row]) -> Table | None:
     verifiers = sorted({cell[1] for cell in cells})
     k = list(next(iter(cells.values())))[-1]
     rows = [
-        [generator, *(shown(share(cells[generator, one][k])) for one in verifiers)]
+        [
+            generator,
+            *(
+                shown(share(cells[generator, one][k])) if (generator, one) in cells else "-"
+                for one in verifiers
+            ),
+        ]
         for generator in generators
     ]
     return Table([f"best of {k}", *verifiers], rows)
