@@ -474,7 +474,7 @@ def test_sizes_are_nested_draws_and_not_the_easy_first_ones(tmp_path: Path):
 
     options = SMALL | {"task_options": {"digits": "1-3", "train": 24, "validation": 4, "test": 8}}
     run = open_run(StepDpoConfig.small(**options, out=tmp_path), None)
-    small, large = (set(one.id for one in room._size(run, n).problems) for n in (12, 36))
+    small, large = ({one.id for one in room._size(run, n).problems} for n in (12, 36))
     assert small < large
     assert len({one.question.count("") for one in room._size(run, 12).problems}) > 1
 
