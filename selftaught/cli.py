@@ -41,7 +41,7 @@ COMMANDS = {
     "sample": "ask a model and store its completions",
     "grade": "read the answers of stored completions and compare them with the gold ones",
     "select": "choose graded completions and make training examples of them",
-    "train": "fine-tune a model on examples",
+    "train": "fine-tune a model on examples, or on preferences",
     "evaluate": "measure a model on a task",
     "quiet": "Quiet-STaR: a model that thinks before every token of ordinary text",
     "pause": "pause tokens, the baseline of Quiet-STaR: more computation before an answer",
@@ -114,8 +114,10 @@ class GradeOptions:
 class SelectOptions:
     """Which rollouts stay, and in what form."""
 
-    keep: list[Literal["correct", "distinct"]] = field(default_factory=lambda: ["correct"])
-    """Filters, in order: correct, distinct."""
+    keep: list[Literal["correct", "sound", "distinct"]] = field(default_factory=lambda: ["correct"])
+    """Filters, in order: correct; sound, without a wrong equation; distinct."""
+    distinct_by: Literal["text", "equations", "numbers", "edits"] = "text"
+    """What makes two rollouts the same; see `selftaught rft --help`."""
     at_most: int | None = None
     """At most so many rollouts per problem."""
     make: Literal["examples"] = "examples"
@@ -137,7 +139,8 @@ class TrainOptions:
     model: str = "embedded"
     """A Hugging Face name or folder, or "embedded"."""
     data: Path = Path("runs/examples.jsonl")
-    """Examples: JSONL with prompt and completion."""
+    """Examples: JSONL with prompt and completion. For dpo preferences: prompt, chosen and rejected, or
+    what a method's run wrote as preferences.jsonl."""
     out: Path = Path("runs/model")
     """The model folder to make."""
     max_steps: int = -1
@@ -145,7 +148,7 @@ class TrainOptions:
     num_train_epochs: float = 3.0
     """Passes over the examples."""
     learning_rate: float = 2e-5
-    """Peak learning rate (TRL's default)."""
+    """Peak learning rate (TRL's default for sft; its default for dpo is 1e-6)."""
     per_device_train_batch_size: int = 8
     """Examples in a step."""
     max_length: int = 1024
@@ -161,7 +164,8 @@ class TrainOptions:
     seed: int = 0
     """Of the order of the examples."""
     training: dict[str, Any] = field(default_factory=dict)
-    """Any other field of TRL's SFTConfig, such as --training.bf16 true."""
+    """Any other field of TRL's SFTConfig or DPOConfig, such as --training.bf16 true or --training.beta
+    0.5."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -354,7 +358,7 @@ _ARGUMENTS: dict[str, Callable[..., None]] = {
     "sample": _dataclass_arguments(AskOptions),
     "grade": _dataclass_arguments(GradeOptions, ("rollouts", "stores of rollouts", "+")),
     "select": _dataclass_arguments(SelectOptions, ("rollouts", "graded rollouts", "+")),
-    "train": _dataclass_arguments(TrainOptions, ("kind", "what to train: sft", None)),
+    "train": _dataclass_arguments(TrainOptions, ("kind", "what to train: sft or dpo", None)),
     "evaluate": _dataclass_arguments(EvaluateOptions),
     "quiet": _quiet_arguments,
     "pause": _pause_arguments,
@@ -513,6 +517,7 @@ def _select(options: Namespace) -> int:
         keep_at_most,
         keep_correct,
         keep_distinct,
+        keep_sound,
         make_examples,
     )
     from selftaught.tasks import open_task
@@ -522,7 +527,13 @@ def _select(options: Namespace) -> int:
     rollouts = [rollout for store in stores for rollout in read_rollouts(Path(store))]
     kept = rollouts
     for name in how.keep:
-        kept = keep_correct(kept) if name == "correct" else keep_distinct(kept)
+        match name:
+            case "correct":
+                kept = keep_correct(kept)
+            case "sound":
+                kept = keep_sound(kept)
+            case "distinct":
+                kept = keep_distinct(kept, how.distinct_by)
     if how.at_most is not None:
         kept = keep_at_most(kept, how.at_most)
     if not kept:
@@ -535,28 +546,28 @@ def _select(options: Namespace) -> int:
 
 
 def _train(options: Namespace) -> int:
-    from selftaught.records import read_examples
-    from selftaught.training import lora_config, sft_config, train_sft
+    from selftaught.records import read_examples, read_preferences
+    from selftaught.training import dpo_config, lora_config, sft_config, train_dpo, train_sft
 
     kind = options.pop("kind")
-    if kind != "sft":
-        raise ValueError(f"Expected a kind of training, sft; got {kind!r}.")
+    if kind not in ("sft", "dpo"):
+        raise ValueError(f"Expected a kind of training, sft or dpo; got {kind!r}.")
     how = TrainOptions(**_values(options))
-    examples = read_examples(how.data)
     lora = lora_config(r=how.lora_r, alpha=how.lora_alpha, target_modules=how.lora_target_modules) if how.use_peft else None  # fmt: skip
     own = {"model", "data", "out", "use_peft", "lora_r", "lora_alpha", "lora_target_modules", "training"}  # fmt: skip
     given = {name: value for name, value in asdict(how).items() if name not in own} | how.training
+    beside = how.out.with_name(how.out.name + ".training")
+    model = _model(how.model)
     with _held(how.out), _bar("training", max(how.max_steps, 0)) as advance:
-        done = train_sft(
-            _model(how.model),
-            examples,
-            sft_config(how.out.with_name(how.out.name + ".training"), **given),
-            out=how.out,
-            peft_config=lora,
-            progress=advance,
-        )
+        if kind == "sft":
+            done = train_sft(model, read_examples(how.data), sft_config(beside, **given),
+                             out=how.out, peft_config=lora, progress=advance)  # fmt: skip
+        else:
+            done = train_dpo(model, read_preferences(how.data), dpo_config(beside, **given),
+                             out=how.out, peft_config=lora, progress=advance)  # fmt: skip
     _remember(how, how.out)
-    print(f"{done.steps} steps on {done.trained_on} examples ({done.too_long} too long), "
+    what = "examples" if kind == "sft" else "preferences"
+    print(f"{done.steps} steps on {done.trained_on} {what} ({done.too_long} too long), "
           f"loss {done.loss:.3f}: {done.model}")  # fmt: skip
     return DONE
 

@@ -131,6 +131,29 @@ def read_examples(path: Path) -> list["Example"]:
     return examples
 
 
+def read_preferences(path: Path) -> list["Preference"]:
+    """The preferences of a JSONL file: texts or messages, with token ids where it has them.
+
+    Raises:
+        ValueError: a row lacks the columns prompt, chosen or rejected; says which and what there is.
+    """
+    preferences = []
+    for row in read_jsonl(path):
+        if missing := {"prompt", "chosen", "rejected"} - set(row):
+            raise ValueError(
+                f"{path}: expected the columns prompt, chosen and rejected; "
+                f"{', '.join(sorted(missing))} is missing among {', '.join(row)}."
+            )
+        ids = [row.get(name) for name in ("chosen_ids", "rejected_ids")]
+        preferences.append(
+            Preference(
+                row["prompt"], row["chosen"], row["rejected"], tuple(row.get("begun") or ()),
+                *(None if one is None else tuple(one) for one in ids),
+            )
+        )  # fmt: skip
+    return preferences
+
+
 def parse_json_line(line: bytes, where: str) -> dict[str, Any]:
     """The JSON object in one line of bytes; `where` names the line in the error."""
     try:

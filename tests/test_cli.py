@@ -60,7 +60,7 @@ def test_every_option_of_star_says_what_it_is_and_where_it_comes_from(tmp_path: 
         (["star", "--iterations", "0", "--out", "r"], "iterations must be at least 1"),
         (["star", "--prompt", "poetry"], "poetry"),
         (["grade", "missing.jsonl"], "missing.jsonl"),
-        (["train", "dpo"], "got 'dpo'"),
+        (["train", "ppo"], "got 'ppo'"),
         (["nonsense"], "nonsense"),
     ],
 )

@@ -482,3 +482,46 @@ def test_sizes_are_nested_draws_and_not_the_easy_first_ones(tmp_path: Path):
 def test_solve_refuses_what_only_a_verifier_could_do(capsys):
     assert main(["solve", "1+2", "--score", "mean"]) == 2
     assert "--verifier" in capsys.readouterr().err
+
+
+def test_a_runs_preferences_can_be_trained_on_by_themselves(vstar: Path, tmp_path: Path, capsys):
+    data = vstar / "verifier-2" / "preferences.jsonl"
+    flags = ["--model", str(vstar / "sft" / "model"), "--data", str(data), "--max-steps", "3"]
+    flags += ["--learning_rate", "1e-4", "--per_device_train_batch_size", "16", "--seed", "0"]
+    flags += ["--training.lr_scheduler_type", "cosine", "--training.warmup_steps", "0.03"]
+    assert main(["train", "dpo", *flags, "--out", str(tmp_path / "m")]) == 0
+    assert "preferences" in capsys.readouterr().out
+    theirs = causal_lm(str(vstar / "verifier-2" / "model")).state_dict()
+    mine = causal_lm(str(tmp_path / "m")).state_dict()
+    assert all(bool((mine[name] == theirs[name]).all()) for name in mine)
+    texts = tmp_path / "texts.jsonl"
+    texts.write_text(
+        json.dumps({"prompt": "1+2=", "chosen": "a1+2+0=03;#3", "rejected": "#4"}) + "\n"
+    )
+    flags = ["--data", str(texts), "--max-steps", "1", "--out", str(tmp_path / "t")]
+    assert main(["train", "dpo", *flags]) == 0
+    texts.write_text(json.dumps({"prompt": "1+2=", "chosen": "#3"}) + "\n")
+    assert main(["train", "dpo", "--data", str(texts), "--out", str(tmp_path / "u")]) == 2
+    assert "rejected is missing" in capsys.readouterr().err
+
+
+def test_select_tells_rollouts_apart_as_asked(rft: Path, tmp_path: Path, capsys):
+    graded = str(rft / "rollouts.graded.jsonl")
+    out = tmp_path / "examples.jsonl"
+    flags = [
+        "--keep",
+        "correct",
+        "sound",
+        "distinct",
+        "--distinct_by",
+        "numbers",
+        "--out",
+        str(out),
+    ]
+    assert main(["select", graded, *flags]) == 0
+    right = [one for one in read_rollouts(Path(graded)) if one.correct]
+    digits = {
+        (one.problem.id, tuple("".join(c if c.isdigit() else " " for c in one.completion).split()))
+        for one in right
+    }
+    assert len(jsonl(out)) == len(digits)
