@@ -1,7 +1,7 @@
 """The page and the Markdown of a method's run: sections of words, tables and figures."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,7 @@ from markupsafe import Markup
 from selftaught.evaluation import Evaluation, Tally
 from selftaught.plots import interval_plot
 from selftaught.records import write_atomically
-from selftaught.report import interval, markdown, percent, rendered, shortened
+from selftaught.report import markdown, percent, rendered, shortened
 from selftaught.run_folder import read_json, read_rows
 
 Point = tuple[float, float, float]
@@ -51,7 +51,6 @@ class Section:
     figures: Sequence[Figure] = ()
     link: tuple[str, str] | None = None
     """Text and file name of a page beside this one."""
-    plots: Sequence[Any] = field(default=(), init=False)
 
 
 def point(tally: Tally | Evaluation) -> Point:
@@ -113,6 +112,3 @@ def _markdown(title: str, lead: str, sections: Sequence[Section]) -> str:
         for table in section.tables:
             parts += [markdown(table.head, table.rows), *([table.note] if table.note else [])]
     return "\n\n".join(shortened(part, 100_000) for part in parts if part) + "\n"
-
-
-__all__ = ["Figure", "Point", "Section", "Table", "interval", "method_report", "point", "shown"]
