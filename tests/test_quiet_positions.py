@@ -177,6 +177,7 @@ def test_texts_of_a_batch_decide_for_themselves():
         assert torch.equal(row[7:], alone[0, int(real.sum()) :])
 
 
+@pytest.mark.slow
 def test_the_gate_learns_the_gain_and_nothing_else_learns_from_it():
     ids, mask = texts([9, 6])
     thoughts = torch.randint(0, PAD, (2, 2, 9, 2))

@@ -19,6 +19,7 @@ def recipe() -> ModuleType:
     return module
 
 
+@pytest.mark.slow
 def test_texts_are_right_sums_and_never_held_out_ones(recipe: ModuleType):
     held_out = {tuple(one) for one in recipe.tests()}
     for jumps in (0.0, 1.0):
@@ -39,6 +40,7 @@ def test_texts_are_right_sums_and_never_held_out_ones(recipe: ModuleType):
         assert len(set(asked)) > 200
 
 
+@pytest.mark.slow
 def test_held_out_sums_are_all_different(recipe: ModuleType):
     by_length = [sum(len(one) == count for one in recipe.tests()) for count in (3, 4, 5, 6)]
     # Of 125 sums of three terms a fifth is 25; of the others there are more than are taken.

@@ -29,6 +29,9 @@ PROMPTS = [
 ]
 
 
+pytestmark = pytest.mark.slow
+
+
 def random_tokens(lengths: Sequence[int], seed: int) -> list[Tokens]:
     draw = random.Random(seed)
     return [tuple(draw.randrange(97) for _ in range(length)) for length in lengths]

@@ -20,6 +20,8 @@ from selftaught.solving import (
     solve_file,
 )
 
+pytestmark = pytest.mark.slow
+
 VERIFIER = str(embedded_model())
 DRAWN = {"temperature": 1.0}
 QUESTION = "123+345"

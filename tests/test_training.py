@@ -195,6 +195,7 @@ def test_other_examples_are_not_taken_for_a_finished_training(tiny_model_dir: Pa
         )
 
 
+@pytest.mark.slow
 def test_a_disk_that_is_full_when_weights_are_written_is_told(tiny_model_dir: Path, tmp_path: Path):
     code = f"""
 import resource, sys
