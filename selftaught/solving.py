@@ -5,14 +5,13 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
 from selftaught.candidates import vote
 from selftaught.embedded import embedded_model
 from selftaught.prompts import styled
 from selftaught.records import Completion, Problem, parse_json_line, read_jsonl
-from selftaught.samplers import SamplingParams, open_sampler
+from selftaught.samplers import Closing, SamplingParams, open_sampler
 from selftaught.tasks import open_task
 
 SHOWN = 4
@@ -35,7 +34,7 @@ class Solution:
     """The verifier's, one per candidate; None where the majority decided."""
 
 
-class Solver:
+class Solver(Closing):
     """Answers questions by best-of-n; use it in a `with`, which frees the models' memory.
 
     Args:
@@ -148,17 +147,6 @@ class Solver:
         self._sampler.close()
         if self._verifier is not None:
             self._verifier.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
 
 def best_candidate(

@@ -7,12 +7,11 @@ is the log-probability it gives to it. The baseline, an outcome reward model, is
 import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
 from selftaught.prompts import PromptStyle
 from selftaught.records import Completion, Problem, Rollout
-from selftaught.samplers import open_scorer
+from selftaught.samplers import Closing, open_scorer
 from selftaught.training import completion_ids, written_ids
 
 logger = logging.getLogger(__name__)
@@ -20,7 +19,7 @@ logger = logging.getLogger(__name__)
 Score = Literal["sum", "mean", "reward"]
 
 
-class Verifier:
+class Verifier(Closing):
     """A model that scores completions; use it in a `with`, which frees its memory.
 
     Args:
@@ -111,17 +110,6 @@ class Verifier:
         """Give the memory back."""
         for scorer in self._scorers:
             scorer.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
 
 class OutcomeModel:

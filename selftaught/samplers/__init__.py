@@ -4,12 +4,12 @@ import inspect
 from typing import TYPE_CHECKING
 
 from selftaught.records import Text
-from selftaught.samplers.base import Sampler, SamplingParams
+from selftaught.samplers.base import Closing, Sampler, SamplingParams
 
 if TYPE_CHECKING:
     from selftaught.samplers.scoring import TransformersScorer
 
-__all__ = ["Sampler", "SamplingParams", "as_seen", "open_sampler", "open_scorer"]
+__all__ = ["Closing", "Sampler", "SamplingParams", "as_seen", "open_sampler", "open_scorer"]
 
 
 def open_sampler(name: str, model: str, **options: object) -> Sampler:

@@ -42,6 +42,24 @@ class SamplingParams:
             )
 
 
+class Closing:
+    """What is given back at the end of a `with`."""
+
+    def close(self) -> None:
+        """Give the memory back."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
 class Sampler(Protocol):
     """Anything that turns prompts into completions; use it in a `with`, which frees its memory."""
 

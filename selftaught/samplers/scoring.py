@@ -15,14 +15,14 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import groupby
 from pathlib import Path
-from types import TracebackType
-from typing import Literal, Self
+from typing import Literal
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from selftaught.records import Text
+from selftaught.samplers.base import Closing
 from selftaught.samplers.loading import (
     check_vocabulary,
     fingerprint,
@@ -64,7 +64,7 @@ class _Candidate:
 Finished = Callable[[_Candidate, list[float]], None]
 
 
-class TransformersScorer:
+class TransformersScorer(Closing):
     """A causal language model as a judge of completions.
 
     Args:
@@ -197,17 +197,6 @@ class TransformersScorer:
         self._loop = None
         self.__dict__.pop("_model", None)
         free_memory()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
 
 @dataclass(frozen=True)

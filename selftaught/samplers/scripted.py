@@ -1,17 +1,15 @@
 """A sampler whose completions come from a function; for tests and replays."""
 
 from collections.abc import Callable, Sequence
-from types import TracebackType
-from typing import Self
 
 from selftaught.records import Completion, Text
-from selftaught.samplers.base import SamplingParams, checked_begun
+from selftaught.samplers.base import Closing, SamplingParams, checked_begun
 
 Script = Callable[[Text, int], str | Completion]
 Continuation = Callable[[Text, tuple[int, ...], int], str | Completion]
 
 
-class ScriptedSampler:
+class ScriptedSampler(Closing):
     """Answers every prompt with `script(prompt, sample index)`.
 
     A plain string is cut at the first stop string, as a model's text would be. A completion that is
@@ -70,17 +68,6 @@ class ScriptedSampler:
 
     def close(self) -> None:
         """Nothing to give back."""
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
 
 def _ended(answer: str | Completion, stop: Sequence[str]) -> Completion:

@@ -9,15 +9,14 @@ import logging
 from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
-from types import TracebackType
-from typing import Literal, Self
+from typing import Literal
 
 import torch
 from torch import nn
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from selftaught.records import Completion, Text
-from selftaught.samplers.base import SamplingParams, checked_begun
+from selftaught.samplers.base import Closing, SamplingParams, checked_begun
 from selftaught.samplers.drawing import Ending, uniforms
 from selftaught.samplers.loading import (
     check_vocabulary,
@@ -32,7 +31,7 @@ from selftaught.samplers.shared_prefix import SharedPrefixLoop, plan, shared_pre
 logger = logging.getLogger(__name__)
 
 
-class TransformersSampler:
+class TransformersSampler(Closing):
     """A causal language model as a function from prompts to completions.
 
     Args:
@@ -183,17 +182,6 @@ class TransformersSampler:
         self.__dict__.pop("_model", None)
         self.__dict__.pop("_described", None)
         free_memory()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
 
 def _default_key(prompt: Text) -> str:
