@@ -186,10 +186,12 @@ def test_the_generator_learns_from_all_iterations_and_the_next_one_samples_it(vs
 
 
 def brute_best_of(scores: list[float], right: list[bool], k: int) -> float:
-    chosen = [
-        right[max(subset, key=lambda at: scores[at])]
-        for subset in itertools.combinations(range(len(scores)), k)
-    ]
+    """Over all subsets; among equal highest scores each candidate is as likely."""
+    chosen = []
+    for subset in itertools.combinations(range(len(scores)), k):
+        top = max(scores[at] for at in subset)
+        tied = [right[at] for at in subset if scores[at] == top]
+        chosen.append(sum(tied) / len(tied))
     return sum(chosen) / len(chosen)
 
 
@@ -197,15 +199,14 @@ def test_best_of_k_is_what_choosing_by_the_stored_scores_gives(vstar: Path):
     folder = vstar / "iteration-2"
     candidates = read_rollouts(folder / "candidates.graded.jsonl")
     scores = json.loads((folder / "scores-verifier-2.json").read_text())["scores"]
-    grouped: dict[str, list[tuple[float, bool, str]]] = {}
+    grouped: dict[str, list[tuple[float, bool]]] = {}
     for one, score in zip(candidates, scores, strict=True):
-        grouped.setdefault(one.problem.id, []).append((score, bool(one.correct), one.completion))
+        grouped.setdefault(one.problem.id, []).append((score, bool(one.correct)))
     told = rows_of(vstar)["choices: V-STaR"]["choices"]
     for k in (2, 5):
         for at, group in enumerate(grouped.values()):
             expected = brute_best_of([g[0] for g in group], [g[1] for g in group], k)
-            same_text = len({g[2] for g in group}) < len(group)
-            assert told["best"][str(k)][at] == pytest.approx(expected) or same_text
+            assert told["best"][str(k)][at] == pytest.approx(expected)
         any_right = [
             sum(any(group[i][1] for i in s) for s in itertools.combinations(range(5), k))
             / math.comb(5, k)
@@ -306,7 +307,7 @@ def test_tokens_sampled_are_the_new_ones(step_dpo: Path):
     for one in read_rollouts(folder / "continuations.graded.jsonl"):
         new += len(one.token_ids) - lengths[one.problem.id]
     row = rows_of(step_dpo)["per-step DPO, 24"]
-    assert row["sampled tokens"] == pytest.approx(base + new, abs=len(read_rollouts(folder / "rollouts.graded.jsonl")))  # fmt: skip
+    assert row["sampled tokens"] == base + new
 
 
 def test_the_pages_of_per_step_dpo(step_dpo: Path):
