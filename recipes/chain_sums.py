@@ -19,7 +19,7 @@ import argparse
 import json
 import random
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from itertools import islice
@@ -67,7 +67,8 @@ def main() -> None:
         if done % 100 == 0:
             print(f"{done}/{STEPS} steps, {time.monotonic() - began:.0f} s", flush=True)
 
-    make_base(options.out / "base", seed=options.seed, progress=progress)
+    texts = {kind: (corpus(kind, options.seed), size) for kind, size in BATCHES.items()}
+    make_base(options.out / "base", texts, seed=options.seed, progress=progress)
 
 
 # --- the task ------------------------------------------------------------------------------------
@@ -84,7 +85,7 @@ def questions(folder: Path, *, train: int, validation: int, test: int, seed: int
         draw = random.Random(f"{seed} {split}")
         rows: list[dict[str, str]] = []
         while len(rows) < size:
-            terms = _terms(draw, TERMS)
+            terms = terms_of(draw, TERMS)
             worked = solution(draw.sample(terms, len(terms)))
             if (numbers := tuple(sorted(terms))) in asked:
                 continue
@@ -92,7 +93,7 @@ def questions(folder: Path, *, train: int, validation: int, test: int, seed: int
             rows.append(
                 {
                     "id": f"{split}-{len(rows)}",
-                    "question": _sum(terms),
+                    "question": sum_of(terms),
                     "answer": str(sum(terms)),
                     "rationale": worked,
                 }
@@ -118,7 +119,7 @@ def carries(a: int, b: int) -> bool:
     return False
 
 
-def _terms(draw: random.Random, count: int) -> list[int]:
+def terms_of(draw: random.Random, count: int) -> list[int]:
     return [_number(draw) for _ in range(count)]
 
 
@@ -127,7 +128,7 @@ def _number(draw: random.Random) -> int:
     return draw.randint(1, 9) if one_digit else draw.randint(10, LARGEST)
 
 
-def _sum(terms: Sequence[int]) -> str:
+def sum_of(terms: Sequence[int]) -> str:
     return "+".join(map(str, terms))
 
 
@@ -136,6 +137,7 @@ def _sum(terms: Sequence[int]) -> str:
 
 def make_base(
     folder: Path,
+    texts: Mapping[str, tuple[Iterator[Text], int]],
     *,
     seed: int,
     steps: int = STEPS,
@@ -146,6 +148,7 @@ def make_base(
     Torch has one thread meanwhile, or the rounding would depend on the number of cores.
 
     Args:
+        texts: of each kind, texts without end and how many stand in one step.
         progress: called with the number of optimizer steps that have just been done.
     """
     with _one_thread():
@@ -155,12 +158,11 @@ def make_base(
         optimizer = torch.optim.AdamW(
             model.parameters(), betas=(0.9, 0.99), weight_decay=0.0, fused=True
         )
-        texts = {kind: corpus(kind, seed) for kind in BATCHES}
         for done in range(steps):
             warm, left = min(1.0, (done + 1) / WARMUP_STEPS), max(0.02, 1 - done / steps)
             optimizer.param_groups[0]["lr"] = PEAK_LEARNING_RATE * warm * left
-            for kind, size in BATCHES.items():
-                model(**_batch(tokenizer, list(islice(texts[kind], size)))).loss.backward()
+            for drawn, size in texts.values():
+                model(**_batch(tokenizer, list(islice(drawn, size)))).loss.backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()
             optimizer.zero_grad()
@@ -177,19 +179,19 @@ def corpus(kind: str, seed: int) -> Iterator[Text]:
         any_sum = draw.random() < CARRIED_SHARE
         match kind:
             case "single":
-                a, b = _added(draw, any_sum, _pair)
+                a, b = added(draw, any_sum, pair)
                 yield f"{a}+{b}=", str(a + b)
             case "chain":
                 count = draw.choice((2, 3, 4))
-                worked = _added(draw, any_sum, partial(_terms, count=count))
-                asked = _sum(draw.sample(worked, count))
+                worked = added(draw, any_sum, partial(terms_of, count=count))
+                asked = sum_of(draw.sample(worked, count))
                 yield f"Q: {asked}\nA:", f" {solution(worked)}"
             case _:
-                terms = _terms(draw, draw.randint(2, 5))
-                yield f"{_sum(terms)}:", _sum(draw.sample(terms, len(terms)))
+                terms = terms_of(draw, draw.randint(2, 5))
+                yield f"{sum_of(terms)}:", sum_of(draw.sample(terms, len(terms)))
 
 
-def _added(
+def added(
     draw: random.Random, any_sum: bool, numbers: Callable[[random.Random], Sequence[int]]
 ) -> Sequence[int]:
     """Numbers to be added in this order; unless any sum will do, there is nothing to carry."""
@@ -199,7 +201,7 @@ def _added(
             return terms
 
 
-def _pair(draw: random.Random) -> tuple[int, int]:
+def pair(draw: random.Random) -> tuple[int, int]:
     """A number of up to three digits and one of up to two, in either order."""
     a, b = draw.choice((draw.randint(1, 99), draw.randint(1, 300))), _number(draw)
     return (b, a) if draw.random() < 0.3 else (a, b)

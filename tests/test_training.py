@@ -187,6 +187,18 @@ def test_an_option_trl_does_not_know_is_named(tmp_path: Path):
         sft_config(tmp_path, no_such_option=1)
 
 
+@pytest.mark.skipif(torch.accelerator.is_available(), reason="for machines without an accelerator")
+def test_bfloat16_trains_without_an_accelerator(tiny_model_dir: Path, tmp_path: Path):
+    trained = train_sft(
+        str(tiny_model_dir),
+        EXAMPLES,
+        config(tmp_path, bf16=True, max_steps=1),
+        out=tmp_path / "out",
+    )
+    assert math.isfinite(trained.loss)
+    assert outcome_config(tmp_path, max_length=32, bf16=True).bf16
+
+
 def test_other_examples_are_not_taken_for_a_finished_training(tiny_model_dir: Path, tmp_path: Path):
     train_sft(tiny_model_dir, EXAMPLES, config(tmp_path, max_steps=1), out=tmp_path / "model")
     with pytest.raises(ValueError, match="made from another model, other examples"):

@@ -60,9 +60,11 @@ def trl_config(kind: str, output_dir: Path, ours: dict[str, Any], options: dict[
     Raises:
         ValueError: an option that TRL does not know.
     """
+    import torch
     import trl
 
     shared = {
+        "use_cpu": not torch.accelerator.is_available(),  # said, or bf16 is refused there
         "report_to": "none",
         "bf16": False,
         "gradient_checkpointing": False,

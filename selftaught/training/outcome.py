@@ -34,9 +34,10 @@ def outcome_config(output_dir: Path, *, max_length: int, **options: Any) -> "Tra
     Raises:
         ValueError: an option that they do not know.
     """
+    import torch
     from transformers import TrainingArguments
 
-    ours = {"report_to": "none", "remove_unused_columns": False, "logging_nan_inf_filter": False,
+    ours = {"use_cpu": not torch.accelerator.is_available(), "report_to": "none", "remove_unused_columns": False, "logging_nan_inf_filter": False,
             "logging_steps": 1, "disable_tqdm": True, "save_total_limit": 1,
             "dataloader_pin_memory": False}  # fmt: skip
     try:
