@@ -3,8 +3,8 @@
     python recipes/guessed_equations.py OUT --seed 0 --train 500
 
 A question is an equation, `7*x+13=118`. A solution guesses x, then works out what it makes of the
-equation, and answers with the guess: `x=15; 7*15=105; 105+13=118; #### 15`. In the training file every
-guess is right. The files are read by the task `question_file` with its defaults, the columns `id` and
+equation, and answers with the guess: `x=15; 7*15=105; 105+13=118; #### 15`. 500 training
+questions have a solution, whose guess is right; the others have an answer only. The files are read by the task `question_file` with its defaults, the columns `id` and
 `rationale` named.
 
 The base is that of `chain_sums.py`, pre-trained on products, on sums, and on such texts in which a guess
@@ -35,13 +35,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("out", type=Path, metavar="OUT")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--train", type=int, default=500, help="training questions")
+    parser.add_argument("--train", type=int, default=3000, help="training questions")
+    parser.add_argument("--told", type=int, default=500, help="of them with a solution")
     parser.add_argument("--validation", type=int, default=200, help="validation questions")
     parser.add_argument("--test", type=int, default=500, help="test questions")
     parser.add_argument("--steps", type=int, default=STEPS, help="of pre-training")
     options = parser.parse_args()
     sizes = {name: getattr(options, name) for name in ("train", "validation", "test")}
-    questions(options.out / "questions", **sizes, seed=options.seed)
+    questions(options.out / "questions", **sizes, told=options.told, seed=options.seed)
     began, done = time.monotonic(), 0
 
     def progress(steps: int) -> None:
@@ -56,8 +57,10 @@ def main() -> None:
     )
 
 
-def questions(folder: Path, *, train: int, validation: int, test: int, seed: int) -> None:
-    """Write train.jsonl, validation.jsonl and test.jsonl: id, question, answer and rationale.
+def questions(
+    folder: Path, *, train: int, validation: int, test: int, told: int, seed: int
+) -> None:
+    """Write train.jsonl, validation.jsonl and test.jsonl: id, question, answer and, `told` times, rationale.
 
     No question stands in two splits, and test and validation questions are the same whatever the
     number of training questions.
@@ -65,7 +68,7 @@ def questions(folder: Path, *, train: int, validation: int, test: int, seed: int
     asked: set[tuple[int, int, int]] = set()
     for split, size in (("test", test), ("validation", validation), ("train", train)):
         draw = random.Random(f"{seed} {split}")
-        rows: list[dict[str, str]] = []
+        rows: list[dict[str, str | None]] = []
         while len(rows) < size:
             if (numbers := equation(draw)) in asked:
                 continue
@@ -76,7 +79,7 @@ def questions(folder: Path, *, train: int, validation: int, test: int, seed: int
                     "id": f"{split}-{len(rows)}",
                     "question": f"{a}*x+{b}={a * x + b}",
                     "answer": str(x),
-                    "rationale": tried(a, x, b),
+                    "rationale": tried(a, x, b) if len(rows) < told else None,
                 }
             )
         write_atomically(folder / f"{split}.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
@@ -84,7 +87,7 @@ def questions(folder: Path, *, train: int, validation: int, test: int, seed: int
 
 def equation(draw: random.Random) -> tuple[int, int, int]:
     """A factor, the unknown, and what is added."""
-    return draw.randint(2, 9), draw.randint(3, 29), draw.randint(1, 29)
+    return draw.randint(2, 9), draw.randint(3, 39), draw.randint(1, 39)
 
 
 def tried(a: int, x: int, b: int) -> str:
@@ -103,10 +106,11 @@ def corpus(kind: str, seed: int) -> Iterator[Text]:
             case "sum":
                 yield f"{a * x}+{b}=", str(a * x + b)
             case _:
-                yield f"Q: {a}*x+{b}={a * x + b}\nA:", f" {tried(a, _guess(draw, x), b)}"
+                yield f"Q: {a}*x+{b}={a * x + b}\nA:", f" {tried(a, guess(draw, x), b)}"
 
 
-def _guess(draw: random.Random, x: int) -> int:
+def guess(draw: random.Random, x: int) -> int:
+    """A number near x."""
     return max(1, x + draw.randint(-FARTHEST, FARTHEST))
 
 

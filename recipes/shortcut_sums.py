@@ -1,14 +1,15 @@
 """A task in which a step may be taken safely or by a shortcut, and a small base model that does both.
 
-    python recipes/shortcut_sums.py OUT --seed 0 --train 500
+    python recipes/shortcut_sums.py OUT --seed 0 --train 4000
 
-A question is a sum of six numbers. Each of the five steps of a solution adds the next of them, either at
-once, `17+58=75; `, or worked out, `17+58: 7+8=15, 10+50=60, 60+15=75; `. In the training file three steps
-of ten are worked out, and all are right.
+A question is a sum of four numbers, as in `chain_sums.py`. Each of the three steps of a solution adds the
+next of them, either at once, `17+58=75; `, or worked out, `17+58: 7+8=15, 10+50=60, 60+15=75; `. In the
+training file three steps of ten are worked out, and all are right.
 
-The base adds worked out nearly without fault. At once it is often wrong: the text it was pre-trained on
-is a sloppy author's, who seldom carries at once. So fine-tuning on more right solutions teaches adding at
-once, slowly, and a few wrong ones show that the shortcut is where answers are lost.
+The base adds worked out nearly without fault. At once it is often wrong: in the text it was pre-trained
+on hardly any sum done at once has anything to carry. What it writes is three parts shortcut, and a right
+answer by shortcuts is luck. So fine-tuning on more right solutions teaches adding at once, slowly, and
+a few wrong ones show that the shortcut is where answers are lost.
 """
 
 import argparse
@@ -16,21 +17,17 @@ import json
 import random
 import time
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
-from chain_sums import Text, make_base
+from chain_sums import CARRIED_SHARE, TERMS, Text, added, make_base, pair, sum_of, terms_of
 
 from selftaught.records import write_atomically
 
-TERMS = 6
-LARGEST = 99
-ONE_DIGIT_SHARE = 0.5
 WORKED_SHARE = 0.3
 """The share of steps that are worked out, in the pre-training text and in the questions' solutions."""
-SLOPPY_SHARE = 0.7
-"""The share of steps taken at once in the pre-training text in which nothing is carried."""
 STEPS = 1200
-BATCHES = {"single": 24, "worked": 24, "chain": 40}
+BATCHES = {"single": 24, "worked": 24, "chain": 48}
 
 
 def main() -> None:
@@ -83,7 +80,7 @@ def questions(
             rows.append(
                 {
                     "id": f"{split}-{len(rows)}",
-                    "question": "+".join(map(str, terms)),
+                    "question": sum_of(terms),
                     "answer": str(sum(terms)),
                     "rationale": rationale,
                 }
@@ -91,17 +88,13 @@ def questions(
         write_atomically(folder / f"{split}.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
 
 
-def solution(terms: Sequence[int], worked: float, draw: random.Random, sloppy: float = 0.0) -> str:
+def solution(terms: Sequence[int], worked: float, draw: random.Random) -> str:
     """The terms added up one at a time and in order, and the answer."""
     total, steps = terms[0], ""
     for term in terms[1:]:
-        if draw.random() < worked:
-            steps += f"{total}+{term}:{worked_out(total, term)}; "
-            total += term
-        else:
-            result = at_once(total, term, sloppy, draw)
-            steps += f"{total}+{term}={result}; "
-            total = result
+        steps += f"{total}+{term}"
+        steps += f":{worked_out(total, term)}; " if draw.random() < worked else f"={total + term}; "
+        total += term
     return f"{steps}#### {total}"
 
 
@@ -111,36 +104,25 @@ def worked_out(a: int, b: int) -> str:
     return f" {a % 10}+{b % 10}={ones}, {a // 10 * 10}+{b // 10 * 10}={tens}, {tens}+{ones}={a + b}"
 
 
-def at_once(a: int, b: int, sloppy: float, draw: random.Random) -> int:
-    """A sum, or what a sloppy author makes of it, who carries nothing."""
-    if draw.random() >= sloppy:
-        return a + b
-    return sum((a // at % 10 + b // at % 10) % 10 * at for at in (1, 10, 100))
-
-
-def terms_of(draw: random.Random, count: int) -> list[int]:
-    """Numbers of one and two digits."""
-    return [
-        draw.randint(1, 9) if draw.random() < ONE_DIGIT_SHARE else draw.randint(10, LARGEST)
-        for _ in range(count)
-    ]
-
-
 def corpus(kind: str, seed: int, worked: float) -> Iterator[Text]:
-    """Pre-training texts of one kind (`single`, `worked` or `chain`), without end, by a sloppy author."""
+    """Pre-training texts of one kind (`single`, `worked` or `chain`), without end.
+
+    In texts with a sum done at once there is hardly ever anything to carry; those of sums worked out are of
+    any kind.
+    """
     draw = random.Random(f"{seed} {kind}")
     while True:
+        any_sum = draw.random() < CARRIED_SHARE
         match kind:
             case "single":
-                a, b = draw.randint(1, TERMS * LARGEST), terms_of(draw, 1)[0]
-                yield f"{a}+{b}=", str(at_once(a, b, SLOPPY_SHARE, draw))
+                a, b = added(draw, any_sum, pair)
+                yield f"{a}+{b}=", str(a + b)
             case "worked":
-                a, b = draw.randint(1, TERMS * LARGEST), terms_of(draw, 1)[0]
+                a, b = pair(draw)
                 yield f"{a}+{b}:", worked_out(a, b)
             case _:
-                terms = terms_of(draw, draw.randint(2, TERMS))
-                asked = "+".join(map(str, terms))
-                yield f"Q: {asked}\nA:", f" {solution(terms, worked, draw, SLOPPY_SHARE)}"
+                terms = added(draw, any_sum, partial(terms_of, count=draw.choice((2, 3, 4))))
+                yield f"Q: {sum_of(terms)}\nA:", f" {solution(terms, worked, draw)}"
 
 
 if __name__ == "__main__":

@@ -237,16 +237,17 @@ def _version() -> str:
 
 
 def _spelled(given: list[str], parser: ArgumentParser, chosen: str | None) -> list[str]:
-    """Both --like-this and --like_this; --flag and --no-flag for what is true or false."""
+    """Both --like-this and --like_this; --flag, --no-flag and --flag false for what is true or false."""
     switches = _SWITCHES.get(chosen or "", set())
     spelled = []
-    for one in given:
+    for at, one in enumerate(given):
         if one.startswith("--"):
             name, equals, value = one[2:].partition("=")
             name = name.replace("-", "_") if name not in ("help", "version") else name
-            if not equals and name in switches:
+            said = equals or given[at + 1 : at + 2] in (["true"], ["false"])
+            if not said and name in switches:
                 one = f"--{name}=true"
-            elif not equals and name.removeprefix("no_") in switches:
+            elif not said and name.removeprefix("no_") in switches:
                 one = f"--{name.removeprefix('no_')}=false"
             else:
                 one = f"--{name}{equals}{value}"

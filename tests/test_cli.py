@@ -76,6 +76,23 @@ def test_bad_arguments_are_told_in_words_with_code_2(
     assert told in capsys.readouterr().err
 
 
+def test_what_is_true_or_false_may_be_said_in_three_ways(tmp_path: Path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    given = [
+        "vstar",
+        "--table",
+        "false",
+        "--baselines",
+        "--no-distinct",
+        "--bf16=true",
+        "--dry-run",
+    ]
+    assert main(given) == 0
+    told = capsys.readouterr().out
+    for setting in ("table False", "baselines True", "distinct False", "bf16 True"):
+        assert setting in told
+
+
 @pytest.mark.slow
 def test_the_stages_one_by_one_make_a_model(tmp_path: Path):
     small = ["--task_options.train", "20", "--task_options.digits", "1-2"]

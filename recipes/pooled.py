@@ -1,0 +1,62 @@
+"""Several seeds of one recipe as one table: every question of every seed counts once.
+
+    python recipes/pooled.py RUN [RUN ...]
+
+RUN is the folder of a run of RFT, V-STaR or per-step DPO. Prints for each row of their `metrics.jsonl` the
+greedy accuracy, and for each choice among candidates what `k` all of them give, with 95% intervals
+over the questions, then the seeds apart. Seeds differ by more than that: bases, questions, sampling and
+training are all anew.
+"""
+
+import argparse
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from selftaught.candidates import share
+from selftaught.metrics import difference_interval
+from selftaught.records import read_rollouts
+from selftaught.run_folder import read_rows
+
+
+def main() -> None:
+    """Print the tables of the runs that the command line names."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("runs", type=Path, nargs="+", metavar="RUN")
+    runs = [{row["name"]: row for row in read_rows(run / "metrics.jsonl")} for run in parser.parse_args().runs]  # fmt: skip
+    names = [name for name in runs[0] if all(name in run for run in runs)]
+    for name in names:
+        if "test" in runs[0][name]:
+            told(name, [greedy(run[name]) for run in runs])
+    for name in names:
+        if "choices" in runs[0][name]:
+            chosen(name.removeprefix("choices: "), [run[name]["choices"] for run in runs])
+
+
+def greedy(row: Mapping[str, Any]) -> list[float]:
+    """1 for each question answered rightly, 0 for the others."""
+    graded = Path(row["model"]).parent / "test.graded.jsonl"
+    return [float(bool(one.correct)) for one in read_rollouts(graded)]
+
+
+def chosen(name: str, seeds: Sequence[Mapping[str, Mapping[str, list[float]]]]) -> None:
+    """What each way of choosing gives, and how far the verifier is from the majority."""
+    k = list(seeds[0]["best"])[-1]
+    for way in ("sample", "majority", "best", "weighted", "pass"):
+        told(f"{name}: {way} of {k}", [seed[way][k] for seed in seeds])
+    pooled = {way: [one for seed in seeds for one in seed[way][k]] for way in ("majority", "best")}
+    mean, low, high = difference_interval(pooled["majority"], pooled["best"])
+    print(
+        f"{name}: best over majority {100 * mean:+.1f} points [{100 * low:+.1f}, {100 * high:+.1f}]"
+    )
+
+
+def told(name: str, seeds: Sequence[Sequence[float]]) -> None:
+    """A row: all seeds together, then each."""
+    mean, low, high = share([one for seed in seeds for one in seed])
+    each = ", ".join(f"{100 * sum(seed) / len(seed):.1f}" for seed in seeds)
+    print(f"{name}: {100 * mean:.1f}% [{100 * low:.1f}, {100 * high:.1f}]  ({each})")
+
+
+if __name__ == "__main__":
+    main()
