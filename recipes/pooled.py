@@ -1,10 +1,11 @@
 """Several seeds of one recipe as one table: every question of every seed counts once.
 
-    python recipes/pooled.py RUN [RUN ...]
+    python recipes/pooled.py RUN [RUN ...] [--over ROW]
 
 RUN is the folder of a run of RFT, V-STaR or per-step DPO. Prints for each row of their `metrics.jsonl` the
 greedy accuracy, and for each choice among candidates what `k` all of them give, with 95% intervals
-over the questions, then the seeds apart. Seeds differ by more than that: bases, questions, sampling and
+over the questions, then the seeds apart; with --over, also how far each row is from that one,
+question by question. Seeds differ by more than that: bases, questions, sampling and
 training are all anew.
 """
 
@@ -23,11 +24,16 @@ def main() -> None:
     """Print the tables of the runs that the command line names."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("runs", type=Path, nargs="+", metavar="RUN")
-    runs = [{row["name"]: row for row in read_rows(run / "metrics.jsonl")} for run in parser.parse_args().runs]  # fmt: skip
+    parser.add_argument("--over", metavar="ROW", help="a row to compare the others with")
+    options = parser.parse_args()
+    runs = [{row["name"]: row for row in read_rows(run / "metrics.jsonl")} for run in options.runs]
     names = [name for name in runs[0] if all(name in run for run in runs)]
     for name in names:
         if "test" in runs[0][name]:
-            told(name, [greedy(run[name]) for run in runs])
+            seeds = [greedy(run[name]) for run in runs]
+            told(name, seeds)
+            if options.over and name != options.over:
+                apart(name, [greedy(run[options.over]) for run in runs], seeds)
     for name in names:
         if "choices" in runs[0][name]:
             chosen(name.removeprefix("choices: "), [run[name]["choices"] for run in runs])
@@ -44,11 +50,17 @@ def chosen(name: str, seeds: Sequence[Mapping[str, Mapping[str, list[float]]]]) 
     k = list(seeds[0]["best"])[-1]
     for way in ("sample", "majority", "best", "weighted", "pass"):
         told(f"{name}: {way} of {k}", [seed[way][k] for seed in seeds])
-    pooled = {way: [one for seed in seeds for one in seed[way][k]] for way in ("majority", "best")}
-    mean, low, high = difference_interval(pooled["majority"], pooled["best"])
-    print(
-        f"{name}: best over majority {100 * mean:+.1f} points [{100 * low:+.1f}, {100 * high:+.1f}]"
+    apart(
+        f"{name}: best",
+        [seed["majority"][k] for seed in seeds],
+        [seed["best"][k] for seed in seeds],
     )
+
+
+def apart(name: str, before: Sequence[Sequence[float]], after: Sequence[Sequence[float]]) -> None:
+    """How far one row is from another, question by question."""
+    mean, low, high = difference_interval(*([one for seed in seeds for one in seed] for seeds in (before, after)))  # fmt: skip
+    print(f"{name}: {100 * mean:+.1f} points [{100 * low:+.1f}, {100 * high:+.1f}]")
 
 
 def told(name: str, seeds: Sequence[Sequence[float]]) -> None:
