@@ -4,7 +4,8 @@
 
 RUN is the folder of a run of RFT, V-STaR or per-step DPO. Prints for each row of their `metrics.jsonl` the
 greedy accuracy, and for each choice among candidates what `k` all of them give, with 95% intervals
-over the questions, then the seeds apart; with --over, also how far each row is from that one,
+over the questions, then the seeds apart; of per-step DPO's, also how many times the questions SFT would
+need; with --over, also how far each row is from that one,
 question by question. Seeds differ by more than that: bases, questions, sampling and
 training are all anew.
 """
@@ -15,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from selftaught.candidates import share
-from selftaught.metrics import difference_interval
+from selftaught.metrics import difference_interval, efficiency
 from selftaught.records import read_rollouts
 from selftaught.run_folder import read_rows
 
@@ -32,6 +33,7 @@ def main() -> None:
         if "test" in runs[0][name]:
             seeds = [greedy(run[name]) for run in runs]
             told(name, seeds)
+            needed(runs, name)
             if options.over and name != options.over:
                 apart(name, [greedy(run[options.over]) for run in runs], seeds)
     for name in names:
@@ -43,6 +45,21 @@ def greedy(row: Mapping[str, Any]) -> list[float]:
     """1 for each question answered rightly, 0 for the others."""
     graded = Path(row["model"]).parent / "test.graded.jsonl"
     return [float(bool(one.correct)) for one in read_rollouts(graded)]
+
+
+def needed(runs: Sequence[Mapping[str, Any]], name: str) -> None:
+    """How many times the questions SFT would need to be as good, where SFT has a curve over sizes."""
+    row = runs[0][name]
+    curve = [other for other in runs[0].values() if other.get("method") == "sft"]
+    if row.get("method", "sft") == "sft" or len(curve) < 2:
+        return
+
+    def verdicts(of: str) -> list[bool]:
+        return [right == 1.0 for run in runs for right in greedy(run[of])]
+
+    points = sorted((other["size"], other["name"]) for other in curve)
+    times = efficiency([(size, verdicts(of)) for size, of in points], row["size"], verdicts(name))
+    print(f"{name}: SFT needs {times[0]:.1f}x [{times[1]:.1f}, {times[2]:.1f}] the questions")
 
 
 def chosen(name: str, seeds: Sequence[Mapping[str, Mapping[str, list[float]]]]) -> None:

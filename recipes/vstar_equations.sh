@@ -6,7 +6,8 @@
 #   bash recipes/vstar_equations.sh [OUT] [SEED]
 #
 # Measured 2026-11-26 at commit ac53754, seeds 0, 1 and 2, one thread each of 2 AMD EPYC cores (AVX-512), other jobs beside
-# them; 15 to 30 minutes a seed, the baselines and the table on seed 0 only. 500 test questions per seed; mean of the
+# them; 8 to 10 minutes a seed after the
+# base's 4, and 22 on seed 0, which alone has the baselines and the table. 500 test questions per seed; mean of the
 # seeds with its 95% interval over questions, then the seeds (python recipes/pooled.py OUT/vstar ...):
 #
 #   greedy, G_SFT                  21.0% [19.0, 23.1]   17.8  18.8  26.4
