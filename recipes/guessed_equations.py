@@ -1,16 +1,16 @@
 """A task in which seeing whether an answer is right is easier than finding it, and a small base model.
 
-    python recipes/guessed_equations.py OUT --seed 0 --train 500
+    python recipes/guessed_equations.py OUT --seed 0
 
 A question is an equation, `7*x+13=118`. A solution guesses x, then works out what it makes of the
-equation, and answers with the guess: `x=15; 7*15=105; 105+13=118; #### 15`. 500 training
-questions have a solution, whose guess is right; the others have an answer only. The files are read by the task `question_file` with its defaults, the columns `id` and
-`rationale` named.
+equation, and answers with the guess: `x=15; 7*15=105; 105+13=118; #### 15`. Of 3,000 training questions
+500 have a solution, whose guess is right; the others have an answer only. The files are read by the
+task `question_file` with its defaults, the columns `id` and `rationale` named.
 
 The base is that of `chain_sums.py`, pre-trained on products, on sums, and on such texts in which a guess
-is only near: so it works out well and guesses badly, does not
-pretend that a guess came out right, and writes a wrong answer below its own evidence. What a verifier
-has to learn is to compare two numbers that both stand in the text.
+is only near. So it works out well and guesses badly, does not pretend that a guess came out right, and
+writes a wrong answer below its own evidence. What a verifier has to learn is to compare two numbers that
+both stand in the text.
 """
 
 import argparse
