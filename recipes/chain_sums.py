@@ -34,6 +34,8 @@ from selftaught.records import write_atomically
 
 Text = tuple[str, str]
 """What is read and what is written: the loss is on the second."""
+Question = tuple[tuple[int, ...], str, str, str]
+"""The numbers it is known by, the question, its answer, its rationale."""
 
 TERMS = 4
 LARGEST = 99
@@ -50,52 +52,97 @@ LAYERS, WIDTH, HEADS = 3, 96, 4
 
 def main() -> None:
     """Write the questions and make the base, as the command line says."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    make_recipe(__doc__, questions, corpus, BATCHES, train=500, steps=STEPS)
+
+
+def make_recipe(
+    about: str | None,
+    write: Callable[..., None],
+    texts_of: Callable[[str, int], Iterator[Text]],
+    batches: Mapping[str, int],
+    *,
+    train: int,
+    steps: int,
+) -> None:
+    """The command of a task's recipe: questions in OUT/questions, the base in OUT/base.
+
+    Args:
+        about: the recipe's own words, for --help.
+        write: its `questions`.
+        texts_of: its `corpus`.
+        batches: how many texts of each kind stand in one step of pre-training.
+        train: training questions where the command does not say.
+        steps: of pre-training.
+    """
+    parser = argparse.ArgumentParser(description=(about or "").partition("\n")[0])
     parser.add_argument("out", type=Path, metavar="OUT")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--train", type=int, default=500, help="training questions")
+    parser.add_argument("--train", type=int, default=train, help="training questions")
     parser.add_argument("--validation", type=int, default=200, help="validation questions")
     parser.add_argument("--test", type=int, default=500, help="test questions")
     options = parser.parse_args()
     sizes = {name: getattr(options, name) for name in ("train", "validation", "test")}
-    questions(options.out / "questions", **sizes, seed=options.seed)
+    write(options.out / "questions", **sizes, seed=options.seed)
     began, done = time.monotonic(), 0
 
-    def progress(steps: int) -> None:
+    def progress(more: int) -> None:
         nonlocal done
-        done += steps
+        done += more
         if done % 100 == 0:
-            print(f"{done}/{STEPS} steps, {time.monotonic() - began:.0f} s", flush=True)
+            print(f"{done}/{steps} steps, {time.monotonic() - began:.0f} s", flush=True)
 
-    texts = {kind: (corpus(kind, options.seed), size) for kind, size in BATCHES.items()}
-    make_base(options.out / "base", texts, seed=options.seed, progress=progress)
+    texts = {kind: (texts_of(kind, options.seed), size) for kind, size in batches.items()}
+    make_base(options.out / "base", texts, seed=options.seed, steps=steps, progress=progress)
 
 
 # --- the task ------------------------------------------------------------------------------------
 
 
 def questions(folder: Path, *, train: int, validation: int, test: int, seed: int) -> None:
+    """Write train.jsonl, validation.jsonl and test.jsonl, as `write_questions` does."""
+
+    def drawn(draw: random.Random) -> Question:
+        terms = terms_of(draw, TERMS)
+        worked = solution(draw.sample(terms, len(terms)))
+        return tuple(sorted(terms)), sum_of(terms), str(sum(terms)), worked
+
+    write_questions(folder, drawn, train=train, validation=validation, test=test, seed=seed)
+
+
+def write_questions(
+    folder: Path,
+    drawn: Callable[[random.Random], Question],
+    *,
+    train: int,
+    validation: int,
+    test: int,
+    seed: int,
+    told: int | None = None,
+) -> None:
     """Write train.jsonl, validation.jsonl and test.jsonl: id, question, answer and rationale.
 
     No question stands in two splits, and test and validation questions are the same whatever the
     number of training questions.
+
+    Args:
+        drawn: the next question; what it is known by comes first.
+        told: so many questions of a split have a rationale, the first ones; none: all.
     """
     asked: set[tuple[int, ...]] = set()
     for split, size in (("test", test), ("validation", validation), ("train", train)):
         draw = random.Random(f"{seed} {split}")
-        rows: list[dict[str, str]] = []
+        rows: list[dict[str, str | None]] = []
         while len(rows) < size:
-            terms = terms_of(draw, TERMS)
-            worked = solution(draw.sample(terms, len(terms)))
-            if (numbers := tuple(sorted(terms))) in asked:
+            numbers, question, answer, rationale = drawn(draw)
+            if numbers in asked:
                 continue
             asked.add(numbers)
             rows.append(
                 {
                     "id": f"{split}-{len(rows)}",
-                    "question": sum_of(terms),
-                    "answer": str(sum(terms)),
-                    "rationale": worked,
+                    "question": question,
+                    "answer": answer,
+                    "rationale": rationale if told is None or len(rows) < told else None,
                 }
             )
         write_atomically(folder / f"{split}.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
@@ -140,7 +187,7 @@ def make_base(
     texts: Mapping[str, tuple[Iterator[Text], int]],
     *,
     seed: int,
-    steps: int = STEPS,
+    steps: int,
     progress: Callable[[int], None] | None = None,
 ) -> None:
     """Make the base model and its tokenizer in `folder`; on one machine always the same weights.

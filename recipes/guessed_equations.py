@@ -13,17 +13,14 @@ writes a wrong answer below its own evidence. What a verifier has to learn is to
 both stand in the text.
 """
 
-import argparse
-import json
 import random
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from chain_sums import Text, make_base
+from chain_sums import Question, Text, make_recipe, write_questions
 
-from selftaught.records import write_atomically
-
+TOLD = 500
+"""Training questions with a solution."""
 FARTHEST = 2
 """A guess in the pre-training text is off by at most so much, each difference as often."""
 STEPS = 1500
@@ -32,57 +29,18 @@ BATCHES = {"product": 24, "sum": 24, "equation": 48}
 
 def main() -> None:
     """Write the questions and make the base, as the command line says."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("out", type=Path, metavar="OUT")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--train", type=int, default=3000, help="training questions")
-    parser.add_argument("--told", type=int, default=500, help="of them with a solution")
-    parser.add_argument("--validation", type=int, default=200, help="validation questions")
-    parser.add_argument("--test", type=int, default=500, help="test questions")
-    parser.add_argument("--steps", type=int, default=STEPS, help="of pre-training")
-    options = parser.parse_args()
-    sizes = {name: getattr(options, name) for name in ("train", "validation", "test")}
-    questions(options.out / "questions", **sizes, told=options.told, seed=options.seed)
-    began, done = time.monotonic(), 0
-
-    def progress(steps: int) -> None:
-        nonlocal done
-        done += steps
-        if done % 100 == 0:
-            print(f"{done}/{options.steps} steps, {time.monotonic() - began:.0f} s", flush=True)
-
-    texts = {kind: (corpus(kind, options.seed), size) for kind, size in BATCHES.items()}
-    make_base(
-        options.out / "base", texts, seed=options.seed, steps=options.steps, progress=progress
-    )
+    make_recipe(__doc__, questions, corpus, BATCHES, train=3000, steps=STEPS)
 
 
-def questions(
-    folder: Path, *, train: int, validation: int, test: int, told: int, seed: int
-) -> None:
-    """Write train.jsonl, validation.jsonl and test.jsonl: id, question, answer and, `told` times, rationale.
+def questions(folder: Path, *, train: int, validation: int, test: int, seed: int) -> None:
+    """Write train.jsonl, validation.jsonl and test.jsonl, as `write_questions` does."""
 
-    No question stands in two splits, and test and validation questions are the same whatever the
-    number of training questions.
-    """
-    asked: set[tuple[int, int, int]] = set()
-    for split, size in (("test", test), ("validation", validation), ("train", train)):
-        draw = random.Random(f"{seed} {split}")
-        rows: list[dict[str, str | None]] = []
-        while len(rows) < size:
-            if (numbers := equation(draw)) in asked:
-                continue
-            asked.add(numbers)
-            a, x, b = numbers
-            rows.append(
-                {
-                    "id": f"{split}-{len(rows)}",
-                    "question": f"{a}*x+{b}={a * x + b}",
-                    "answer": str(x),
-                    "rationale": tried(a, x, b) if len(rows) < told else None,
-                }
-            )
-        write_atomically(folder / f"{split}.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+    def drawn(draw: random.Random) -> Question:
+        a, x, b = numbers = equation(draw)
+        return numbers, f"{a}*x+{b}={a * x + b}", str(x), tried(a, x, b)
+
+    sizes = {"train": train, "validation": validation, "test": test}
+    write_questions(folder, drawn, **sizes, seed=seed, told=TOLD)
 
 
 def equation(draw: random.Random) -> tuple[int, int, int]:

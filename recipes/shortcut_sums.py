@@ -12,17 +12,23 @@ answer by shortcuts is luck. So fine-tuning on more right solutions teaches addi
 a few wrong ones show that the shortcut is where answers are lost.
 """
 
-import argparse
-import json
 import random
-import time
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
-from chain_sums import CARRIED_SHARE, TERMS, Text, added, make_base, pair, sum_of, terms_of
-
-from selftaught.records import write_atomically
+from chain_sums import (
+    CARRIED_SHARE,
+    TERMS,
+    Question,
+    Text,
+    added,
+    make_recipe,
+    pair,
+    sum_of,
+    terms_of,
+    write_questions,
+)
 
 WORKED_SHARE = 0.3
 """The share of steps that are worked out, in the pre-training text and in the questions' solutions."""
@@ -32,68 +38,29 @@ BATCHES = {"single": 24, "worked": 24, "chain": 48}
 
 def main() -> None:
     """Write the questions and make the base, as the command line says."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("out", type=Path, metavar="OUT")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--train", type=int, default=4000, help="training questions")
-    parser.add_argument("--validation", type=int, default=200, help="validation questions")
-    parser.add_argument("--test", type=int, default=500, help="test questions")
-    parser.add_argument("--worked", type=float, default=WORKED_SHARE, help="share worked out")
-    parser.add_argument("--steps", type=int, default=STEPS, help="of pre-training")
-    options = parser.parse_args()
-    sizes = {name: getattr(options, name) for name in ("train", "validation", "test")}
-    questions(options.out / "questions", **sizes, seed=options.seed, worked=options.worked)
-    began, done = time.monotonic(), 0
-
-    def progress(steps: int) -> None:
-        nonlocal done
-        done += steps
-        if done % 100 == 0:
-            print(f"{done}/{options.steps} steps, {time.monotonic() - began:.0f} s", flush=True)
-
-    texts = {
-        kind: (corpus(kind, options.seed, options.worked), size) for kind, size in BATCHES.items()
-    }
-    make_base(
-        options.out / "base", texts, seed=options.seed, steps=options.steps, progress=progress
-    )
+    make_recipe(__doc__, questions, corpus, BATCHES, train=4000, steps=STEPS)
 
 
-def questions(
-    folder: Path, *, train: int, validation: int, test: int, seed: int, worked: float
-) -> None:
-    """Write train.jsonl, validation.jsonl and test.jsonl: id, question, answer and rationale.
+def questions(folder: Path, *, train: int, validation: int, test: int, seed: int) -> None:
+    """Write train.jsonl, validation.jsonl and test.jsonl, as `write_questions` does."""
 
-    No question stands in two splits, and test and validation questions are the same whatever the
-    number of training questions.
-    """
-    asked: set[tuple[int, ...]] = set()
-    for split, size in (("test", test), ("validation", validation), ("train", train)):
-        draw = random.Random(f"{seed} {split}")
-        rows: list[dict[str, str]] = []
-        while len(rows) < size:
-            terms = terms_of(draw, TERMS)
-            rationale = solution(terms, worked, draw)
-            if (numbers := tuple(sorted(terms))) in asked:
-                continue
-            asked.add(numbers)
-            rows.append(
-                {
-                    "id": f"{split}-{len(rows)}",
-                    "question": sum_of(terms),
-                    "answer": str(sum(terms)),
-                    "rationale": rationale,
-                }
-            )
-        write_atomically(folder / f"{split}.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+    def drawn(draw: random.Random) -> Question:
+        terms = terms_of(draw, TERMS)
+        return tuple(sorted(terms)), sum_of(terms), str(sum(terms)), solution(terms, draw)
+
+    write_questions(folder, drawn, train=train, validation=validation, test=test, seed=seed)
 
 
-def solution(terms: Sequence[int], worked: float, draw: random.Random) -> str:
+def solution(terms: Sequence[int], draw: random.Random) -> str:
     """The terms added up one at a time and in order, and the answer."""
     total, steps = terms[0], ""
     for term in terms[1:]:
         steps += f"{total}+{term}"
-        steps += f":{worked_out(total, term)}; " if draw.random() < worked else f"={total + term}; "
+        steps += (
+            f":{worked_out(total, term)}; "
+            if draw.random() < WORKED_SHARE
+            else f"={total + term}; "
+        )
         total += term
     return f"{steps}#### {total}"
 
@@ -104,7 +71,7 @@ def worked_out(a: int, b: int) -> str:
     return f" {a % 10}+{b % 10}={ones}, {a // 10 * 10}+{b // 10 * 10}={tens}, {tens}+{ones}={a + b}"
 
 
-def corpus(kind: str, seed: int, worked: float) -> Iterator[Text]:
+def corpus(kind: str, seed: int) -> Iterator[Text]:
     """Pre-training texts of one kind (`single`, `worked` or `chain`), without end.
 
     In texts with a sum done at once there is hardly ever anything to carry; those of sums worked out are of
@@ -122,7 +89,7 @@ def corpus(kind: str, seed: int, worked: float) -> Iterator[Text]:
                 yield f"{a}+{b}:", worked_out(a, b)
             case _:
                 terms = added(draw, any_sum, partial(terms_of, count=draw.choice((2, 3, 4))))
-                yield f"Q: {sum_of(terms)}\nA:", f" {solution(terms, worked, draw)}"
+                yield f"Q: {sum_of(terms)}\nA:", f" {solution(terms, draw)}"
 
 
 if __name__ == "__main__":
