@@ -10,10 +10,13 @@ undisturbed one, and even its rounding is the same.
 import hashlib
 import json
 import os
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict, replace
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 from selftaught.prompts import PromptStyle
@@ -22,7 +25,7 @@ from selftaught.samplers.base import Sampler, SamplingParams, checked_begun
 
 FORMAT = "selftaught rollouts 1"
 UNIT = 512
-"""Completions in a unit: what a killed run asks again at most."""
+"""Completions in a unit: what a killed run asks again, for each unit in hand, at most."""
 
 
 def collect(
@@ -74,20 +77,61 @@ def collect(
     if progress and rollouts:
         progress(len(rollouts))
     done = _units_in(len(rollouts), size * params.n)
-    for start, unit in list(enumerate(units))[done:]:
-        asked = [prompt(problem) for problem in unit]
-        here = slice(start * size, (start + 1) * size)
+    told = _one_at_a_time(progress)
+
+    def asked(number: int) -> list[Rollout]:
+        unit, here = units[number], slice(number * size, (number + 1) * size)
+        shown = [prompt(problem) for problem in unit]
         continued = {} if begun is None else {"begun": written[here]}
-        completions = sampler.sample(asked, params, keys=ids[here], progress=progress, **continued)
-        fresh = [
-            Rollout(problem, shown, one.text, one.finish_reason, sampler.model, index, origin,
+        completions = sampler.sample(shown, params, keys=ids[here], progress=told, **continued)
+        return [
+            Rollout(problem, seen, one.text, one.finish_reason, sampler.model, index, origin,
                     one.token_ids)
-            for problem, shown, samples in zip(unit, asked, completions, strict=True)
+            for problem, seen, samples in zip(unit, shown, completions, strict=True)
             for index, one in enumerate(samples, params.first)
         ]  # fmt: skip
+
+    for fresh in _in_order(asked, range(done, len(units)), sampler.at_once):
         _append(store, "".join(to_json(rollout) + "\n" for rollout in fresh), len(rollouts))
         rollouts += fresh
     return rollouts
+
+
+def _in_order(
+    asked: Callable[[int], list[Rollout]], numbers: range, at_once: int
+) -> Iterator[list[Rollout]]:
+    """What `asked` gives for every number, in their order, with the next `at_once - 1` begun already.
+
+    An engine that answers many requests at a time would otherwise run empty at the end of every unit.
+    """
+    if at_once == 1:
+        yield from map(asked, numbers)
+        return
+    pool = ThreadPoolExecutor(at_once, thread_name_prefix="collect")
+    begun: deque[Future[list[Rollout]]] = deque()
+    try:
+        for number in numbers:
+            begun.append(pool.submit(asked, number))
+            if len(begun) == at_once:
+                yield begun.popleft().result()
+        while begun:
+            yield begun.popleft().result()
+    finally:
+        # After an error the others are not waited for: they end when the sampler is closed.
+        pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _one_at_a_time(progress: Callable[[int], None] | None) -> Callable[[int], None] | None:
+    """Progress that may be told by several threads."""
+    if progress is None:
+        return None
+    lock = Lock()
+
+    def told(finished: int) -> None:
+        with lock:
+            progress(finished)
+
+    return told
 
 
 def collect_up_to(

@@ -45,6 +45,9 @@ class SamplingParams:
 class Closing:
     """What is given back at the end of a `with`."""
 
+    at_once = 1
+    """See `Sampler`."""
+
     def close(self) -> None:
         """Give the memory back."""
 
@@ -71,6 +74,11 @@ class Sampler(Protocol):
     @property
     def fingerprint(self) -> str:
         """A hash of the weights: a model trained again keeps its folder but not this."""
+        ...
+
+    @property
+    def at_once(self) -> int:
+        """How many calls of `sample` it serves at the same time, each in a thread; 1: in none."""
         ...
 
     def sample(
@@ -108,7 +116,7 @@ class Sampler(Protocol):
         ...
 
     def close(self) -> None:
-        """Give the memory back."""
+        """Give the memory back; calls of `sample` in other threads end with an error."""
         ...
 
     def __enter__(self) -> Self: ...
