@@ -21,11 +21,27 @@ def tiny_model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     The weights are drawn wide (0.2), so that its greedy text varies and attention matters. It has
     an end token, no chat template, and reads up to 512 tokens.
     """
+    return random_model(tmp_path_factory.mktemp("tiny_model"), hidden_size=32, heads=4)
+
+
+@pytest.fixture(scope="session")
+def wide_model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """As `tiny_model_dir`, with heads of 64, as vLLM's attention wants them, and a chat template."""
+    return random_model(
+        tmp_path_factory.mktemp("wide_model"), hidden_size=128, heads=2,
+        chat_template="{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}"
+        "{% if add_generation_prompt %}assistant:{% endif %}",
+    )  # fmt: skip
+
+
+def random_model(
+    folder: Path, *, hidden_size: int, heads: int, chat_template: str | None = None
+) -> Path:
+    """Make the folder of a small Llama."""
     import torch
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-    folder = tmp_path_factory.mktemp("tiny_model")
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -39,14 +55,15 @@ def tiny_model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     fast = PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, eos_token="<|end|>", pad_token="<|end|>"
     )
+    fast.chat_template = chat_template
     fast.save_pretrained(folder)
     config = LlamaConfig(
         vocab_size=len(fast),
-        hidden_size=32,
-        intermediate_size=64,
+        hidden_size=hidden_size,
+        intermediate_size=2 * hidden_size,
         num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
+        num_attention_heads=heads,
+        num_key_value_heads=heads // 2,
         max_position_embeddings=512,
         initializer_range=0.2,
         bos_token_id=None,

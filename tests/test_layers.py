@@ -96,6 +96,7 @@ DOORS: dict[str, set[str]] = {
     "reasoning_gym": {"tasks.gym"},
     "rapidfuzz": {"selection"},
     "tokenizers": {"embedded"},
+    "vllm": {"samplers.vllm_engine"},
 }
 NO_TORCH = ["selftaught", "selftaught.methods.rft", "selftaught.methods.vstar",
             "selftaught.methods.step_dpo", "selftaught.candidates", "selftaught.solving",

@@ -29,8 +29,12 @@ def open_sampler(name: str, model: str, **options: object) -> Sampler:
                     f"its options are {', '.join(known)}."
                 )
             return TransformersSampler(model, **options)  # type: ignore[arg-type]
+        case "vllm":
+            from selftaught.samplers.vllm_engine import VllmSampler
+
+            return VllmSampler(model, **options)  # type: ignore[arg-type]
         case _:
-            raise ValueError(f"No sampler is called {name!r}; there is: transformers.")
+            raise ValueError(f"No sampler is called {name!r}; there are: transformers, vllm.")
 
 
 def open_scorer(model: str, **options: object) -> "TransformersScorer":

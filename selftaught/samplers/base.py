@@ -1,5 +1,7 @@
 """What every sampler is: prompts in, completions out."""
 
+import hashlib
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from types import TracebackType
@@ -127,6 +129,27 @@ class Sampler(Protocol):
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None: ...
+
+
+def checked_keys(keys: Sequence[str] | None, prompts: Sequence[Text]) -> Sequence[str]:
+    """One name per prompt, by default the prompt itself.
+
+    Raises:
+        ValueError: their number is not that of the prompts.
+    """
+    if keys is None:
+        return [
+            one if isinstance(one, str) else json.dumps(one, ensure_ascii=False) for one in prompts
+        ]
+    if len(keys) != len(prompts):
+        raise ValueError(f"Expected one key per prompt, got {len(keys)} for {len(prompts)}.")
+    return keys
+
+
+def draw_number(seed: int, key: str, index: int) -> int:
+    """A number from 0 to 2**63 - 1 for (seed, key, sample index) alone: what a completion is drawn by."""
+    name = f"{seed}\0{key}\0{index}".encode("utf-8", "surrogatepass")
+    return int.from_bytes(hashlib.sha256(name).digest()[:8], "big") >> 1
 
 
 def checked_begun(

@@ -3,7 +3,6 @@
 Shapes: B rows, V vocabulary.
 """
 
-import hashlib
 from collections.abc import Sequence
 
 import torch
@@ -11,7 +10,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from selftaught.records import Completion
-from selftaught.samplers.base import SamplingParams
+from selftaught.samplers.base import SamplingParams, draw_number
 
 NUCLEUS = 512
 """Tokens looked at before a whole vocabulary is sorted for top_p."""
@@ -19,9 +18,8 @@ NUCLEUS = 512
 
 def uniforms(seed: int, key: str, index: int, count: int) -> Tensor:
     """One uniform number per token of a completion, drawn for (seed, key, sample index) alone."""
-    name = f"{seed}\0{key}\0{index}".encode("utf-8", "surrogatepass")
-    number = int.from_bytes(hashlib.sha256(name).digest()[:8], "big") >> 1
-    return torch.rand(count, generator=torch.Generator().manual_seed(number))
+    generator = torch.Generator().manual_seed(draw_number(seed, key, index))
+    return torch.rand(count, generator=generator)
 
 
 def choose(logits_BV: Tensor, uniform_B: Tensor, params: SamplingParams) -> Tensor:
@@ -63,7 +61,7 @@ class Ending:
         self.eos = sorted({*eos, *(special[text] for text in stop if text in special)})
         self._tokenizer = tokenizer
         self._special = frozenset(special.values())
-        self._stop = [text for text in stop if text not in special]
+        self.stop = [text for text in stop if text not in special]
         self._suspects: dict[int, bool] = {}
         self._table_V = torch.full((0,), -1, dtype=torch.int8)
 
@@ -77,7 +75,7 @@ class Ending:
 
     def suspects(self, token_B: Tensor) -> Tensor:
         """Which rows have drawn a token that can be the last of a stop string."""
-        if not self._stop:
+        if not self.stop:
             return torch.zeros_like(token_B, dtype=torch.bool)
         largest = int(token_B.max()) + 1
         if largest > len(self._table_V):
@@ -103,25 +101,25 @@ class Ending:
         return any(
             stop in text or any(text.startswith(stop[k:]) for k in range(1, len(stop)))
             for text in (alone, " " + alone)
-            for stop in self._stop
+            for stop in self.stop
         )
 
     def cut(self, token_ids: Sequence[int]) -> str | None:
         """The text before the first stop string, or None where there is none."""
         text = self.text(token_ids)
-        found = [at for at in (text.find(stop) for stop in self._stop) if at >= 0]
+        found = [at for at in (text.find(stop) for stop in self.stop) if at >= 0]
         return text[: min(found)] if found else None
 
     def ended(self, token_ids: Sequence[int]) -> bool:
         """Whether tokens are a completion that has ended, by its last token or a stop string."""
         if not token_ids:
             return False
-        return token_ids[-1] in self.eos or (bool(self._stop) and self.cut(token_ids) is not None)
+        return token_ids[-1] in self.eos or (bool(self.stop) and self.cut(token_ids) is not None)
 
     def completion(self, token_ids: Sequence[int]) -> Completion:
         """The completion that these tokens are, the ones that ended it included."""
         ids = tuple(token_ids)
-        text = self.cut(ids) if self._stop else None
+        text = self.cut(ids) if self.stop else None
         if text is not None:
             return Completion(text, "stop", ids)
         if ids[-1] in self.eos:

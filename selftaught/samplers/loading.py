@@ -7,10 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from huggingface_hub import try_to_load_from_cache
 from torch import nn
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
+    GenerationConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
@@ -138,6 +140,67 @@ def prompt_tokens(
     if not ids:
         raise ValueError(f"The prompt {which} is empty: expected at least one token.")
     return tuple(ids)
+
+
+def fitting_tokens(
+    tokenizer: PreTrainedTokenizerBase,
+    prompt: Text,
+    key: str,
+    max_tokens: int,
+    model: str,
+    context: int | None,
+    beside: int = 0,
+) -> tuple[int, ...]:
+    """The prompt as the model reads it, with room for the completion.
+
+    Args:
+        key: the prompt's name and `model`: its name, for errors.
+        context: the longest text the model can read; None: not known.
+        beside: tokens the model reads beside those of the text.
+
+    Raises:
+        ValueError: they do not fit, or see `prompt_tokens`.
+    """
+    ids = prompt_tokens(tokenizer, prompt, model, f"of {key!r}")
+    if context is not None and len(ids) + max_tokens + beside > context:
+        thought = f" and a thought's {beside}" if beside else ""
+        raise ValueError(
+            f"The prompt of {key!r} has {len(ids)} tokens; with max_tokens={max_tokens}{thought} that "
+            f"is more than the {context} that {model} can read. Use fewer worked "
+            "examples, a shorter question, or a smaller max_tokens."
+        )
+    return ids
+
+
+def folder_fingerprint(model: str) -> str:
+    """A hash of a model folder's files, for engines that keep the weights to themselves.
+
+    A name on the Hugging Face hub is looked up in the local cache; where it is not there, its name is
+    all that is hashed.
+    """
+    digest = hashlib.sha256()
+    folder = Path(model)
+    if not folder.is_dir():
+        found = try_to_load_from_cache(model, "config.json")
+        if not isinstance(found, str):
+            return hashlib.sha256(model.encode()).hexdigest()[:16]
+        folder = Path(found).parent
+    for path in sorted(folder.iterdir()):
+        if path.is_file() and path.suffix in (".safetensors", ".json", ".jinja", ".model"):
+            digest.update(f"{path.name} {path.stat().st_size}\0".encode())
+            with path.open("rb") as file:
+                while block := file.read(1 << 24):
+                    digest.update(block)
+    return digest.hexdigest()[:16]
+
+
+def end_tokens(
+    generation: GenerationConfig | None, tokenizer: PreTrainedTokenizerBase
+) -> list[int]:
+    """Every token that a model's files call an end of text."""
+    configured = (generation or GenerationConfig()).eos_token_id
+    ends = configured if isinstance(configured, list) else [configured]
+    return sorted({end for end in [*ends, tokenizer.eos_token_id] if end is not None})
 
 
 def _encoded(tokenizer: PreTrainedTokenizerBase, prompt: Text) -> list[int]:

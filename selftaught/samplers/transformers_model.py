@@ -4,7 +4,6 @@ Prompts that begin with the same tokens, as few-shot prompts do, share them: see
 `shared_prefix`. Models whose layers do not allow it are sampled by plain `generate`.
 """
 
-import json
 import logging
 from collections.abc import Callable, Sequence
 from functools import cached_property
@@ -13,17 +12,18 @@ from typing import Literal
 
 import torch
 from torch import nn
-from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from selftaught.records import Completion, Text
-from selftaught.samplers.base import Closing, SamplingParams, checked_begun
+from selftaught.samplers.base import Closing, SamplingParams, checked_begun, checked_keys
 from selftaught.samplers.drawing import Ending, uniforms
 from selftaught.samplers.loading import (
     check_vocabulary,
+    end_tokens,
     fingerprint,
+    fitting_tokens,
     free_memory,
     opened,
-    prompt_tokens,
 )
 from selftaught.samplers.plain import PlainLoop
 from selftaught.samplers.shared_prefix import SharedPrefixLoop, plan, shared_prefix_loop
@@ -63,7 +63,7 @@ class TransformersSampler(Closing):
         self.model, self._context = loaded.name, loaded.context
         self._tokenizer, self._model = loaded.tokenizer, loaded.model
         self._described = loaded.described
-        self._eos = _end_tokens(self._described, self._tokenizer)
+        self._eos = end_tokens(self._described.generation_config, self._tokenizer)
         self._beside: int = getattr(self._model, "tokens_beside", 0)
         self._loop: SharedPrefixLoop | PlainLoop | None = None
 
@@ -83,9 +83,7 @@ class TransformersSampler(Closing):
         progress: Callable[[int], None] | None = None,
     ) -> list[list[Completion]]:
         """`params.n` completions for every prompt, as `[prompt][sample]`; see `Sampler`."""
-        keys = [_default_key(prompt) for prompt in prompts] if keys is None else keys
-        if len(keys) != len(prompts):
-            raise ValueError(f"Expected one key per prompt, got {len(keys)} for {len(prompts)}.")
+        keys = checked_keys(keys, prompts)
         written = checked_begun(begun, keys, params.max_tokens)
         check_vocabulary(self._described, written)
         tokens = [
@@ -160,16 +158,9 @@ class TransformersSampler(Closing):
 
     def _tokens(self, prompt: Text, key: str, max_tokens: int) -> tuple[int, ...]:
         """The prompt as the model reads it, with room for the completion."""
-        ids = prompt_tokens(self._tokenizer, prompt, self.model, f"of {key!r}")
-        needed = len(ids) + max_tokens + self._beside
-        if self._context is not None and needed > self._context:
-            beside = f" and a thought's {self._beside}" if self._beside else ""
-            raise ValueError(
-                f"The prompt of {key!r} has {len(ids)} tokens; with max_tokens={max_tokens}{beside} that "
-                f"is more than the {self._context} that {self.model} can read. Use fewer worked "
-                "examples, a shorter question, or a smaller max_tokens."
-            )
-        return ids
+        return fitting_tokens(
+            self._tokenizer, prompt, key, max_tokens, self.model, self._context, self._beside
+        )
 
     def check(self, prompts: Sequence[Text], params: SamplingParams, keys: Sequence[str]) -> None:
         """Refuse prompts that do not fit the model's context; see `Sampler`."""
@@ -182,15 +173,3 @@ class TransformersSampler(Closing):
         self.__dict__.pop("_model", None)
         self.__dict__.pop("_described", None)
         free_memory()
-
-
-def _default_key(prompt: Text) -> str:
-    return prompt if isinstance(prompt, str) else json.dumps(prompt, ensure_ascii=False)
-
-
-def _end_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Every token that the model's files call an end of text."""
-    configured = model.generation_config or GenerationConfig()
-    ends = configured.eos_token_id
-    ends = ends if isinstance(ends, list) else [ends]
-    return sorted({end for end in [*ends, tokenizer.eos_token_id] if end is not None})

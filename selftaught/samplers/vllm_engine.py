@@ -1,0 +1,452 @@
+"""vLLM, in a process of its own: when the sampler is closed, the process and its memory are gone.
+
+This process makes tokens of prompts and texts of tokens, as for every other sampler; the child draws.
+Between them go lines of JSON: prompts by their tokens and a seed for every completion there, tokens
+back, in whatever order they end. A child that dies is started once more and asked for what is missing.
+"""
+
+import asyncio
+import contextlib
+import importlib.util
+import itertools
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import Future, as_completed
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import IO, Any
+
+import torch
+from transformers import AutoConfig, GenerationConfig
+
+from selftaught.records import Completion, Text
+from selftaught.samplers.base import (
+    Closing,
+    SamplingParams,
+    checked_begun,
+    checked_keys,
+    draw_number,
+)
+from selftaught.samplers.drawing import Ending
+from selftaught.samplers.loading import (
+    end_tokens,
+    fitting_tokens,
+    folder_fingerprint,
+    load_tokenizer,
+)
+
+ON_A_CPU = {"VLLM_CPU_KVCACHE_SPACE": "2", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
+"""Environment of the child where there is no accelerator and the caller's does not say otherwise."""
+HINTS = (
+    (("Free memory on device", "out of memory", "No available memory", "OutOfMemory"),
+     "The device's memory is not free, or too small: end what else runs on it, or set "
+     "--sampler_options.gpu_memory_utilization 0.5 (a share of the whole) or a smaller "
+     "--sampler_options.max_model_len."),
+    (("head size", "head_size"), "vLLM has no attention for this model's head size on this device; "
+     "use --sampler transformers."),
+    (("not supported", "unsupported"), "vLLM may not know this architecture or option; "
+     "--sampler transformers reads any."),
+)  # fmt: skip
+"""What to do about an engine that does not start, by what it printed."""
+
+
+class VllmSampler(Closing):
+    """A causal language model in vLLM, with its prefix cache on.
+
+    Draws depend on (seed, key, sample index) alone, each completion being a request with a seed of its
+    own, which vLLM's prefix cache makes cheap. Which batch a completion stood in may still change the
+    rounding of its logits, and so, rarely, a token.
+
+    Args:
+        model: a model folder or a name on the Hugging Face hub; an adapter is to be merged before.
+        dtype: of the weights; "auto" is how they were saved.
+        engine: any of vLLM's engine arguments, such as `tensor_parallel_size`,
+            `data_parallel_size`, `gpu_memory_utilization` or `max_model_len`.
+
+    Raises:
+        ImportError: vLLM is not installed.
+        ValueError: the folder has no model or no tokenizer.
+        ChildProcessError: the engine did not start; says the end of what it printed.
+    """
+
+    at_once = 4
+
+    def __init__(self, model: str | Path, *, dtype: str = "auto", **engine: Any) -> None:
+        if importlib.util.find_spec("vllm") is None:
+            raise ImportError(
+                'vLLM is not installed: pip install "selftaught[vllm]", or on a machine without a '
+                "GPU scripts/install_vllm_cpu.sh of the repository."
+            )
+        self.model = str(model)
+        _refuse_adapter(Path(self.model))
+        self._tokenizer = load_tokenizer(self.model)
+        self._eos = end_tokens(_generation_config(self.model), self._tokenizer)
+        self._errand = {
+            "model": self.model,
+            "dtype": dtype,
+            "enable_prefix_caching": True,
+            **engine,
+        }
+        self._lock = threading.RLock()
+        self._waiting: dict[int, _Request] = {}
+        self._numbers = itertools.count()
+        self._closed = False
+        self._restarts_left = 1
+        self._child = _Child(self._errand)
+        self._read_on()
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """A hash of the weights' files and their dtype in the engine."""
+        return f"{folder_fingerprint(self.model)}-{self._child.told['dtype']}"
+
+    def sample(
+        self,
+        prompts: Sequence[Text],
+        params: SamplingParams,
+        *,
+        keys: Sequence[str] | None = None,
+        begun: Sequence[Sequence[int]] | None = None,
+        progress: Callable[[int], None] | None = None,
+    ) -> list[list[Completion]]:
+        """`params.n` completions for every prompt, as `[prompt][sample]`; see `Sampler`."""
+        keys = checked_keys(keys, prompts)
+        written = checked_begun(begun, keys, params.max_tokens)
+        self._check_vocabulary(written)
+        ending = Ending(self._tokenizer, self._eos, params.stop)
+        asked = {
+            "temperature": params.temperature, "top_p": params.top_p, "stop": ending.stop,
+            "stop_token_ids": ending.eos,
+        }  # fmt: skip
+        indices = range(params.first, params.first + params.n)
+        requests: dict[tuple[int, int], _Request] = {}
+        done: dict[tuple[int, int], Completion] = {}
+        for place, (prompt, key) in enumerate(zip(prompts, keys, strict=True)):
+            own = written[place]
+            if ending.ended(own):
+                done |= {(place, index): ending.completion(own) for index in indices}
+                continue
+            tokens = [*self._tokens(prompt, key, params.max_tokens), *own]
+            options = asked | {"max_tokens": params.max_tokens - len(own)}
+            for index in indices:
+                seed = draw_number(params.seed, key, index) if params.temperature else None
+                requests[place, index] = _Request(next(self._numbers), tokens, options, seed)
+        if progress is not None and done:
+            progress(len(done))
+        self._ask(requests.values())
+        try:
+            for answered in as_completed([one.answer for one in requests.values()]):
+                answered.result()
+                if progress is not None:
+                    progress(1)
+        finally:
+            self._forget(requests.values())
+        for (place, index), one in requests.items():
+            done[place, index] = _completion(ending, written[place], one.answer.result())
+        return [[done[place, index] for index in indices] for place in range(len(prompts))]
+
+    def check(self, prompts: Sequence[Text], params: SamplingParams, keys: Sequence[str]) -> None:
+        """Refuse prompts that do not fit the model's context; see `Sampler`."""
+        for prompt, key in zip(prompts, keys, strict=True):
+            self._tokens(prompt, key, params.max_tokens)
+
+    def close(self) -> None:
+        """End the child and every process it has started; what is still asked for ends with an error."""
+        with self._lock:
+            if self._closed:
+                return
+            self._closed = True
+        self._child.kill()
+        self._reader.join()
+        self._child.close()
+        self._fail(ChildProcessError(f"The sampler of {self.model} was closed."))
+
+    def _tokens(self, prompt: Text, key: str, max_tokens: int) -> tuple[int, ...]:
+        context = self._child.told["context"]
+        return fitting_tokens(self._tokenizer, prompt, key, max_tokens, self.model, context)
+
+    def _check_vocabulary(self, texts: Iterable[Sequence[int]]) -> None:
+        count = self._child.told["vocabulary"]
+        for token in itertools.chain.from_iterable(texts):
+            if not 0 <= token < count:
+                raise ValueError(
+                    f"Expected token ids from 0 to {count - 1:,}, got {token}; were these tokens "
+                    "written by a model with another tokenizer?"
+                )
+
+    # ------------------------------------------------------------ the child
+
+    def _ask(self, requests: Iterable["_Request"]) -> None:
+        fresh = list(requests)
+        with self._lock:
+            if self._closed:
+                raise ChildProcessError(f"The sampler of {self.model} is closed.")
+            self._waiting |= {one.number: one for one in fresh}
+            child = self._child
+        child.send(fresh)  # a child that has just died is told again of what waits
+
+    def _forget(self, requests: Iterable["_Request"]) -> None:
+        with self._lock:
+            for one in requests:
+                self._waiting.pop(one.number, None)
+
+    def _fail(self, error: Exception) -> None:
+        with self._lock:
+            waiting, self._waiting = self._waiting, {}
+        for one in waiting.values():
+            one.answer.set_exception(error)
+
+    def _read_on(self) -> None:
+        self._reader = threading.Thread(target=self._read, name="vllm-answers", daemon=True)
+        self._reader.start()
+
+    def _read(self) -> None:
+        """Hand answers to who waits for them; when the child is dead, start it once more."""
+        while True:
+            for line in self._child.answers():
+                with self._lock:
+                    one = self._waiting.pop(line["number"], None)
+                if one is None:
+                    continue
+                if "error" in line:
+                    one.answer.set_exception(ValueError(f"vLLM refused a request: {line['error']}"))
+                else:
+                    one.answer.set_result(line)
+            if not self._started_again():
+                return
+
+    def _started_again(self) -> bool:
+        """Start a dead child once more and ask it for what is missing; False: that is over."""
+        self._child.kill()
+        with self._lock:
+            if self._closed:
+                return False
+            again = self._restarts_left > 0
+            self._restarts_left -= 1
+        told = f"{self._child.ending()}\n{self._child.printed()}"
+        self._child.close()
+        try:
+            if not again:
+                raise ChildProcessError("it had been started again once before")
+            child = _Child(self._errand)
+        except ChildProcessError as error:
+            self._fail(ChildProcessError(
+                f"vLLM with {self.model} {told}\nIt was not started again: {error}. What is stored "
+                "is kept; repeat the command to continue."
+            ))  # fmt: skip
+            with self._lock:
+                self._closed = True
+            return False
+        with self._lock:
+            self._child = child
+            missing = list(self._waiting.values())
+            if self._closed:
+                child.close()
+                return False
+        threading.Thread(target=child.send, args=(missing,), daemon=True).start()
+        return True
+
+
+@dataclass(frozen=True, eq=False)
+class _Request:
+    """One completion asked for."""
+
+    number: int
+    tokens: list[int]
+    options: dict[str, Any]
+    seed: int | None
+    answer: Future[dict[str, Any]] = field(default_factory=Future)
+
+
+def _completion(ending: Ending, begun: tuple[int, ...], answer: dict[str, Any]) -> Completion:
+    """The whole completion; the engine's word for why it ended is taken where ours is "length"."""
+    made = ending.completion((*begun, *answer["tokens"]))
+    if made.finish_reason == "length" and answer["reason"] == "stop":
+        return replace(made, finish_reason="stop")
+    return made
+
+
+def _generation_config(model: str) -> GenerationConfig:
+    """As transformers finds it: a file of its own, or else what the model's configuration says."""
+    try:
+        return GenerationConfig.from_pretrained(model)
+    except OSError:
+        return GenerationConfig.from_model_config(AutoConfig.from_pretrained(model))
+
+
+def _refuse_adapter(folder: Path) -> None:
+    if (folder / "adapter_config.json").exists() and not (folder / "config.json").exists():
+        raise ValueError(
+            f"{folder} is an adapter, and vLLM is given whole models here; merge it into its base "
+            "(peft's merge_and_unload, then save_pretrained)."
+        )
+
+
+class _Child:
+    """The process of the engine, from its start to its end."""
+
+    def __init__(self, errand: dict[str, Any]) -> None:
+        self._log: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115
+        environment = {
+            "VLLM_LOGGING_LEVEL": "WARNING", "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1",
+            **({} if torch.accelerator.is_available() else ON_A_CPU),
+            **os.environ,
+            "PYTHONPATH": os.pathsep.join(entry or os.curdir for entry in sys.path),
+        }  # fmt: skip
+        self._process = subprocess.Popen(
+            [sys.executable, "-P", "-c", "from selftaught.samplers.vllm_engine import serve; serve()"],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._log, env=environment,
+            start_new_session=True,  # so that all its processes can be ended together
+        )  # fmt: skip
+        self._sending = threading.Lock()
+        self._write({"engine": errand})
+        assert self._process.stdout is not None
+        first = self._process.stdout.readline()
+        if not first.endswith(b"\n"):
+            self.kill()
+            printed = self.printed()
+            self.close()
+            hint = next((told for words, told in HINTS if any(one in printed for one in words)), "")
+            raise ChildProcessError(
+                f"vLLM did not start with {errand['model']}: it {self.ending()}. {hint} "
+                f"The end of what it printed:\n{printed}"
+            )
+        self.told: dict[str, Any] = json.loads(first)
+        if "error" in self.told:
+            self.close()
+            raise ValueError(f"vLLM refused its options: {self.told['error']}")
+
+    def send(self, requests: Sequence[_Request]) -> None:
+        """Ask; to a child that has died nothing is said."""
+        for tokens, same in itertools.groupby(requests, key=lambda one: one.tokens):
+            asked = list(same)
+            self._write({
+                "prompt": tokens, "options": asked[0].options,
+                "asked": [(one.number, one.seed) for one in asked],
+            })  # fmt: skip
+
+    def _write(self, message: dict[str, Any]) -> None:
+        assert self._process.stdin is not None
+        with self._sending, contextlib.suppress(OSError, ValueError):
+            self._process.stdin.write(json.dumps(message).encode() + b"\n")
+            self._process.stdin.flush()
+
+    def answers(self) -> Iterable[dict[str, Any]]:
+        """What the child says, until it ends; a torn last line is left out."""
+        assert self._process.stdout is not None
+        for line in self._process.stdout:
+            if line.endswith(b"\n"):
+                yield json.loads(line)
+
+    def printed(self) -> str:
+        """The end of what the engine printed, without control characters."""
+        self._log.seek(max(0, self._log.seek(0, os.SEEK_END) - 4000))
+        text = self._log.read().decode("utf-8", "replace")
+        lines = ["".join(c for c in line if c.isprintable()) for line in text.splitlines()]
+        return "\n".join(line for line in lines if line.strip())
+
+    def ending(self) -> str:
+        """How it ended."""
+        code = self._process.wait()
+        return f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
+
+    def kill(self) -> None:
+        """End the child and all processes of its session."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.wait()
+
+    def close(self) -> None:
+        """End it and give its pipes back; only when no thread reads from it."""
+        self.kill()
+        with self._sending:
+            for pipe in (self._process.stdin, self._process.stdout, self._log):
+                if pipe is not None:
+                    with contextlib.suppress(BrokenPipeError):
+                        pipe.close()
+
+
+# ---------------------------------------------------------------- in the child
+
+
+def serve() -> None:
+    """What the child runs: a request per line of standard input, until that closes."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
+    answers = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)  # what the engine prints must not be read as an answer
+    errand = json.loads(sys.stdin.buffer.readline())["engine"]
+    asyncio.run(_serve(errand, lambda said: _say(answers, said)))
+
+
+def _say(answers: IO[bytes], said: dict[str, Any]) -> None:
+    answers.write(json.dumps(said).encode() + b"\n")
+    answers.flush()
+
+
+async def _serve(errand: dict[str, Any], say: Callable[[dict[str, Any]], None]) -> None:
+    loop = asyncio.get_running_loop()
+    messages: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
+    threading.Thread(target=_listen, args=(loop, messages), daemon=True).start()
+    from vllm.engine.arg_utils import AsyncEngineArgs
+    from vllm.v1.engine.async_llm import AsyncLLM
+
+    if not torch.accelerator.is_available():
+        errand = {"enforce_eager": True} | errand  # compiling takes longer than it saves there
+    try:
+        arguments = AsyncEngineArgs(**errand)
+    except TypeError as error:
+        say({"error": str(error)})
+        return
+    engine = AsyncLLM.from_engine_args(arguments)
+    config = engine.model_config
+    say({"context": config.max_model_len, "vocabulary": config.get_vocab_size(),
+         "dtype": str(config.dtype).removeprefix("torch.")})  # fmt: skip
+    running: set[asyncio.Task[None]] = set()
+    while True:
+        message = await messages.get()
+        for number, seed in message["asked"]:
+            task = asyncio.create_task(_drawn(engine, message, number, seed, say))
+            running.add(task)
+            task.add_done_callback(running.discard)
+
+
+def _listen(loop: asyncio.AbstractEventLoop, messages: asyncio.Queue[dict[str, Any]]) -> None:
+    """Read requests; when the parent is gone, all processes of this session end at once."""
+    for line in sys.stdin.buffer:
+        if line.endswith(b"\n"):
+            loop.call_soon_threadsafe(messages.put_nowait, json.loads(line))
+    os.killpg(os.getpgid(0), signal.SIGKILL)
+
+
+async def _drawn(
+    engine: Any,
+    message: dict[str, Any],
+    number: int,
+    seed: int | None,
+    say: Callable[[dict[str, Any]], None],
+) -> None:
+    """Draw one completion and say its tokens."""
+    from vllm import SamplingParams as VllmParams
+    from vllm.sampling_params import RequestOutputKind
+    from vllm.v1.engine.exceptions import EngineDeadError
+
+    try:
+        params = VllmParams(
+            **message["options"], seed=seed, output_kind=RequestOutputKind.FINAL_ONLY,
+            detokenize=bool(message["options"]["stop"]),
+        )  # fmt: skip
+        prompt = {"prompt_token_ids": message["prompt"]}
+        async for output in engine.generate(prompt, params, str(number)):
+            made = output.outputs[0]
+            say({"number": number, "tokens": list(made.token_ids), "reason": made.finish_reason})
+    except EngineDeadError:
+        os._exit(1)  # the parent starts another
+    except Exception as error:  # the edge of the process: whatever it was, the parent is told
+        say({"number": number, "error": f"{type(error).__name__}: {error}"[:500]})
