@@ -13,7 +13,7 @@ PACKAGE = ROOT / "selftaught"
 
 BELOW_EVALUATION = {
     "grading", "tasks", "rollouts", "selection", "training", "embedded", "metrics", "samplers",
-    "prompts", "answers", "equations", "records", "run_folder",
+    "prompts", "answers", "equations", "records", "run_folder", "status",
 }  # fmt: skip
 MAY_IMPORT: dict[str, set[str]] = {
     "records": set(),
@@ -24,8 +24,10 @@ MAY_IMPORT: dict[str, set[str]] = {
     "quiet": set(),
     "wheel_models": set(),
     "prompts": {"records"},
-    "samplers": {"records"},
+    "ray_cluster": set(),
+    "samplers": {"ray_cluster", "records"},
     "run_folder": {"records"},
+    "status": {"run_folder"},
     "tasks": {"answers", "prompts", "records"},
     "rollouts": {"prompts", "samplers", "records"},
     "selection": {"equations", "prompts", "records"},
@@ -56,6 +58,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "records",
         "run_folder",
         "samplers",
+        "status",
     },
     "pause_commands": BELOW_EVALUATION
     | {"pause", "quiet", "quiet_commands", "evaluation", "report"},
@@ -97,6 +100,7 @@ DOORS: dict[str, set[str]] = {
     "rapidfuzz": {"selection"},
     "tokenizers": {"embedded"},
     "vllm": {"samplers.vllm_engine"},
+    "ray": {"ray_cluster", "samplers.ray_pool"},
 }
 NO_TORCH = ["selftaught", "selftaught.methods.rft", "selftaught.methods.vstar",
             "selftaught.methods.step_dpo", "selftaught.candidates", "selftaught.solving",

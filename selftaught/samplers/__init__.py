@@ -33,8 +33,12 @@ def open_sampler(name: str, model: str, **options: object) -> Sampler:
             from selftaught.samplers.vllm_engine import VllmSampler
 
             return VllmSampler(model, **options)  # type: ignore[arg-type]
+        case "ray":
+            from selftaught.samplers.ray_pool import RaySampler
+
+            return RaySampler(model, **options)  # type: ignore[arg-type]
         case _:
-            raise ValueError(f"No sampler is called {name!r}; there are: transformers, vllm.")
+            raise ValueError(f"No sampler is called {name!r}; there are: transformers, vllm, ray.")
 
 
 def open_scorer(model: str, **options: object) -> "TransformersScorer":

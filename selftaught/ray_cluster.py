@@ -1,0 +1,122 @@
+"""A Ray cluster: connected to, and asked what it has and what its nodes can see."""
+
+import logging
+import os
+import socket
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+_QUIET = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
+
+
+def connect(address: str | None = None) -> bool:
+    """Connect to a cluster; returns whether this call did it, and is to be ended by `disconnect`.
+
+    Args:
+        address: of a cluster's head, such as "10.0.0.1:6379"; None: that of RAY_ADDRESS, or a cluster
+            that runs on this machine, or else one is started here for as long as this process runs.
+
+    Raises:
+        ImportError: Ray is not installed.
+        ConnectionError: there is no cluster at the address.
+    """
+    for name, value in _QUIET.items():
+        os.environ.setdefault(name, value)
+    try:
+        import ray
+    except ImportError:
+        raise ImportError('Ray is not installed: pip install "selftaught[ray]".') from None
+    if ray.is_initialized():
+        return False
+    where = address or os.environ.get("RAY_ADDRESS")
+    try:
+        _answers(where)
+        ray.init(address, logging_level=logging.ERROR, log_to_driver=False, include_dashboard=None
+                 if address else False, runtime_env={"env_vars": _environment()})  # fmt: skip
+    except (OSError, ValueError) as error:
+        raise ConnectionError(
+            f"No Ray cluster answered at {where}: {error}. Start "
+            "one with `ray start --head`, or give the address of its head."
+        ) from None
+    return True
+
+
+def _answers(address: str | None) -> None:
+    """Refuse an address of host and port where nobody listens: Ray itself would try for minutes."""
+    host, colon, port = (address or "").rpartition(":")
+    if colon and port.isdecimal() and "/" not in host:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
+
+
+def disconnect() -> None:
+    """Leave the cluster; one that was started by this process ends."""
+    import ray
+
+    ray.shutdown()
+
+
+def _environment() -> dict[str, str]:
+    """What a worker needs of this process's environment: where this package is, in a checkout."""
+    root = Path(__file__).resolve().parent.parent
+    found = dict(_QUIET)
+    if not any(part in ("site-packages", "dist-packages") for part in root.parts):
+        found["PYTHONPATH"] = os.pathsep.join([str(root), *_given("PYTHONPATH")])
+    return found
+
+
+def _given(name: str) -> list[str]:
+    return [value] if (value := os.environ.get(name)) else []
+
+
+def check_resources(workers: int, each: Mapping[str, float]) -> None:
+    """Refuse more workers than the cluster can hold.
+
+    Raises:
+        ValueError: says what is there.
+    """
+    import ray
+
+    there = ray.cluster_resources()
+    short = {name: count for name, count in each.items() if workers * count > there.get(name, 0)}
+    if short:
+        wanted = ", ".join(f"{workers * count:g} {name}" for name, count in short.items())
+        has = ", ".join(f"{there.get(name, 0):g} {name}" for name in each)
+        nodes = sum(node["Alive"] for node in ray.nodes())
+        raise ValueError(
+            f"{workers} workers of {', '.join(f'{n:g} {name}' for name, n in each.items())} each need "
+            f"{wanted}, and the Ray cluster has {has} on {nodes} node{'s' * (nodes != 1)}. Ask for fewer "
+            "workers or less for each, or add nodes."
+        )
+
+
+def check_visible(paths: Sequence[str]) -> None:
+    """Make sure that every living node sees these files and folders, before work begins.
+
+    Raises:
+        ValueError: names the nodes that do not, and what they miss.
+    """
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    look = ray.remote(num_cpus=0)(_missing)
+    nodes = {node["NodeID"]: node["NodeManagerAddress"] for node in ray.nodes() if node["Alive"]}
+    asked = {
+        name: look.options(
+            scheduling_strategy=NodeAffinitySchedulingStrategy(name, soft=False)
+        ).remote(list(paths))
+        for name in nodes
+    }
+    blind = {}
+    for name, ref in asked.items():
+        if missing := ray.get(ref):
+            blind[nodes[name]] = missing
+    if blind:
+        told = "; ".join(f"{node} does not see {', '.join(map(str, what))}" for node, what in blind.items())  # fmt: skip
+        raise ValueError(
+            f"Every node of the Ray cluster must see the files of a run, and {len(blind)} of "
+            f"{len(nodes)} do not: {told}. Put them into a folder that all nodes share, at the same path."
+        )
+
+
+def _missing(paths: Sequence[str]) -> list[str]:
+    return [path for path in paths if not Path(path).exists()]

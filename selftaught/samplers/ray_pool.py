@@ -1,0 +1,389 @@
+"""A pool of samplers on a Ray cluster, each in an actor of its own.
+
+What is asked is cut into chunks by its order alone, so a chunk holds the same completions whichever
+actor gets it, and when it is asked again. An actor that dies is replaced, and the chunks it had not
+finished are asked again; finished ones never are. Stores are the driver's affair, as everywhere.
+"""
+
+import itertools
+import logging
+import os
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, as_completed
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from selftaught import ray_cluster
+from selftaught.records import Completion, Text
+from selftaught.samplers.base import Closing, SamplingParams, checked_begun, checked_keys
+
+logger = logging.getLogger(__name__)
+
+UNIT = 512
+"""Completions that `collect` asks for in one call."""
+
+
+class RaySampler(Closing):
+    """Several samplers of one kind and model, on a Ray cluster, as one.
+
+    Args:
+        model: a model folder that every node sees at the same path, or a name on the hub.
+        engine: the kind of sampler in each actor, such as transformers or vllm.
+        workers: actors.
+        address: of the cluster's head; default: RAY_ADDRESS, or a cluster that runs on this machine, or
+            one that is started here.
+        cpus, gpus: what each actor takes of the cluster; gpus by default as many as the engine's
+            `tensor_parallel_size` where the cluster has any.
+        chunk: completions that an actor is handed at a time, and at most asked again when it dies.
+        options: the engine's own.
+
+    Raises:
+        ImportError: Ray is not installed.
+        ConnectionError: there is no cluster at the address.
+        ValueError: the cluster has too little, a node does not see the model, the actors hold
+            different weights, or what the engine itself refuses.
+    """
+
+    PATIENCE = 600.0
+    """Seconds to wait for a first actor, or for a new one when all have died."""
+    TRIES = 4
+    """Actors that may die with the same chunk in hand."""
+
+    def __init__(
+        self,
+        model: str | Path,
+        *,
+        engine: str = "transformers",
+        workers: int = 2,
+        address: str | None = None,
+        cpus: float = 1.0,
+        gpus: float | None = None,
+        chunk: int = 64,
+        **options: Any,
+    ) -> None:
+        for name, value in (("workers", workers), ("chunk", chunk)):
+            if value < 1:
+                raise ValueError(f"{name} must be at least 1; got {value}.")
+        if engine == "ray":
+            raise ValueError(
+                "Expected the kind of sampler that each actor holds, got engine='ray'."
+            )
+        self.model = str(model)
+        path = Path(self.model).resolve() if Path(self.model).is_dir() else None
+        self._connected = ray_cluster.connect(address)
+        self._lock = threading.Condition()
+        self._queue: deque[_Chunk] = deque()
+        self._actors: list[_Actor] = []
+        self._closed = False
+        self._error: Exception | None = None
+        self._failed_starts = 0
+        self._dispatcher: threading.Thread | None = None
+        try:
+            import ray
+
+            if gpus is None:
+                each = int(options.get("tensor_parallel_size", 1))
+                gpus = float(each) if ray.cluster_resources().get("GPU") else 0.0
+            needs = {"CPU": cpus} | ({"GPU": gpus} if gpus else {})
+            ray_cluster.check_resources(workers, needs)
+            if path is not None:
+                ray_cluster.check_visible([str(path)])
+            self._depth = 2 if engine == "transformers" else 16
+            self._chunk = chunk
+            self.at_once = max(2, -(-2 * workers * self._depth * chunk // UNIT))
+            made = ray.remote(num_cpus=cpus, num_gpus=gpus)(_Engine)
+            self._made = made.options(max_concurrency=1 if self._depth == 2 else self._depth)
+            self._given = (engine, str(path or self.model), options)
+            self._actors = [self._started() for _ in range(workers)]
+            self.fingerprint = self._await_all()
+        except BaseException:
+            self.close()
+            raise
+        self._dispatcher = threading.Thread(target=self._dispatch, name="ray-pool", daemon=True)
+        self._dispatcher.start()
+
+    def sample(
+        self,
+        prompts: Sequence[Text],
+        params: SamplingParams,
+        *,
+        keys: Sequence[str] | None = None,
+        begun: Sequence[Sequence[int]] | None = None,
+        progress: Callable[[int], None] | None = None,
+    ) -> list[list[Completion]]:
+        """`params.n` completions for every prompt, as `[prompt][sample]`; see `Sampler`."""
+        keys = checked_keys(keys, prompts)
+        checked_begun(begun, keys, params.max_tokens)
+        size = max(1, self._chunk // params.n)
+        chunks = []
+        for start in range(0, len(prompts), size):
+            part = slice(start, start + size)
+            own = None if begun is None else [tuple(tokens) for tokens in begun[part]]
+            chunks.append(_Chunk((list(prompts[part]), params, list(keys[part]), own)))
+        with self._lock:
+            if self._closed or self._error:
+                raise self._error or ConnectionError("The pool of samplers is closed.")
+            self._queue += chunks
+            self._lock.notify_all()
+        try:
+            for answered in as_completed([chunk.answer for chunk in chunks]):
+                done = answered.result()
+                if progress is not None:
+                    progress(sum(map(len, done)))
+        finally:
+            with self._lock:  # after an error nobody waits for the others
+                self._queue = deque(one for one in self._queue if one not in chunks)
+        return [samples for chunk in chunks for samples in chunk.answer.result()]
+
+    def check(self, prompts: Sequence[Text], params: SamplingParams, keys: Sequence[str]) -> None:
+        """Refuse what could not be sampled; see `Sampler`."""
+        import ray
+
+        with self._lock:
+            actor = next(actor for actor in self._actors if actor.ready)
+        ray.get(actor.handle.check.remote(list(prompts), params, list(keys)))
+
+    def close(self) -> None:
+        """End the actors, and the cluster if it was started here."""
+        import ray
+
+        with self._lock:
+            if self._closed:
+                return
+            self._closed = True
+            self._lock.notify_all()
+        if self._dispatcher is not None:
+            self._dispatcher.join()
+        for actor in self._actors:
+            ray.kill(actor.handle)
+        self._fail(ConnectionError("The pool of samplers was closed."))
+        if self._connected:
+            ray_cluster.disconnect()
+
+    # ------------------------------------------------------------ actors
+
+    def _started(self) -> "_Actor":
+        handle = self._made.remote(*self._given)
+        return _Actor(handle, handle.told.remote())
+
+    def _await_all(self) -> str:
+        """Wait for every actor; the fingerprint they all tell."""
+        import ray
+        from ray.exceptions import RayActorError, RayTaskError
+
+        try:
+            told = ray.get([actor.told for actor in self._actors], timeout=self.PATIENCE)
+        except RayTaskError as error:
+            raise _own(error) from None
+        except RayActorError as error:
+            raise _why(error) from None
+        except TimeoutError:
+            raise ConnectionError(
+                f"Not all of {len(self._actors)} actors were ready after {self.PATIENCE:.0f} s; the "
+                f"cluster has {ray.available_resources()} free. Ask for fewer workers, or end what else "
+                "runs there."
+            ) from None
+        for actor in self._actors:
+            actor.ready = True
+        prints = {told_by["fingerprint"] for told_by in told}
+        if len(prints) > 1:
+            raise ValueError(
+                f"The nodes hold different weights of {self.model} ({', '.join(sorted(prints))}). Put "
+                "the model into a folder that all nodes share."
+            )
+        return prints.pop()
+
+    @property
+    def processes(self) -> list[int]:
+        """The process of every actor that is ready, on its own node."""
+        import ray
+
+        with self._lock:
+            ready = [actor.told for actor in self._actors if actor.ready]
+        return [told["process"] for told in ray.get(ready)]
+
+    # ------------------------------------------------------------ chunks
+
+    def _dispatch(self) -> None:
+        """Hand chunks to actors with room, take what is finished, replace who died."""
+        import ray
+
+        out: dict[Any, tuple[_Actor, _Chunk | None]] = {}
+        alive = time.monotonic()
+        while True:
+            with self._lock:
+                while not self._closed and not self._queue and not out:
+                    self._lock.wait()
+                if self._closed or self._error:
+                    return
+                for actor, chunk in self._handed():
+                    out[actor.handle.sample.remote(*chunk.asked)] = (actor, chunk)
+                for actor in self._actors:
+                    if not actor.ready and actor.told not in out:
+                        out[actor.told] = (actor, None)
+            if any(actor.ready for actor in self._actors):
+                alive = time.monotonic()
+            elif time.monotonic() - alive > self.PATIENCE:
+                self._end(ConnectionError(
+                    f"No actor was left, and none could be started within {self.PATIENCE:.0f} s. What "
+                    "is stored is kept; repeat the command to continue."
+                ))  # fmt: skip
+            # Not for long, because another thread may have asked meanwhile.
+            finished, _ = ray.wait(list(out), num_returns=1, timeout=0.05)
+            for ref in finished:
+                self._take(ref, *out.pop(ref))
+
+    def _handed(self) -> Iterator[tuple["_Actor", "_Chunk"]]:
+        """Chunks and the actors that get them, in turn, so that all have some before one has more."""
+        while self._queue:
+            actor = min(
+                (one for one in self._actors if one.ready and len(one.chunks) < self._depth),
+                key=lambda one: len(one.chunks),
+                default=None,
+            )
+            if actor is None:
+                return
+            chunk = self._queue.popleft()
+            actor.chunks.append(chunk)
+            yield actor, chunk
+
+    def _take(self, ref: Any, actor: "_Actor", chunk: "_Chunk | None") -> None:
+        """What came back for a chunk, or from an actor that has started; from a dead one, nothing."""
+        import ray
+        from ray.exceptions import RayActorError, RayError, RayTaskError
+
+        try:
+            result = ray.get(ref)
+        except RayTaskError as error:  # the engine itself refused
+            self._answered(actor, chunk)
+            if chunk is None:
+                self._end(_own(error))
+            else:
+                chunk.answer.set_exception(_own(error))
+        except RayActorError as error:
+            self._replace(actor, error)
+        except RayError as error:  # such as an answer lost with its node
+            logger.warning("A chunk is asked again: %s", error)
+            if self._answered(actor, chunk) and chunk is not None:
+                self._again([chunk], error)
+        else:
+            self._answered(actor, chunk)
+            if chunk is not None:
+                chunk.answer.set_result(result)
+            else:
+                actor.ready = True
+
+    def _answered(self, actor: "_Actor", chunk: "_Chunk | None") -> bool:
+        with self._lock:
+            if chunk in actor.chunks:
+                actor.chunks.remove(chunk)
+                return True
+        return False
+
+    def _replace(self, actor: "_Actor", error: Exception) -> None:
+        """Start another actor, and put what the dead one had in hand before all else."""
+        with self._lock:
+            if actor not in self._actors:
+                return  # another of its chunks told so already
+            self._actors.remove(actor)
+            chunks = list(actor.chunks)
+        logger.warning("An actor died with %d chunks in hand, and is replaced.", len(chunks))
+        if not actor.ready:
+            self._failed_starts += 1
+            if self._failed_starts >= self.TRIES:
+                self._end(_why(error))
+                return
+        with self._lock:
+            self._actors.append(self._started())
+        self._again(chunks, error)
+
+    def _again(self, chunks: Sequence["_Chunk"], error: Exception) -> None:
+        for chunk in reversed(chunks):
+            chunk.tries += 1
+            if chunk.tries >= self.TRIES:
+                chunk.answer.set_exception(ConnectionError(
+                    f"{chunk.tries} actors died, one after the other, with the same {len(chunk.asked[0])} "
+                    f"prompts in hand, the first of which is {chunk.asked[2][0]!r}: {_why(error)}"
+                ))  # fmt: skip
+            else:
+                with self._lock:
+                    self._queue.appendleft(chunk)
+
+    def _end(self, error: Exception) -> None:
+        """Nothing more can be done: whoever waits is told, and so is who asks later."""
+        with self._lock:
+            self._error = error
+        self._fail(error)
+
+    def _fail(self, error: Exception) -> None:
+        with self._lock:
+            waiting = [*self._queue, *itertools.chain(*(actor.chunks for actor in self._actors))]
+            self._queue.clear()
+        for chunk in waiting:
+            if not chunk.answer.done():
+                chunk.answer.set_exception(error)
+
+
+@dataclass(eq=False)
+class _Chunk:
+    """Prompts that are asked together: prompts, params, keys, begun."""
+
+    asked: tuple[list[Text], SamplingParams, list[str], list[tuple[int, ...]] | None]
+    answer: Future[list[list[Completion]]] = field(default_factory=Future)
+    tries: int = 0
+
+
+@dataclass(eq=False)
+class _Actor:
+    """An actor, what it tells of itself when it has started, and what it has in hand."""
+
+    handle: Any
+    told: Any
+    ready: bool = False
+    chunks: list[_Chunk] = field(default_factory=list)
+
+
+class _Engine:
+    """What runs in an actor."""
+
+    def __init__(self, engine: str, model: str, options: dict[str, Any]) -> None:
+        from selftaught.samplers import open_sampler
+
+        self._options = (engine, model, options)
+        self._sampler: Any = None
+        self._open = open_sampler
+
+    def told(self) -> dict[str, Any]:
+        """The fingerprint of the weights, and which process this is."""
+        engine, model, options = self._options
+        self._sampler = self._sampler or self._open(engine, model, **options)
+        return {"fingerprint": self._sampler.fingerprint, "process": os.getpid()}
+
+    def check(self, prompts: list[Text], params: SamplingParams, keys: list[str]) -> None:
+        """Refuse what could not be sampled."""
+        self._sampler.check(prompts, params, keys)
+
+    def sample(
+        self,
+        prompts: list[Text],
+        params: SamplingParams,
+        keys: list[str],
+        begun: list[tuple[int, ...]] | None,
+    ) -> list[list[Completion]]:
+        """One chunk."""
+        return self._sampler.sample(prompts, params, keys=keys, begun=begun)
+
+
+def _own(error: Any) -> Exception:
+    """The engine's own error, as it would have come without a cluster."""
+    cause = error.cause
+    return cause if isinstance(cause, ValueError | OSError | ImportError) else error
+
+
+def _why(error: Exception) -> ConnectionError:
+    text = " ".join(str(error).split())
+    return ConnectionError(f"An actor died: {text[:600]}")
