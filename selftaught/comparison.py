@@ -36,6 +36,7 @@ from selftaught.prompts import PromptStyle, bare, styled
 from selftaught.records import read_rollouts
 from selftaught.run_folder import Watch, hold, link_tree, read_rows, write_config
 from selftaught.selection import draw_problems
+from selftaught.status import reported
 from selftaught.steps import split_steps
 from selftaught.training import open_tokenizer
 
@@ -109,7 +110,10 @@ def run_compare(config: CompareConfig, watch: Watch | None = None) -> Row:
         NothingToLearn: a method had nothing to learn from; says which and why.
         BlockingIOError: another process runs in the folder.
     """
-    with hold(config.out):
+    with (
+        hold(config.out),
+        reported(config.out / "status.json", "comparison", watch) as watch,
+    ):
         run = open_run(config, watch)
         write_config(config.out, config.plain(), CHANGEABLE)
         once(run, "SFT", lambda: _sft(run))

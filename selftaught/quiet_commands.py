@@ -224,7 +224,11 @@ def _train(how: TrainOptions, bar: Bar) -> None:
         else None
     )
     total = how.max_steps if how.max_steps > 0 else 0
-    with _held(hold, how.out, main=main), bar("training", total) as advance:
+    with (
+        _held(hold, how.out, main=main),
+        _reported(how.out, bar, main=main) as watch,
+        watch.progress("training", total) as advance,
+    ):
         log = train_quiet(
             model, tokenizer, learned, arguments, out=how.out, peft_model=peft_model,
             progress=advance,
@@ -407,6 +411,19 @@ def _held(hold: Any, out: Path, *, main: bool) -> Iterator[None]:
         return
     with hold(out):
         yield
+
+
+@contextmanager
+def _reported(out: Path, bar: Bar, *, main: bool) -> Iterator[Any]:
+    """A watch that writes the run's status; of several processes, the main one's."""
+    from selftaught.run_folder import Watch
+    from selftaught.status import reported
+
+    if not main:
+        yield Watch()
+        return
+    with reported(out / "status.json", "Quiet-STaR", Watch(progress=bar)) as watch:
+        yield watch
 
 
 def _remember(options: Any, path: Path) -> None:

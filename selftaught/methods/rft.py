@@ -48,6 +48,7 @@ from selftaught.selection import (
     make_examples,
     way,
 )
+from selftaught.status import reported
 
 PAPER = "Yuan et al. 2023, arXiv:2308.01825"
 
@@ -108,7 +109,10 @@ def run_rft(config: RftConfig, watch: Watch | None = None) -> Row:
         NothingToLearn: no completion was right; says why.
         BlockingIOError: another process runs in the folder.
     """
-    with hold(config.out):
+    with (
+        hold(config.out),
+        reported(config.out / "status.json", "RFT", watch) as watch,
+    ):
         run = open_run(config, watch)
         pooled = _pooled(run, config)
         write_config(config.out, config.plain(), CHANGEABLE)

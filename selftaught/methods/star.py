@@ -48,6 +48,7 @@ from selftaught.selection import (
     unsolved,
     why_dropped,
 )
+from selftaught.status import reported
 from selftaught.tasks import Task, open_task
 from selftaught.training import Training, lora_config, sft_config, train_sft
 
@@ -253,8 +254,11 @@ def run_star(config: StarConfig, watch: Watch | None = None) -> Row:
         NothingToLearn: no iteration could begin to learn; says why.
         BlockingIOError: another process runs in the folder.
     """
-    with hold(config.out):
-        star = open_star(config, watch or Watch())
+    with (
+        hold(config.out),
+        reported(config.out / "status.json", "STaR", watch) as watch,
+    ):
+        star = open_star(config, watch)
         if config.training:
             _sft_config(star, 1, config.out)  # refuse an unknown option before anything is sampled
         write_config(config.out, plain(config), CHANGEABLE)

@@ -70,6 +70,7 @@ from selftaught.selection import (
     most_distant,
     preference,
 )
+from selftaught.status import reported
 from selftaught.step_pages import write_step_page
 from selftaught.steps import (
     Chosen,
@@ -203,7 +204,10 @@ def run_step_dpo(config: StepDpoConfig, watch: Watch | None = None) -> Row:
         NothingToLearn: no wrong completion, or none with a pit; says how many there were.
         BlockingIOError: another process runs in the folder.
     """
-    with hold(config.out):
+    with (
+        hold(config.out),
+        reported(config.out / "status.json", "per-step DPO", watch) as watch,
+    ):
         run = open_run(config, watch)
         largest = max([*config.sizes, *config.sft_sizes], default=0)
         if largest > len(run.train):

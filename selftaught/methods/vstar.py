@@ -61,6 +61,7 @@ from selftaught.selection import (
     make_examples,
     make_preferences,
 )
+from selftaught.status import reported
 from selftaught.training import (
     Judged,
     completion_ids,
@@ -141,7 +142,10 @@ def run_vstar(config: VstarConfig, watch: Watch | None = None) -> Row:
         NothingToLearn: no problem has both a right and a wrong completion; says how many there are.
         BlockingIOError: another process runs in the folder.
     """
-    with hold(config.out):
+    with (
+        hold(config.out),
+        reported(config.out / "status.json", "V-STaR", watch) as watch,
+    ):
         run = open_run(config, watch)
         write_config(config.out, config.plain(), CHANGEABLE)
         seed = seed_examples(run, run.train, config.out / "sft")
