@@ -289,6 +289,11 @@ def _refuse_adapter(folder: Path) -> None:
         )
 
 
+def _hint(printed: str) -> str:
+    """What to do about an engine that printed this and did not start."""
+    return next((told for words, told in HINTS if any(one in printed for one in words)), "")
+
+
 class _Child:
     """The process of the engine, from its start to its end."""
 
@@ -313,9 +318,8 @@ class _Child:
             self.kill()
             printed = self.printed()
             self.close()
-            hint = next((told for words, told in HINTS if any(one in printed for one in words)), "")
             raise ChildProcessError(
-                f"vLLM did not start with {errand['model']}: it {self.ending()}. {hint} "
+                f"vLLM did not start with {errand['model']}: it {self.ending()}. {_hint(printed)} "
                 f"The end of what it printed:\n{printed}"
             )
         self.told: dict[str, Any] = json.loads(first)
