@@ -25,6 +25,7 @@ from urllib.request import urlopen
 import pytest
 
 from selftaught import rollouts
+from selftaught.cli import main
 from selftaught.prompts import PromptStyle
 from selftaught.records import Completion, Problem, Text, read_rollouts
 from selftaught.rollouts import collect
@@ -709,6 +710,80 @@ def test_a_key_that_cannot_be_sent_is_not_told(key: str, monkeypatch: pytest.Mon
     assert key not in str(raised.value)
 
 
+def test_the_key_is_nowhere_after_a_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture, short_pauses: None,
+):  # fmt: skip
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    store = tmp_path / "run" / "r.jsonl"
+    given = ["sample", "--sampler", "openai", "--model", "m", "--limit", "3", "--out", str(store)]
+    with serving(error(500, f"bad {KEY}"), changed(text=1, note=KEY)) as server:
+        url = ["--base-url", server.url]
+        bad, server.faults = server.faults, server.faults[:1]
+        assert main([*given, *url, "--sampler_options.retries", "0"]) == 2
+        server.faults = bad
+        assert main([*given, *url]) == 0
+        assert main([*given, *url, "--out", str(tmp_path / "run" / "s.jsonl")]) == 0
+        server.faults = (error(401, f"Incorrect API key provided: {KEY}"),)
+        assert main([*given, *url, "--seed=1", "--out", str(tmp_path / "run" / "t.jsonl")]) == 2
+        secret = server.url.replace("//", "//me:hidden-word@")
+        assert main([*given, f"--base-url={secret}"]) == 2
+    out = capfd.readouterr()
+    told = out.out + out.err + caplog.text
+    assert "bad [the key]" in told
+    assert "Incorrect API key provided: [the key]" in told
+    files = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert len(files) > 6
+    for path in files:
+        assert KEY.encode() not in path.read_bytes()
+        assert b"hidden-word" not in path.read_bytes()
+    assert KEY not in told
+    assert "hidden-word" not in told
+    assert server.keys == {f"Bearer {KEY}"}
+
+
+# ---------------------------------------------------------------- on the command line
+
+
+def test_what_the_requests_came_to_is_told_and_summed_over_continuations(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], short_pauses: None
+):
+    store = tmp_path / "r.jsonl"
+    given = ["evaluate", "--sampler=openai", "--model=m", "--limit=6", "--out", str(store),
+             "--n=4", "--temperature=1", "--sampler_options.price_in=2", "--sampler_options.price_out=10"]  # fmt: skip
+    with serving(error(500)) as server:
+        assert main([*given, f"--base-url={server.url}", "--sampler_options.retries=1"]) == 2
+        failed = json.loads((tmp_path / "r.usage.json").read_text())
+        assert failed["completion_tokens"] == 0
+    capsys.readouterr()
+    with serving(error(500)) as server:
+        assert main([*given, f"--base-url={server.url}"]) == 0
+    told = capsys.readouterr().out
+    # 24 completions, each after three retries, beside the list of models; 10 and 5 tokens each
+    assert "Server: 97 requests (72 tried again), 240 prompt tokens, 120 completion tokens" in told
+    assert "cost 0.0017" in told  # (240 * 2 + 120 * 10) / 1e6 = 0.00168
+    summed = json.loads((tmp_path / "r.usage.json").read_text())
+    assert summed["requests"] == 97 + failed["requests"]
+    assert summed["cost"] == pytest.approx(0.00168)
+    assert "sampler: openai" in (tmp_path / "r.config.yaml").read_text()
+
+
+def test_a_damaged_file_of_usage_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    (tmp_path / "r.usage.json").write_text('{"requests": "many"}')
+    given = [
+        "sample",
+        "--sampler=openai",
+        "--model=m",
+        "--limit=1",
+        "--out",
+        str(tmp_path / "r.jsonl"),
+    ]
+    with serving() as server:
+        assert main([*given, f"--base-url={server.url}"]) == 2
+        assert not any(path == "/v1/completions" for path, _ in server.asked)
+    assert "r.usage.json: expected requests, retries" in capsys.readouterr().err
+
+
 # ---------------------------------------------------------------- two real servers
 
 PROMPTS: list[Text] = [
@@ -907,6 +982,18 @@ def test_vllm_refuses_in_words(
     with pytest.raises(ValueError, match=r"401.*OPENAI_API_KEY") as raised:
         OpenAISampler("tiny", base_url=vllm_url)
     assert "another-key" not in str(raised.value)
+
+
+@pytest.mark.slow
+@pytest.mark.vllm
+def test_vllm_on_the_command_line(vllm_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    out = tmp_path / "test.jsonl"
+    assert main(["evaluate", "--sampler", "openai", "--base-url", vllm_url, "--model", "tiny",
+                 "--limit", "8", "--n", "4", "--temperature", "1", "--prompt", "chat", "--max-tokens",
+                 "8", "--out", str(out)]) == 0  # fmt: skip
+    assert len(read_rollouts(out)) == 32
+    assert json.loads((tmp_path / "test.usage.json").read_text())["completion_tokens"] > 32
 
 
 @pytest.mark.slow
