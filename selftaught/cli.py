@@ -82,8 +82,8 @@ class AskOptions:
     seed: int = 0
     """Of the draws."""
     sampler: str = "transformers"
-    """Where the model lives while it is sampled: transformers, or quiet for one that thinks before
-    every token (a folder made by `selftaught quiet train`)."""
+    """Where the model lives while it is sampled: transformers; openai for a server (--base-url URL); or
+    quiet for one that thinks before every token (a folder made by `selftaught quiet train`)."""
     sampler_options: dict[str, Any] = field(default_factory=dict)
     """The sampler's own options, such as --sampler_options.batch_size 64."""
     out: Path = Path("runs/rollouts.jsonl")
@@ -229,6 +229,10 @@ def _run(given: list[str]) -> int:
     parsed = parser.parse_args(_spelled(given, parser, chosen))
     options = parsed.get(str(parsed.command), Namespace())
     options.pop("config", None)
+    if "base_url" in (options.get("sampler_options") or {}):
+        from selftaught.samplers.server_line import check_url
+
+        check_url(options.sampler_options["base_url"])  # before it is stored with the options
     return _COMMANDS[str(parsed.command)](options)
 
 
@@ -246,6 +250,7 @@ def _spelled(given: list[str], parser: ArgumentParser, chosen: str | None) -> li
         if one.startswith("--"):
             name, equals, value = one[2:].partition("=")
             name = name.replace("-", "_") if name not in ("help", "version") else name
+            name = _ALIASES.get(name, name)
             said = equals or given[at + 1 : at + 2] in (["true"], ["false"])
             if not said and name in switches:
                 one = f"--{name}=true"
@@ -392,6 +397,8 @@ _SWITCHES = {
     "compare": {"check_equations", "bf16", "use_peft", "dry_run"},
 }  # fmt: skip
 
+_ALIASES = {"base_url": "sampler_options.base_url"}
+
 _LISTS = {
     "select": {"keep"},
     "rft": {"k", "pool"},
@@ -492,6 +499,7 @@ def _sample(options: Namespace) -> int:
     with (
         _told(ask.out, "sample") as watch,
         _opened(ask) as sampler,
+        _accounted(sampler, ask.out),
         watch.progress("sampling", len(problems) * params.n) as advance,
     ):
         rollouts = collect(
@@ -597,6 +605,7 @@ def _evaluate(options: Namespace) -> int:
     with (
         _told(ask.out, "evaluate") as watch,
         _opened(ask) as sampler,
+        _accounted(sampler, ask.out),
         watch.progress("evaluating", len(problems) * params.n) as advance,
     ):
         evaluation = evaluate(
@@ -745,6 +754,26 @@ def _told(out: Path, command: str) -> "Iterator[Watch]":
         reported(status_file(out), command, Watch(progress=_bar)) as watch,
     ):
         yield watch
+
+
+@contextmanager
+def _accounted(sampler: Any, out: Path) -> Iterator[None]:
+    """What the requests to a server came to: told at the end, however it comes, and summed beside the
+    store over all times it was continued."""
+    if sampler.usage is None:
+        yield
+        return
+    from selftaught.samplers.base import Usage
+
+    path = out.with_name(out.stem + ".usage.json")
+    before = Usage.from_json(path.read_bytes(), str(path)) if path.exists() else Usage()
+    try:
+        yield
+    finally:
+        usage = sampler.usage
+        whole = before.plus(usage)
+        write_atomically(path, json.dumps(asdict(whole), indent=2) + "\n")
+        print(f"Server: {usage}." + (f" All in all: {whole}." if before.requests else ""))
 
 
 def _remember(options: Any, out: Path) -> None:

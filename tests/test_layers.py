@@ -101,11 +101,13 @@ DOORS: dict[str, set[str]] = {
     "tokenizers": {"embedded"},
     "vllm": {"samplers.vllm_engine"},
     "ray": {"ray_cluster", "samplers.ray_pool"},
+    "openai": {"samplers.server_line"},
 }
 NO_TORCH = ["selftaught", "selftaught.methods.rft", "selftaught.methods.vstar",
             "selftaught.methods.step_dpo", "selftaught.candidates", "selftaught.solving",
             "selftaught.steps", "selftaught.verifier", "selftaught.cli", "selftaught.methods.star", "selftaught.report",
-            "selftaught.grading", "selftaught.selection", "selftaught.evaluation"]  # fmt: skip
+            "selftaught.grading", "selftaught.selection", "selftaught.evaluation",
+            "selftaught.samplers.openai_server"]  # fmt: skip
 
 
 def modules() -> list[str]:

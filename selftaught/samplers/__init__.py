@@ -1,6 +1,7 @@
 """Where a model can live; `open_sampler` opens one by name."""
 
 import inspect
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
 from selftaught.records import Text
@@ -22,23 +23,25 @@ def open_sampler(name: str, model: str, **options: object) -> Sampler:
         case "transformers":
             from selftaught.samplers.transformers_model import TransformersSampler
 
-            known = list(inspect.signature(TransformersSampler).parameters)[1:]
-            if unknown := sorted(set(options) - set(known)):
-                raise ValueError(
-                    f"The sampler {name!r} has no option {', '.join(map(repr, unknown))}; "
-                    f"its options are {', '.join(known)}."
-                )
+            _check_options(f"The sampler {name!r}", TransformersSampler, options)
             return TransformersSampler(model, **options)  # type: ignore[arg-type]
         case "vllm":
             from selftaught.samplers.vllm_engine import VllmSampler
 
             return VllmSampler(model, **options)  # type: ignore[arg-type]
+        case "openai":
+            from selftaught.samplers.openai_server import OpenAISampler
+
+            _check_options(f"The sampler {name!r}", OpenAISampler, options)
+            return OpenAISampler(model, **options)  # type: ignore[arg-type]
         case "ray":
             from selftaught.samplers.ray_pool import RaySampler
 
             return RaySampler(model, **options)  # type: ignore[arg-type]
         case _:
-            raise ValueError(f"No sampler is called {name!r}; there are: transformers, vllm, ray.")
+            raise ValueError(
+                f"No sampler is called {name!r}; there are: transformers, vllm, openai, ray."
+            )
 
 
 def open_scorer(model: str, **options: object) -> "TransformersScorer":
@@ -49,13 +52,18 @@ def open_scorer(model: str, **options: object) -> "TransformersScorer":
     """
     from selftaught.samplers.scoring import TransformersScorer
 
-    known = list(inspect.signature(TransformersScorer).parameters)[1:]
+    _check_options("A scorer", TransformersScorer, options)
+    return TransformersScorer(model, **options)  # type: ignore[arg-type]
+
+
+def _check_options(what: str, opened: Callable[..., object], options: Iterable[str]) -> None:
+    """Refuse options that the thing opened does not have; its first parameter is the model."""
+    known = list(inspect.signature(opened).parameters)[1:]
     if unknown := sorted(set(options) - set(known)):
         raise ValueError(
-            f"A scorer has no option {', '.join(map(repr, unknown))}; "
+            f"{what} has no option {', '.join(map(repr, unknown))}; "
             f"its options are {', '.join(known)}."
         )
-    return TransformersScorer(model, **options)  # type: ignore[arg-type]
 
 
 def as_seen(model: str, prompt: Text) -> str:

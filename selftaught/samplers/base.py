@@ -3,11 +3,11 @@
 import hashlib
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from types import TracebackType
 from typing import Protocol, Self
 
-from selftaught.records import Completion, Text
+from selftaught.records import Completion, Text, parse_json_line
 
 
 @dataclass(frozen=True)
@@ -44,11 +44,64 @@ class SamplingParams:
             )
 
 
+@dataclass(frozen=True)
+class Usage:
+    """What the requests to a server came to."""
+
+    requests: int = 0
+    """With those that were tried again."""
+    retries: int = 0
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    """As the server counts them."""
+    seconds: float = 0.0
+    """From opening on."""
+    cost: float | None = None
+    """None where no price is known."""
+
+    def plus(self, other: "Usage") -> "Usage":
+        """Both together."""
+        costs = [one.cost for one in (self, other) if one.cost is not None]
+        return Usage(
+            self.requests + other.requests,
+            self.retries + other.retries,
+            self.prompt_tokens + other.prompt_tokens,
+            self.completion_tokens + other.completion_tokens,
+            self.seconds + other.seconds,
+            sum(costs) if costs else None,
+        )
+
+    @classmethod
+    def from_json(cls, text: bytes, where: str) -> Self:
+        """The usage that was written as JSON; `where` names the file in the error.
+
+        Raises:
+            ValueError: it is not one.
+        """
+        row = parse_json_line(text, where)
+        names = [one.name for one in fields(cls)]
+        numbers = all(isinstance(row[name], int | float) for name in row if name != "cost")
+        if set(row) != set(names) or not numbers or not isinstance(row["cost"], int | float | None):
+            raise ValueError(f"{where}: expected {', '.join(names)}; move the file away.")
+        return cls(**row)
+
+    def __str__(self) -> str:
+        """In words, for the end of a command."""
+        again = f" ({self.retries:,} tried again)" if self.retries else ""
+        cost = "" if self.cost is None else f", cost {self.cost:.4f}"
+        return (
+            f"{self.requests:,} requests{again}, {self.prompt_tokens:,} prompt tokens, "
+            f"{self.completion_tokens:,} completion tokens, {self.seconds:.0f} s{cost}"
+        )
+
+
 class Closing:
     """What is given back at the end of a `with`."""
 
     at_once = 1
     """See `Sampler`."""
+    usage: Usage | None = None
+    """What was asked of a server; None without one."""
 
     def close(self) -> None:
         """Give the memory back."""

@@ -1,0 +1,541 @@
+"""A model behind a server that speaks OpenAI's protocol: vLLM, llama.cpp, TGI, `transformers serve`,
+or a hosted one.
+
+Text goes to /completions, messages to /chat/completions. Nothing that comes back is trusted: its size
+and types are checked, and what is not an answer is asked for again. A server's weights cannot be seen.
+"""
+
+import hashlib
+import json
+import logging
+import math
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import CancelledError, Future, as_completed
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, TypeGuard, TypeVar
+
+from selftaught.records import Completion, FinishReason, Text
+from selftaught.samplers.base import Closing, SamplingParams, Usage, checked_begun
+from selftaught.samplers.server_line import Refused, ServerLine, Wrong, check_url, is_count
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+PLAIN = {
+    "vllm": {"top_k": -1, "min_p": 0.0, "repetition_penalty": 1.0},
+    "llamacpp": {"top_k": 0, "min_p": 0.0, "typical_p": 1.0, "repeat_penalty": 1.0},
+}
+"""What turns off a known server's own defaults, which would change the distribution drawn from."""
+FINISHED: dict[str, FinishReason] = {"stop": "stop", "length": "length", "content_filter": "length"}
+
+
+class OpenAISampler(Closing):
+    """A served model as a function from prompts to completions.
+
+    Every sample is a request of its own, with a seed made of (seed, key, sample index): so a draw
+    depends neither on how many are asked for, nor on what was asked again. The prompt they share
+    costs little where the server caches prefixes. How well a seed is kept is up to the server.
+
+    Args:
+        model: the name under which the server has it.
+        base_url: of the server, such as http://localhost:8000/v1. The key is read from the
+            environment variable OPENAI_API_KEY, and nowhere else.
+        concurrency: requests in flight, over all threads.
+        timeout: seconds for one try of a request.
+        retries: how often a request is tried again, with growing pauses.
+        n_per_request: samples asked for with one request, where prompts are billed for each. Their
+            seed is then that of the first one. A server that gives fewer is asked for one at a time.
+        price_in: of a million prompt tokens; price_out: of a million completion tokens. With them
+            `usage` has a cost.
+
+    Raises:
+        ValueError: the URL is none, or has a password in it; the server does not have the model, or
+            refuses the key.
+        ConnectionError: no server answers at the URL.
+        ImportError: the package openai is not there.
+    """
+
+    def __init__(
+        self,
+        model: str,
+        *,
+        base_url: str = "",
+        concurrency: int = 32,
+        timeout: float = 600.0,
+        retries: int = 8,
+        n_per_request: int = 1,
+        price_in: float | None = None,
+        price_out: float | None = None,
+    ) -> None:
+        check_url(base_url)
+        for name, value, least in (
+            ("concurrency", concurrency, 1),
+            ("retries", retries, 0),
+            ("n_per_request", n_per_request, 1),
+        ):
+            if not is_count(value) or value < least:
+                raise ValueError(f"{name} must be a whole number from {least}; got {value!r}.")
+        if not (_is_number(timeout) and timeout > 0):
+            raise ValueError(f"timeout must be a number of seconds above 0; got {timeout!r}.")
+        for name, price in (("price_in", price_in), ("price_out", price_out)):
+            if price is not None and not (_is_number(price) and price >= 0):
+                raise ValueError(f"{name} must be a number from 0; got {price!r}.")
+        self.model = str(model)
+        self.at_once = 2 + concurrency // 256
+        self._url = base_url.rstrip("/")
+        self._n_per_request = n_per_request
+        self._prices = (price_in, price_out)
+        self._room = "max_tokens"
+        self._unsent: set[str] = set()
+        self._ends: dict[int, bool] = {}
+        self._line = ServerLine(self._url, concurrency, timeout, retries)
+        try:
+            entry = self._entry()
+        except BaseException:
+            self.close()
+            raise
+        self._kind = entry.get("owned_by")
+        known = [
+            self.model,
+            *(entry[key] for key in ("root", "parent") if _is_text(entry.get(key))),
+        ]
+        self.fingerprint = hashlib.sha256(json.dumps(known).encode()).hexdigest()[:16]
+        """A hash of the model's name and, where the server tells, its folder; not of the weights."""
+
+    @property
+    def usage(self) -> Usage:
+        """Requests, tokens and seconds since the sampler was opened."""
+        line, (price_in, price_out) = self._line, self._prices
+        cost = None
+        if price_in is not None or price_out is not None:
+            bill = line.prompt_tokens * (price_in or 0) + line.completion_tokens * (price_out or 0)
+            cost = bill / 1e6
+        return Usage(
+            requests=line.requests,
+            retries=line.retried,
+            prompt_tokens=line.prompt_tokens,
+            completion_tokens=line.completion_tokens,
+            seconds=round(time.monotonic() - line.opened, 3),
+            cost=cost,
+        )
+
+    def sample(
+        self,
+        prompts: Sequence[Text],
+        params: SamplingParams,
+        *,
+        keys: Sequence[str] | None = None,
+        begun: Sequence[Sequence[int]] | None = None,
+        progress: Callable[[int], None] | None = None,
+    ) -> list[list[Completion]]:
+        """`params.n` completions for every prompt, as `[prompt][sample]`; see `Sampler`.
+
+        Token ids come with the completions of a vLLM server; others tell none, and cannot continue
+        completions begun.
+
+        Raises:
+            ValueError: the server refuses a request, or cannot continue what is begun.
+            ConnectionError: a request was tried as often as allowed; says what the server said last.
+            RuntimeError: the sampler was closed.
+        """
+        keys = [_default_key(prompt) for prompt in prompts] if keys is None else keys
+        if len(keys) != len(prompts):
+            raise ValueError(f"Expected one key per prompt, got {len(keys)} for {len(prompts)}.")
+        written = checked_begun(begun, keys, params.max_tokens)
+        self.check(prompts, params, keys)
+        if any(written) and self._kind != "vllm":
+            raise ValueError(
+                "Completions begun are continued by their token ids, which of the servers only vLLM "
+                f"is known to take, and {self._url} is none; use the sampler transformers or vllm."
+            )
+        asked: dict[Future[list[Completion]], tuple[int, range]] = {}
+        done: dict[tuple[int, int], Completion] = {}
+        try:
+            for prompt, (text, key, tokens) in enumerate(zip(prompts, keys, written, strict=True)):
+                size = 1 if tokens else self._n_per_request
+                for part in _parts(params.first, params.n, size):
+                    ask = _Ask(text, key, tokens, part, params)
+                    asked[self._line.submit(self._completions, ask)] = prompt, part
+            for future in as_completed(asked):
+                prompt, part = asked[future]
+                done |= {(prompt, at): one for at, one in zip(part, future.result(), strict=True)}
+                if progress is not None:
+                    progress(len(part))
+        except CancelledError:
+            raise RuntimeError("The sampler was closed while it was asked.") from None
+        finally:
+            for future in asked:
+                future.cancel()
+        indices = range(params.first, params.first + params.n)
+        return [[done[prompt, index] for index in indices] for prompt in range(len(prompts))]
+
+    def check(self, prompts: Sequence[Text], params: SamplingParams, keys: Sequence[str]) -> None:
+        """Refuse what cannot be sent. Whether a prompt fits the model's context the server tells.
+
+        Raises:
+            ValueError: a prompt ends with a message of the assistant, which only vLLM is known to
+                continue, or is no text that can be sent; names the key.
+        """
+        for prompt, key in zip(prompts, keys, strict=True):
+            if _is_open(prompt) and self._kind != "vllm":
+                raise ValueError(
+                    f"The prompt of {key!r} ends with a message of the assistant, which is to be "
+                    f"continued. Of the servers only vLLM is known to do so, and {self._url} is none: "
+                    "others would answer anew. Use the sampler transformers or vllm."
+                )
+            try:
+                json.dumps(prompt, ensure_ascii=False).encode()
+            except UnicodeEncodeError:
+                raise ValueError(
+                    f"The prompt of {key!r} has a lone surrogate, which is no character and cannot be "
+                    "sent; correct the question."
+                ) from None
+
+    def close(self) -> None:
+        """End all requests and the thread; calls of `sample` in other threads end with an error."""
+        self._line.close()
+
+    # ------------------------------------------------------------ requests, on the line's thread
+
+    async def _completions(self, ask: "_Ask") -> list[Completion]:
+        """The completions of one ask, in order."""
+        if ask.begun:
+            return [await self._continued(ask)]
+        while True:
+            path, body = self._request(ask)
+            n = len(ask.part) if self._n_per_request > 1 else 1
+            if n < len(ask.part):
+                return [one for at in ask.part for one in await self._completions(ask.only(at))]
+            try:
+                choices = await self._line.ask(path, body, partial(_choices, n=n), ask.key)
+            except Refused as refused:
+                if self._switched(body, refused):
+                    continue
+                if n > 1 and refused.status in (400, 422):
+                    choices = []
+                else:
+                    raise self._refusal(refused, ask, path) from None
+            if choices:
+                return [self._completion(choice, ask) for choice in choices]
+            logger.warning("%s does not give %d samples at a time; asked one by one.", self._url, n)
+            self._n_per_request = 1
+
+    def _request(self, ask: "_Ask") -> tuple[str, dict[str, Any]]:
+        """Where a prompt is sent, and with what."""
+        params, chat = ask.params, not isinstance(ask.prompt, str)
+        body: dict[str, Any] = {
+            "model": self.model,
+            "messages" if chat else "prompt": ask.prompt,
+            self._room if chat else "max_tokens": params.max_tokens,
+            "temperature": params.temperature,
+            "top_p": params.top_p,
+            "seed": seed_of(params.seed, ask.key, ask.part[0]),
+            **PLAIN.get(str(self._kind), {}),
+        }
+        for name in self._unsent:
+            body.pop(name, None)
+        if len(ask.part) > 1:
+            body["n"] = len(ask.part)
+        if params.stop:
+            body["stop"] = list(params.stop)
+        if self._kind == "vllm":
+            body["return_token_ids"] = True
+        if _is_open(ask.prompt):
+            body |= {"add_generation_prompt": False, "continue_final_message": True}
+        return ("chat/completions" if chat else "completions"), body
+
+    def _completion(self, choice: "_Choice", ask: "_Ask") -> Completion:
+        if choice.finish_reason == "content_filter":
+            logger.warning("A completion of %r was cut by the server's content filter.", ask.key)
+        self._line.check_secret(choice.text)
+        text = cut(choice.text, ask.params.stop)
+        finish = FINISHED[choice.finish_reason] if text is None else "stop"
+        ids = choice.token_ids if self._kind == "vllm" else None
+        return Completion(choice.text if text is None else text, finish, ids)
+
+    async def _continued(self, ask: "_Ask") -> Completion:
+        """The whole of a completion that is begun, by a vLLM server's own tokenizer."""
+        before = await self._text(ask.begun, ask)
+        if (text := cut(before, ask.params.stop)) is not None:
+            return Completion(text, "stop", ask.begun)
+        if await self._ends_a_text(ask.begun[-1], ask):
+            return Completion(await self._text(ask.begun[:-1], ask), "stop", ask.begun)
+        asked = (
+            {"prompt": ask.prompt}
+            if isinstance(ask.prompt, str)
+            else {
+                "messages": ask.prompt,
+                "add_generation_prompt": not _is_open(ask.prompt),
+                "continue_final_message": _is_open(ask.prompt),
+            }
+        )
+        tokens = await self._at_root("tokenize", asked, ask, lambda answer: _ids(answer["tokens"]))
+        ids = ask.begun
+        while True:
+            choice = await self._one(self._going_on(ask, tokens, ids), ask)
+            fresh = choice.token_ids or ()
+            ids += fresh
+            text = await self._text(ids[:-1] if choice.by_token else ids, ask)
+            before_stop = cut(text, ask.params.stop)
+            # Where a prompt ends within a character, vLLM takes it for a part of the completion and
+            # may find a stop string there: such a completion has not ended.
+            if before_stop is not None or not choice.by_string or len(ids) == ask.params.max_tokens:
+                break
+        if before_stop is None:
+            return Completion(text, "stop" if choice.by_token else "length", ids)
+        return Completion(before_stop, "stop", await self._up_to_stop(ids, len(fresh), ask))
+
+    def _going_on(self, ask: "_Ask", tokens: Sequence[int], ids: tuple[int, ...]) -> dict[str, Any]:
+        """The request for what follows token ids. Its seed goes by their number too."""
+        params = ask.params
+        body: dict[str, Any] = {
+            "model": self.model,
+            "prompt": [*tokens, *ids],
+            "max_tokens": params.max_tokens - len(ids),
+            "temperature": params.temperature,
+            "top_p": params.top_p,
+            "seed": seed_of(params.seed, f"{ask.key}\0{len(ids)}", ask.part[0]),
+            "return_token_ids": True,
+            **PLAIN["vllm"],
+        }
+        return body | ({"stop": list(params.stop)} if params.stop else {})
+
+    async def _up_to_stop(self, ids: tuple[int, ...], fresh: int, ask: "_Ask") -> tuple[int, ...]:
+        """The fewest tokens whose text has a stop string in it, up to `fresh` less than all.
+
+        The server does not see one that begins in what was begun, and writes on.
+        """
+        few, enough, middle = len(ids) - fresh, len(ids), len(ids) - 1
+        while enough - few > 1:
+            if cut(await self._text(ids[:middle], ask), ask.params.stop) is None:
+                few = middle
+            else:
+                enough = middle
+            middle = (few + enough) // 2
+        return ids[:enough]
+
+    async def _ends_a_text(self, token: int, ask: "_Ask") -> bool:
+        """Whether a token ends a text: the server stops when it may write nothing else."""
+        if token not in self._ends:
+            body = {
+                "model": self.model,
+                "prompt": [token],
+                "max_tokens": 1,
+                "temperature": 0,
+                "allowed_token_ids": [token],
+                "return_token_ids": True,
+            }
+            self._ends[token] = (await self._one(body, ask)).finish_reason == "stop"
+        return self._ends[token]
+
+    async def _one(self, body: dict[str, Any], ask: "_Ask") -> "_Choice":
+        """The choice that the server makes of token ids, its own token ids included."""
+
+        def read(answer: dict[str, Any]) -> _Choice:
+            (choice,) = _choices(answer, 1)
+            if choice.token_ids is None:
+                raise Wrong("token ids are missing")
+            return choice
+
+        try:
+            return await self._line.ask("completions", body, read, ask.key)
+        except Refused as refused:
+            raise self._refusal(refused, ask, "completions") from None
+
+    async def _text(self, tokens: Sequence[int], ask: "_Ask") -> str:
+        """The text of tokens. Special ones inside are part of it, as the server shows them."""
+        asked = {"tokens": list(tokens)}
+        text = await self._at_root("detokenize", asked, ask, lambda answer: _text(answer["prompt"]))
+        self._line.check_secret(text)
+        return text
+
+    async def _at_root(
+        self, verb: str, asked: dict[str, Any], ask: "_Ask", read: Callable[[dict[str, Any]], T]
+    ) -> T:
+        """What vLLM answers beside OpenAI's protocol."""
+        path = f"{self._url.removesuffix('/v1')}/{verb}"
+        try:
+            return await self._line.ask(path, {"model": self.model} | asked, read, ask.key)
+        except Refused as refused:
+            raise self._refusal(refused, ask, path) from None
+
+    def _switched(self, body: dict[str, Any], refused: Refused) -> bool:
+        """Whether the request can be put otherwise, as it is from now on: with another name for the
+        room of a completion, or without what is 1, the default, anyway."""
+        if refused.status not in (400, 422):
+            return False
+        if "max_completion_tokens" in refused.words and "messages" in body and "max_tokens" in body:
+            self._room = "max_completion_tokens"
+            return True
+        refused_ones = {name for name in ("temperature", "top_p") if name in refused.words}
+        switched = {name for name in refused_ones if body.get(name) == 1}
+        self._unsent |= switched
+        return bool(switched)
+
+    def _entry(self) -> dict[str, Any]:
+        """What the server tells about the model; nothing where it has no list of models."""
+        try:
+            entries = self._line.submit(self._line.ask, "models", None, _entries, None).result()
+        except Refused as refused:
+            if refused.status in (404, 405):
+                return {}
+            raise self._refusal(refused, None, "models") from None
+        found = [entry for entry in entries if entry["id"] == self.model]
+        if entries and not found:
+            served = ", ".join(repr(self._line.told(entry["id"])[:200]) for entry in entries[:20])
+            more = f" and {len(entries) - 20} more" if len(entries) > 20 else ""
+            raise ValueError(
+                f"The server at {self._url} does not have the model {self.model!r}; it serves "
+                f"{served}{more}. Give --model one of these names."
+            )
+        return found[0] if found else {}
+
+    def _refusal(self, refused: "Refused", ask: "_Ask | None", path: str) -> ValueError:
+        """A refusal in words, with what to do."""
+        status, words = refused.status, refused.words
+        about = f"of {ask.key!r}" if ask else f"for /{path}"
+        said = f"The server at {self._url} refused the request {about} ({status}: {words})."
+        stop = ask.params.stop if ask else ()
+        if status in (401, 403):
+            key = "Set the environment variable OPENAI_API_KEY to a key that it takes."
+            return ValueError(f"{said} {key}")
+        if status == 404 and path == "completions":
+            return ValueError(
+                f"{said} Where a server has no text completions, use --prompt chat; and most base "
+                "URLs end in /v1."
+            )
+        if ask and "context" in words.lower() and status in (400, 413, 422):
+            return ValueError(
+                f"{said} The prompt and max_tokens={ask.params.max_tokens} do not fit what "
+                f"{self.model} can read: use fewer worked examples, a shorter question, or a smaller "
+                "max_tokens."
+            )
+        if len(stop) > 4 and "stop" in words.lower():
+            return ValueError(
+                f"{said} {len(stop)} stop strings were sent; many hosted servers allow 4. Use fewer, "
+                "or --prompt chat, which needs none."
+            )
+        return ValueError(said)
+
+
+def seed_of(seed: int, key: str, index: int) -> int:
+    """A seed of 31 bits, which every server takes, for (seed, key, sample index) alone."""
+    name = f"{seed}\0{key}\0{index}".encode("utf-8", "surrogatepass")
+    return int.from_bytes(hashlib.sha256(name).digest()[:4], "big") >> 1
+
+
+def cut(text: str, stop: Sequence[str]) -> str | None:
+    """The text before the first stop string, or None where there is none."""
+    found = [at for at in map(text.find, stop) if at >= 0]
+    return text[: min(found)] if found else None
+
+
+# ---------------------------------------------------------------- what is asked and answered
+
+
+@dataclass(frozen=True)
+class _Ask:
+    """Some samples of one prompt."""
+
+    prompt: Text
+    key: str
+    begun: tuple[int, ...]
+    part: range
+    """Indices of the samples."""
+    params: SamplingParams
+
+    def only(self, index: int) -> "_Ask":
+        return _Ask(self.prompt, self.key, self.begun, range(index, index + 1), self.params)
+
+
+@dataclass(frozen=True)
+class _Choice:
+    """One answer of a server, its types checked."""
+
+    text: str
+    finish_reason: str
+    token_ids: tuple[int, ...] | None
+    by_string: bool
+    """Whether a stop string ended it; only vLLM tells."""
+
+    @property
+    def by_token(self) -> bool:
+        """Whether an end token did."""
+        return self.finish_reason == "stop" and not self.by_string
+
+
+def _choices(answer: dict[str, Any], n: int) -> list[_Choice]:
+    """The n choices by their index, or none where several were asked for and fewer came."""
+    choices = answer.get("choices")
+    if not isinstance(choices, list) or not all(isinstance(one, dict) for one in choices):
+        raise Wrong("choices are missing")
+    if 1 < n > len(choices):
+        return []
+    if len(choices) != n:
+        raise Wrong(f"{len(choices)} choices instead of {n}")
+    by_index = {one.get("index"): one for one in choices}
+    if sorted(map(str, by_index)) != sorted(map(str, range(n))):
+        raise Wrong("the numbers of the choices are wrong")
+    return [_choice(by_index[at]) for at in range(n)]
+
+
+def _choice(choice: dict[str, Any]) -> _Choice:
+    reason = choice.get("finish_reason")
+    if reason not in FINISHED:
+        raise Wrong(f"an unknown finish_reason: {str(reason)[:50]}")
+    if "message" in choice:
+        message = choice["message"]
+        if not isinstance(message, dict) or "content" not in message:
+            raise Wrong("a message has no content")
+        text = "" if message["content"] is None else message["content"]  # all of it was thought
+    else:
+        text = choice.get("text")
+    ids = choice.get("token_ids")
+    by_string = reason == "stop" and isinstance(choice.get("stop_reason"), str)
+    return _Choice(_text(text), reason, None if ids is None else _ids(ids), by_string)
+
+
+def _entries(answer: dict[str, Any]) -> list[dict[str, Any]]:
+    """The models of a server, as it tells about them."""
+    entries = answer.get("data")
+    if not isinstance(entries, list):
+        raise Wrong("a list of models was expected; does the base URL end in /v1?")
+    return [one for one in entries if isinstance(one, dict) and _is_text(one.get("id"))]
+
+
+def _text(value: object) -> str:
+    if not isinstance(value, str):
+        raise Wrong(f"a text was expected, got {type(value).__name__}")
+    return value
+
+
+def _ids(value: object) -> tuple[int, ...]:
+    if not isinstance(value, list) or not all(is_count(one) and 0 <= one < 2**31 for one in value):
+        raise Wrong("token ids were expected")
+    return tuple(value)
+
+
+def _is_text(value: object) -> TypeGuard[str]:
+    return isinstance(value, str)
+
+
+def _is_number(value: object) -> TypeGuard[float]:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _is_open(prompt: Text) -> bool:
+    """Whether a prompt ends with a message that is to be continued."""
+    return not isinstance(prompt, str) and prompt[-1]["role"] == "assistant"
+
+
+def _parts(first: int, n: int, size: int) -> list[range]:
+    """Sample indices in ranges that end at multiples of `size`, wherever they begin."""
+    ends = [*range((first // size + 1) * size, first + n, size), first + n]
+    return [range(start, end) for start, end in zip([first, *ends], ends, strict=False)]
+
+
+def _default_key(prompt: Text) -> str:
+    return prompt if isinstance(prompt, str) else json.dumps(prompt, ensure_ascii=False)
