@@ -4,6 +4,7 @@ Where a cluster runs here or RAY_ADDRESS names one, it is used; otherwise Ray st
 and ends with this process.
 """
 
+import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -29,7 +30,7 @@ def connected() -> Iterator[Any]:
     here = str(Path(__file__).resolve().parent.parent)
     paths = os.pathsep.join([here, *filter(None, [os.environ.get("PYTHONPATH")])])
     seen = {"PYTHONPATH": paths, "HF_HUB_DISABLE_TELEMETRY": "1", "TOKENIZERS_PARALLELISM": "false"}
-    init: Any = partial(ray.init, logging_level="warning", runtime_env={"env_vars": seen})
+    init: Any = partial(ray.init, logging_level=logging.WARNING, runtime_env={"env_vars": seen})
     try:
         try:
             init("auto")

@@ -183,14 +183,20 @@ def refuse_unfit(how: Launch, options: Mapping[str, Any]) -> None:
     batches = options.get("gradient_accumulation_steps", 1)
     _, shared = shared_batch(size, batches, how.num_processes)
     if how.launcher in ("torchrun", "accelerate"):
-        _refuse_too_few_devices(how.num_processes)
+        _refuse_too_few_devices(how)
     if how.accelerate_config is not None:
         _refuse_contradictions(how, how.accelerate_config, options, shared)
 
 
-def _refuse_too_few_devices(processes: int) -> None:
+def _refuse_too_few_devices(how: Launch) -> None:
     import torch
 
+    processes = how.num_processes
+    if how.launcher == "accelerate" and not torch.accelerator.is_available():
+        raise ValueError(
+            "This machine has no accelerator, and without one accelerate starts one process, or "
+            "several with plain data parallelism, whatever its file says. Give --launcher torchrun."
+        )
     if torch.cuda.is_available() and processes > (there := torch.cuda.device_count()):
         raise ValueError(
             f"{processes} processes want a device each, and this machine has {there}. Give "
