@@ -1,14 +1,13 @@
 """The Ray cluster: connecting to it, what it has, and functions that run on it. The door to Ray.
 
-Where a cluster runs here or RAY_ADDRESS names one, it is used; otherwise Ray starts on this machine
-and ends with this process.
+Where a cluster runs here or RAY_ADDRESS names one, it is used; otherwise, and with RAY_ADDRESS=local,
+Ray starts on this machine and ends with this process.
 """
 
 import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,17 +29,15 @@ def connected() -> Iterator[Any]:
     here = str(Path(__file__).resolve().parent.parent)
     paths = os.pathsep.join([here, *filter(None, [os.environ.get("PYTHONPATH")])])
     seen = {"PYTHONPATH": paths, "HF_HUB_DISABLE_TELEMETRY": "1", "TOKENIZERS_PARALLELISM": "false"}
-    init: Any = partial(ray.init, logging_level=logging.WARNING, runtime_env={"env_vars": seen})
     try:
-        try:
-            init("auto")
+        try:  # as Ray has it: RAY_ADDRESS, a cluster that runs here, or one of its own
+            ray.init(logging_level=logging.WARNING, runtime_env={"env_vars": seen})
         except ConnectionError as error:
-            if asked := os.environ.get("RAY_ADDRESS"):
-                raise ValueError(
-                    f"No Ray cluster answers at RAY_ADDRESS={asked}: {error}. Start one with "
-                    "`ray start --head`, or unset RAY_ADDRESS for one on this machine."
-                ) from None
-            init("local", include_dashboard=False)
+            raise ValueError(
+                f"No Ray cluster answers at RAY_ADDRESS={os.environ.get('RAY_ADDRESS')}: {error}. "
+                'Start one with `ray start --head`, or set RAY_ADDRESS to "local" for one on this '
+                "machine."
+            ) from None
         yield ray
     finally:
         ray.shutdown()

@@ -9,14 +9,17 @@ Workers are started as `python -m selftaught.launch STAGE.json`. Their standard 
 long as the process that started them lives; when it ends they end, however that came.
 """
 
+import _thread
 import json
 import os
 import re
+import secrets
 import shutil
 import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
@@ -271,11 +274,17 @@ def _work(stage: Stage, how: Launch, progress: Progress | None) -> None:
     shutil.rmtree(folder, ignore_errors=True)
     told = {"stage": asdict(stage), "processes": how.num_processes, "folder": str(Path.cwd()),
             "launcher": how.launcher}  # fmt: skip
-    path, log = folder / "stage.json", _beside(stage.out, "log")
+    path, log = folder / f"stage-{secrets.token_hex(4)}.json", _beside(stage.out, "log")
     write_atomically(path, json.dumps(told, default=str, indent=2) + "\n")
-    code = supervise(command(how, ["-m", "selftaught.launch", str(path)]), log, folder / "steps", progress)  # fmt: skip
+    asked = command(how, ["-m", "selftaught.launch", str(path)])
+    try:
+        code = supervise(asked, log, folder / "steps", progress)
+    finally:
+        path.unlink(
+            missing_ok=True
+        )  # a worker on another machine that still runs ends at its next step
     _raise_told(folder / "error.json")
-    if code or not (stage.out / "training.json").exists():
+    if not (stage.out / "training.json").exists():
         raise ChildProcessError(failed(how, code, log))
     shutil.rmtree(folder, ignore_errors=True)
 
@@ -328,12 +337,12 @@ def _end(process: "subprocess.Popen[bytes]") -> None:
     """End a command and the workers below it, which read the end of their standard input."""
     assert process.stdin is not None
     process.stdin.close()
-    for number in (signal.SIGTERM, signal.SIGKILL):
-        if process.poll() is not None:
-            return
+    for number in (None, signal.SIGTERM, signal.SIGKILL):
         try:
-            os.killpg(process.pid, number)
+            if number:
+                os.killpg(process.pid, number)
             process.wait(timeout=10)
+            return
         except (ProcessLookupError, subprocess.TimeoutExpired):
             continue
 
@@ -397,7 +406,7 @@ def work(path: str) -> None:
     try:
         run_stage(
             Stage(**stage),
-            partial(_note, beside / "steps") if first else None,
+            partial(_note, Path(path), beside / "steps" if first else None),
             processes=told["processes"],
         )
     except (ValueError, ImportError, OSError) as error:
@@ -405,9 +414,13 @@ def work(path: str) -> None:
         raise
 
 
-def _note(path: Path, steps: int) -> None:
-    with path.open("a", encoding="ascii") as file:
-        file.write(f"{steps}\n")
+def _note(stage: Path, path: Path | None, steps: int) -> None:
+    """Note steps that are done; end where the stage's file has gone, for then nobody waits for it."""
+    if not stage.exists():
+        os._exit(1)
+    if path is not None:
+        with path.open("a", encoding="ascii") as file:
+            file.write(f"{steps}\n")
 
 
 def _tell(beside: Path, error: ValueError | ImportError | OSError) -> None:
@@ -423,12 +436,14 @@ def _tell(beside: Path, error: ValueError | ImportError | OSError) -> None:
         write_atomically(beside / "error.json", text)
 
 
-def end_with_starter() -> None:
-    """End this process when the one that started the launch has ended."""
+def end_with_starter(end: Callable[[], Any]) -> None:
+    """End this process, by this call, when the one that started the launch has ended."""
 
     def watch() -> None:
         while os.read(0, 1):
             pass
+        end()
+        time.sleep(30)
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
@@ -436,10 +451,15 @@ def end_with_starter() -> None:
 
 def main(path: str) -> None:
     """What `python -m selftaught.launch STAGE.json` does."""
-    end_with_starter()
     told = json.loads(Path(path).read_text(encoding="utf-8"))
-    if told["launcher"] != "ray":
+    on_ray = told["launcher"] == "ray"  # whose driver takes its workers with it
+    end_with_starter(_thread.interrupt_main if on_ray else partial(os._exit, 1))
+    if not on_ray:
+        import torch.distributed
+
         work(path)
+        if torch.distributed.is_initialized():  # or a thread of gloo may outlive the interpreter
+            torch.distributed.destroy_process_group()
         return
     from selftaught import cluster
 
