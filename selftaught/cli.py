@@ -168,6 +168,12 @@ class TrainOptions:
     training: dict[str, Any] = field(default_factory=dict)
     """Any other field of TRL's SFTConfig or DPOConfig, such as --training.bf16 true or --training.beta
     0.5."""
+    launcher: Literal["inline", "torchrun", "accelerate", "ray"] = "inline"
+    """Where it runs: in this process, in several of this machine, or on a Ray cluster (docs/launch.md)."""
+    num_processes: int = 1
+    """How many share a step; its examples are as many, whatever their number."""
+    accelerate_config: Path | None = None
+    """A file of `accelerate config` for the launcher accelerate, such as those in configs/."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -565,28 +571,23 @@ def _select(options: Namespace) -> int:
 
 
 def _train(options: Namespace) -> int:
-    from selftaught.records import read_examples, read_preferences
-    from selftaught.training import dpo_config, lora_config, sft_config, train_dpo, train_sft
+    from selftaught.launch import PLACE, Stage, launch, launch_of
 
     kind = options.pop("kind")
     if kind not in ("sft", "dpo"):
         raise ValueError(f"Expected a kind of training, sft or dpo; got {kind!r}.")
     how = TrainOptions(**_values(options))
-    lora = lora_config(r=how.lora_r, alpha=how.lora_alpha, target_modules=how.lora_target_modules) if how.use_peft else None  # fmt: skip
-    own = {"model", "data", "out", "use_peft", "lora_r", "lora_alpha", "lora_target_modules", "training"}  # fmt: skip
+    lora = {"r": how.lora_r, "alpha": how.lora_alpha, "target_modules": how.lora_target_modules}
+    own = {"model", "data", "out", "use_peft", "lora_r", "lora_alpha", "lora_target_modules", "training",
+           *PLACE}  # fmt: skip
     given = {name: value for name, value in asdict(how).items() if name not in own} | how.training
-    beside = how.out.with_name(how.out.name + ".training")
-    model = _model(how.model)
+    stage = Stage(kind, _model(how.model), how.data, how.out, how.out.with_name(how.out.name + ".training"),
+                  given, lora if how.use_peft else None)  # fmt: skip
     with (
         _told(how.out, "train") as watch,
         watch.progress("training", max(how.max_steps, 0)) as advance,
     ):
-        if kind == "sft":
-            done = train_sft(model, read_examples(how.data), sft_config(beside, **given),
-                             out=how.out, peft_config=lora, progress=advance)  # fmt: skip
-        else:
-            done = train_dpo(model, read_preferences(how.data), dpo_config(beside, **given),
-                             out=how.out, peft_config=lora, progress=advance)  # fmt: skip
+        done = launch(stage, launch_of(how), advance)
     _remember(how, how.out)
     what = "examples" if kind == "sft" else "preferences"
     print(f"{done.steps} steps on {done.trained_on} {what} ({done.too_long} too long), "

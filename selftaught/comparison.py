@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from selftaught.candidates import Candidates, candidates_of, chosen, powers, share
 from selftaught.evaluation import Evaluation
+from selftaught.launch import PLACE
 from selftaught.method_pages import Figure, Section, Table, method_report, shown
 from selftaught.methods.rft import RftConfig, run_rft
 from selftaught.methods.shared import (
@@ -86,7 +87,7 @@ class CompareConfig(MethodConfig):
         )
 
 
-CHANGEABLE = ("out", "methods")
+CHANGEABLE = ("out", "methods", *PLACE)
 """Fields a continued comparison may change."""
 
 

@@ -1,7 +1,6 @@
 """The command line of Quiet-STaR: `selftaught quiet train | evaluate | generate | explore`."""
 
 import json
-import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -405,8 +404,8 @@ def _stored(path: Path, measure: "Callable[[], Measured]") -> "Measured":
 
 @contextmanager
 def _held(hold: Any, out: Path, *, main: bool) -> Iterator[None]:
-    """Hold a run folder against another command; the processes of one command share it."""
-    if not main or int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    """Hold a run folder against another command; the first process does, of several."""
+    if not main:
         yield
         return
     with hold(out):

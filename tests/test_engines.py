@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from selftaught import ray_cluster, rollouts
+from selftaught import cluster, rollouts
 from selftaught.prompts import PromptStyle
 from selftaught.records import Problem, read_rollouts
 from selftaught.rollouts import collect
@@ -86,7 +86,7 @@ def test_an_engine_that_is_not_installed_is_named_with_its_command(monkeypatch: 
         open_sampler("vllm", "anything")
     monkeypatch.setitem(sys.modules, "ray", None)  # an import of it fails from here on
     with pytest.raises(ImportError, match=r'pip install "selftaught\[ray\]"'):
-        ray_cluster.connect()
+        cluster.connect()
 
 
 def test_a_sampler_of_no_name_is_refused_with_those_there_are():

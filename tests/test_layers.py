@@ -24,14 +24,15 @@ MAY_IMPORT: dict[str, set[str]] = {
     "quiet": set(),
     "wheel_models": set(),
     "prompts": {"records"},
-    "ray_cluster": set(),
-    "samplers": {"ray_cluster", "records"},
+    "samplers": {"cluster", "records"},
     "run_folder": {"records"},
     "status": {"run_folder"},
     "tasks": {"answers", "prompts", "records"},
     "rollouts": {"prompts", "samplers", "records"},
     "selection": {"equations", "prompts", "records"},
     "training": {"records"},
+    "cluster": set(),
+    "launch": {"cluster", "records", "training"},
     "embedded": {"tasks", "prompts", "records"},
     "grading": {"tasks", "answers", "records"},
     "evaluation": {"tasks", "rollouts", "grading", "metrics", "samplers", "prompts", "records"},
@@ -42,10 +43,11 @@ MAY_IMPORT: dict[str, set[str]] = {
     "method_pages": {"evaluation", "plots", "records", "report", "run_folder"},
     "step_pages": {"metrics", "records", "report", "steps"},
     "methods": BELOW_EVALUATION
-    | {"candidates", "evaluation", "method_pages", "report", "step_pages", "steps", "verifier"},
+    | {"candidates", "evaluation", "launch", "method_pages", "report", "step_pages", "steps"}
+    | {"verifier"},
     "solving": {"candidates", "embedded", "prompts", "records", "samplers", "tasks", "verifier"},
     "comparison": BELOW_EVALUATION
-    | {"candidates", "evaluation", "method_pages", "methods", "steps"},
+    | {"candidates", "evaluation", "launch", "method_pages", "methods", "steps"},
     "method_commands": {"comparison", "methods", "report", "run_folder", "solving"},
     "pause": {"prompts", "records"},
     "quiet_pages": {"plots", "report", "records"},
@@ -64,7 +66,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     | {"pause", "quiet", "quiet_commands", "evaluation", "report"},
     "cli": BELOW_EVALUATION
     | {"evaluation", "report", "methods", "wheel_models", "quiet_commands", "pause_commands"}
-    | {"method_commands"},
+    | {"launch", "method_commands"},
     "__init__": BELOW_EVALUATION | {"evaluation"},
 }
 DOORS: dict[str, set[str]] = {
@@ -80,6 +82,7 @@ DOORS: dict[str, set[str]] = {
         "quiet_explore",
         "quiet_commands",
         "verifier",
+        "launch",
     },
     "transformers": {
         "verifier",
@@ -100,12 +103,13 @@ DOORS: dict[str, set[str]] = {
     "rapidfuzz": {"selection"},
     "tokenizers": {"embedded"},
     "vllm": {"samplers.vllm_engine"},
-    "ray": {"ray_cluster", "samplers.ray_pool"},
+    "ray": {"cluster", "samplers.ray_pool"},
     "openai": {"samplers.server_line"},
+    "accelerate": {"launch", "training"},
 }
 NO_TORCH = ["selftaught", "selftaught.methods.rft", "selftaught.methods.vstar",
             "selftaught.methods.step_dpo", "selftaught.candidates", "selftaught.solving",
-            "selftaught.steps", "selftaught.verifier", "selftaught.cli", "selftaught.methods.star", "selftaught.report",
+            "selftaught.launch", "selftaught.cluster", "selftaught.steps", "selftaught.verifier", "selftaught.cli", "selftaught.methods.star", "selftaught.report",
             "selftaught.grading", "selftaught.selection", "selftaught.evaluation",
             "selftaught.samplers.openai_server"]  # fmt: skip
 

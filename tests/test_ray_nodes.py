@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from test_ray_pool import DRAWN, GREEDY, MODEL, collected, once_after
 
-from selftaught import ray_cluster
+from selftaught import cluster
 from selftaught.records import read_rollouts
 from selftaught.samplers import open_sampler
 
@@ -27,10 +27,10 @@ def test_a_node_killed_in_mid_run_loses_nothing(tmp_path: Path, kind, params):
     from ray.cluster_utils import Cluster
 
     ray.shutdown()
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1}, connect=False)
+    nodes = Cluster(initialize_head=True, head_node_args={"num_cpus": 1}, connect=False)
     try:
-        second = cluster.add_node(num_cpus=1)
-        with open_sampler("ray", MODEL, workers=2, address=cluster.address) as pool:
+        second = nodes.add_node(num_cpus=1)
+        with open_sampler("ray", MODEL, workers=2, address=nodes.address) as pool:
             assert sum(node["Alive"] for node in ray.nodes()) == 2
             whole = collected(pool, tmp_path / "whole.jsonl", params)
 
@@ -40,19 +40,19 @@ def test_a_node_killed_in_mid_run_loses_nothing(tmp_path: Path, kind, params):
                 store = tmp_path / "killed.jsonl"
                 running = other.submit(collected, pool, store, params, progress=progress)
                 due.wait(timeout=60)
-                cluster.remove_node(second, allow_graceful=False)
-                cluster.add_node(num_cpus=1)
+                nodes.remove_node(second, allow_graceful=False)
+                nodes.add_node(num_cpus=1)
                 rollouts = running.result(timeout=240)
             assert told == {"finished": len(whole), "done": 1}
             assert rollouts == whole
             assert read_rollouts(tmp_path / "killed.jsonl") == whole
     finally:
         ray.shutdown()
-        cluster.shutdown()
+        nodes.shutdown()
 
 
 def test_no_cluster_at_an_address_is_said_at_once():
     with pytest.raises(
         ConnectionError, match=r"No Ray cluster answered at 127\.0\.0\.1:9: .*ray start"
     ):
-        ray_cluster.connect("127.0.0.1:9")
+        cluster.connect("127.0.0.1:9")

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from selftaught import ray_cluster
+from selftaught import cluster
 from selftaught.embedded import embedded_model
 from selftaught.prompts import PromptStyle
 from selftaught.records import Problem, Rollout, read_rollouts
@@ -53,7 +53,7 @@ def pool() -> Iterator:
     import ray
 
     ray.init(num_cpus=2, logging_level="ERROR", log_to_driver=False, include_dashboard=False,
-             runtime_env={"env_vars": ray_cluster._environment()})  # fmt: skip
+             runtime_env={"env_vars": cluster._environment()})  # fmt: skip
     try:
         with open_sampler("ray", MODEL, workers=2) as sampler:
             yield sampler
@@ -162,4 +162,4 @@ def test_what_an_engine_refuses_is_said_in_its_own_words(pool, tmp_path: Path):
 
 def test_a_path_that_a_node_does_not_see_is_named(pool):
     with pytest.raises(ValueError, match=r"1 of 1 do not: .* does not see /no/such/folder"):
-        ray_cluster.check_visible(["/no/such/folder"])
+        cluster.check_visible(["/no/such/folder"])

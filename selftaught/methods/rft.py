@@ -17,6 +17,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+from selftaught.launch import PLACE
 from selftaught.method_pages import Figure, Point, Section, Table, method_report, point, shown
 from selftaught.methods.shared import (
     MethodConfig,
@@ -97,7 +98,7 @@ class RftConfig(MethodConfig):
         return super().small(**(found | changes))
 
 
-CHANGEABLE = ("out", "k", "baselines")
+CHANGEABLE = ("out", "k", "baselines", *PLACE)
 """Fields a continued run may change: nothing stored depends on them."""
 
 

@@ -13,6 +13,7 @@ from typing import Any, Literal, Self
 from selftaught.embedded import embedded_model
 from selftaught.evaluation import Evaluation, evaluate, graded_beside
 from selftaught.grading import check_gold
+from selftaught.launch import Kind, Stage, launch, launch_of, refuse_unfit
 from selftaught.prompts import PromptStyle, bare, styled
 from selftaught.records import (
     Example,
@@ -40,14 +41,7 @@ from selftaught.selection import (
     why_dropped,
 )
 from selftaught.tasks import Task, open_task
-from selftaught.training import (
-    Training,
-    dpo_config,
-    lora_config,
-    sft_config,
-    train_dpo,
-    train_sft,
-)
+from selftaught.training import Training
 
 Row = dict[str, Any]
 
@@ -114,6 +108,13 @@ class MethodConfig:
     """Steps between checkpoints: what a killed training repeats at most."""
     training: dict[str, Any] = field(default_factory=dict)
     """Any other field of TRL's config of a fine-tuning, such as --training.weight_decay 0.1."""
+    launcher: Literal["inline", "torchrun", "accelerate", "ray"] = "inline"
+    """Where fine-tunings run: in this process, in several of this machine, or on a Ray cluster
+    (docs/launch.md)."""
+    num_processes: int = 1
+    """How many share an optimizer step; its examples are as many, whatever their number."""
+    accelerate_config: Path | None = None
+    """A file of `accelerate config` for the launcher accelerate, such as those in configs/."""
 
     sampler: str = "transformers"
     """Where the models live while they are sampled."""
@@ -133,6 +134,7 @@ class MethodConfig:
                 for name in ("train_problems", "test_problems")
             ),
         )
+        launch_of(self)
 
     def refuse(self, *checks: tuple[str, bool, str]) -> None:
         """Raise a ValueError for the first field that does not hold: (name, holds, what is wanted)."""
@@ -211,6 +213,7 @@ def open_run(config: MethodConfig, watch: Watch | None) -> Run:
             "at least one of each is needed."
         )
     check_gold([*train, *test], task)
+    refuse_unfit(launch_of(config), trainer_options(config))
     base = str(embedded_model()) if config.model == "embedded" else config.model
     return Run(config, task, base, train, test, watch or Watch())
 
@@ -311,14 +314,9 @@ def fit(
     run: Run, examples: Sequence[Example], out: Path, start: str | None = None, **changes: Any
 ) -> Training:
     """Fine-tune the base model, or `start`, on examples; the model stands in `out / "model"`."""
-    config = sft_config(out / "training", **(trainer_options(run.config) | changes))
     write_jsonl(out / "examples.jsonl", examples)
-    with (
-        timed(run.seconds, "train"),
-        run.watch.progress(f"{out.name}: training", _steps(config, len(examples))) as advance,
-    ):
-        return train_sft(start or run.base, examples, config, out=out / "model",
-                         peft_config=adapter(run.config), progress=advance)  # fmt: skip
+    options = trainer_options(run.config) | changes
+    return train_on(run, "sft", start or run.base, out / "examples.jsonl", options, len(examples))
 
 
 def prefer(
@@ -341,14 +339,24 @@ def prefer(
     }
     options |= {"learning_rate": learning_rate, "num_train_epochs": epochs, "max_steps": max_steps,
                 "beta": beta, **more}  # fmt: skip
-    config = dpo_config(out / "training", **options)
     write_jsonl(out / "preferences.jsonl", pairs)
+    return train_on(run, "dpo", start, out / "preferences.jsonl", options, len(pairs))
+
+
+def train_on(
+    run: Run, kind: Kind, start: str, rows: Path, options: Mapping[str, Any], count: int
+) -> Training:
+    """A fine-tuning on a file of `count` rows; the model stands beside it in `model`."""
+    config, out = run.config, rows.parent
+    lora = {"r": config.lora_r, "alpha": config.lora_alpha,
+            "target_modules": config.lora_target_modules}  # fmt: skip
+    stage = Stage(kind, start, rows, out / "model", out / "training", options,
+                  lora if config.use_peft else None)  # fmt: skip
     with (
         timed(run.seconds, "train"),
-        run.watch.progress(f"{out.name}: training", _steps(config, len(pairs))) as advance,
+        run.watch.progress(f"{out.name}: training", _steps(options, count)) as advance,
     ):
-        return train_dpo(start, pairs, config, out=out / "model",
-                         peft_config=adapter(run.config), progress=advance)  # fmt: skip
+        return launch(stage, launch_of(config), advance)
 
 
 def training_row(training: Training) -> Row:
@@ -373,19 +381,13 @@ def trainer_options(config: MethodConfig) -> dict[str, Any]:
     return {name: getattr(config, name) for name in names} | config.training
 
 
-def adapter(config: MethodConfig) -> Any:
-    """The LoRA adapter to train, or None for all weights."""
-    if not config.use_peft:
-        return None
-    return lora_config(
-        r=config.lora_r, alpha=config.lora_alpha, target_modules=config.lora_target_modules
-    )
-
-
-def _steps(config: Any, rows: int) -> int:
+def _steps(options: Mapping[str, Any], rows: int) -> int:
     """About how many optimizer steps a training takes, for its progress bar."""
-    batch = config.per_device_train_batch_size * config.gradient_accumulation_steps
-    return config.max_steps if config.max_steps > 0 else round(config.num_train_epochs * max(1, rows / batch))  # fmt: skip
+    if options.get("max_steps", -1) > 0:
+        return options["max_steps"]
+    size = options.get("per_device_train_batch_size", 8)  # transformers' own, where it is not given
+    batch = size * options.get("gradient_accumulation_steps", 1)
+    return round(options.get("num_train_epochs", 3) * max(1, rows / batch))
 
 
 def sampled(

@@ -23,6 +23,7 @@ from typing import Any, Literal
 from selftaught.embedded import embedded_model
 from selftaught.evaluation import Evaluation, evaluate, graded_beside
 from selftaught.grading import check_gold
+from selftaught.launch import PLACE, Stage, launch, launch_of, refuse_unfit
 from selftaught.prompts import PromptStyle, bare, hinted, styled
 from selftaught.records import (
     OUTCOMES,
@@ -50,7 +51,7 @@ from selftaught.selection import (
 )
 from selftaught.status import reported
 from selftaught.tasks import Task, open_task
-from selftaught.training import Training, lora_config, sft_config, train_sft
+from selftaught.training import Training, sft_config
 
 Row = dict[str, Any]
 Advance = Callable[[int], Any]
@@ -143,6 +144,13 @@ class StarConfig:
     """Steps between checkpoints: what a killed training repeats at most."""
     training: dict[str, Any] = field(default_factory=dict)
     """Any other field of TRL's SFTConfig, such as --training.gradient_checkpointing true."""
+    launcher: Literal["inline", "torchrun", "accelerate", "ray"] = "inline"
+    """Where fine-tunings run: in this process, in several of this machine, or on a Ray cluster
+    (docs/launch.md)."""
+    num_processes: int = 1
+    """How many share an optimizer step; its examples are as many, whatever their number."""
+    accelerate_config: Path | None = None
+    """A file of `accelerate config` for the launcher accelerate, such as those in configs/."""
 
     sampler: str = "transformers"
     """Where the model lives while it is sampled."""
@@ -172,6 +180,7 @@ class StarConfig:
         ):
             if not holds:
                 raise ValueError(f"{name} must be {want}; got {getattr(self, name)!r}.")
+        launch_of(self)
 
     @classmethod
     def embedded(cls, **changes: Any) -> "StarConfig":
@@ -198,7 +207,7 @@ class StarConfig:
                 return -1
 
 
-CHANGEABLE = ("iterations", "patience", "out", "baselines")
+CHANGEABLE = ("iterations", "patience", "out", "baselines", *PLACE)
 """Fields a continued run may change: nothing stored depends on them."""
 
 
@@ -259,8 +268,9 @@ def run_star(config: StarConfig, watch: Watch | None = None) -> Row:
         reported(config.out / "status.json", "STaR", watch) as watch,
     ):
         star = open_star(config, watch)
-        if config.training:
-            _sft_config(star, 1, config.out)  # refuse an unknown option before anything is sampled
+        if config.training:  # refuse an unknown option before anything is sampled
+            sft_config(config.out, **_options(star, 1))
+        refuse_unfit(launch_of(config), _options(star, 1))
         write_config(config.out, plain(config), CHANGEABLE)
         metrics = config.out / "metrics.jsonl"
         rows = read_rows(metrics) or [_base_row(star)]
@@ -290,7 +300,6 @@ def run_iteration(star: Star, iteration: int) -> Row:
     if not kept:
         raise NothingToLearn(_why_nothing(star, direct, rationalized))
     examples = make_examples(kept, star.training_prompt())
-    write_jsonl(out / "examples.jsonl", examples)
     start = star.base if star.config.from_base else star.model(iteration - 1)
     with timed(seconds, "train"):
         training = _train(star, start, examples, iteration, out)
@@ -462,8 +471,8 @@ def _measure(
         )
 
 
-def _sft_config(star: Star, iteration: int, folder: Path, **changes: Any) -> Any:
-    """TRL's settings of an iteration's fine-tuning."""
+def _options(star: Star, iteration: int, **changes: Any) -> dict[str, Any]:
+    """The settings of an iteration's fine-tuning as TRL names them."""
     config = star.config
     options = {
         "max_steps": config.steps(iteration),
@@ -478,29 +487,22 @@ def _sft_config(star: Star, iteration: int, folder: Path, **changes: Any) -> Any
         "save_steps": config.save_steps,
         "seed": config.seed + iteration,
     }
-    return sft_config(folder, **(options | config.training | changes))
+    return options | config.training | changes
 
 
 def _train(
     star: Star, start: str, examples: Sequence[Example], iteration: int, out: Path, **changes: Any
 ) -> Training:
     """One fine-tuning on the union of both kinds of example (line 7)."""
-    config = star.config
-    lora = None
-    if config.use_peft:
-        lora = lora_config(
-            r=config.lora_r, alpha=config.lora_alpha, target_modules=config.lora_target_modules
-        )
+    config, rows = star.config, out / "examples.jsonl"
+    write_jsonl(rows, examples)
+    lora = {"r": config.lora_r, "alpha": config.lora_alpha,
+            "target_modules": config.lora_target_modules}  # fmt: skip
+    stage = Stage("sft", start, rows, out / "model", out / "training",
+                  _options(star, iteration, **changes), lora if config.use_peft else None)  # fmt: skip
     steps = changes.get("max_steps") or max(config.steps(iteration), 0)
     with star.watch.progress(f"iteration {iteration}: training", steps) as advance:
-        return train_sft(
-            start,
-            examples,
-            _sft_config(star, iteration, out / "training", **changes),
-            out=out / "model",
-            peft_config=lora,
-            progress=advance,
-        )
+        return launch(stage, launch_of(config), advance)
 
 
 def _funnel(

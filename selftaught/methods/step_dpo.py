@@ -25,13 +25,13 @@ from typing import Any, Literal
 
 from selftaught import metrics
 from selftaught.evaluation import graded_beside
+from selftaught.launch import PLACE
 from selftaught.method_pages import Figure, Section, Table, method_report, point, shown
 from selftaught.methods.shared import (
     MethodConfig,
     Row,
     Run,
     accuracy_of,
-    adapter,
     distinct,
     fit,
     measured,
@@ -43,6 +43,7 @@ from selftaught.methods.shared import (
     seed_examples,
     tokens_of,
     told_apart,
+    train_on,
     trained_row,
     trainer_options,
     write_summary,
@@ -57,7 +58,7 @@ from selftaught.records import (
     write_atomically,
 )
 from selftaught.rollouts import collect
-from selftaught.run_folder import Watch, hold, publish, read_rows, timed, write_config
+from selftaught.run_folder import Watch, hold, publish, read_rows, timed, write_config, write_rows
 from selftaught.samplers import open_sampler
 from selftaught.selection import (
     DistinctBy,
@@ -82,7 +83,7 @@ from selftaught.steps import (
     step_preferences,
     step_value,
 )
-from selftaught.training import completion_ids, open_tokenizer, sft_config, train_weighted
+from selftaught.training import completion_ids, open_tokenizer
 
 PAPER = "Setlur et al. 2024, arXiv:2406.14532"
 
@@ -173,7 +174,7 @@ class StepDpoConfig(MethodConfig):
         return super().small(**(found | changes))
 
 
-CHANGEABLE = ("out", "methods", "sizes", "sft_sizes")
+CHANGEABLE = ("out", "methods", "sizes", "sft_sizes", *PLACE)
 """Fields a continued run may change: nothing stored depends on them."""
 
 
@@ -560,10 +561,9 @@ def _weighted(size: Size, folder: Path) -> tuple[Any, Row]:
     ]
     tokenizer = open_tokenizer(size.sft)
     rows = [weighted_row(one, tokenizer, run.tuned(one.rollout.problem), config.advantage_beta) for one in both]  # fmt: skip
-    trained = sft_config(folder / "training", **trainer_options(config))
-    with timed(run.seconds, "train"), run.watch.progress("advantage: training", 0) as advance:
-        training = train_weighted(size.sft, rows, trained, out=folder / "model",
-                                  peft_config=adapter(config), progress=advance)  # fmt: skip
+    write_rows(folder / "weighted.jsonl", rows)
+    options = trainer_options(config)
+    training = train_on(run, "weighted", size.sft, folder / "weighted.jsonl", options, len(rows))
     return training, {"told": f"{len(both):,} completions"}
 
 

@@ -16,18 +16,18 @@ Where we differ from the paper stands in docs/methods/vstar.md.
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from selftaught.candidates import Candidates, Choice, candidates_of, chosen, powers, share
+from selftaught.launch import PLACE
 from selftaught.method_pages import Figure, Section, Table, method_report, shown
 from selftaught.methods.shared import (
     MethodConfig,
     Row,
     Run,
     accuracy_of,
-    adapter,
     fit,
     measured,
     model_card,
@@ -39,6 +39,7 @@ from selftaught.methods.shared import (
     seed_rollouts,
     tokens_of,
     told_apart,
+    train_on,
     trained_row,
     trainer_options,
     training_row,
@@ -54,6 +55,7 @@ from selftaught.run_folder import (
     read_rows,
     timed,
     write_config,
+    write_rows,
 )
 from selftaught.selection import (
     NothingToLearn,
@@ -66,8 +68,6 @@ from selftaught.training import (
     Judged,
     completion_ids,
     open_tokenizer,
-    outcome_config,
-    train_outcome,
 )
 
 PAPER = "Hosseini et al. 2024, arXiv:2402.06457"
@@ -130,7 +130,7 @@ class VstarConfig(MethodConfig):
         return super().small(**(found | changes))
 
 
-CHANGEABLE = ("out", "baselines", "table")
+CHANGEABLE = ("out", "baselines", "table", *PLACE)
 """Fields a continued run may change: nothing stored depends on them."""
 
 
@@ -367,10 +367,9 @@ def _outcome(run: Run, collected: Sequence[Rollout]) -> Row:
     options: Row = trainer_options(config) | {"num_train_epochs": config.verifier_epochs}
     for name in config.training:
         options.pop(name, None)
-    out = config.out / "outcome"
-    with timed(run.seconds, "train"), run.watch.progress("outcome: training", 0) as advance:
-        training = train_outcome(_model(run, 0), judged, outcome_config(out / "training", **options),
-                                 out=out / "model", peft_config=adapter(config), progress=advance)  # fmt: skip
+    rows = config.out / "outcome" / "judged.jsonl"
+    write_rows(rows, [asdict(one) for one in judged])
+    training = train_on(run, "outcome", _model(run, 0), rows, options, len(judged))
     right = sum(one.right for one in judged)
     return {
         "model": str(training.model),

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from selftaught import ray_cluster
+from selftaught import cluster
 from selftaught.records import Completion, Text
 from selftaught.samplers.base import Closing, SamplingParams, checked_begun, checked_keys
 
@@ -74,7 +74,7 @@ class RaySampler(Closing):
             )
         self.model = str(model)
         path = Path(self.model).resolve() if Path(self.model).is_dir() else None
-        self._connected = ray_cluster.connect(address)
+        self._connected = cluster.connect(address)
         self._lock = threading.Condition()
         self._queue: deque[_Chunk] = deque()
         self._actors: list[_Actor] = []
@@ -89,9 +89,9 @@ class RaySampler(Closing):
                 each = int(options.get("tensor_parallel_size", 1))
                 gpus = float(each) if ray.cluster_resources().get("GPU") else 0.0
             needs = {"CPU": cpus} | ({"GPU": gpus} if gpus else {})
-            ray_cluster.check_resources(workers, needs)
+            cluster.check_resources(workers, needs)
             if path is not None:
-                ray_cluster.check_visible([str(path)])
+                cluster.check_visible([str(path)])
             self._depth = 2 if engine == "transformers" else 16
             self._chunk = chunk
             self.at_once = max(2, -(-2 * workers * self._depth * chunk // UNIT))
@@ -162,7 +162,7 @@ class RaySampler(Closing):
             ray.kill(actor.handle)
         self._fail(ConnectionError("The pool of samplers was closed."))
         if self._connected:
-            ray_cluster.disconnect()
+            cluster.disconnect()
 
     # ------------------------------------------------------------ actors
 

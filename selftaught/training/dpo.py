@@ -4,6 +4,7 @@ The reference is the start model. Its log-probabilities are computed once, befor
 before any checkpoint is read, so a continued training has the same reference as an undisturbed one.
 """
 
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -67,7 +68,22 @@ def _trainer(**given: Any) -> Any:
         def _prepare_dataset(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:
             return dataset
 
+    if given["args"].world_size > 1:
+        given["train_dataset"] = _on_disk(given["train_dataset"], given["args"])
     return TokenExact(**given)
+
+
+def _on_disk(dataset: Any, config: Any) -> Any:
+    """The rows in a folder of all processes: beside them TRL's first one writes the reference's
+    log-probabilities, which the others read, and rows in memory have a folder for each process."""
+    from datasets import load_from_disk
+
+    folder = Path(config.output_dir) / "rows"
+    if config.process_index == 0:
+        shutil.rmtree(folder, ignore_errors=True)
+        dataset.save_to_disk(folder)
+    config.distributed_state.wait_for_everyone()
+    return load_from_disk(folder)
 
 
 def preference_rows(

@@ -13,7 +13,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -74,6 +74,7 @@ def trl_config(kind: str, output_dir: Path, ours: dict[str, Any], options: dict[
         "disable_tqdm": True,
         "save_total_limit": 1,
         "dataloader_pin_memory": False,
+        "ddp_find_unused_parameters": False,
     }
     try:
         return getattr(trl, kind)(output_dir=str(output_dir), **(shared | ours | options))
@@ -110,6 +111,10 @@ def fit(
     The model appears in `out` when training has ended and not before. Checkpoints go to
     `config.output_dir`; repeating the call continues from the last whole one, to the same weights.
 
+    In a world of several processes (torchrun, accelerate, Ray Train) every one makes this call. Batch
+    size times accumulation is what a step takes in all of them together, so the world's size changes
+    neither the training nor what it is known by: see `shared_batch`. The first process writes.
+
     Args:
         make_rows: returns the rows, and how many were left out as too long.
         made_of: what the rows are made of, as JSON has it; another training in `out` is known by it.
@@ -118,13 +123,17 @@ def fit(
         load: opens the start model.
 
     Raises:
-        ValueError: `out` holds a training on other rows, or the loss is not finite.
+        ValueError: `out` holds a training on other rows, the loss is not finite, or the processes
+            cannot share a step equally.
     """
     checkpoints = Path(str(config.output_dir))
     made_from = _made_from(model, made_of, config, peft_config)
     _refuse_another(out / "training.json", made_from)
+    config = _shared(config)
+    first = config.process_index == 0
     if (out / "training.json").exists():
-        shutil.rmtree(checkpoints, ignore_errors=True)
+        if first:
+            shutil.rmtree(checkpoints, ignore_errors=True)
         return _stored(out)
     _refuse_another(checkpoints / "made_from.json", made_from)
     from transformers import AutoTokenizer, PrinterCallback, set_seed
@@ -150,18 +159,91 @@ def fit(
             callbacks=[_watcher(progress)],
         )
     trainer.remove_callback(PrinterCallback)
-    write_atomically(checkpoints / "made_from.json", json.dumps({"made_from": made_from}) + "\n")
+    if first:
+        write_atomically(
+            checkpoints / "made_from.json", json.dumps({"made_from": made_from}) + "\n"
+        )
     with _told_if_full(checkpoints):
-        result = trainer.train(resume_from_checkpoint=_last_whole_checkpoint(checkpoints))
-    finished: Any = trainer.model
+        result = trainer.train(resume_from_checkpoint=_continued(checkpoints, config))
+    finished = _finished(trainer, lambda: load(str(model)), peft_config)
+    done = _done(trainer, result, out, rows, too_long)
+    if first:
+        with _told_if_full(out):
+            _save(finished, tokenizer, done, made_from)
+        shutil.rmtree(checkpoints, ignore_errors=True)
+    trainer.accelerator.wait_for_everyone()
+    return done
+
+
+def shared_batch(size: int, batches: int, world: int) -> tuple[int, int]:
+    """Batch size and accumulated batches of each of `world` processes, for the same examples a step.
+
+    Accumulation is divided as far as it goes, the batch for the rest: 8 x 16 over 8 processes is
+    8 x 2 in each, 48 x 1 over 2 is 24 x 1.
+
+    Raises:
+        ValueError: the examples of a step cannot be shared equally; names numbers that can.
+    """
+    whole = size * batches
+    if whole % world:
+        fitting = [str(n) for n in range(1, whole + 1) if whole % n == 0]
+        raise ValueError(
+            f"A step takes {whole} examples (per_device_train_batch_size {size} x "
+            f"gradient_accumulation_steps {batches}), which {world} processes cannot share equally. "
+            f"Give --num-processes {_either(fitting)}, or examples of a step that {world} divides, "
+            f"such as {whole + world - whole % world}."
+        )
+    by = math.gcd(batches, world)
+    return size // (world // by), batches // by
+
+
+def _either(numbers: Sequence[str]) -> str:
+    return f"{', '.join(numbers[:-1])} or {numbers[-1]}" if len(numbers) > 1 else numbers[0]
+
+
+def _shared(config: Any) -> Any:
+    """The config of this process among all; one process trains on one device."""
+    if config.world_size == 1:
+        if config.n_gpu > 1:
+            config._n_gpu = 1  # or DataParallel would take as many batches as there are devices
+        return config
+    size, batches = shared_batch(
+        config.per_device_train_batch_size, config.gradient_accumulation_steps, config.world_size
+    )
+    # Made anew, because accelerate's DeepSpeed reads these numbers when a config is made.
+    return replace(config, per_device_train_batch_size=size, gradient_accumulation_steps=batches)
+
+
+def _continued(folder: Path, config: Any) -> str | None:
+    """The checkpoint to continue from: the first process looks, and tells the others."""
+    if config.world_size == 1:
+        return _last_whole_checkpoint(folder)
+    from accelerate.utils import broadcast_object_list
+
+    found = [_last_whole_checkpoint(folder) if config.process_index == 0 else None]
+    return broadcast_object_list(found)[0]
+
+
+def _finished(trainer: Any, load: Callable[[], Any], peft_config: "LoraConfig | None") -> Any:
+    """The trained model with all its weights, LoRA merged; of the first process, where they are spread."""
+    from accelerate.utils import DistributedType
+
+    accelerator, finished = trainer.accelerator, trainer.model
+    if accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED):
+        weights = accelerator.get_state_dict(trainer.model_wrapped)  # all take part in this
+        if not accelerator.is_main_process:
+            return None
+        spread = accelerator.unwrap_model(trainer.model)
+        finished = load()
+        if peft_config is not None:
+            from peft import get_peft_model
+
+            finished = get_peft_model(finished, spread.peft_config["default"])
+        finished.load_state_dict(weights)
     if peft_config is not None:
         finished = finished.merge_and_unload()
     finished.config.use_cache = True
-    done = _done(trainer, result, out, rows, too_long)
-    with _told_if_full(out):
-        _save(finished, tokenizer, done, made_from)
-    shutil.rmtree(checkpoints, ignore_errors=True)
-    return done
+    return finished
 
 
 def _done(trainer: Any, result: Any, out: Path, rows: Sequence[Row], too_long: int) -> Training:

@@ -39,7 +39,7 @@ def outcome_config(output_dir: Path, *, max_length: int, **options: Any) -> "Tra
 
     ours = {"use_cpu": not torch.accelerator.is_available(), "report_to": "none", "remove_unused_columns": False, "logging_nan_inf_filter": False,
             "logging_steps": 1, "disable_tqdm": True, "save_total_limit": 1,
-            "dataloader_pin_memory": False}  # fmt: skip
+            "dataloader_pin_memory": False, "ddp_find_unused_parameters": False}  # fmt: skip
     try:
         config = TrainingArguments(output_dir=str(output_dir), **(ours | options))
     except TypeError as error:

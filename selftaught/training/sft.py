@@ -131,6 +131,8 @@ def _weighted_trainer(**given: Any) -> Any:
             learned = (labels_BT != IGNORED).sum()
             count = learned if num_items_in_batch is None else num_items_in_batch
             loss = (loss_BT * weights_BT).sum() / count
+            if num_items_in_batch is not None and self.args.average_tokens_across_devices:
+                loss = loss * self.accelerator.num_processes  # gradients are averaged over them
             return (loss, out) if return_outputs else loss
 
     pad = given["processing_class"].pad_token_id

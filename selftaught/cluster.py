@@ -1,12 +1,18 @@
-"""A Ray cluster: connected to, and asked what it has and what its nodes can see."""
+"""A Ray cluster: connected to, asked what it has and what its nodes can see, and given a training.
+
+Where RAY_ADDRESS names a cluster, or one runs on this machine, it is used; otherwise, and with
+RAY_ADDRESS=local, Ray starts here and ends with this process.
+"""
 
 import logging
 import os
 import socket
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 _QUIET = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
+_WORKERS = {"HF_HUB_DISABLE_TELEMETRY": "1", "TOKENIZERS_PARALLELISM": "false"}
 
 
 def connect(address: str | None = None) -> bool:
@@ -31,8 +37,10 @@ def connect(address: str | None = None) -> bool:
     where = address or os.environ.get("RAY_ADDRESS")
     try:
         _answers(where)
-        ray.init(address, logging_level=logging.ERROR, log_to_driver=False, include_dashboard=None
-                 if address else False, runtime_env={"env_vars": _environment()})  # fmt: skip
+        ray.init(
+            address, logging_level=logging.ERROR, log_to_driver=False,
+            runtime_env={"env_vars": _environment()},
+        )  # fmt: skip
     except (OSError, ValueError) as error:
         raise ConnectionError(
             f"No Ray cluster answered at {where}: {error}. Start "
@@ -58,7 +66,7 @@ def disconnect() -> None:
 def _environment() -> dict[str, str]:
     """What a worker needs of this process's environment: where this package is, in a checkout."""
     root = Path(__file__).resolve().parent.parent
-    found = dict(_QUIET)
+    found = _QUIET | _WORKERS
     if not any(part in ("site-packages", "dist-packages") for part in root.parts):
         found["PYTHONPATH"] = os.pathsep.join([str(root), *_given("PYTHONPATH")])
     return found
@@ -116,6 +124,48 @@ def check_visible(paths: Sequence[str]) -> None:
             f"Every node of the Ray cluster must see the files of a run, and {len(blind)} of "
             f"{len(nodes)} do not: {told}. Put them into a folder that all nodes share, at the same path."
         )
+
+
+def run_workers(
+    work: Callable[[str], None], given: str, count: int, storage: Path, paths: Sequence[str]
+) -> None:
+    """Run `work(given)` in `count` processes of one torch.distributed world, by Ray Train.
+
+    Args:
+        work: a function that Ray's workers can import.
+        storage: a folder of all nodes, for Ray Train's own files.
+        paths: files and folders that every node must see; names of the Hub are passed over.
+
+    Raises:
+        ImportError: Ray is not installed.
+        ConnectionError: there is no cluster at RAY_ADDRESS.
+        ValueError: the cluster has too little, or a node does not see a path.
+    """
+    connect()
+    try:
+        import ray
+        from ray.train import RunConfig, ScalingConfig
+        from ray.train.torch import TorchTrainer
+
+        gpu = bool(ray.cluster_resources().get("GPU"))
+        check_resources(count, {"GPU" if gpu else "CPU": 1})
+        check_visible([str(Path(one).absolute()) for one in [given, *paths] if Path(one).exists()])
+        TorchTrainer(
+            _loop,
+            train_loop_config={"work": work, "given": str(Path(given).absolute())},
+            scaling_config=ScalingConfig(num_workers=count, use_gpu=gpu),
+            run_config=RunConfig(storage_path=str(storage.absolute()), name="train"),
+        ).fit()
+    finally:
+        disconnect()
+
+
+def _loop(config: dict[str, Any]) -> None:
+    """What a worker of Ray Train does."""
+    from ray.train import get_context
+
+    os.environ["RANK"] = str(get_context().get_world_rank())
+    config["work"](config["given"])
 
 
 def _missing(paths: Sequence[str]) -> list[str]:
