@@ -11,6 +11,7 @@ import json
 import math
 import os
 import shutil
+import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -334,6 +335,9 @@ def _last_whole_checkpoint(folder: Path) -> str | None:
         except (OSError, ValueError):
             shutil.rmtree(newest)
             continue
+        for state in newest.glob("rng_state*.pth"):
+            if not zipfile.is_zipfile(state):
+                state.unlink()  # another process was killed as it wrote it; only dropout wants it
         return str(newest)
     return None
 
