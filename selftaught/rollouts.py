@@ -1,31 +1,45 @@
-"""Ask, store, resume: `collect` asks a sampler and appends its rollouts to a store; `collect_up_to`
-asks only for the samples that earlier stores do not have.
+"""Ask, store, resume: `fill` asks a sampler and appends its rollouts to a store; `collect` also reads
+them; `collect_up_to` asks only for the samples that earlier stores do not have.
 
 A store is a JSONL file: a header that says how the rollouts were made, then one rollout per line.
 The work is cut into closed units over the whole list of problems. A unit is appended when all of
 it is done and made again as a whole otherwise, so a continued run asks in the same batches as an
 undisturbed one, and even its rounding is the same.
+
+What is stored is counted in lines and not read, except for the last unit. So a store of a million
+rollouts is continued in seconds, and the memory it takes is that of a unit.
 """
 
 import hashlib
 import json
 import os
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict, replace
+from itertools import islice
 from pathlib import Path
 from threading import Lock
-from typing import Any
+from typing import Any, BinaryIO
 
 from selftaught.prompts import PromptStyle
-from selftaught.records import Origin, Problem, Rollout, parse_json_line, rollout_from, to_json
+from selftaught.records import (
+    Origin,
+    Problem,
+    Rollout,
+    parse_json_line,
+    read_rollouts,
+    rollouts_in,
+    to_json,
+)
 from selftaught.samplers.base import Sampler, SamplingParams, checked_begun
 
 FORMAT = "selftaught rollouts 1"
 UNIT = 512
 """Completions in a unit: what a killed run asks again, for each unit in hand, at most."""
+BLOCK = 2**22
+"""Bytes of a store looked at at a time."""
 
 
 def collect(
@@ -50,6 +64,26 @@ def collect(
         ValueError: the store was made with another model, other prompts or other options.
         OSError: the store cannot be written; what it holds stays.
     """
+    fill(sampler, problems, prompt, params, store=store, origin=origin, begun=begun,
+         progress=progress)  # fmt: skip
+    return read_rollouts(store)
+
+
+def fill(
+    sampler: Sampler,
+    problems: Sequence[Problem],
+    prompt: PromptStyle,
+    params: SamplingParams,
+    *,
+    store: Path,
+    origin: Origin = "sampled",
+    begun: Sequence[Sequence[int]] | None = None,
+    progress: Callable[[int], None] | None = None,
+) -> int:
+    """`collect`, for a store that need not fit into memory: how many rollouts it holds at the end.
+
+    Args and errors are those of `collect`.
+    """
     check_ids(problems)
     params = replace(params, stop=tuple(dict.fromkeys((*params.stop, *prompt.stop))))
     ids = [problem.id for problem in problems]
@@ -64,19 +98,22 @@ def collect(
         "fingerprint": sampler.fingerprint,
         "prompts": prompt.digest(problems),
         "problems": len(problems),
-        "answers": _digest([(problem.id, problem.gold) for problem in problems]),
+        "answers": _digest((problem.id, problem.gold) for problem in problems),
         "origin": origin,
         "unit": size,
         "params": options,
     }
     if begun is not None:
         header["begun"] = _digest(written)
+    stored, end = _stored(store, header, ids)
+    done = -(-stored // (size * params.n))  # the last unit may be shorter than the others
     units = [problems[start : start + size] for start in range(0, len(problems), size)]
-    sampler.check([prompt(problem) for problem in problems], params, ids)
-    rollouts = _resume(store, header, [len(unit) * params.n for unit in units])
-    if progress and rollouts:
-        progress(len(rollouts))
-    done = _units_in(len(rollouts), size * params.n)
+    for number, unit in enumerate(units[done:], done):
+        here = slice(number * size, (number + 1) * size)
+        sampler.check([prompt(problem) for problem in unit], params, ids[here])
+    _open(store, header, end)
+    if progress and stored:
+        progress(stored)
     told = _one_at_a_time(progress)
 
     def asked(number: int) -> list[Rollout]:
@@ -92,9 +129,9 @@ def collect(
         ]  # fmt: skip
 
     for fresh in _in_order(asked, range(done, len(units)), sampler.at_once):
-        _append(store, "".join(to_json(rollout) + "\n" for rollout in fresh), len(rollouts))
-        rollouts += fresh
-    return rollouts
+        _append(store, "".join(to_json(rollout) + "\n" for rollout in fresh), stored)
+        stored += len(fresh)
+    return stored
 
 
 def _in_order(
@@ -227,37 +264,64 @@ def check_ids(problems: Sequence[Problem]) -> None:
         )
 
 
-def _units_in(rows: int, rows_per_unit: int) -> int:
-    """How many units hold `rows` rows; the last one may be shorter than the others."""
-    return -(-rows // rows_per_unit)
+def _stored(store: Path, header: dict[str, Any], ids: Sequence[str]) -> tuple[int, int]:
+    """How many rows stand in whole units, and the byte after the last; nothing is changed.
 
+    Only the last of these units is read: those before it were on the disk when it was begun.
 
-def _resume(store: Path, header: dict[str, Any], unit_rows: Sequence[int]) -> list[Rollout]:
-    """The rollouts of all whole units in the store, which is cut back to them; makes a new store."""
-    line = json.dumps(header, ensure_ascii=False) + "\n"
+    Raises:
+        ValueError: the store was made otherwise, or its last whole unit is not what it should be.
+    """
     if not store.exists() or _torn_header(store):
-        store.parent.mkdir(parents=True, exist_ok=True)
-        store.unlink(missing_ok=True)
-        _append(store, line, 0)
-        return []
-    _refuse_another(store, header, parse_json_line(_first_line(store), f"{store}, line 1"))
-    rollouts: list[Rollout] = []
-    lines = _whole_lines(store)
-    next(lines)
-    kept = len(_first_line(store))
-    for rows in unit_rows:
-        unit = [line for _, line in zip(range(rows), lines, strict=False)]
-        if len(unit) < rows:
-            break
-        first = len(rollouts) + 2
-        rollouts += [
-            rollout_from(parse_json_line(line, f"{store}, line {first + offset}"))
-            for offset, line in enumerate(unit)
-        ]
-        kept += sum(map(len, unit))
-    if store.stat().st_size > kept:
-        os.truncate(store, kept)
-    return rollouts
+        return 0, 0
+    first = _first_line(store)
+    _refuse_another(store, header, parse_json_line(first, f"{store}, line 1"))
+    n, index = header["params"]["n"], header["params"].get("first", 0)
+    unit = header["unit"] * n
+    with store.open("rb") as file:
+        counts = [block.count(b"\n") for block in iter(lambda: file.read(BLOCK), b"")]
+        rows = min(sum(counts) - 1, len(ids) * n)
+        if rows < len(ids) * n:
+            rows -= rows % unit
+        if not rows:
+            return 0, len(first)
+        before = (rows - 1) // unit * unit
+        file.seek(_line_end(file, counts, 1 + before))
+        lines = list(islice(file, rows - before))
+        end = file.tell()
+    *_, last = rollouts_in(lines, f"{store}, line ", 2 + before)
+    wanted = ids[(rows - 1) // n], index + (rows - 1) % n
+    if (last.problem.id, last.index) != wanted:
+        raise ValueError(
+            f"{store}, line {rows + 1}: expected sample {wanted[1]} of problem {wanted[0]!r}, got "
+            f"sample {last.index} of {last.problem.id!r}; lines are missing or stand twice. "
+            "Delete this store to sample anew."
+        )
+    return rows, end
+
+
+def _line_end(file: BinaryIO, counts: Sequence[int], number: int) -> int:
+    """The byte after a line, counted from 1, of a file with so many lines ending in each block."""
+    block = 0
+    while counts[block] < number:
+        number -= counts[block]
+        block += 1
+    file.seek(block * BLOCK)
+    found, end = file.read(BLOCK), 0
+    for _ in range(number):
+        end = found.index(b"\n", end) + 1
+    return block * BLOCK + end
+
+
+def _open(store: Path, header: dict[str, Any], end: int) -> None:
+    """Cut a store back to its whole units, which end at a byte; make a new one where that is 0."""
+    if end:
+        if store.stat().st_size > end:
+            os.truncate(store, end)
+        return
+    store.parent.mkdir(parents=True, exist_ok=True)
+    store.unlink(missing_ok=True)
+    _append(store, json.dumps(header, ensure_ascii=False) + "\n", 0)
 
 
 def _torn_header(store: Path) -> bool:
@@ -277,20 +341,18 @@ def _torn_header(store: Path) -> bool:
     return True
 
 
-def _digest(values: object) -> str:
-    shown = json.dumps(values, ensure_ascii=True)
-    return hashlib.sha256(shown.encode()).hexdigest()[:16]
+def _digest(values: Iterable[object]) -> str:
+    """A hash of the list of values, which is not held as a whole."""
+    digest = hashlib.sha256(b"[")
+    for number, value in enumerate(values):
+        digest.update(((", " if number else "") + json.dumps(value, ensure_ascii=True)).encode())
+    digest.update(b"]")
+    return digest.hexdigest()[:16]
 
 
 def _first_line(store: Path) -> bytes:
     with store.open("rb") as file:
         return file.readline()
-
-
-def _whole_lines(store: Path) -> Iterator[bytes]:
-    """Every line that ends in a newline: a torn last line is left out."""
-    with store.open("rb") as file:
-        yield from (line for line in file if line.endswith(b"\n"))
 
 
 def _refuse_another(store: Path, wanted: dict[str, Any], found: dict[str, Any]) -> None:
