@@ -33,6 +33,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "embedded": {"tasks", "prompts", "records"},
     "grading": {"tasks", "answers", "records"},
     "evaluation": {"tasks", "rollouts", "grading", "metrics", "samplers", "prompts", "records"},
+    "bulk": {"grading", "prompts", "records", "selection", "tasks"},
     "report": BELOW_EVALUATION | {"evaluation", "plots"},
     "steps": {"metrics", "records"},
     "verifier": {"prompts", "records", "samplers", "training"},
@@ -61,7 +62,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     | {"pause", "quiet", "quiet_commands", "evaluation", "report"},
     "cli": BELOW_EVALUATION
     | {"evaluation", "report", "methods", "wheel_models", "quiet_commands", "pause_commands"}
-    | {"method_commands"},
+    | {"method_commands", "bulk"},
     "__init__": BELOW_EVALUATION | {"evaluation"},
 }
 DOORS: dict[str, set[str]] = {
@@ -100,7 +101,7 @@ DOORS: dict[str, set[str]] = {
 NO_TORCH = ["selftaught", "selftaught.methods.rft", "selftaught.methods.vstar",
             "selftaught.methods.step_dpo", "selftaught.candidates", "selftaught.solving",
             "selftaught.steps", "selftaught.verifier", "selftaught.cli", "selftaught.methods.star", "selftaught.report",
-            "selftaught.grading", "selftaught.selection", "selftaught.evaluation"]  # fmt: skip
+            "selftaught.grading", "selftaught.bulk", "selftaught.selection", "selftaught.evaluation"]  # fmt: skip
 
 
 def modules() -> list[str]:
