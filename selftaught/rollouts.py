@@ -6,28 +6,28 @@ The work is cut into closed units over the whole list of problems. A unit is app
 it is done and made again as a whole otherwise, so a continued run asks in the same batches as an
 undisturbed one, and even its rounding is the same.
 
-What is stored is counted in lines and not read, except for the last unit. So a store of a million
-rollouts is continued in seconds, and the memory it takes is that of a unit.
+How much is stored is read off the last line; only the last whole unit is looked at. So a store of a
+million rollouts is continued as soon as a small one, and the memory it takes is that of a unit.
 """
 
 import hashlib
 import json
 import os
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict, replace
-from itertools import islice
 from pathlib import Path
 from threading import Lock
-from typing import Any, BinaryIO
+from typing import Any
 
 from selftaught.prompts import PromptStyle
 from selftaught.records import (
     Origin,
     Problem,
     Rollout,
+    iter_rollouts,
     parse_json_line,
     read_rollouts,
     rollouts_in,
@@ -39,7 +39,7 @@ FORMAT = "selftaught rollouts 1"
 UNIT = 512
 """Completions in a unit: what a killed run asks again, for each unit in hand, at most."""
 BLOCK = 2**22
-"""Bytes of a store looked at at a time."""
+"""Bytes of a store's end looked at first."""
 
 
 def collect(
@@ -64,9 +64,12 @@ def collect(
         ValueError: the store was made with another model, other prompts or other options.
         OSError: the store cannot be written; what it holds stays.
     """
-    fill(sampler, problems, prompt, params, store=store, origin=origin, begun=begun,
-         progress=progress)  # fmt: skip
-    return read_rollouts(store)
+    count = fill(sampler, problems, prompt, params, store=store, origin=origin, begun=begun,
+                 progress=progress)  # fmt: skip
+    rollouts = read_rollouts(store)
+    if len(rollouts) != count:
+        raise _damaged(store)
+    return rollouts
 
 
 def fill(
@@ -267,7 +270,8 @@ def check_ids(problems: Sequence[Problem]) -> None:
 def _stored(store: Path, header: dict[str, Any], ids: Sequence[str]) -> tuple[int, int]:
     """How many rows stand in whole units, and the byte after the last; nothing is changed.
 
-    Only the last of these units is read: those before it were on the disk when it was begun.
+    What the last line is a sample of says how many rows there are. Only the last whole unit is read:
+    those before it were on the disk when it was begun.
 
     Raises:
         ValueError: the store was made otherwise, or its last whole unit is not what it should be.
@@ -277,40 +281,61 @@ def _stored(store: Path, header: dict[str, Any], ids: Sequence[str]) -> tuple[in
     first = _first_line(store)
     _refuse_another(store, header, parse_json_line(first, f"{store}, line 1"))
     n, index = header["params"]["n"], header["params"].get("first", 0)
-    unit = header["unit"] * n
-    with store.open("rb") as file:
-        counts = [block.count(b"\n") for block in iter(lambda: file.read(BLOCK), b"")]
-        rows = min(sum(counts) - 1, len(ids) * n)
-        if rows < len(ids) * n:
-            rows -= rows % unit
-        if not rows:
-            return 0, len(first)
-        before = (rows - 1) // unit * unit
-        file.seek(_line_end(file, counts, 1 + before))
-        lines = list(islice(file, rows - before))
-        end = file.tell()
-    *_, last = rollouts_in(lines, f"{store}, line ", 2 + before)
-    wanted = ids[(rows - 1) // n], index + (rows - 1) % n
-    if (last.problem.id, last.index) != wanted:
-        raise ValueError(
-            f"{store}, line {rows + 1}: expected sample {wanted[1]} of problem {wanted[0]!r}, got "
-            f"sample {last.index} of {last.problem.id!r}; lines are missing or stand twice. "
-            "Delete this store to sample anew."
-        )
+    unit, wanted = header["unit"] * n, len(ids) * n
+    lines, end = _last_lines(store, len(first), 2 * unit)
+    places = {name: place for place, name in enumerate(ids)}
+    rows, torn = 0, 0
+    while lines and torn < unit and not (rows := _row(lines[-1], places, n, index)):
+        end -= len(lines.pop())  # of a unit that was never whole
+        torn += 1
+    if lines and not rows:
+        raise _damaged(store)
+    cut = 0 if rows == wanted else rows % unit
+    end -= sum(map(len, lines[len(lines) - cut :]))
+    rows -= cut
+    if not rows:
+        return 0, len(first)
+    last = range(rows - 1 - (rows - 1) % unit, rows)
+    there = lines[: len(lines) - cut][-len(last) :]
+    if [_row(line, places, n, index) for line in there] != [row + 1 for row in last]:
+        raise _damaged(store)
     return rows, end
 
 
-def _line_end(file: BinaryIO, counts: Sequence[int], number: int) -> int:
-    """The byte after a line, counted from 1, of a file with so many lines ending in each block."""
-    block = 0
-    while counts[block] < number:
-        number -= counts[block]
-        block += 1
-    file.seek(block * BLOCK)
-    found, end = file.read(BLOCK), 0
-    for _ in range(number):
-        end = found.index(b"\n", end) + 1
-    return block * BLOCK + end
+def _last_lines(store: Path, header: int, count: int) -> tuple[list[bytes], int]:
+    """The last lines that end in a newline, at least so many if there are, and the byte after them."""
+    with store.open("rb") as file:
+        size, block = file.seek(0, os.SEEK_END), BLOCK
+        while True:
+            start = max(header, size - block)
+            file.seek(start)
+            read = file.read(size - start)
+            if start == header or read.count(b"\n") > count:
+                break
+            block *= 2
+    *lines, torn = read.split(b"\n")
+    if start > header:
+        del lines[0]  # its beginning was not read
+    return [line + b"\n" for line in lines], size - len(torn)
+
+
+def _row(line: bytes, places: Mapping[str, int], n: int, index: int) -> int:
+    """Which row of the store a line is, counted from 1; 0 where it cannot be read."""
+    try:
+        (rollout,) = rollouts_in([line], "", 2)
+        sample = rollout.index - index
+        return places[rollout.problem.id] * n + sample + 1 if 0 <= sample < n else 0
+    except (ValueError, LookupError, TypeError):
+        return 0
+
+
+def _damaged(store: Path) -> ValueError:
+    """What is told of a store whose lines are not those that were written; names the first if it can."""
+    deque(iter_rollouts(store), maxlen=0)  # a line that is no rollout is an error of its own
+    return ValueError(
+        f"{store}: lines are missing, stand twice or were changed. Mend it, or delete it to sample "
+        "anew."
+    )
 
 
 def _open(store: Path, header: dict[str, Any], end: int) -> None:
