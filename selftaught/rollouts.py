@@ -64,10 +64,12 @@ def collect(
         ValueError: the store was made with another model, other prompts or other options.
         OSError: the store cannot be written; what it holds stays.
     """
-    count = fill(sampler, problems, prompt, params, store=store, origin=origin, begun=begun,
-                 progress=progress)  # fmt: skip
+    fill(sampler, problems, prompt, params, store=store, origin=origin, begun=begun,
+         progress=progress)  # fmt: skip
     rollouts = read_rollouts(store)
-    if len(rollouts) != count:
+    samples = range(params.first, params.first + params.n)
+    wanted = [(problem.id, index) for problem in problems for index in samples]
+    if [(one.problem.id, one.index) for one in rollouts] != wanted:
         raise _damaged(store)
     return rollouts
 
