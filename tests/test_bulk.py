@@ -180,6 +180,7 @@ def test_a_line_that_is_no_rollout_is_named_and_nothing_half_is_left(tmp_path: P
     with pytest.raises(ValueError, match="Expected graded rollouts"):
         choose(paths, out, ["correct"], STYLE, workers=workers)
     assert out.read_text() == "as it was"
+    assert not (tmp_path / "out.jsonl.partial").exists()
 
 
 def test_nothing_to_grade_or_to_learn_from_is_told(tmp_path: Path):
