@@ -204,10 +204,12 @@ def main() -> None:
     if options.stage is None:
         table(options.rows, options.dir)
         return
+    before = sum(os.times()[:4])
     seconds = stage(options.stage, options.rows[0], options.dir)
     used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
-    cpu = sum(one.ru_utime + one.ru_stime for one in used)
-    print(json.dumps([seconds, cpu, *(one.ru_maxrss / 1024 for one in used)]))
+    print(
+        json.dumps([seconds, sum(os.times()[:4]) - before, *(one.ru_maxrss / 1024 for one in used)])
+    )
 
 
 if __name__ == "__main__":

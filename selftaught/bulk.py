@@ -374,5 +374,8 @@ def serve() -> None:
                 told: dict[str, Any] = {"counts": done.counts, "size": len(done.lines)}
             except ValueError as error:
                 done, told = Done({}, b""), {"error": str(error)}
-            answers.write(json.dumps(told).encode() + b"\n" + done.lines)
-            answers.flush()
+            try:
+                answers.write(json.dumps(told).encode() + b"\n" + done.lines)
+                answers.flush()
+            except BrokenPipeError:
+                os._exit(1)  # nobody is left to be told
