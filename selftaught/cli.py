@@ -109,7 +109,9 @@ class GradeOptions:
     task_options: dict[str, Any] = field(default_factory=dict)
     """The task's own options."""
     out: Path = Path("runs/graded.jsonl")
-    """Where the graded rollouts go."""
+    """Where the graded rollouts go; repeating the command continues what was killed."""
+    workers: int | None = None
+    """Processes; none: as many as the stores repay, one to each core at most."""
 
 
 @dataclass(frozen=True)
@@ -132,6 +134,8 @@ class SelectOptions:
     """The prompt in training."""
     out: Path = Path("runs/examples.jsonl")
     """Where the examples go."""
+    workers: int | None = None
+    """Processes; none: as many as the stores repay, one to each core at most."""
 
 
 @dataclass(frozen=True)
@@ -497,7 +501,7 @@ def _task_flags(task: str, options: dict[str, Any]) -> str:
 
 
 def _sample(options: Namespace) -> int:
-    from selftaught.rollouts import collect
+    from selftaught.rollouts import fill
 
     ask = AskOptions(**_values(options))
     _, problems, style, params = _asked(ask)
@@ -508,64 +512,41 @@ def _sample(options: Namespace) -> int:
         _accounted(sampler, ask.out),
         watch.progress("sampling", len(problems) * params.n) as advance,
     ):
-        rollouts = collect(
+        count = fill(
             sampler, problems, style, params, store=ask.out, progress=advance,
             origin="rationalized" if ask.hint else "sampled",
         )  # fmt: skip
     _remember(ask, ask.out)
-    print(f"{len(rollouts)} rollouts in {ask.out}")
+    print(f"{count} rollouts in {ask.out}")
     print(f"Next: selftaught grade{_task_flags(ask.task, ask.task_options)} {ask.out}")
     return DONE
 
 
 def _grade(options: Namespace) -> int:
-    from selftaught.grading import grade
-    from selftaught.records import OUTCOMES, read_rollouts, write_jsonl
-    from selftaught.tasks import open_task
+    from selftaught.bulk import grade_stores
+    from selftaught.records import OUTCOMES
 
-    stores = options.pop("rollouts")
+    stores = [Path(store) for store in options.pop("rollouts")]
     how = GradeOptions(**_values(options))
-    rollouts = [rollout for store in stores for rollout in read_rollouts(Path(store))]
-    if not rollouts:
-        raise ValueError(f"There are no rollouts in {', '.join(stores)}.")
-    graded = grade(rollouts, open_task(how.task, **how.task_options))
-    write_jsonl(how.out, graded)
-    counts = {outcome: sum(one.outcome == outcome for one in graded) for outcome in OUTCOMES}
-    print(", ".join(f"{count} {outcome}" for outcome, count in counts.items()) + f": {how.out}")
+    with _held(how.out):
+        counts = grade_stores(stores, how.out, how.task, how.task_options, workers=how.workers)
+    told = ", ".join(f"{counts.get(outcome, 0)} {outcome}" for outcome in OUTCOMES)
+    print(f"{told}: {how.out}")
     return DONE
 
 
 def _select(options: Namespace) -> int:
-    from selftaught.records import read_rollouts, write_jsonl
-    from selftaught.selection import (
-        NothingToLearn,
-        keep_at_most,
-        keep_correct,
-        keep_distinct,
-        keep_sound,
-        make_examples,
-    )
+    from selftaught.bulk import choose
     from selftaught.tasks import open_task
 
-    stores = options.pop("rollouts")
+    stores = [Path(store) for store in options.pop("rollouts")]
     how = SelectOptions(**_values(options))
-    rollouts = [rollout for store in stores for rollout in read_rollouts(Path(store))]
-    kept = rollouts
-    for name in how.keep:
-        match name:
-            case "correct":
-                kept = keep_correct(kept)
-            case "sound":
-                kept = keep_sound(kept)
-            case "distinct":
-                kept = keep_distinct(kept, how.distinct_by)
-    if how.at_most is not None:
-        kept = keep_at_most(kept, how.at_most)
-    if not kept:
-        raise NothingToLearn(f"None of {len(rollouts)} rollouts passed: {', '.join(how.keep)}.")
     style = _style(open_task(how.task, **how.task_options), how.prompt)
-    write_jsonl(how.out, make_examples(kept, style))
-    print(f"{len(kept)} of {len(rollouts)} rollouts kept: {how.out}")
+    kept, count = choose(
+        stores, how.out, how.keep, style,
+        distinct_by=how.distinct_by, at_most=how.at_most, workers=how.workers,
+    )  # fmt: skip
+    print(f"{kept} of {count} rollouts kept: {how.out}")
     print(f"Next: selftaught train sft --model MODEL --data {how.out}")
     return DONE
 

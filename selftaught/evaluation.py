@@ -1,17 +1,18 @@
 """Measuring a model on a task: sample, grade, and tally the outcomes."""
 
+import hashlib
 import re
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 from selftaught import metrics
 from selftaught.grading import grade
 from selftaught.prompts import PromptStyle
-from selftaught.records import OUTCOMES, Problem, Rollout, read_rollouts, write_jsonl
+from selftaught.records import OUTCOMES, Outcome, Problem, Rollout, iter_rollouts, write_jsonl
 from selftaught.rollouts import collect
 from selftaught.samplers.base import Sampler, SamplingParams
 from selftaught.tasks.base import Task
@@ -94,16 +95,36 @@ def evaluate(
 
 
 def graded_beside(store: Path, rollouts: Sequence[Rollout], task: Task) -> list[Rollout]:
-    """The rollouts of a store, graded, and kept in `graded_path(store)`; not graded twice."""
+    """The rollouts of a store, graded, and kept in `graded_path(store)`; not graded twice.
+
+    Of what is stored only the grades are held, so that the rollouts are in memory once.
+    """
     path = graded_path(store)
-    stored = {_identity(one): one for one in read_rollouts(path)} if path.exists() else {}
-    fresh = [one for one in rollouts if _identity(one) not in stored]
-    if fresh:
-        stored |= {_identity(one): one for one in grade(fresh, task)}
-    graded = [stored[_identity(one)] for one in rollouts]
+    stored: dict[bytes, _Grade] = {}
+    if path.exists():
+        stored = {_identity(one): _Grade.of(one) for one in iter_rollouts(path)}
+    names = [_identity(one) for one in rollouts]
+    fresh = {name: one for name, one in zip(names, rollouts, strict=True) if name not in stored}
+    for name, one in zip(fresh, grade(list(fresh.values()), task), strict=True):
+        stored[name] = _Grade.of(one)
+    graded = [
+        replace(one, **stored[name]._asdict()) for name, one in zip(names, rollouts, strict=True)
+    ]
     if fresh or not path.exists():
         write_jsonl(path, graded)
     return graded
+
+
+class _Grade(NamedTuple):
+    """What grading adds to a rollout."""
+
+    answer: str | None
+    outcome: Outcome | None
+    decided_by: str | None
+
+    @classmethod
+    def of(cls, rollout: Rollout) -> Self:
+        return cls(rollout.answer, rollout.outcome, rollout.decided_by)
 
 
 def graded_path(store: Path) -> Path:
@@ -111,9 +132,11 @@ def graded_path(store: Path) -> Path:
     return store.with_name(f"{store.stem}.graded.jsonl")
 
 
-def _identity(rollout: Rollout) -> tuple[str, str, int, str, str]:
+def _identity(rollout: Rollout) -> bytes:
+    """A hash of what a grade depends on, and of which sample it is."""
     problem = rollout.problem
-    return problem.id, problem.gold, rollout.index, rollout.finish_reason, rollout.completion
+    told = (problem.id, problem.gold, rollout.index, rollout.finish_reason, rollout.completion)
+    return hashlib.blake2b(repr(told).encode(), digest_size=16).digest()
 
 
 def evaluation_from(

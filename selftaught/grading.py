@@ -15,9 +15,11 @@ import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import replace
 from queue import SimpleQueue
 from threading import Event, Timer
+from typing import BinaryIO
 
 from selftaught.answers import Verdict
 from selftaught.records import Outcome, Problem, Rollout
@@ -46,17 +48,75 @@ def grade(
             `prove("1", "1")`, so that its imports are not counted.
         workers: processes for `task.prove`; default: as many as the undecided answers repay.
     """
-    answers = [task.extract(rollout.completion) for rollout in rollouts]
-    pairs = {
-        (rollout.problem.gold, answer): Verdict(None, "")
-        for rollout, answer in zip(rollouts, answers, strict=True)
-        if answer is not None and rollout.finish_reason != "length"
-    }
-    verdicts = compare(list(pairs), task, seconds=seconds, workers=workers)
-    return [
-        _graded(rollout, answer, verdicts)
-        for rollout, answer in zip(rollouts, answers, strict=True)
-    ]
+    with closing(Grader(task, seconds=seconds, workers=workers)) as grader:
+        return grader.grade(rollouts)
+
+
+class Grader:
+    """`grade` and `compare` for one batch after another, with the same worker processes.
+
+    Close it when all is graded: that ends them.
+    """
+
+    def __init__(self, task: Task, *, seconds: float = 5.0, workers: int | None = None) -> None:
+        self._task, self._seconds, self._most = task, seconds, workers
+        self._workers: list[_Worker] = []
+
+    def grade(self, rollouts: Sequence[Rollout]) -> list[Rollout]:
+        """The rollouts, graded; see `grade`."""
+        answers = [self._task.extract(rollout.completion) for rollout in rollouts]
+        pairs = {
+            (rollout.problem.gold, answer): Verdict(None, "")
+            for rollout, answer in zip(rollouts, answers, strict=True)
+            if answer is not None and rollout.finish_reason != "length"
+        }
+        verdicts = self.compare(list(pairs))
+        return [
+            _graded(rollout, answer, verdicts)
+            for rollout, answer in zip(rollouts, answers, strict=True)
+        ]
+
+    def compare(self, pairs: Sequence[Pair]) -> dict[Pair, Verdict]:
+        """A verdict for every pair; see `compare`."""
+        verdicts = {pair: self._task.equal(*pair) for pair in pairs}
+        undecided = [pair for pair, verdict in verdicts.items() if verdict.equal is None]
+        if self._task.prove is None or not undecided:
+            return verdicts
+        # A worker takes a second or two to import what it needs; an easy comparison, about 10 ms.
+        wanted = self._most or min(os.cpu_count() or 1, 1 + len(undecided) // 100)
+        return verdicts | self._proved(self._task.prove, undecided, min(wanted, len(undecided)))
+
+    def _proved(
+        self, prove: Callable[[str, str], bool], pairs: Sequence[Pair], count: int
+    ) -> dict[Pair, Verdict]:
+        while len(self._workers) < count:
+            self._workers.append(_Worker(prove, self._seconds))
+        free: SimpleQueue[_Worker] = SimpleQueue()
+        for worker in self._workers[:count]:
+            free.put(worker)
+
+        def decide(pair: Pair) -> Verdict:
+            worker = free.get()
+            try:
+                return worker.verdict(pair)
+            finally:
+                free.put(worker)
+
+        pool = ThreadPoolExecutor(count)
+        try:
+            return dict(zip(pairs, pool.map(decide, pairs), strict=True))
+        except BaseException:
+            for worker in self._workers:
+                worker.stop()
+            raise
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+    def close(self) -> None:
+        """End the worker processes."""
+        for worker in self._workers:
+            worker.close()
+        self._workers.clear()
 
 
 def _graded(rollout: Rollout, answer: str | None, verdicts: dict[Pair, Verdict]) -> Rollout:
@@ -95,39 +155,8 @@ def compare(
     pairs: Sequence[Pair], task: Task, *, seconds: float = 5.0, workers: int | None = None
 ) -> dict[Pair, Verdict]:
     """A verdict for every pair: by `task.equal`, else by `task.prove` in worker processes."""
-    verdicts = {pair: task.equal(*pair) for pair in pairs}
-    undecided = [pair for pair, verdict in verdicts.items() if verdict.equal is None]
-    if task.prove is None or not undecided:
-        return verdicts
-    # A worker takes a second or two to import what it needs; an easy comparison, about 10 ms.
-    wanted = workers or min(os.cpu_count() or 1, 1 + len(undecided) // 100)
-    return verdicts | _proved(task.prove, undecided, seconds, min(wanted, len(undecided)))
-
-
-def _proved(
-    prove: Callable[[str, str], bool], pairs: Sequence[Pair], seconds: float, count: int
-) -> dict[Pair, Verdict]:
-    workers = [_Worker(prove, seconds) for _ in range(count)]
-    free: SimpleQueue[_Worker] = SimpleQueue()
-    for worker in workers:
-        free.put(worker)
-
-    def decide(pair: Pair) -> Verdict:
-        worker = free.get()
-        try:
-            return worker.verdict(pair)
-        finally:
-            free.put(worker)
-
-    pool = ThreadPoolExecutor(count)
-    try:
-        return dict(zip(pairs, pool.map(decide, pairs), strict=True))
-    finally:
-        for worker in workers:
-            worker.stop()
-        pool.shutdown(cancel_futures=True)
-        for worker in workers:
-            worker.close()
+    with closing(Grader(task, seconds=seconds, workers=workers)) as grader:
+        return grader.compare(pairs)
 
 
 class _Worker:
@@ -159,13 +188,7 @@ class _Worker:
         return Verdict(None, "time limit" if late else f"error: worker {_ending(process)}")
 
     def _started(self) -> subprocess.Popen[bytes]:
-        path = os.pathsep.join(entry or os.curdir for entry in sys.path)
-        process = subprocess.Popen(
-            [sys.executable, "-P", "-c", "from selftaught.grading import serve; serve()"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            env={**os.environ, "PYTHONPATH": path},
-        )
+        process = started(__name__)
         self.process = process
         line, late = _asked(process, self.errand, self.START_SECONDS)
         if line and not late:
@@ -193,6 +216,25 @@ class _Worker:
             if pipe is not None:
                 with contextlib.suppress(BrokenPipeError):
                     pipe.close()
+
+
+def started(module: str) -> subprocess.Popen[bytes]:
+    """A process that runs `serve` of a module, with pipes to it; it imports what this one could."""
+    path = os.pathsep.join(entry or os.curdir for entry in sys.path)
+    return subprocess.Popen(
+        [sys.executable, "-P", "-c", f"from {module} import serve; serve()"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        env={**os.environ, "PYTHONPATH": path},
+    )
+
+
+def answers_only() -> BinaryIO:
+    """Standard output of a worker process, for what the parent reads; all else goes to standard error."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
+    answers = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)  # what is printed must not be read as an answer
+    return answers
 
 
 def _asked(process: subprocess.Popen[bytes], message: object, seconds: float) -> tuple[bytes, bool]:
@@ -225,9 +267,7 @@ def _ending(process: subprocess.Popen[bytes]) -> str:
 
 def serve() -> None:
     """What a worker process runs: one comparison per line of standard input, until it closes."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
-    answers = os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)  # what `prove` prints must not be read as an answer
+    answers = answers_only()
     if sys.platform == "linux":
         resource.setrlimit(resource.RLIMIT_AS, (MOST_MEMORY, MOST_MEMORY))
     errand = json.loads(sys.stdin.buffer.readline())

@@ -71,8 +71,12 @@ class PromptStyle:
 
     def digest(self, problems: Sequence[Problem]) -> str:
         """A hash of the prompts themselves: two styles that show the same text are the same."""
-        shown = json.dumps([self(problem) for problem in problems], ensure_ascii=False)
-        return hashlib.sha256(shown.encode("utf-8", "surrogatepass")).hexdigest()[:16]
+        digest = hashlib.sha256(b"[")  # of their list as JSON, which is not held as a whole
+        for number, problem in enumerate(problems):
+            shown = (", " if number else "") + json.dumps(self(problem), ensure_ascii=False)
+            digest.update(shown.encode("utf-8", "surrogatepass"))
+        digest.update(b"]")
+        return digest.hexdigest()[:16]
 
 
 def bare(style: PromptStyle) -> PromptStyle:

@@ -1,17 +1,20 @@
-"""Ask, store, resume: `collect` asks a sampler and appends its rollouts to a store; `collect_up_to`
-asks only for the samples that earlier stores do not have.
+"""Ask, store, resume: `fill` asks a sampler and appends its rollouts to a store; `collect` also reads
+them; `collect_up_to` asks only for the samples that earlier stores do not have.
 
 A store is a JSONL file: a header that says how the rollouts were made, then one rollout per line.
 The work is cut into closed units over the whole list of problems. A unit is appended when all of
 it is done and made again as a whole otherwise, so a continued run asks in the same batches as an
 undisturbed one, and even its rounding is the same.
+
+How much is stored is read off the last line; only the last whole unit is looked at. So a store of a
+million rollouts is continued as soon as a small one, and the memory it takes is that of a unit.
 """
 
 import hashlib
 import json
 import os
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict, replace
@@ -20,12 +23,23 @@ from threading import Lock
 from typing import Any
 
 from selftaught.prompts import PromptStyle
-from selftaught.records import Origin, Problem, Rollout, parse_json_line, rollout_from, to_json
+from selftaught.records import (
+    Origin,
+    Problem,
+    Rollout,
+    iter_rollouts,
+    parse_json_line,
+    read_rollouts,
+    rollouts_in,
+    to_json,
+)
 from selftaught.samplers.base import Sampler, SamplingParams, checked_begun
 
 FORMAT = "selftaught rollouts 1"
 UNIT = 512
 """Completions in a unit: what a killed run asks again, for each unit in hand, at most."""
+BLOCK = 2**22
+"""Bytes of a store's end looked at first."""
 
 
 def collect(
@@ -50,6 +64,31 @@ def collect(
         ValueError: the store was made with another model, other prompts or other options.
         OSError: the store cannot be written; what it holds stays.
     """
+    fill(sampler, problems, prompt, params, store=store, origin=origin, begun=begun,
+         progress=progress)  # fmt: skip
+    rollouts = read_rollouts(store)
+    samples = range(params.first, params.first + params.n)
+    wanted = [(problem.id, index) for problem in problems for index in samples]
+    if [(one.problem.id, one.index) for one in rollouts] != wanted:
+        raise _damaged(store)
+    return rollouts
+
+
+def fill(
+    sampler: Sampler,
+    problems: Sequence[Problem],
+    prompt: PromptStyle,
+    params: SamplingParams,
+    *,
+    store: Path,
+    origin: Origin = "sampled",
+    begun: Sequence[Sequence[int]] | None = None,
+    progress: Callable[[int], None] | None = None,
+) -> int:
+    """`collect`, for a store that need not fit into memory: how many rollouts it holds at the end.
+
+    Args and errors are those of `collect`.
+    """
     check_ids(problems)
     params = replace(params, stop=tuple(dict.fromkeys((*params.stop, *prompt.stop))))
     ids = [problem.id for problem in problems]
@@ -64,19 +103,22 @@ def collect(
         "fingerprint": sampler.fingerprint,
         "prompts": prompt.digest(problems),
         "problems": len(problems),
-        "answers": _digest([(problem.id, problem.gold) for problem in problems]),
+        "answers": _digest((problem.id, problem.gold) for problem in problems),
         "origin": origin,
         "unit": size,
         "params": options,
     }
     if begun is not None:
         header["begun"] = _digest(written)
+    stored, end = _stored(store, header, ids)
+    done = -(-stored // (size * params.n))  # the last unit may be shorter than the others
     units = [problems[start : start + size] for start in range(0, len(problems), size)]
-    sampler.check([prompt(problem) for problem in problems], params, ids)
-    rollouts = _resume(store, header, [len(unit) * params.n for unit in units])
-    if progress and rollouts:
-        progress(len(rollouts))
-    done = _units_in(len(rollouts), size * params.n)
+    for number, unit in enumerate(units[done:], done):
+        here = slice(number * size, (number + 1) * size)
+        sampler.check([prompt(problem) for problem in unit], params, ids[here])
+    _open(store, header, end)
+    if progress and stored:
+        progress(stored)
     told = _one_at_a_time(progress)
 
     def asked(number: int) -> list[Rollout]:
@@ -92,9 +134,9 @@ def collect(
         ]  # fmt: skip
 
     for fresh in _in_order(asked, range(done, len(units)), sampler.at_once):
-        _append(store, "".join(to_json(rollout) + "\n" for rollout in fresh), len(rollouts))
-        rollouts += fresh
-    return rollouts
+        _append(store, "".join(to_json(rollout) + "\n" for rollout in fresh), stored)
+        stored += len(fresh)
+    return stored
 
 
 def _in_order(
@@ -227,37 +269,86 @@ def check_ids(problems: Sequence[Problem]) -> None:
         )
 
 
-def _units_in(rows: int, rows_per_unit: int) -> int:
-    """How many units hold `rows` rows; the last one may be shorter than the others."""
-    return -(-rows // rows_per_unit)
+def _stored(store: Path, header: dict[str, Any], ids: Sequence[str]) -> tuple[int, int]:
+    """How many rows stand in whole units, and the byte after the last; nothing is changed.
 
+    What the last line is a sample of says how many rows there are. Only the last whole unit is read:
+    those before it were on the disk when it was begun.
 
-def _resume(store: Path, header: dict[str, Any], unit_rows: Sequence[int]) -> list[Rollout]:
-    """The rollouts of all whole units in the store, which is cut back to them; makes a new store."""
-    line = json.dumps(header, ensure_ascii=False) + "\n"
+    Raises:
+        ValueError: the store was made otherwise, or its last whole unit is not what it should be.
+    """
     if not store.exists() or _torn_header(store):
-        store.parent.mkdir(parents=True, exist_ok=True)
-        store.unlink(missing_ok=True)
-        _append(store, line, 0)
-        return []
-    _refuse_another(store, header, parse_json_line(_first_line(store), f"{store}, line 1"))
-    rollouts: list[Rollout] = []
-    lines = _whole_lines(store)
-    next(lines)
-    kept = len(_first_line(store))
-    for rows in unit_rows:
-        unit = [line for _, line in zip(range(rows), lines, strict=False)]
-        if len(unit) < rows:
-            break
-        first = len(rollouts) + 2
-        rollouts += [
-            rollout_from(parse_json_line(line, f"{store}, line {first + offset}"))
-            for offset, line in enumerate(unit)
-        ]
-        kept += sum(map(len, unit))
-    if store.stat().st_size > kept:
-        os.truncate(store, kept)
-    return rollouts
+        return 0, 0
+    first = _first_line(store)
+    _refuse_another(store, header, parse_json_line(first, f"{store}, line 1"))
+    n, index = header["params"]["n"], header["params"].get("first", 0)
+    unit, wanted = header["unit"] * n, len(ids) * n
+    lines, end = _last_lines(store, len(first), 2 * unit)
+    places = {name: place for place, name in enumerate(ids)}
+    rows, torn = 0, 0
+    while lines and torn < unit and not (rows := _row(lines[-1], places, n, index)):
+        end -= len(lines.pop())  # of a unit that was never whole
+        torn += 1
+    if lines and not rows:
+        raise _damaged(store)
+    cut = 0 if rows == wanted else rows % unit
+    end -= sum(map(len, lines[len(lines) - cut :]))
+    rows -= cut
+    if not rows:
+        return 0, len(first)
+    last = range(rows - 1 - (rows - 1) % unit, rows)
+    there = lines[: len(lines) - cut][-len(last) :]
+    if [_row(line, places, n, index) for line in there] != [row + 1 for row in last]:
+        raise _damaged(store)
+    return rows, end
+
+
+def _last_lines(store: Path, header: int, count: int) -> tuple[list[bytes], int]:
+    """The last lines that end in a newline, at least so many if there are, and the byte after them."""
+    with store.open("rb") as file:
+        size, block = file.seek(0, os.SEEK_END), BLOCK
+        while True:
+            start = max(header, size - block)
+            file.seek(start)
+            read = file.read(size - start)
+            if start == header or read.count(b"\n") > count:
+                break
+            block *= 2
+    *lines, torn = read.split(b"\n")
+    if start > header:
+        del lines[0]  # its beginning was not read
+    return [line + b"\n" for line in lines], size - len(torn)
+
+
+def _row(line: bytes, places: Mapping[str, int], n: int, index: int) -> int:
+    """Which row of the store a line is, counted from 1; 0 where it cannot be read."""
+    try:
+        (rollout,) = rollouts_in([line], "", 2)
+        sample = rollout.index - index
+        return places[rollout.problem.id] * n + sample + 1 if 0 <= sample < n else 0
+    except (ValueError, LookupError, TypeError):
+        return 0
+
+
+def _damaged(store: Path) -> ValueError:
+    """What is told of a store whose lines are not those that were written; names the first if it can."""
+    deque(iter_rollouts(store), maxlen=0)  # a line that is no rollout is an error of its own
+    return ValueError(
+        f"{store}: lines are missing, stand twice or were changed. Mend it, or delete it to sample "
+        "anew."
+    )
+
+
+def _open(store: Path, header: dict[str, Any], end: int) -> None:
+    """Cut a store back to its whole units, which end at a byte; make a new one where that is 0."""
+    if end:
+        if store.stat().st_size > end:
+            os.truncate(store, end)
+        return
+    store.parent.mkdir(parents=True, exist_ok=True)
+    store.unlink(missing_ok=True)
+    _append(store, json.dumps(header, ensure_ascii=False) + "\n", 0)
 
 
 def _torn_header(store: Path) -> bool:
@@ -277,20 +368,18 @@ def _torn_header(store: Path) -> bool:
     return True
 
 
-def _digest(values: object) -> str:
-    shown = json.dumps(values, ensure_ascii=True)
-    return hashlib.sha256(shown.encode()).hexdigest()[:16]
+def _digest(values: Iterable[object]) -> str:
+    """A hash of the list of values, which is not held as a whole."""
+    digest = hashlib.sha256(b"[")
+    for number, value in enumerate(values):
+        digest.update(((", " if number else "") + json.dumps(value, ensure_ascii=True)).encode())
+    digest.update(b"]")
+    return digest.hexdigest()[:16]
 
 
 def _first_line(store: Path) -> bytes:
     with store.open("rb") as file:
         return file.readline()
-
-
-def _whole_lines(store: Path) -> Iterator[bytes]:
-    """Every line that ends in a newline: a torn last line is left out."""
-    with store.open("rb") as file:
-        yield from (line for line in file if line.endswith(b"\n"))
 
 
 def _refuse_another(store: Path, wanted: dict[str, Any], found: dict[str, Any]) -> None:

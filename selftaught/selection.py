@@ -4,7 +4,7 @@ import hashlib
 import random
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Literal
 
 from selftaught.equations import SPAN, equations, wrong_equations
@@ -140,13 +140,16 @@ def most_distant(rollouts: Sequence[Rollout], other: Rollout) -> Rollout:
 
 def keep_at_most(rollouts: Iterable[Rollout], k: int) -> list[Rollout]:
     """The first k rollouts of each problem."""
+    return list(iter_at_most(rollouts, k))
+
+
+def iter_at_most(rollouts: Iterable[Rollout], k: int) -> Iterator[Rollout]:
+    """`keep_at_most`, one at a time."""
     seen: Counter[str] = Counter()
-    kept = []
     for rollout in rollouts:
         seen[rollout.problem.id] += 1
         if seen[rollout.problem.id] <= k:
-            kept.append(rollout)
-    return kept
+            yield rollout
 
 
 def unsolved(problems: Iterable[Problem], rollouts: Iterable[Rollout]) -> list[Problem]:

@@ -36,6 +36,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "embedded": {"tasks", "prompts", "records"},
     "grading": {"tasks", "answers", "records"},
     "evaluation": {"tasks", "rollouts", "grading", "metrics", "samplers", "prompts", "records"},
+    "bulk": {"grading", "prompts", "records", "selection", "tasks"},
     "report": BELOW_EVALUATION | {"evaluation", "plots"},
     "steps": {"metrics", "records"},
     "verifier": {"prompts", "records", "samplers", "training"},
@@ -66,7 +67,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     | {"pause", "quiet", "quiet_commands", "evaluation", "report"},
     "cli": BELOW_EVALUATION
     | {"evaluation", "report", "methods", "wheel_models", "quiet_commands", "pause_commands"}
-    | {"launch", "method_commands"},
+    | {"launch", "method_commands", "bulk"},
     "__init__": BELOW_EVALUATION | {"evaluation"},
 }
 DOORS: dict[str, set[str]] = {
@@ -110,7 +111,7 @@ DOORS: dict[str, set[str]] = {
 NO_TORCH = ["selftaught", "selftaught.methods.rft", "selftaught.methods.vstar",
             "selftaught.methods.step_dpo", "selftaught.candidates", "selftaught.solving",
             "selftaught.launch", "selftaught.cluster", "selftaught.steps", "selftaught.verifier", "selftaught.cli", "selftaught.methods.star", "selftaught.report",
-            "selftaught.grading", "selftaught.selection", "selftaught.evaluation",
+            "selftaught.grading", "selftaught.bulk", "selftaught.selection", "selftaught.evaluation",
             "selftaught.samplers.openai_server"]  # fmt: skip
 
 

@@ -52,7 +52,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Roll
 def pool() -> Iterator:
     import ray
 
-    ray.init(num_cpus=2, logging_level="ERROR", log_to_driver=False, include_dashboard=False,
+    ray.init("local", num_cpus=2, logging_level="ERROR", log_to_driver=False, include_dashboard=False,
              runtime_env={"env_vars": cluster._environment()})  # fmt: skip
     try:
         with open_sampler("ray", MODEL, workers=2) as sampler:

@@ -1,11 +1,12 @@
 """`collect`, `collect_up_to`: what is stored, how it resumes, what it refuses."""
 
 import errno
+import hashlib
 import json
 import resource
 import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -14,8 +15,8 @@ from hypothesis import strategies as st
 
 from selftaught import rollouts as room
 from selftaught.prompts import PromptStyle
-from selftaught.records import Problem, Text, read_rollouts, rollout_from, to_json
-from selftaught.rollouts import collect, collect_up_to
+from selftaught.records import Problem, Rollout, Text, read_rollouts, rollout_from, to_json
+from selftaught.rollouts import collect, collect_up_to, fill
 from selftaught.samplers import SamplingParams
 from selftaught.samplers.scripted import ScriptedSampler
 
@@ -319,3 +320,113 @@ def test_a_rollout_is_one_line_of_json_that_explains_itself(tmp_path: Path):
     row = json.loads(to_json(replace(made, token_ids=(1, 2))))
     assert row["problem"] == {"id": "p0", "question": "What is 0?", "gold": "0", "rationale": None}
     assert rollout_from(row) == replace(made, token_ids=(1, 2))
+
+
+@pytest.mark.usefixtures("units_of_two_problems")
+def test_a_store_is_filled_without_being_read(tmp_path: Path):
+    store = tmp_path / "rollouts.jsonl"
+    assert fill(echo(), PROBLEMS, STYLE, TWO, store=store) == 14
+    assert store.read_bytes().count(b"\n") == 15
+    whole = store.read_bytes().splitlines(keepends=True)
+    store.write_bytes(b"".join([*whole[:3], b"garbage\n", *whole[4:12]]))  # two units and 3 rows
+    sampler = echo()
+    assert fill(sampler, PROBLEMS, STYLE, TWO, store=store) == 14
+    assert len(sampler.asked) == 3  # of two problems more, and the short unit's one
+    with pytest.raises(ValueError, match=r"line 4: expected one JSON object"):
+        collect(echo(), PROBLEMS, STYLE, TWO, store=store)
+
+
+@pytest.mark.usefixtures("units_of_two_problems")
+@pytest.mark.parametrize("rows", [4, 7, 8, 11, 14])
+@pytest.mark.parametrize("change", ["missing", "twice", "swapped"])
+def test_a_store_whose_lines_were_changed_is_refused(tmp_path: Path, rows: int, change: str):
+    store = tmp_path / "rollouts.jsonl"
+    collect(echo(), PROBLEMS, STYLE, TWO, store=store)
+    whole = store.read_bytes().splitlines(keepends=True)
+    for at in range(1, rows - rows % 4 if rows < 14 else 14):
+        lines = whole[: rows + 1]
+        match change:
+            case "missing":
+                del lines[at]
+            case "twice":
+                lines.insert(at, lines[at])
+            case "swapped":
+                lines[at], lines[at + 1] = lines[at + 1], lines[at]
+        store.write_bytes(b"".join(lines))
+        if (change, rows, at) == ("swapped", 4, 3):  # as if the last had not been written
+            collect(echo(), PROBLEMS, STYLE, TWO, store=store)
+            assert store.read_bytes() == b"".join(whole)
+            continue
+        with pytest.raises(ValueError, match="lines are missing, stand twice or were changed"):
+            collect(echo(), PROBLEMS, STYLE, TWO, store=store)
+
+
+@pytest.mark.usefixtures("units_of_two_problems")
+@pytest.mark.parametrize("left", [b"\0\0\0", b"\0\n\0\n", b'{"problem": 1}\n', b"{}\n\n\n\n" * 5])
+def test_what_a_machine_that_fell_left_at_the_end_is_cut(tmp_path: Path, left: bytes):
+    store = tmp_path / "rollouts.jsonl"
+    collect(echo(), PROBLEMS, STYLE, TWO, store=store)
+    whole = store.read_bytes()
+    lines = whole.splitlines(keepends=True)
+    many = left.count(b"\n") > 4  # more than a unit has
+    for rows in (0, 1, 4, 6, 8):
+        store.write_bytes(b"".join(lines[: rows + 1]) + left)
+        if many:
+            with pytest.raises(ValueError):
+                collect(echo(), PROBLEMS, STYLE, TWO, store=store)
+        else:
+            collect(echo(), PROBLEMS, STYLE, TWO, store=store)
+            assert store.read_bytes() == whole
+
+
+@pytest.mark.parametrize("unit", [1, 3, 4, 512])
+@pytest.mark.parametrize("block", [1, 100, 2**22])
+def test_a_store_ends_the_same_whatever_is_looked_at_first(
+    tmp_path: Path, monkeypatch, unit, block
+):
+    monkeypatch.setattr(room, "UNIT", unit)
+    monkeypatch.setattr(room, "BLOCK", block)
+    store = tmp_path / "rollouts.jsonl"
+    collect(echo(), PROBLEMS, STYLE, TWO, store=store)
+    whole = store.read_bytes()
+    for cut in range(0, len(whole), 61):
+        store.write_bytes(whole[:cut])
+        assert fill(echo(), PROBLEMS, STYLE, TWO, store=store) == 14
+        assert store.read_bytes() == whole
+
+
+def test_headers_hold_the_hashes_of_whole_lists(tmp_path: Path):
+    """As stores made before have them."""
+    store = tmp_path / "rollouts.jsonl"
+    collect(continuing(), PROBLEMS, STYLE, TWO, store=store, begun=BEGUN)
+    header = json.loads(store.read_bytes().splitlines()[0])
+
+    def digest(value: object, ascii_only: bool) -> str:
+        shown = json.dumps(value, ensure_ascii=ascii_only).encode("utf-8", "surrogatepass")
+        return hashlib.sha256(shown).hexdigest()[:16]
+
+    assert header["answers"] == digest([(one.id, one.gold) for one in PROBLEMS], True)
+    assert header["begun"] == digest(BEGUN, True)
+    assert header["prompts"] == digest([STYLE(one) for one in PROBLEMS], False)
+    assert PromptStyle("chat", as_messages=True).digest(PROBLEMS[:2]) == digest(
+        [[{"role": "user", "content": f"Q: What is {n}?\nA:"}] for n in (0, 1)], False
+    )
+
+
+def test_rollouts_that_are_read_have_in_common_what_is_equal(tmp_path: Path):
+    path = tmp_path / "r.jsonl"
+    odd = '{"problem": {"id": "p", "question": "q", "gold": "g", "rationale": null}, "prompt": %s, "completion": "c", "finish_reason": "stop", "model": "m", "index": %d, "token_ids": %s}\n'
+    rows = [('"P"', "[70000, 1, 2]"), ('"P"', "[70000]"), ('"Q"', "null"), ('[{"role": "user"}]', "[]"),
+            ('"P"', "[true, 1.0]"), ('"P"', "[1, 70000]")]  # fmt: skip
+    path.write_text("".join(odd % (prompt, at, ids) for at, (prompt, ids) in enumerate(rows)))
+    seen = read_rollouts(path)
+    for one, line in zip(seen, path.read_text().splitlines(), strict=True):
+        row = json.loads(line)
+        ids = row["token_ids"]
+        assert one == Rollout(**row | {"problem": Problem(**row["problem"]), "token_ids": ids and tuple(ids) if ids != [] else ()})  # fmt: skip
+        assert json.loads(to_json(one)) == json.loads(json.dumps(asdict(one)))
+        assert to_json(one) == json.dumps(asdict(one), ensure_ascii=False)
+    assert seen[0].prompt is seen[1].prompt and seen[0].problem is seen[5].problem
+    assert seen[0].token_ids[0] is seen[1].token_ids[0] is seen[5].token_ids[1]  # type: ignore[index]
+    assert [type(token) for token in seen[4].token_ids or ()] == [bool, float]
+    assert [type(token) for token in seen[5].token_ids or ()] == [int, int]

@@ -1,5 +1,6 @@
 """Fine-tuning: what is learned, what is dropped, how it resumes."""
 
+import hashlib
 import json
 import math
 import subprocess
@@ -726,3 +727,49 @@ def test_tokens_that_do_not_read_as_the_completion_are_made_anew(tiny_model_dir:
     cut = written(tiny_model_dir, (whole,), " an")
     assert written_ids(cut, tokenizer) is None
     assert completion_ids(cut, tokenizer)[:-1] == tokens(tiny_model_dir, " an")
+
+
+def test_rows_are_the_prompt_ignored_and_the_rest_learned(tiny_model_dir: Path):
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model_dir)
+    examples = [
+        *EXAMPLES,
+        Example("Q: Wh", "at is 12 + 7?"),
+        Example("", "9 \u2028"),
+        Example("a", ""),
+    ]
+    rows, _ = tokenized(examples, tokenizer, None)
+    naive = []
+    for one in examples:
+        head = tokenizer(one.prompt)["input_ids"]
+        whole = tokenizer(f"{one.prompt}{one.completion}")["input_ids"]
+        if whole[: len(head)] != head:
+            whole = head + tokenizer(one.completion)["input_ids"]
+        whole = [*whole, tokenizer.eos_token_id]
+        labels = [-100] * len(head) + whole[len(head) :]
+        naive.append({"input_ids": whole, "labels": labels})
+    assert list(rows) == naive
+    assert rows[2:-1] == naive[2:-1] and rows[-1] == naive[-1]
+    with pytest.raises(IndexError):
+        rows[len(naive)]
+
+
+def test_rows_become_the_same_table_in_parts(tiny_model_dir: Path):
+    rows, _ = tokenized(EXAMPLES, AutoTokenizer.from_pretrained(tiny_model_dir), None)
+    whole, parts = fitting._dataset(rows), fitting._dataset(rows, part=5)
+    assert list(whole) == list(parts) == list(rows)
+    assert whole.features == parts.features
+
+
+def test_a_training_is_known_by_the_hash_of_all_it_is_made_of(tmp_path: Path):
+    """As trainings made before are: of one JSON text, records as `asdict` has them."""
+    options = config(tmp_path)
+    preference = Preference("p\ud800", "c", "r", (1, 2), chosen_ids=(3,))
+    judged = Judged("p", (1, 2), True)
+    talk = Example([{"role": "user", "content": "\u00e9"}], [{"role": "assistant", "content": "2"}])
+    for made_of in ([*EXAMPLES, talk], [preference] * 2, [judged], [], ()):
+        plain = [asdict(one) for one in made_of]
+        told = {name: getattr(options, name) for name in fitting.DECIDING}
+        text = json.dumps(["m", plain, told, None], ensure_ascii=True, default=str, sort_keys=True)
+        wanted = hashlib.sha256(text.encode()).hexdigest()[:16]
+        assert fitting._made_from("some/m", made_of, options, None) == wanted
+        assert fitting._made_from("m", plain, options, None) == wanted

@@ -6,7 +6,6 @@ before any checkpoint is read, so a continued training has the same reference as
 
 import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -55,8 +54,7 @@ def train_dpo(
     def rows(tokenizer: "PreTrainedTokenizerBase") -> tuple[list[Row], int]:
         return preference_rows(preferences, tokenizer, config.max_length)
 
-    told = [asdict(one) for one in preferences]
-    return fit(model, rows, told, config, _trainer, out=out, load=causal_lm,
+    return fit(model, rows, list(preferences), config, _trainer, out=out, load=causal_lm,
                peft_config=peft_config, progress=progress)  # fmt: skip
 
 

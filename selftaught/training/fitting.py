@@ -14,7 +14,7 @@ import shutil
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, is_dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -97,7 +97,7 @@ def lora_config(*, r: int, alpha: int, target_modules: str) -> "LoraConfig":
 
 def fit(
     model: str | Path,
-    make_rows: "Callable[[PreTrainedTokenizerBase], tuple[list[Row], int]]",
+    make_rows: "Callable[[PreTrainedTokenizerBase], tuple[Sequence[Row], int]]",
     made_of: Any,
     config: Any,
     open_trainer: Callable[..., Any],
@@ -118,7 +118,8 @@ def fit(
 
     Args:
         make_rows: returns the rows, and how many were left out as too long.
-        made_of: what the rows are made of, as JSON has it; another training in `out` is known by it.
+        made_of: what the rows are made of, as JSON has it or in records; another training in
+            `out` is known by it.
         open_trainer: makes the trainer of `model`, `args`, `train_dataset`, `processing_class`,
             `peft_config` and `callbacks`.
         load: opens the start model.
@@ -274,10 +275,12 @@ def prompt_tokens(prompt: Any, tokenizer: Any) -> list[int]:
     return tokenizer.apply_chat_template(prompt, add_generation_prompt=True, return_dict=False)
 
 
-def _dataset(rows: list[Row]) -> Any:
-    from datasets import Dataset
+def _dataset(rows: Sequence[Row], part: int = 10_000) -> Any:
+    """The rows as a table; a part at a time, so that they are never all there as lists of numbers."""
+    from datasets import Dataset, concatenate_datasets
 
-    return Dataset.from_list(rows)
+    starts = range(0, len(rows), part)
+    return concatenate_datasets([Dataset.from_list(list(rows[at : at + part])) for at in starts])
 
 
 @contextmanager
@@ -374,8 +377,25 @@ def _made_from(model: str | Path, made_of: Any, config: Any, peft_config: Any) -
         targets = named if isinstance(named, str) else sorted(named or ())
         lora = [peft_config.r, peft_config.lora_alpha, targets]
     whole = [Path(model).name, made_of, options, lora]
-    text = json.dumps(whole, ensure_ascii=True, default=str, sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+    digest = hashlib.sha256()
+    for piece in _pieces(whole, depth=2):
+        digest.update(piece.encode())
+    return digest.hexdigest()[:16]
+
+
+def _pieces(value: Any, depth: int) -> Iterator[str]:
+    """What `json.dumps` would write of a value and the records in it, whose lists may be long."""
+    if not depth or not isinstance(value, list | tuple):
+        yield json.dumps(
+            value, ensure_ascii=True, sort_keys=True,
+            default=lambda one: vars(one) if is_dataclass(one) else str(one),
+        )  # fmt: skip
+        return
+    yield "["
+    for number, item in enumerate(value):
+        yield ", " if number else ""
+        yield from _pieces(item, depth - 1)
+    yield "]"
 
 
 def _refuse_another(report: Path, made_from: str) -> None:

@@ -6,7 +6,7 @@ rests, with the model's own loss.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -77,7 +77,7 @@ def train_outcome(
         _check_both([row["labels"][0] for row in kept], f" of those that fit {max_length=} tokens")
         return kept, too_long
 
-    return fit(model, rows, [asdict(one) for one in judged], config, _trainer, out=out,
+    return fit(model, rows, list(judged), config, _trainer, out=out,
                load=_classifier, peft_config=peft_config, progress=progress)  # fmt: skip
 
 

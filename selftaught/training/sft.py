@@ -1,9 +1,9 @@
 """Supervised fine-tuning, with loss on completions only: TRL's `SFTTrainer`."""
 
+from array import array
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, overload
 
 from selftaught.records import Example, Message
 from selftaught.training.fitting import Row, Training, causal_lm, fit, trl_config
@@ -45,18 +45,17 @@ def train_sft(
         ValueError: no example, none that fits `config.max_length`, or a loss that is not finite.
     """
 
-    def rows(tokenizer: "PreTrainedTokenizerBase") -> tuple[list[Row], int]:
+    def rows(tokenizer: "PreTrainedTokenizerBase") -> tuple[Sequence[Row], int]:
         return tokenized(examples, tokenizer, config.max_length)
 
-    told = [asdict(one) for one in examples]
     return train_rows(
-        model, rows, told, config, out=out, peft_config=peft_config, progress=progress
+        model, rows, list(examples), config, out=out, peft_config=peft_config, progress=progress
     )
 
 
 def train_rows(
     model: str | Path,
-    make_rows: "Callable[[PreTrainedTokenizerBase], tuple[list[Row], int]]",
+    make_rows: "Callable[[PreTrainedTokenizerBase], tuple[Sequence[Row], int]]",
     made_of: Any,
     config: "SFTConfig",
     *,
@@ -68,7 +67,8 @@ def train_rows(
 
     Args:
         make_rows: returns the rows, and how many were left out as too long.
-        made_of: what the rows are made of, as JSON has it; another training in `out` is known by it.
+        made_of: what the rows are made of, as JSON has it or in records; another training in
+            `out` is known by it.
     """
 
     def trainer(**given: Any) -> Any:
@@ -167,16 +167,48 @@ def fitting(rows: Sequence[Row], max_length: int | None, what: str) -> tuple[lis
         raise ValueError(f"Expected at least one of the {what} to train on, got none.")
     kept = [row for row in rows if max_length is None or len(row["input_ids"]) <= max_length]
     if not kept:
-        raise ValueError(
-            f"All {len(rows)} {what} are longer than max_length={max_length} tokens; "
-            "raise max_length, or sample shorter rationales with a smaller max_tokens."
-        )
+        raise _none_fits(len(rows), max_length, what)
     return kept, len(rows) - len(kept)
+
+
+def _none_fits(count: int, max_length: int | None, what: str) -> ValueError:
+    return ValueError(
+        f"All {count} {what} are longer than max_length={max_length} tokens; "
+        "raise max_length, or sample shorter rationales with a smaller max_tokens."
+    )
+
+
+class TokenRows(Sequence[Row]):
+    """Rows of `input_ids` and `labels` in four bytes a token; the labels of a prompt are ignored."""
+
+    def __init__(self) -> None:
+        self._ids, self._ends, self._prompts = array("i"), array("q", [0]), array("q")
+
+    def append(self, ids: Sequence[int], prompt: int) -> None:
+        """Add a row of token ids, of which the first `prompt` bear no loss."""
+        self._ids.extend(ids)
+        self._ends.append(len(self._ids))
+        self._prompts.append(prompt)
+
+    def __len__(self) -> int:
+        return len(self._prompts)
+
+    @overload
+    def __getitem__(self, index: int) -> Row: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Row]: ...
+    def __getitem__(self, index: int | slice) -> Row | list[Row]:
+        if isinstance(index, slice):
+            return [self[at] for at in range(*index.indices(len(self)))]
+        at = range(len(self))[index]
+        ids = self._ids[self._ends[at] : self._ends[at + 1]].tolist()
+        prompt = self._prompts[at]
+        return {"input_ids": ids, "labels": [IGNORED] * prompt + ids[prompt:]}
 
 
 def tokenized(
     examples: Sequence[Example], tokenizer: "PreTrainedTokenizerBase", max_length: int | None
-) -> tuple[list[Row], int]:
+) -> tuple[TokenRows, int]:
     """Rows of `input_ids` and `labels`, and how many examples were longer than `max_length` tokens.
 
     The prompt's labels are ignored; an end-of-text token (for messages: the template's own ending)
@@ -187,12 +219,14 @@ def tokenized(
     """
     if not examples:
         raise ValueError("Expected at least one example to train on, got none.")
-    rows = []
+    rows = TokenRows()
     for example in examples:
         prompt_ids, ids = _token_ids(example, tokenizer)
-        labels = [IGNORED] * len(prompt_ids) + ids[len(prompt_ids) :]
-        rows.append({"input_ids": ids, "labels": labels})
-    return fitting(rows, max_length, "examples")
+        if max_length is None or len(ids) <= max_length:
+            rows.append(ids, len(prompt_ids))
+    if not rows:
+        raise _none_fits(len(examples), max_length, "examples")
+    return rows, len(examples) - len(rows)
 
 
 def _token_ids(example: Example, tokenizer: Any) -> tuple[list[int], list[int]]:
