@@ -528,7 +528,7 @@ def _grade(options: Namespace) -> int:
 
     stores = [Path(store) for store in options.pop("rollouts")]
     how = GradeOptions(**_values(options))
-    with _held(how.out):
+    with _told(how.out, "grade"):
         counts = grade_stores(stores, how.out, how.task, how.task_options, workers=how.workers)
     told = ", ".join(f"{counts.get(outcome, 0)} {outcome}" for outcome in OUTCOMES)
     print(f"{told}: {how.out}")
