@@ -81,6 +81,7 @@ def bare_vllm(args: argparse.Namespace) -> Iterator[Run]:
 VLLM: dict[str, Any] = {
     "max_model_len": 2048,
     "enforce_eager": True,
+    "enable_chunked_prefill": False,
     "gpu_memory_utilization": 0.4,
 }
 ENGINES: dict[str, Callable[[argparse.Namespace], Any]] = {

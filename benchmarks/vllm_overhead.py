@@ -69,14 +69,14 @@ def main() -> None:
     from transformers import AutoTokenizer
 
     from selftaught.samplers import open_sampler
-    from selftaught.samplers.vllm_engine import ON_A_CPU
+    from selftaught.samplers.vllm_engine import ON_A_CPU, OPTIONS_ON_A_CPU
 
     for name, value in ON_A_CPU.items():
         os.environ.setdefault(name, value)
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
     from vllm import LLM
 
-    engine = {"dtype": args.dtype, "max_model_len": 2048, "enforce_eager": True,
+    engine = {"dtype": args.dtype, "max_model_len": 2048, **OPTIONS_ON_A_CPU,
               "gpu_memory_utilization": args.gpu_memory_utilization}  # fmt: skip
     texts = [f"{SHOTS}Q: {question}\nA:" for question in questions(args.questions)]
     tokens = [AutoTokenizer.from_pretrained(args.model)(text).input_ids for text in texts]

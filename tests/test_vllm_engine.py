@@ -106,6 +106,15 @@ def test_draws_depend_on_seed_key_and_index_alone(engine):
     assert len({one.token_ids for samples in together for one in samples}) == 3 * len(PROMPTS)
 
 
+def test_many_long_prompts_with_seeds_do_not_bring_the_engine_down(engine):
+    """On a CPU, vLLM 0.32 cannot draw by seed where a prompt is read in parts."""
+    prompts = [f"{number}: " + "Q: What is 12 + 7?\nA: 19.\n\n" * 14 for number in range(40)]
+    drawn = SamplingParams(n=2, temperature=0.7, max_tokens=8)
+    session = session_of(engine)
+    assert all(len(samples) == 2 for samples in engine.sample(prompts, drawn))
+    assert session_of(engine) == session
+
+
 def test_progress_counts_every_completion_once(engine):
     told = []
     engine.sample(PROMPTS, DRAWN, progress=told.append)

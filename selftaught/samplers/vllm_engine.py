@@ -44,6 +44,9 @@ from selftaught.samplers.loading import (
 
 ON_A_CPU = {"VLLM_CPU_KVCACHE_SPACE": "2", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
 """Environment of the child where there is no accelerator and the caller's does not say otherwise."""
+OPTIONS_ON_A_CPU: dict[str, Any] = {"enforce_eager": True, "enable_chunked_prefill": False}
+"""Engine arguments there: compiling takes longer than it saves; and where part of a prompt is read in a
+step, vLLM turns its requests' random generators back, which those of a CPU do not know how to (0.32)."""
 HINTS = (
     (("Free memory on device", "out of memory", "No available memory", "OutOfMemory"),
      "The device's memory is not free, or too small: end what else runs on it, or set "
@@ -402,7 +405,7 @@ async def _serve(errand: dict[str, Any], say: Callable[[dict[str, Any]], None]) 
     from vllm.v1.engine.async_llm import AsyncLLM
 
     if not torch.accelerator.is_available():
-        errand = {"enforce_eager": True} | errand  # compiling takes longer than it saves there
+        errand = OPTIONS_ON_A_CPU | errand
     try:
         arguments = AsyncEngineArgs(**errand)
     except TypeError as error:
