@@ -41,7 +41,11 @@ def connect(address: str | None = None) -> bool:
             address, logging_level=logging.ERROR, log_to_driver=False,
             runtime_env={"env_vars": _environment()},
         )  # fmt: skip
-    except (OSError, ValueError) as error:
+    except (
+        OSError,
+        ValueError,
+        RuntimeError,
+    ) as error:  # another version of Ray or Python, for one
         raise ConnectionError(
             f"No Ray cluster answered at {where}: {error}. Start "
             "one with `ray start --head`, or give the address of its head."
@@ -104,6 +108,7 @@ def check_visible(paths: Sequence[str]) -> None:
         ValueError: names the nodes that do not, and what they miss.
     """
     import ray
+    from ray.exceptions import RayError
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     look = ray.remote(num_cpus=0)(_missing)
@@ -116,7 +121,11 @@ def check_visible(paths: Sequence[str]) -> None:
     }
     blind = {}
     for name, ref in asked.items():
-        if missing := ray.get(ref):
+        try:
+            missing = ray.get(ref)
+        except RayError as error:
+            raise ConnectionError(f"The node {nodes[name]} of the Ray cluster cannot run anything: {error}") from None  # fmt: skip
+        if missing:
             blind[nodes[name]] = missing
     if blind:
         told = "; ".join(f"{node} does not see {', '.join(map(str, what))}" for node, what in blind.items())  # fmt: skip

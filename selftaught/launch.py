@@ -433,7 +433,9 @@ def _tell(beside: Path, error: ValueError | ImportError | OSError) -> None:
         words += f": {error.filename}"
     if not (beside / "error.json").exists():
         text = json.dumps({"kind": kind, "number": number, "words": words}) + "\n"
-        write_atomically(beside / "error.json", text)
+        mine = beside / f"error-{os.getpid()}.json"  # all may fail at the same time
+        write_atomically(mine, text)
+        mine.replace(beside / "error.json")
 
 
 def end_with_starter(end: Callable[[], Any]) -> None:
@@ -466,7 +468,7 @@ def main(path: str) -> None:
     paths = [told["stage"][name] for name in ("rows", "model")]
     try:
         cluster.run_workers(work, path, told["processes"], Path(path).parent / "ray", paths)
-    except (ValueError, ImportError) as error:
+    except (ValueError, ImportError, OSError) as error:
         _tell(Path(path).parent, error)
         raise
 

@@ -3,6 +3,7 @@
 import json
 import os
 import socket
+import threading
 import time
 from collections import deque
 from collections.abc import Iterator
@@ -33,6 +34,7 @@ class Status:
         self._path = path
         self._written = 0.0
         self._points: deque[tuple[float, int]] = deque()
+        self._lock = threading.RLock()
         before = None
         with suppress(ValueError, OSError):
             before = read_json(path)
@@ -46,54 +48,56 @@ class Status:
 
     def iteration(self, row: dict[str, Any]) -> None:
         """An iteration, or a part of a run with a name, has been finished."""
-        self._told["iteration"] = row.get("iteration", row.get("name"))
-        self._write()
+        with self._lock:
+            self._told["iteration"] = row.get("iteration", row.get("name"))
+            self._write()
 
     @contextmanager
     def stage(self, name: str, total: int) -> Iterator[Advance]:
         """A stage, and what is to be called with the number of samples, or steps, just finished."""
-        began = time.monotonic()
-        self._points = deque([(began, 0)])
-        self._told |= {"stage": name, "done": 0, "total": total or None, "per_second": None,
-                       "seconds_left": None, "unit": "steps" if "training" in name else "samples"}  # fmt: skip
-        self._write()
+        with self._lock:
+            self._points = deque()
+            self._told |= {"stage": name, "done": 0, "total": total or None, "per_second": None,
+                           "seconds_left": None, "unit": "steps" if "training" in name else "samples"}  # fmt: skip
+            self._write()
         try:
             yield self._advanced
         finally:
-            self._write()
+            with self._lock:
+                self._write()
 
     def _advanced(self, finished: int) -> None:
-        told, now = self._told, time.monotonic()
-        told["done"] += finished
-        if len(self._points) == 1 and now - self._points[0][0] < 0.5:
-            self._points = deque([(now, told["done"])])  # what was stored before is no rate
-        self._points.append((now, told["done"]))
-        while len(self._points) > 2 and now - self._points[1][0] > WINDOW:
-            self._points.popleft()
-        (then, before), seconds = self._points[0], now - self._points[0][0]
-        if seconds > 0 and told["done"] > before:
-            told["per_second"] = round((told["done"] - before) / (now - then), 3)
-            if told["total"]:
-                left = max(0, told["total"] - told["done"])
-                told["seconds_left"] = (
-                    round(left / told["per_second"]) if told["per_second"] else None
-                )
-        if now - self._written >= EVERY:
-            self._write()
+        """Count what was finished; the first call of a stage may tell of what was stored before it."""
+        with self._lock:
+            told, now = self._told, time.monotonic()
+            if told["state"] != "running":
+                return  # a thread that ends after the run
+            told["done"] += finished
+            self._points.append((now, told["done"]))
+            while len(self._points) > 2 and now - self._points[1][0] > WINDOW:
+                self._points.popleft()
+            then, before = self._points[0]
+            if now > then and told["done"] > before:
+                told["per_second"] = rate = round((told["done"] - before) / (now - then), 3)
+                left = max(0, told["total"] - told["done"]) if told["total"] else None
+                told["seconds_left"] = round(left / rate) if left is not None and rate else None
+            if now - self._written >= EVERY:
+                self._write()
 
     def end(self, state: State, error: str | None = None) -> None:
         """The run has ended, and how."""
-        self._told["state"] = state
-        if error is not None:
-            self._told["last_error"] = error
-        if state == "done":
-            self._told |= {
-                "stage": None,
-                "seconds_left": None,
-                "per_second": None,
-                "last_error": None,
-            }
-        self._write()
+        with self._lock:
+            self._told["state"] = state
+            if error is not None:
+                self._told["last_error"] = error
+            if state == "done":
+                self._told |= {
+                    "stage": None,
+                    "seconds_left": None,
+                    "per_second": None,
+                    "last_error": None,
+                }
+            self._write()
 
     def _write(self) -> None:
         """Renamed into place, so a reader never sees half; not flushed to the disk, being only news.
@@ -189,7 +193,10 @@ def _held(lock: Path) -> bool:
 
 def status_lines(told: dict[str, Any]) -> list[str]:
     """A status in words, one thing per line."""
-    done, total, unit = told.get("done"), told.get("total"), told.get("unit")
+    done, total = (
+        found if isinstance(found := told.get(name), int) else 0 for name in ("done", "total")
+    )
+    unit = told.get("unit")
     lines = [f"{told.get('method')}  {told.get('state')}, process {told.get('process')} on {told.get('host')}"]  # fmt: skip
     if told.get("iteration") is not None:
         lines.append(f"finished   {told['iteration']}")
@@ -197,9 +204,9 @@ def status_lines(told: dict[str, Any]) -> list[str]:
         lines.append(f"stage      {told['stage']}")
         share = f" of {total:,} ({done / total:.0%})" if total else ""
         lines.append(f"done       {done:,}{share} {unit}")
-    if told.get("per_second"):
+    if isinstance(told.get("per_second"), int | float):
         lines.append(f"speed      {told['per_second']:,.1f} {unit}/s")
-    if told.get("seconds_left") is not None:
+    if isinstance(told.get("seconds_left"), int | float):
         lines.append(f"time left  {_duration(told['seconds_left'])} of this stage")
     lines.append(f"began      {told.get('began')}, last word {told.get('updated')}")
     if told.get("last_error"):

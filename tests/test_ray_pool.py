@@ -4,7 +4,7 @@ import importlib.util
 import os
 import signal
 import threading
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -144,7 +144,7 @@ def test_completions_begun_go_on_in_the_pool_as_elsewhere(pool, undisturbed):
 
 
 def test_what_an_engine_refuses_is_said_in_its_own_words(pool, tmp_path: Path):
-    with pytest.raises(ValueError, match=r"prompt of 'long' has .* tokens"):
+    with pytest.raises(ValueError, match=r"^The prompt of 'long' has .* tokens"):
         pool.check(["1" * 600], GREEDY, ["long"])
     with pytest.raises(ValueError, match="token ids from 0 to 97, got 999"):
         pool.sample(["1+1"], GREEDY, begun=[(999,)])
@@ -163,3 +163,52 @@ def test_what_an_engine_refuses_is_said_in_its_own_words(pool, tmp_path: Path):
 def test_a_path_that_a_node_does_not_see_is_named(pool):
     with pytest.raises(ValueError, match=r"1 of 1 do not: .* does not see /no/such/folder"):
         cluster.check_visible(["/no/such/folder"])
+
+
+def test_actors_that_died_while_nothing_was_asked_are_replaced(pool, undisturbed, tmp_path: Path):
+    before = pool.processes
+    for process in before:
+        os.kill(process, signal.SIGKILL)
+    pool.check(["1+1"], GREEDY, ["p"])
+    rollouts = collected(pool, tmp_path / "after.jsonl", GREEDY)
+    assert same_words(rollouts, undisturbed["greedy"]) >= 0.998 * len(rollouts)
+    assert not set(before) & set(pool.processes)
+
+
+def test_an_answer_that_comes_after_its_actor_was_given_up_is_not_taken_twice(pool):
+    """Two chunks of one actor: the first tells of its death, the second was answered before it."""
+    from selftaught.samplers.ray_pool import _Actor, _Chunk
+
+    first, second = (_Chunk(([name], GREEDY, [name], None)) for name in ("1+1", "2+2"))
+    with pool._lock:
+        real, pool._actors = pool._actors, []  # nobody is handed anything meanwhile
+    gone = _Actor(real[0].handle, None, ready=True, chunks=[first, second])
+    started, pool._started = pool._started, lambda: _Actor(None, None)
+    kill = __import__("ray").kill
+    try:
+        pool._actors = [gone]
+        __import__("ray").kill = lambda handle: None
+        pool._replace(gone, ConnectionError("died"))
+        assert [one.asked[2] for one in pool._queue] == [["1+1"], ["2+2"]]
+        assert not pool._answered(gone, second)  # so its late answer is left alone
+        pool._replace(gone, ConnectionError("died"))  # its other chunks tell so too
+        assert len(pool._queue) == 2
+    finally:
+        __import__("ray").kill = kill
+        with pool._lock:
+            pool._queue.clear()
+            pool._started, pool._actors = started, real
+
+
+def test_a_replacement_with_other_weights_ends_the_run_in_words():
+    from selftaught.samplers.ray_pool import RaySampler, _Actor
+
+    pool = object.__new__(RaySampler)
+    pool.model, pool.fingerprint, pool._error = "m", "aaaa", None
+    pool._lock, pool._queue, pool._actors = threading.Condition(), deque(), []
+    newcomer = _Actor(None, None)
+    pool._joined(newcomer, "bbbb")
+    assert isinstance(pool._error, ValueError) and "other weights of m (bbbb, not aaaa)" in str(
+        pool._error
+    )
+    assert not newcomer.ready

@@ -25,6 +25,7 @@ def test_a_stage_counts_what_is_done_and_what_is_left(tmp_path: Path, monkeypatc
     path = tmp_path / "status.json"
     status = Status(path, "STaR")
     with status.stage("iteration 1: rollouts", 200) as advance:
+        clock[0] += 10.0  # the model is loaded
         advance(40)  # stored before: no rate
         assert told(path)["per_second"] is None
         for _ in range(4):

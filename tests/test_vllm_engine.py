@@ -169,7 +169,7 @@ def test_an_engine_that_dies_is_started_once_more_and_asked_for_what_is_missing(
         same = [a.token_ids == b.token_ids for a, b in zip(disturbed, undisturbed, strict=True)]
         assert sum(same) >= 470  # batches differ, so may a rounding
         assert read_rollouts(tmp_path / "b.jsonl") == disturbed
-        os.kill(max(processes(second)), signal.SIGKILL)
+        os.kill(second, signal.SIGKILL)  # the first process of its session, the others live on
         with pytest.raises(
             ChildProcessError, match=r"(?s)started again once before.*repeat the command"
         ):
@@ -197,10 +197,7 @@ def test_nothing_is_left_of_a_closed_engine(wide_model_dir: Path):
     sampler.close()
     asking.join(timeout=10)
     assert not asking.is_alive() and len(errors) == 1
-    deadline = time.monotonic() + 10
-    while processes(session) and time.monotonic() < deadline:
-        time.sleep(0.1)
-    assert not processes(session)
+    assert not processes(session)  # at once: `close` waits for it
 
 
 def test_the_engine_ends_with_a_parent_that_is_killed(wide_model_dir: Path):
@@ -224,5 +221,8 @@ def test_an_engine_that_cannot_start_says_why(wide_model_dir: Path, monkeypatch)
     with pytest.raises(ValueError, match=r"refused its options: .*no_such_option"):
         open_sampler("vllm", str(wide_model_dir), no_such_option=1)
     monkeypatch.setenv("VLLM_CPU_KVCACHE_SPACE", "100000")
-    with pytest.raises(ChildProcessError, match="vLLM did not start"):
+    with pytest.raises(
+        ChildProcessError,
+        match=r"vLLM did not start .* ended with exit code 1.*KVCACHE_SPACE, in GiB",
+    ):
         open_sampler("vllm", str(wide_model_dir), dtype="float32")

@@ -13,6 +13,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, as_completed
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -48,8 +49,8 @@ class RaySampler(Closing):
             different weights, or what the engine itself refuses.
     """
 
-    PATIENCE = 600.0
-    """Seconds to wait for a first actor, or for a new one when all have died."""
+    PATIENCE = 1800.0
+    """Seconds to wait for the first actors, or for a new one when all have died."""
     TRIES = 4
     """Actors that may die with the same chunk in hand."""
 
@@ -94,7 +95,7 @@ class RaySampler(Closing):
                 cluster.check_visible([str(path)])
             self._depth = 2 if engine == "transformers" else 16
             self._chunk = chunk
-            self.at_once = max(2, -(-2 * workers * self._depth * chunk // UNIT))
+            self.at_once = 1 + -(-workers * self._depth * chunk // UNIT)
             made = ray.remote(num_cpus=cpus, num_gpus=gpus)(_Engine)
             self._made = made.options(max_concurrency=1 if self._depth == 2 else self._depth)
             self._given = (engine, str(path or self.model), options)
@@ -142,10 +143,24 @@ class RaySampler(Closing):
     def check(self, prompts: Sequence[Text], params: SamplingParams, keys: Sequence[str]) -> None:
         """Refuse what could not be sampled; see `Sampler`."""
         import ray
+        from ray.exceptions import RayActorError, RayTaskError
 
-        with self._lock:
-            actor = next(actor for actor in self._actors if actor.ready)
-        ray.get(actor.handle.check.remote(list(prompts), params, list(keys)))
+        while True:
+            with self._lock:
+                self._lock.wait_for(
+                    lambda: self._error or self._closed or any(one.ready for one in self._actors)
+                )
+                if self._closed or self._error:
+                    raise self._error or ConnectionError("The pool of samplers is closed.")
+                actor = next(one for one in self._actors if one.ready)
+            try:
+                ray.get(actor.handle.check.remote(list(prompts), params, list(keys)))
+            except RayTaskError as error:
+                raise _own(error) from None
+            except RayActorError as error:
+                self._replace(actor, error)
+            else:
+                return
 
     def close(self) -> None:
         """End the actors, and the cluster if it was started here."""
@@ -173,20 +188,20 @@ class RaySampler(Closing):
     def _await_all(self) -> str:
         """Wait for every actor; the fingerprint they all tell."""
         import ray
-        from ray.exceptions import RayActorError, RayTaskError
+        from ray.exceptions import RayError, RayTaskError
 
         try:
             told = ray.get([actor.told for actor in self._actors], timeout=self.PATIENCE)
         except RayTaskError as error:
             raise _own(error) from None
-        except RayActorError as error:
-            raise _why(error) from None
         except TimeoutError:
             raise ConnectionError(
                 f"Not all of {len(self._actors)} actors were ready after {self.PATIENCE:.0f} s; the "
                 f"cluster has {ray.available_resources()} free. Ask for fewer workers, or end what else "
                 "runs there."
             ) from None
+        except RayError as error:
+            raise _why(error) from None
         for actor in self._actors:
             actor.ready = True
         prints = {told_by["fingerprint"] for told_by in told}
@@ -209,6 +224,12 @@ class RaySampler(Closing):
     # ------------------------------------------------------------ chunks
 
     def _dispatch(self) -> None:
+        try:
+            self._hand_and_take()
+        except Exception as error:  # whatever it was, those who wait are told
+            self._end(_why(error))
+
+    def _hand_and_take(self) -> None:
         """Hand chunks to actors with room, take what is finished, replace who died."""
         import ray
 
@@ -257,25 +278,37 @@ class RaySampler(Closing):
         from ray.exceptions import RayActorError, RayError, RayTaskError
 
         try:
-            result = ray.get(ref)
+            result: Any = ray.get(ref)
         except RayTaskError as error:  # the engine itself refused
-            self._answered(actor, chunk)
             if chunk is None:
                 self._end(_own(error))
-            else:
+            elif self._answered(actor, chunk):
                 chunk.answer.set_exception(_own(error))
-        except RayActorError as error:
-            self._replace(actor, error)
-        except RayError as error:  # such as an answer lost with its node
-            logger.warning("A chunk is asked again: %s", error)
-            if self._answered(actor, chunk) and chunk is not None:
+        except RayError as error:
+            if chunk is None or isinstance(error, RayActorError):
+                self._replace(actor, error)
+            elif self._answered(actor, chunk):  # an answer lost with its node
+                logger.warning("A chunk is asked again: %s", error)
                 self._again([chunk], error)
         else:
-            self._answered(actor, chunk)
-            if chunk is not None:
+            if chunk is None:
+                self._joined(actor, result["fingerprint"])
+            elif self._answered(actor, chunk):  # not one that came late, and is asked again already
                 chunk.answer.set_result(result)
-            else:
-                actor.ready = True
+
+    def _joined(self, actor: "_Actor", fingerprint: str) -> None:
+        """An actor that replaces another has started; it must hold the same weights."""
+        if fingerprint != self.fingerprint:
+            self._end(ValueError(
+                f"An actor that was started later holds other weights of {self.model} ({fingerprint}, not "
+                f"{self.fingerprint}): its node has another copy. Put the model into a folder that all "
+                "nodes share, and repeat the command to continue."
+            ))  # fmt: skip
+            return
+        with self._lock:
+            actor.ready = True
+            self._failed_starts = 0
+            self._lock.notify_all()
 
     def _answered(self, actor: "_Actor", chunk: "_Chunk | None") -> bool:
         with self._lock:
@@ -286,20 +319,27 @@ class RaySampler(Closing):
 
     def _replace(self, actor: "_Actor", error: Exception) -> None:
         """Start another actor, and put what the dead one had in hand before all else."""
+        import ray
+
         with self._lock:
             if actor not in self._actors:
                 return  # another of its chunks told so already
             self._actors.remove(actor)
-            chunks = list(actor.chunks)
+            chunks, actor.chunks = actor.chunks, []
+        with suppress(Exception):  # one that only cannot be reached would live on
+            ray.kill(actor.handle)
         logger.warning("An actor died with %d chunks in hand, and is replaced.", len(chunks))
         if not actor.ready:
             self._failed_starts += 1
             if self._failed_starts >= self.TRIES:
+                self._again(chunks, error)
                 self._end(_why(error))
                 return
-        with self._lock:
-            self._actors.append(self._started())
         self._again(chunks, error)
+        fresh = self._started()
+        with self._lock:
+            self._actors.append(fresh)
+            self._lock.notify_all()
 
     def _again(self, chunks: Sequence["_Chunk"], error: Exception) -> None:
         for chunk in reversed(chunks):
@@ -317,6 +357,7 @@ class RaySampler(Closing):
         """Nothing more can be done: whoever waits is told, and so is who asks later."""
         with self._lock:
             self._error = error
+            self._lock.notify_all()
         self._fail(error)
 
     def _fail(self, error: Exception) -> None:
@@ -374,16 +415,19 @@ class _Engine:
         keys: list[str],
         begun: list[tuple[int, ...]] | None,
     ) -> list[list[Completion]]:
-        """One chunk."""
-        return self._sampler.sample(prompts, params, keys=keys, begun=begun)
+        """One chunk; an engine that is gone for good takes its actor along, which is then replaced."""
+        try:
+            return self._sampler.sample(prompts, params, keys=keys, begun=begun)
+        except ChildProcessError:
+            os._exit(1)
 
 
 def _own(error: Any) -> Exception:
     """The engine's own error, as it would have come without a cluster."""
     cause = error.cause
-    return cause if isinstance(cause, ValueError | OSError | ImportError) else error
+    return cause if isinstance(cause, ValueError | OSError | ImportError) else _why(error)
 
 
 def _why(error: Exception) -> ConnectionError:
     text = " ".join(str(error).split())
-    return ConnectionError(f"An actor died: {text[:600]}")
+    return ConnectionError(f"The pool of samplers failed: {text[-600:]}")

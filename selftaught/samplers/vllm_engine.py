@@ -16,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, as_completed
 from dataclasses import dataclass, field, replace
@@ -48,10 +49,11 @@ OPTIONS_ON_A_CPU: dict[str, Any] = {"enforce_eager": True, "enable_chunked_prefi
 """Engine arguments there: compiling takes longer than it saves; and where part of a prompt is read in a
 step, vLLM turns its requests' random generators back, which those of a CPU do not know how to (0.32)."""
 HINTS = (
-    (("Free memory on device", "out of memory", "No available memory", "OutOfMemory"),
+    (("Free memory on device", "out of memory", "No available memory", "OutOfMemory",
+      "requested memory"),
      "The device's memory is not free, or too small: end what else runs on it, or set "
      "--sampler_options.gpu_memory_utilization 0.5 (a share of the whole) or a smaller "
-     "--sampler_options.max_model_len."),
+     "--sampler_options.max_model_len. On a CPU it is VLLM_CPU_KVCACHE_SPACE, in GiB."),
     (("head size", "head_size"), "vLLM has no attention for this model's head size on this device; "
      "use --sampler transformers."),
     (("not supported", "unsupported"), "vLLM may not know this architecture or option; "
@@ -103,7 +105,14 @@ class VllmSampler(Closing):
         self._closed = False
         self._restarts_left = 1
         self._child = _Child(self._errand)
-        self._read_on()
+        try:
+            self._child.await_ready()
+            self._child.ready = True
+        except BaseException:
+            self._child.close()
+            raise
+        self._reader = threading.Thread(target=self._read, name="vllm-answers", daemon=True)
+        self._reader.start()
 
     @cached_property
     def fingerprint(self) -> str:
@@ -193,7 +202,9 @@ class VllmSampler(Closing):
                 raise ChildProcessError(f"The sampler of {self.model} is closed.")
             self._waiting |= {one.number: one for one in fresh}
             child = self._child
-        child.send(fresh)  # a child that has just died is told again of what waits
+            ready = child.ready  # one that is being started is told of all that waits when it is
+        if ready:
+            child.send(fresh)
 
     def _forget(self, requests: Iterable["_Request"]) -> None:
         with self._lock:
@@ -206,10 +217,6 @@ class VllmSampler(Closing):
         for one in waiting.values():
             one.answer.set_exception(error)
 
-    def _read_on(self) -> None:
-        self._reader = threading.Thread(target=self._read, name="vllm-answers", daemon=True)
-        self._reader.start()
-
     def _read(self) -> None:
         """Hand answers to who waits for them; when the child is dead, start it once more."""
         while True:
@@ -219,7 +226,7 @@ class VllmSampler(Closing):
                 if one is None:
                     continue
                 if "error" in line:
-                    one.answer.set_exception(ValueError(f"vLLM refused a request: {line['error']}"))
+                    one.answer.set_exception(ValueError(f"vLLM failed a request: {line['error']}"))
                 else:
                     one.answer.set_result(line)
             if not self._started_again():
@@ -227,32 +234,32 @@ class VllmSampler(Closing):
 
     def _started_again(self) -> bool:
         """Start a dead child once more and ask it for what is missing; False: that is over."""
-        self._child.kill()
-        with self._lock:
-            if self._closed:
-                return False
-            again = self._restarts_left > 0
-            self._restarts_left -= 1
-        told = f"{self._child.ending()}\n{self._child.printed()}"
-        self._child.close()
+        dead = self._child
+        dead.kill()
+        told = f"{dead.ending()}\n{dead.printed()}"
+        dead.close()
         try:
-            if not again:
-                raise ChildProcessError("it had been started again once before")
-            child = _Child(self._errand)
-        except ChildProcessError as error:
-            self._fail(ChildProcessError(
-                f"vLLM with {self.model} {told}\nIt was not started again: {error}. What is stored "
-                "is kept; repeat the command to continue."
-            ))  # fmt: skip
             with self._lock:
-                self._closed = True
+                if self._closed:
+                    return False
+                if not self._restarts_left:
+                    raise ChildProcessError("it had been started again once before")
+                self._restarts_left -= 1
+                child = self._child = _Child(self._errand)  # so that `close` can end its start
+            child.await_ready()
+        except (OSError, ValueError) as error:
+            with self._lock:
+                closed, self._closed = self._closed, True  # nobody asks from here on
+            self._child.kill()
+            if not closed:
+                self._fail(ChildProcessError(
+                    f"vLLM with {self.model} {told}\nIt was not started again: {error}. What is stored "
+                    "is kept; repeat the command to continue."
+                ))  # fmt: skip
             return False
         with self._lock:
-            self._child = child
+            child.ready = True
             missing = list(self._waiting.values())
-            if self._closed:
-                child.close()
-                return False
         threading.Thread(target=child.send, args=(missing,), daemon=True).start()
         return True
 
@@ -304,6 +311,7 @@ class _Child:
         self._log: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115
         environment = {
             "VLLM_LOGGING_LEVEL": "WARNING", "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1",
+            "VLLM_WORKER_MULTIPROC_METHOD": "spawn",  # a fork would inherit our pipes
             **({} if torch.accelerator.is_available() else ON_A_CPU),
             **os.environ,
             "PYTHONPATH": os.pathsep.join(entry or os.curdir for entry in sys.path),
@@ -314,28 +322,41 @@ class _Child:
             start_new_session=True,  # so that all its processes can be ended together
         )  # fmt: skip
         self._sending = threading.Lock()
+        self._model = errand["model"]
+        self.ready = False
+        self.told: dict[str, Any] = {}
         self._write({"engine": errand})
+
+    def await_ready(self) -> None:
+        """Wait until the engine has started.
+
+        Raises:
+            ChildProcessError: it did not; says what it printed.
+            ValueError: it does not know an option.
+        """
         assert self._process.stdout is not None
         first = self._process.stdout.readline()
         if not first.endswith(b"\n"):
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._process.wait(timeout=10)  # so that it is known how it ended
             self.kill()
             printed = self.printed()
-            self.close()
             raise ChildProcessError(
-                f"vLLM did not start with {errand['model']}: it {self.ending()}. {_hint(printed)} "
+                f"vLLM did not start with {self._model}: it {self.ending()}. {_hint(printed)} "
                 f"The end of what it printed:\n{printed}"
             )
-        self.told: dict[str, Any] = json.loads(first)
+        self.told = json.loads(first)
         if "error" in self.told:
-            self.close()
             raise ValueError(f"vLLM refused its options: {self.told['error']}")
 
     def send(self, requests: Sequence[_Request]) -> None:
         """Ask; to a child that has died nothing is said."""
-        for tokens, same in itertools.groupby(requests, key=lambda one: one.tokens):
+        for (tokens, options), same in itertools.groupby(
+            requests, key=lambda one: (one.tokens, one.options)
+        ):
             asked = list(same)
             self._write({
-                "prompt": tokens, "options": asked[0].options,
+                "prompt": tokens, "options": options,
                 "asked": [(one.number, one.seed) for one in asked],
             })  # fmt: skip
 
@@ -369,6 +390,10 @@ class _Child:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()
+        # The device's memory is free when the last of them is gone, which takes the system a moment.
+        deadline = time.monotonic() + 10
+        while _lives(self._process.pid) and time.monotonic() < deadline:
+            time.sleep(0.02)
 
     def close(self) -> None:
         """End it and give its pipes back; only when no thread reads from it."""
@@ -380,16 +405,29 @@ class _Child:
                         pipe.close()
 
 
+def _lives(session: int) -> bool:
+    """Whether a session has a process that has not ended; False where the system does not tell."""
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError, IndexError, ValueError):
+            state, _, _, of = stat.read_text(encoding="utf-8").rpartition(")")[2].split()[:4]
+            if int(of) == session and state not in "ZX":
+                return True
+    return False
+
+
 # ---------------------------------------------------------------- in the child
 
 
 def serve() -> None:
     """What the child runs: a request per line of standard input, until that closes."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
-    answers = os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)  # what the engine prints must not be read as an answer
-    errand = json.loads(sys.stdin.buffer.readline())["engine"]
-    asyncio.run(_serve(errand, lambda said: _say(answers, said)))
+    # Pipes of our own: what the engine prints must not be read as an answer, and nothing that it does
+    # with standard input may wait for the thread that reads requests.
+    asked, answers = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    os.dup2(2, 1)
+    errand = json.loads(asked.readline())["engine"]
+    asyncio.run(_serve(errand, asked, lambda said: _say(answers, said)))
 
 
 def _say(answers: IO[bytes], said: dict[str, Any]) -> None:
@@ -397,10 +435,12 @@ def _say(answers: IO[bytes], said: dict[str, Any]) -> None:
     answers.flush()
 
 
-async def _serve(errand: dict[str, Any], say: Callable[[dict[str, Any]], None]) -> None:
+async def _serve(
+    errand: dict[str, Any], asked: IO[bytes], say: Callable[[dict[str, Any]], None]
+) -> None:
     loop = asyncio.get_running_loop()
     messages: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
-    threading.Thread(target=_listen, args=(loop, messages), daemon=True).start()
+    threading.Thread(target=_listen, args=(asked, loop, messages), daemon=True).start()
     from vllm.engine.arg_utils import AsyncEngineArgs
     from vllm.v1.engine.async_llm import AsyncLLM
 
@@ -424,12 +464,15 @@ async def _serve(errand: dict[str, Any], say: Callable[[dict[str, Any]], None]) 
             task.add_done_callback(running.discard)
 
 
-def _listen(loop: asyncio.AbstractEventLoop, messages: asyncio.Queue[dict[str, Any]]) -> None:
-    """Read requests; when the parent is gone, all processes of this session end at once."""
-    for line in sys.stdin.buffer:
-        if line.endswith(b"\n"):
+def _listen(
+    asked: IO[bytes], loop: asyncio.AbstractEventLoop, messages: asyncio.Queue[dict[str, Any]]
+) -> None:
+    """Read requests; when the parent is gone, or speaks half, all processes of this session end."""
+    try:
+        for line in asked:
             loop.call_soon_threadsafe(messages.put_nowait, json.loads(line))
-    os.killpg(os.getpgid(0), signal.SIGKILL)
+    finally:
+        os.killpg(os.getpgid(0), signal.SIGKILL)
 
 
 async def _drawn(
@@ -452,6 +495,8 @@ async def _drawn(
         prompt = {"prompt_token_ids": message["prompt"]}
         async for output in engine.generate(prompt, params, str(number)):
             made = output.outputs[0]
+            if made.finish_reason not in ("stop", "length"):
+                raise RuntimeError(f"it was ended by {made.finish_reason!r}")
             say({"number": number, "tokens": list(made.token_ids), "reason": made.finish_reason})
     except EngineDeadError:
         os._exit(1)  # the parent starts another

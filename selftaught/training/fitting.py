@@ -236,6 +236,10 @@ def _finished(trainer: Any, load: Callable[[], Any], peft_config: "LoraConfig | 
         if not accelerator.is_main_process:
             return None
         spread = accelerator.unwrap_model(trainer.model)
+        if accelerator.distributed_type == DistributedType.DEEPSPEED:
+            from transformers.integrations.deepspeed import unset_hf_deepspeed_config
+
+            unset_hf_deepspeed_config()  # or loading would spread it again, and wait for the others
         finished = load()
         if peft_config is not None:
             from peft import get_peft_model
