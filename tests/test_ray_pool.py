@@ -175,37 +175,46 @@ def test_actors_that_died_while_nothing_was_asked_are_replaced(pool, undisturbed
     assert not set(before) & set(pool.processes)
 
 
-def test_an_answer_that_comes_after_its_actor_was_given_up_is_not_taken_twice(pool):
+def empty_pool():
+    """A pool without a cluster, whose parts are put together by hand."""
+    from selftaught.samplers.ray_pool import RaySampler
+
+    pool = object.__new__(RaySampler)
+    pool.model, pool.fingerprint, pool._error, pool._failed_starts = "m", "aaaa", None, 0
+    pool._lock, pool._queue, pool._actors = threading.Condition(), deque(), []
+    return pool
+
+
+def test_an_answer_that_comes_after_its_actor_was_given_up_is_not_taken_twice(monkeypatch):
     """Two chunks of one actor: the first tells of its death, the second was answered before it."""
+    import ray
+    from ray.exceptions import ActorDiedError
+
     from selftaught.samplers.ray_pool import _Actor, _Chunk
 
+    pool, fresh = empty_pool(), _Actor(None, None)
     first, second = (_Chunk(([name], GREEDY, [name], None)) for name in ("1+1", "2+2"))
-    with pool._lock:
-        real, pool._actors = pool._actors, []  # nobody is handed anything meanwhile
-    gone = _Actor(real[0].handle, None, ready=True, chunks=[first, second])
-    started, pool._started = pool._started, lambda: _Actor(None, None)
-    kill = __import__("ray").kill
-    try:
-        pool._actors = [gone]
-        __import__("ray").kill = lambda handle: None
-        pool._replace(gone, ConnectionError("died"))
-        assert [one.asked[2] for one in pool._queue] == [["1+1"], ["2+2"]]
-        assert not pool._answered(gone, second)  # so its late answer is left alone
-        pool._replace(gone, ConnectionError("died"))  # its other chunks tell so too
-        assert len(pool._queue) == 2
-    finally:
-        __import__("ray").kill = kill
-        with pool._lock:
-            pool._queue.clear()
-            pool._started, pool._actors = started, real
+    actor = _Actor(None, None, ready=True, chunks=[first, second])
+    pool._actors, pool._started = [actor], lambda: fresh
+
+    def get(ref):
+        if ref == "dead":
+            raise ActorDiedError()
+        return [["late"]]
+
+    monkeypatch.setattr(ray, "get", get)
+    pool._take("dead", actor, first)
+    pool._take("late", actor, second)
+    pool._take("dead", actor, second)
+    assert [chunk.asked[2] for chunk in pool._queue] == [["1+1"], ["2+2"]]
+    assert not second.answer.done()
+    assert pool._actors == [fresh]
 
 
 def test_a_replacement_with_other_weights_ends_the_run_in_words():
-    from selftaught.samplers.ray_pool import RaySampler, _Actor
+    from selftaught.samplers.ray_pool import _Actor
 
-    pool = object.__new__(RaySampler)
-    pool.model, pool.fingerprint, pool._error = "m", "aaaa", None
-    pool._lock, pool._queue, pool._actors = threading.Condition(), deque(), []
+    pool = empty_pool()
     newcomer = _Actor(None, None)
     pool._joined(newcomer, "bbbb")
     assert isinstance(pool._error, ValueError) and "other weights of m (bbbb, not aaaa)" in str(

@@ -237,8 +237,10 @@ class RaySampler(Closing):
         alive = time.monotonic()
         while True:
             with self._lock:
-                while not self._closed and not self._queue and not out:
-                    self._lock.wait()
+                self._lock.wait_for(
+                    lambda: self._closed or self._error or self._queue or out
+                    or not all(actor.ready for actor in self._actors)
+                )  # fmt: skip
                 if self._closed or self._error:
                     return
                 for actor, chunk in self._handed():
