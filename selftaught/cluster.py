@@ -34,6 +34,8 @@ def connect(address: str | None = None) -> bool:
         raise ImportError('Ray is not installed: pip install "selftaught[ray]".') from None
     if ray.is_initialized():
         return False
+    from ray.exceptions import AuthenticationError
+
     where = address or os.environ.get("RAY_ADDRESS")
     try:
         _answers(where)
@@ -41,6 +43,11 @@ def connect(address: str | None = None) -> bool:
             address, logging_level=logging.ERROR, log_to_driver=False,
             runtime_env={"env_vars": _environment()},
         )  # fmt: skip
+    except AuthenticationError as error:
+        raise ConnectionError(
+            f"The Ray cluster at {where} wants a token: set RAY_AUTH_MODE=token, and see that the token of "
+            f"its head is in ~/.ray/auth_token here ({' '.join(str(error).split())[:200]})."
+        ) from None
     except (
         OSError,
         ValueError,

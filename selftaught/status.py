@@ -39,7 +39,8 @@ class Status:
         with suppress(ValueError, OSError):
             before = read_json(path)
         self._told: dict[str, Any] = {
-            "method": method, "state": "running", "stage": None, "iteration": None, "done": 0,
+            "method": method, "state": "running", "stage": None,
+            "iteration": (before or {}).get("iteration"), "done": 0,
             "total": None, "unit": "samples", "per_second": None, "seconds_left": None,
             "began": _now(), "updated": _now(), "process": os.getpid(), "host": socket.gethostname(),
             "last_error": (before or {}).get("last_error"),
