@@ -82,8 +82,9 @@ class AskOptions:
     seed: int = 0
     """Of the draws."""
     sampler: str = "transformers"
-    """Where the model lives while it is sampled: transformers; openai for a server (--base-url URL); or
-    quiet for one that thinks before every token (a folder made by `selftaught quiet train`)."""
+    """Where the model lives while it is sampled: transformers; vllm; openai for a server (--base-url
+    URL); ray for a cluster; or quiet for one that thinks before every token (a folder made by
+    `selftaught quiet train`)."""
     sampler_options: dict[str, Any] = field(default_factory=dict)
     """The sampler's own options, such as --sampler_options.batch_size 64."""
     out: Path = Path("runs/rollouts.jsonl")

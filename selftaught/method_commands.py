@@ -60,6 +60,8 @@ class SolveOptions:
     """Room for a rationale; none: the task's own."""
     seed: int = 0
     """Of the draws."""
+    sampler: str = "transformers"
+    """Where the generator lives: transformers, vllm, ray, or openai for a server (--base-url URL)."""
     sampler_options: dict[str, Any] = field(default_factory=dict)
     """The sampler's own options, such as --sampler_options.batch_size 64."""
 

@@ -44,6 +44,7 @@ class Solver(Closing):
         by: "best": the candidate with the highest score; "weighted": the answer whose candidates have
             the most weight together, the exponential of their scores.
         score, reference: see `Verifier`.
+        sampler, sampler_options: where the generator lives; see `open_sampler`.
         task, task_options, prompt: how the question is put and its answer read.
 
     Raises:
@@ -66,6 +67,7 @@ class Solver(Closing):
         top_p: float = 1.0,
         max_tokens: int | None = None,
         seed: int = 0,
+        sampler: str = "transformers",
         sampler_options: dict[str, Any] | None = None,
     ) -> None:
         from selftaught.verifier import Verifier
@@ -78,7 +80,7 @@ class Solver(Closing):
         self.params = SamplingParams(n=n, temperature=temperature if n > 1 else 0.0, top_p=top_p,
                                      max_tokens=max_tokens or self._task.max_tokens, seed=seed)  # fmt: skip
         named = str(embedded_model()) if model == "embedded" else model
-        self._sampler = open_sampler("transformers", named, **(sampler_options or {}))
+        self._sampler = open_sampler(sampler, named, **(sampler_options or {}))
         known = ("dtype", "device")
         where = {name: value for name, value in (sampler_options or {}).items() if name in known}
         self._verifier = (

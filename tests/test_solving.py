@@ -250,3 +250,10 @@ def test_a_file_without_questions_says_what_is_wrong(tmp_path: Path, name, conte
     (tmp_path / name).write_bytes(content)
     with pytest.raises(ValueError, match=match):
         read_questions(tmp_path / name)
+
+
+def test_the_generator_may_live_elsewhere():
+    with pytest.raises(ValueError, match=r"^Expected a base URL"):
+        Solver("embedded", n=2, sampler="openai", sampler_options={"base_url": "ftp://x"})
+    with pytest.raises(ValueError, match=r"No sampler is called 'nowhere'"):
+        Solver("embedded", n=2, sampler="nowhere")

@@ -153,7 +153,7 @@ class StarConfig:
     """A file of `accelerate config` for the launcher accelerate, such as those in configs/."""
 
     sampler: str = "transformers"
-    """Where the model lives while it is sampled."""
+    """Where the model lives while it is sampled: transformers, vllm, ray (docs/engines.md)."""
     sampler_options: dict[str, Any] = field(default_factory=dict)
     """The sampler's own options, such as --sampler_options.batch_size 64."""
     baselines: bool = False
