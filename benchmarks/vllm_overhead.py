@@ -19,14 +19,14 @@ import time
 from sampling import SHOTS, STOP, questions
 
 
-def bare(llm, prompts: list[list[int]], args: argparse.Namespace, round_: int) -> tuple[float, int]:
+def bare(llm, prompts: list[str], args: argparse.Namespace, round_: int) -> tuple[float, int]:
     """Seconds and tokens of `LLM.generate`, whose own seeds go with every sample."""
     from vllm import SamplingParams
 
     asked, params = [], []
     for place, prompt in enumerate(prompts):
         for index in range(args.n):
-            asked.append({"prompt_token_ids": prompt})
+            asked.append(prompt)
             params.append(SamplingParams(
                 temperature=args.temperature, max_tokens=args.max_tokens, stop=[STOP],
                 seed=round_ * 1_000_000 + place * args.n + index,
@@ -66,8 +66,6 @@ def main() -> None:
     parser.add_argument("--gpu-memory-utilization", type=float, default=0.4)
     args = parser.parse_args()
 
-    from transformers import AutoTokenizer
-
     from selftaught.samplers import open_sampler
     from selftaught.samplers.vllm_engine import ON_A_CPU, OPTIONS_ON_A_CPU
 
@@ -79,14 +77,13 @@ def main() -> None:
     engine = {"dtype": args.dtype, "max_model_len": 2048, **OPTIONS_ON_A_CPU,
               "gpu_memory_utilization": args.gpu_memory_utilization}  # fmt: skip
     texts = [f"{SHOTS}Q: {question}\nA:" for question in questions(args.questions)]
-    tokens = [AutoTokenizer.from_pretrained(args.model)(text).input_ids for text in texts]
     llm = LLM(model=args.model, enable_prefix_caching=True, **engine)
     ratios = []
     with open_sampler("vllm", args.model, **engine) as sampler:
         print("| round | LLM.generate, completions/s | through us | ratio |\n|---|---|---|---|")
         count = args.questions * args.n
         for round_ in range(args.rounds + 1):
-            turns = [("bare", lambda r=round_: bare(llm, tokens, args, r)),
+            turns = [("bare", lambda r=round_: bare(llm, texts, args, r)),
                      ("ours", lambda r=round_: through_us(sampler, texts, args, r))]  # fmt: skip
             found = {name: run() for name, run in (turns if round_ % 2 else turns[::-1])}
             # Draws differ, so lengths do: per token, as completions of one mean length.

@@ -140,20 +140,22 @@ class VllmSampler(Closing):
         indices = range(params.first, params.first + params.n)
         requests: dict[tuple[int, int], _Request] = {}
         done: dict[tuple[int, int], Completion] = {}
-        for place, (prompt, key) in enumerate(zip(prompts, keys, strict=True)):
-            own = written[place]
-            if ending.ended(own):
-                done |= {(place, index): ending.completion(own) for index in indices}
-                continue
-            tokens = [*self._tokens(prompt, key, params.max_tokens), *own]
-            options = asked | {"max_tokens": params.max_tokens - len(own)}
-            for index in indices:
-                seed = draw_number(params.seed, key, index) if params.temperature else None
-                requests[place, index] = _Request(next(self._numbers), tokens, options, seed)
-        if progress is not None and done:
-            progress(len(done))
-        self._ask(requests.values())
         try:
+            for place, (prompt, key) in enumerate(zip(prompts, keys, strict=True)):
+                own = written[place]
+                if ending.ended(own):
+                    done |= {(place, index): ending.completion(own) for index in indices}
+                    continue
+                tokens = [*self._tokens(prompt, key, params.max_tokens), *own]
+                options = asked | {"max_tokens": params.max_tokens - len(own)}
+                fresh = {}
+                for index in indices:
+                    seed = draw_number(params.seed, key, index) if params.temperature else None
+                    fresh[place, index] = _Request(next(self._numbers), tokens, options, seed)
+                requests |= fresh
+                self._ask(fresh.values())  # the engine begins while the next prompt becomes tokens
+            if progress is not None and done:
+                progress(len(done))
             for answered in as_completed([one.answer for one in requests.values()]):
                 answered.result()
                 if progress is not None:
