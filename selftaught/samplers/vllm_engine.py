@@ -54,7 +54,7 @@ HINTS = (
      "The device's memory is not free, or too small: end what else runs on it, or set "
      "--sampler_options.gpu_memory_utilization 0.5 (a share of the whole) or a smaller "
      "--sampler_options.max_model_len. On a CPU it is VLLM_CPU_KVCACHE_SPACE, in GiB."),
-    (("head size", "head_size"), "vLLM has no attention for this model's head size on this device; "
+    (("head size", "head_size", "head_dim"), "vLLM has no attention for this model's head size on this device; "
      "use --sampler transformers."),
     (("not supported", "unsupported"), "vLLM may not know this architecture or option; "
      "--sampler transformers reads any."),
@@ -238,7 +238,8 @@ class VllmSampler(Closing):
         """Start a dead child once more and ask it for what is missing; False: that is over."""
         dead = self._child
         dead.kill()
-        told = f"{dead.ending()}\n{dead.printed()}"
+        printed = dead.printed()
+        told = f"{dead.ending()}. {_hint(printed)} The end of what it printed:\n{printed}"
         dead.close()
         try:
             with self._lock:
