@@ -103,6 +103,7 @@ class VllmSampler(Closing):
         self._waiting: dict[int, _Request] = {}
         self._numbers = itertools.count()
         self._closed = False
+        self._error: ChildProcessError | None = None
         self._restarts_left = 1
         self._child = _Child(self._errand)
         try:
@@ -201,7 +202,7 @@ class VllmSampler(Closing):
         fresh = list(requests)
         with self._lock:
             if self._closed:
-                raise ChildProcessError(f"The sampler of {self.model} is closed.")
+                raise self._error or ChildProcessError(f"The sampler of {self.model} is closed.")
             self._waiting |= {one.number: one for one in fresh}
             child = self._child
             ready = child.ready  # one that is being started is told of all that waits when it is
@@ -251,14 +252,16 @@ class VllmSampler(Closing):
                 child = self._child = _Child(self._errand)  # so that `close` can end its start
             child.await_ready()
         except (OSError, ValueError) as error:
+            end = ChildProcessError(
+                f"vLLM with {self.model} {told}\nIt was not started again: {error}. What is stored "
+                "is kept; repeat the command to continue."
+            )
             with self._lock:
                 closed, self._closed = self._closed, True  # nobody asks from here on
+                self._error = end
             self._child.kill()
             if not closed:
-                self._fail(ChildProcessError(
-                    f"vLLM with {self.model} {told}\nIt was not started again: {error}. What is stored "
-                    "is kept; repeat the command to continue."
-                ))  # fmt: skip
+                self._fail(end)
             return False
         with self._lock:
             child.ready = True
