@@ -33,11 +33,9 @@ from selftaught.records import (
     rollouts_in,
     to_json,
 )
-from selftaught.samplers.base import Sampler, SamplingParams, checked_begun
+from selftaught.samplers.base import UNIT, Sampler, SamplingParams, checked_begun
 
 FORMAT = "selftaught rollouts 1"
-UNIT = 512
-"""Completions in a unit: what a killed run asks again, for each unit in hand, at most."""
 BLOCK = 2**22
 """Bytes of a store's end looked at first."""
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from selftaught import rollouts
 from selftaught.prompts import PromptStyle
 from selftaught.records import Problem, read_rollouts
 from selftaught.rollouts import collect
@@ -56,6 +57,20 @@ def processes(session: int) -> list[int]:
 
 def session_of(sampler) -> int:
     return os.getsid(sampler._child._process.pid)
+
+
+def test_it_takes_as_many_requests_at_a_time_as_generate(engine, wide_model_dir: Path):
+    """Not as few as vLLM's server, whose limits its asynchronous engine has by default (128 here)."""
+    asked = (
+        "from vllm.engine.arg_utils import EngineArgs as A; from vllm.usage.usage_lib import UsageContext as U; "
+        f"made = A({str(wide_model_dir)!r}, enable_chunked_prefill=False).create_engine_config(U.LLM_CLASS)"
+        ".scheduler_config; print(made.max_num_seqs, made.max_num_batched_tokens)"
+    )
+    done = subprocess.run([sys.executable, "-c", asked], capture_output=True, text=True, check=True)
+    requests, tokens = map(int, done.stdout.split()[-2:])
+    assert engine._child.told["requests"] == requests
+    assert engine._child.told["tokens"] == tokens
+    assert engine.at_once * rollouts.UNIT >= 2 * requests
 
 
 def test_greedy_completions_are_those_of_transformers(engine, here):

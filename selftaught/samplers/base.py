@@ -9,6 +9,10 @@ from typing import Protocol, Self
 
 from selftaught.records import Completion, Text, parse_json_line
 
+UNIT = 512
+"""Completions that are asked for in one call and stored together: what a killed run asks again, for each
+call in hand, at most."""
+
 
 @dataclass(frozen=True)
 class SamplingParams:

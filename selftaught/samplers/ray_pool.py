@@ -20,12 +20,9 @@ from typing import Any
 
 from selftaught import cluster
 from selftaught.records import Completion, Text
-from selftaught.samplers.base import Closing, SamplingParams, checked_begun, checked_keys
+from selftaught.samplers.base import UNIT, Closing, SamplingParams, checked_begun, checked_keys
 
 logger = logging.getLogger(__name__)
-
-UNIT = 512
-"""Completions that `collect` asks for in one call."""
 
 
 class RaySampler(Closing):

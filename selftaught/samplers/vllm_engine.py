@@ -29,6 +29,7 @@ from transformers import AutoConfig, GenerationConfig
 
 from selftaught.records import Completion, Text
 from selftaught.samplers.base import (
+    UNIT,
     Closing,
     SamplingParams,
     checked_begun,
@@ -81,8 +82,6 @@ class VllmSampler(Closing):
         ChildProcessError: the engine did not start; says the end of what it printed.
     """
 
-    at_once = 4
-
     def __init__(self, model: str | Path, *, dtype: str = "auto", **engine: Any) -> None:
         if importlib.util.find_spec("vllm") is None:
             raise ImportError(
@@ -112,6 +111,8 @@ class VllmSampler(Closing):
         except BaseException:
             self._child.close()
             raise
+        told = self._child.told  # twice what it takes at a time, so that it never runs empty
+        self.at_once = max(4, -(-2 * told["requests"] * told["replicas"] // UNIT))
         self._reader = threading.Thread(target=self._read, name="vllm-answers", daemon=True)
         self._reader.start()
 
@@ -448,6 +449,7 @@ async def _serve(
     messages: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
     threading.Thread(target=_listen, args=(asked, loop, messages), daemon=True).start()
     from vllm.engine.arg_utils import AsyncEngineArgs
+    from vllm.usage.usage_lib import UsageContext
     from vllm.v1.engine.async_llm import AsyncLLM
 
     if not torch.accelerator.is_available():
@@ -457,10 +459,13 @@ async def _serve(
     except TypeError as error:
         say({"error": str(error)})
         return
-    engine = AsyncLLM.from_engine_args(arguments)
-    config = engine.model_config
+    # As `LLM.generate` has it: limits for throughput. Those of a server take fewer requests at a time.
+    engine = AsyncLLM.from_engine_args(arguments, usage_context=UsageContext.LLM_CLASS)
+    config, limits = engine.model_config, engine.vllm_config.scheduler_config
     say({"context": config.max_model_len, "vocabulary": config.get_vocab_size(),
-         "dtype": str(config.dtype).removeprefix("torch.")})  # fmt: skip
+         "dtype": str(config.dtype).removeprefix("torch."),
+         "requests": limits.max_num_seqs, "tokens": limits.max_num_batched_tokens,
+         "replicas": engine.vllm_config.parallel_config.data_parallel_size})  # fmt: skip
     running: set[asyncio.Task[None]] = set()
     while True:
         message = await messages.get()
