@@ -36,6 +36,7 @@ from selftaught.methods.vstar import VstarConfig, run_vstar
 from selftaught.prompts import PromptStyle, bare, styled
 from selftaught.records import read_rollouts
 from selftaught.run_folder import Watch, hold, link_tree, read_rows, write_config
+from selftaught.samplers import Engine
 from selftaught.selection import draw_problems
 from selftaught.status import reported
 from selftaught.steps import split_steps
@@ -114,8 +115,9 @@ def run_compare(config: CompareConfig, watch: Watch | None = None) -> Row:
     with (
         hold(config.out),
         reported(config.out / "status.json", "comparison", watch) as watch,
+        Engine(config.sampler, config.sampler_options) as engine,
     ):
-        run = open_run(config, watch)
+        run = open_run(config, watch, engine)
         write_config(config.out, config.plain(), CHANGEABLE)
         once(run, "SFT", lambda: _sft(run))
         pilot = _pilot(run)
@@ -237,6 +239,7 @@ def step_dpo_settings(run: Run, pilot: Pilot, budget: int) -> StepDpoConfig:
 
 def _run_method(run: Run, method: str, config: Any) -> tuple[Row, Path, Evaluation, int, int]:
     """Its summary, final model, greedy evaluation, and the tokens it sampled and trained on."""
+    run.engine.close()  # a method has its own
     if method == "star":
         summary = run_star(config, run.watch)
         stores = [*config.out.glob("iteration-*/rollouts.jsonl"), *config.out.glob("iteration-*/rationalized.jsonl")]  # fmt: skip

@@ -10,8 +10,11 @@ from pathlib import Path
 
 import pytest
 
+from selftaught import samplers, verifier
 from selftaught.cli import main
 from selftaught.comparison import CompareConfig, run_compare
+from selftaught.embedded import embedded_model
+from selftaught.methods import shared, star
 from selftaught.methods.rft import RftConfig, run_rft
 from selftaught.methods.step_dpo import StepDpoConfig, prefix_id, run_step_dpo
 from selftaught.methods.vstar import VstarConfig, run_vstar
@@ -68,6 +71,65 @@ def step_dpo(tmp_path_factory: pytest.TempPathFactory) -> Path:
         )
     )  # fmt: skip
     return out
+
+
+class Seen(list[str]):
+    """What a run opened, closed and trained, in order; at no time may two things want the memory."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        super().__init__()
+        self._open: str | None = None
+        for module, name in ((samplers, "open_sampler"), (verifier, "open_scorer"),
+                             (shared, "launch"), (star, "launch")):  # fmt: skip
+            monkeypatch.setattr(module, name, getattr(self, name)(getattr(module, name)))
+
+    def open_sampler(self, real):
+        def opened(name: str, model: str, **options: object):
+            sampler, short = real(name, model, **options), Path(model).parent.name
+            assert self._open is None
+            self._open = short
+            self.append(f"open {short}")
+            monkey, sampler.close = sampler.close, lambda: (monkey(), self._closed())[1]
+            return sampler
+
+        return opened
+
+    def _closed(self) -> None:
+        assert self._open is not None
+        self._open = None
+
+    def open_scorer(self, real):
+        def opened(model: str, **options: object):
+            assert self._open is None
+            return real(model, **options)
+
+        return opened
+
+    def launch(self, real):
+        def launched(stage, *more):
+            assert self._open is None
+            self.append(f"train {stage.out.parent.name}")
+            return real(stage, *more)
+
+        return launched
+
+
+def test_star_opens_every_model_once_and_none_while_another_trains(monkeypatch, tmp_path: Path):
+    seen = Seen(monkeypatch)
+    options = {"task_options": SMALL["task_options"], "iterations": 2, "start_steps": 4}
+    star.run_star(star.StarConfig.embedded(**options, out=tmp_path, keep_models="all"))
+    base = Path(embedded_model()).parent.name
+    rounds = ["train iteration-1", "open iteration-1", "train iteration-2", "open iteration-2"]
+    assert seen[:5] == [f"open {base}", *rounds]
+    assert seen._open is None
+    assert len(seen[5:]) <= 2  # base and best on the test problems
+
+
+def test_a_comparison_opens_one_model_at_a_time(monkeypatch, tmp_path: Path):
+    seen = Seen(monkeypatch)
+    run_compare(CompareConfig.small(**SMALL, out=tmp_path, budget=12_000, candidates=3, vstar={"iterations": 1, "verifier_max_steps": 3}, methods=["vstar", "star"]))  # fmt: skip
+    assert seen._open is None
+    assert not [one for one, then in itertools.pairwise(seen) if one == then]
 
 
 # RFT

@@ -20,7 +20,7 @@ from selftaught.methods.star import (
 from selftaught.prompts import PromptStyle
 from selftaught.records import Problem, Rollout
 from selftaught.run_folder import Watch
-from selftaught.samplers import SamplingParams
+from selftaught.samplers import Engine, SamplingParams
 from selftaught.samplers.scripted import ScriptedSampler
 from selftaught.selection import NothingToLearn, keep_correct
 from selftaught.tasks import Task
@@ -44,7 +44,9 @@ TOY = Task(
 
 def star(config: StarConfig) -> Star:
     params = SamplingParams(max_tokens=8, n=config.n, temperature=config.temperature)
-    return Star(config, TOY, "base", PROBLEMS, PROBLEMS, PROBLEMS, params, Watch())
+    return Star(
+        config, TOY, "base", PROBLEMS, PROBLEMS, PROBLEMS, params, Watch(), Engine("none", {})
+    )
 
 
 def answers(direct: dict[str, str], hinted: dict[str, str]) -> ScriptedSampler:

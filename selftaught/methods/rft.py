@@ -39,6 +39,7 @@ from selftaught.methods.shared import (
 )
 from selftaught.records import Example, Rollout, read_rollouts
 from selftaught.run_folder import Watch, hold, publish, read_rows, write_config
+from selftaught.samplers import Engine
 from selftaught.selection import (
     DistinctBy,
     NothingToLearn,
@@ -113,8 +114,9 @@ def run_rft(config: RftConfig, watch: Watch | None = None) -> Row:
     with (
         hold(config.out),
         reported(config.out / "status.json", "RFT", watch) as watch,
+        Engine(config.sampler, config.sampler_options) as engine,
     ):
-        run = open_run(config, watch)
+        run = open_run(config, watch, engine)
         pooled = _pooled(run, config)
         write_config(config.out, config.plain(), CHANGEABLE)
         gold = seed_examples(run, run.train, config.out / "sft")

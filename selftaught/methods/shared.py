@@ -26,7 +26,7 @@ from selftaught.records import (
 )
 from selftaught.rollouts import collect_up_to
 from selftaught.run_folder import Watch, read_rows, timed, write_rows
-from selftaught.samplers import SamplingParams, as_seen, open_sampler
+from selftaught.samplers import Engine, SamplingParams, as_seen
 from selftaught.selection import (
     DistinctBy,
     NothingToLearn,
@@ -174,6 +174,8 @@ class Run:
     train: Sequence[Problem]
     test: Sequence[Problem]
     watch: Watch
+    engine: Engine
+    """Where a model is sampled; closed while another is trained, or tells how likely completions are."""
     seconds: dict[str, float] = field(default_factory=dict)
     """Of the stages since the last row was begun."""
     read: dict[str, Any] = field(default_factory=dict)
@@ -202,7 +204,7 @@ class Run:
         return keep_sound(right) if self.config.check_equations else right
 
 
-def open_run(config: MethodConfig, watch: Watch | None) -> Run:
+def open_run(config: MethodConfig, watch: Watch | None = None, engine: Engine | None = None) -> Run:
     """Open the task, check every gold answer and cut the splits; nothing is sampled yet."""
     task = open_task(config.task, **config.task_options)
     train = draw_problems(task.problems("train"), config.train_problems, f"{config.seed} train")
@@ -215,12 +217,13 @@ def open_run(config: MethodConfig, watch: Watch | None) -> Run:
     check_gold([*train, *test], task)
     refuse_unfit(launch_of(config), trainer_options(config))
     base = str(embedded_model()) if config.model == "embedded" else config.model
-    return Run(config, task, base, train, test, watch or Watch())
+    engine = engine or Engine(config.sampler, config.sampler_options)
+    return Run(config, task, base, train, test, watch or Watch(), engine)
 
 
 def plan(config: MethodConfig) -> str:
     """What a run would do: model, task, settings, and the first prompt as the model would see it."""
-    run = open_run(config, None)
+    run = open_run(config)
     told = sum(problem.rationale is not None for problem in run.train)
     style = run.tuned if told else styled(run.task.prompt, config.prompt)
     problem = run.train[0]
@@ -347,6 +350,7 @@ def train_on(
     run: Run, kind: Kind, start: str, rows: Path, options: Mapping[str, Any], count: int
 ) -> Training:
     """A fine-tuning on a file of `count` rows; the model stands beside it in `model`."""
+    run.engine.close()
     config, out = run.config, rows.parent
     lora = {"r": config.lora_r, "alpha": config.lora_alpha,
             "target_modules": config.lora_target_modules}  # fmt: skip
@@ -395,14 +399,12 @@ def sampled(
     params: SamplingParams, store: Path,
 ) -> list[Rollout]:  # fmt: skip
     """Graded samples of a model, `params.n` per problem; a store with fewer is added to."""
-    with (
-        timed(run.seconds, "sample"),
-        open_sampler(run.config.sampler, model, **run.config.sampler_options) as sampler,
-        run.watch.progress(
+    with timed(run.seconds, "sample"):
+        sampler = run.engine.of(model)
+        with run.watch.progress(
             f"{store.parent.name}: {store.stem}", len(problems) * params.n
-        ) as advance,
-    ):
-        rollouts = collect_up_to(sampler, problems, style, params, store=store, progress=advance)
+        ) as advance:
+            rollouts = collect_up_to(sampler, problems, style, params, store=store, progress=advance)  # fmt: skip
     with timed(run.seconds, "grade"):
         return graded_beside(store, rollouts, run.task)
 
@@ -410,13 +412,11 @@ def sampled(
 def measured(run: Run, model: str, name: str, folder: Path) -> Evaluation:
     """Greedy accuracy of a fine-tuned model on the test problems."""
     greedy = replace(run.params, n=1, temperature=0.0)
-    with (
-        timed(run.seconds, "evaluate"),
-        open_sampler(run.config.sampler, model, **run.config.sampler_options) as sampler,
-        run.watch.progress(f"{folder.name}: test", len(run.test)) as advance,
-    ):
-        return evaluate(sampler, run.task, run.test, run.tuned, greedy,
-                        store=folder / "test.jsonl", name=name, progress=advance)  # fmt: skip
+    with timed(run.seconds, "evaluate"):
+        sampler = run.engine.of(model)
+        with run.watch.progress(f"{folder.name}: test", len(run.test)) as advance:
+            return evaluate(sampler, run.task, run.test, run.tuned, greedy,
+                            store=folder / "test.jsonl", name=name, progress=advance)  # fmt: skip
 
 
 # ---------------------------------------------------------------- rows and summaries

@@ -36,7 +36,7 @@ from selftaught.records import (
 from selftaught.report import run_report
 from selftaught.rollouts import collect
 from selftaught.run_folder import Watch, hold, publish, read_rows, timed, write_config, write_rows
-from selftaught.samplers import Sampler, SamplingParams, as_seen, open_sampler
+from selftaught.samplers import Engine, Sampler, SamplingParams, as_seen
 from selftaught.selection import (
     NothingToLearn,
     draw_problems,
@@ -223,6 +223,8 @@ class Star:
     test: Sequence[Problem]
     params: SamplingParams
     watch: Watch
+    engine: Engine
+    """Where a model is sampled; closed while another is trained."""
 
     def prompt(self, iteration: int) -> PromptStyle:
         """The prompt with which the model of an iteration (0: the base) is sampled."""
@@ -266,8 +268,9 @@ def run_star(config: StarConfig, watch: Watch | None = None) -> Row:
     with (
         hold(config.out),
         reported(config.out / "status.json", "STaR", watch) as watch,
+        Engine(config.sampler, config.sampler_options) as engine,
     ):
-        star = open_star(config, watch)
+        star = open_star(config, watch, engine)
         if config.training:  # refuse an unknown option before anything is sampled
             sft_config(config.out, **_options(star, 1))
         refuse_unfit(launch_of(config), _options(star, 1))
@@ -294,8 +297,8 @@ def run_iteration(star: Star, iteration: int) -> Row:
     """Lines 3 to 7 of Algorithm 1, and the new model's accuracy on the validation problems."""
     seconds: dict[str, float] = {}
     out, problems = star.folder(iteration), star.problems(iteration)
-    with open_sampler(star.config.sampler, star.model(iteration - 1), **star.config.sampler_options) as sampler:  # fmt: skip
-        direct, rationalized = bootstrap(star, sampler, iteration, problems, out, seconds)
+    sampler = star.engine.of(star.model(iteration - 1))
+    direct, rationalized = bootstrap(star, sampler, iteration, problems, out, seconds)
     kept = keep_distinct(star.kept(direct) + star.kept(rationalized))
     if not kept:
         raise NothingToLearn(_why_nothing(star, direct, rationalized))
@@ -372,7 +375,7 @@ def best_iteration(rows: Sequence[Row]) -> int:
     return max(range(len(rows)), key=lambda index: (_value(rows[index]), -index))
 
 
-def open_star(config: StarConfig, watch: Watch) -> Star:
+def open_star(config: StarConfig, watch: Watch | None = None, engine: Engine | None = None) -> Star:
     """Open the task, check every gold answer and cut the splits; nothing is sampled yet."""
     task = open_task(config.task, **config.task_options)
     validation = draw_problems(
@@ -394,12 +397,13 @@ def open_star(config: StarConfig, watch: Watch) -> Star:
         seed=config.seed,
     )
     base = str(embedded_model()) if config.model == "embedded" else config.model
-    return Star(config, task, base, train, validation, test, params, watch)
+    engine = engine or Engine(config.sampler, config.sampler_options)
+    return Star(config, task, base, train, validation, test, params, watch or Watch(), engine)
 
 
 def plan(config: StarConfig) -> str:
     """What a run would do: the splits, the work, and the first prompt as the model would see it."""
-    star = open_star(config, Watch())
+    star = open_star(config)
     problems = star.problems(1)
     prompt = as_seen(star.base, star.prompt(0)(problems[0]))
     asked = len(problems) * config.n
@@ -462,10 +466,8 @@ def _measure(
 ) -> Evaluation:
     """Greedy accuracy of a model on problems."""
     greedy = replace(star.params, n=1, temperature=0.0)
-    with (
-        open_sampler(star.config.sampler, model, **star.config.sampler_options) as sampler,
-        star.watch.progress(f"{name}: {store.stem}", len(problems)) as advance,
-    ):
+    sampler = star.engine.of(model)
+    with star.watch.progress(f"{name}: {store.stem}", len(problems)) as advance:
         return evaluate(
             sampler, star.task, problems, style, greedy, store=store, name=name, progress=advance
         )
@@ -494,6 +496,7 @@ def _train(
     star: Star, start: str, examples: Sequence[Example], iteration: int, out: Path, **changes: Any
 ) -> Training:
     """One fine-tuning on the union of both kinds of example (line 7)."""
+    star.engine.close()
     config, rows = star.config, out / "examples.jsonl"
     write_jsonl(rows, examples)
     lora = {"r": config.lora_r, "alpha": config.lora_alpha,

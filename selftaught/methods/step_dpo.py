@@ -59,7 +59,7 @@ from selftaught.records import (
 )
 from selftaught.rollouts import collect
 from selftaught.run_folder import Watch, hold, publish, read_rows, timed, write_config, write_rows
-from selftaught.samplers import open_sampler
+from selftaught.samplers import Engine
 from selftaught.selection import (
     DistinctBy,
     NothingToLearn,
@@ -208,8 +208,9 @@ def run_step_dpo(config: StepDpoConfig, watch: Watch | None = None) -> Row:
     with (
         hold(config.out),
         reported(config.out / "status.json", "per-step DPO", watch) as watch,
+        Engine(config.sampler, config.sampler_options) as engine,
     ):
-        run = open_run(config, watch)
+        run = open_run(config, watch, engine)
         largest = max([*config.sizes, *config.sft_sizes], default=0)
         if largest > len(run.train):
             raise ValueError(
@@ -404,12 +405,10 @@ def _continued(
     begun = [ids for _, ids in prefixes.values()]
     params = replace(run.params, n=config.best_of * config.repeats, seed=config.seed + 1)
     store = size.folder / f"{name}.jsonl"
-    with (
-        timed(run.seconds, "sample"),
-        open_sampler(config.sampler, size.sft, **config.sampler_options) as sampler,
-        run.watch.progress(f"{size.folder.name}: {name}", len(problems) * params.n) as advance,
-    ):
-        rollouts = collect(sampler, problems, run.tuned, params, store=store, begun=begun, progress=advance)  # fmt: skip
+    with timed(run.seconds, "sample"):
+        sampler, count = run.engine.of(size.sft), len(problems) * params.n
+        with run.watch.progress(f"{size.folder.name}: {name}", count) as advance:
+            rollouts = collect(sampler, problems, run.tuned, params, store=store, begun=begun, progress=advance)  # fmt: skip
     with timed(run.seconds, "grade"):
         graded = graded_beside(store, rollouts, run.task)
     counts: dict[str, tuple[int, int]] = {}

@@ -57,6 +57,7 @@ from selftaught.run_folder import (
     write_config,
     write_rows,
 )
+from selftaught.samplers import Engine
 from selftaught.selection import (
     NothingToLearn,
     keep_distinct,
@@ -145,8 +146,9 @@ def run_vstar(config: VstarConfig, watch: Watch | None = None) -> Row:
     with (
         hold(config.out),
         reported(config.out / "status.json", "V-STaR", watch) as watch,
+        Engine(config.sampler, config.sampler_options) as engine,
     ):
-        run = open_run(config, watch)
+        run = open_run(config, watch, engine)
         write_config(config.out, config.plain(), CHANGEABLE)
         seed = seed_examples(run, run.train, config.out / "sft")
         once(run, "G_SFT", lambda: _generator(run, seed, [], 0))
@@ -271,6 +273,7 @@ def scores_of(
     found = read_json(store)
     if found and found["made of"] == made_of:
         return found["scores"]
+    run.engine.close()
     with timed(run.seconds, "score"):
         if kind == "outcome":
             scores = OutcomeModel(verifier / "model").score(rollouts, run.tuned)

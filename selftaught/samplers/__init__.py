@@ -1,8 +1,8 @@
 """Where a model can live; `open_sampler` opens one by name."""
 
 import inspect
-from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterable, Mapping
+from typing import TYPE_CHECKING, Any
 
 from selftaught.records import Text
 from selftaught.samplers.base import Closing, Sampler, SamplingParams
@@ -10,7 +10,15 @@ from selftaught.samplers.base import Closing, Sampler, SamplingParams
 if TYPE_CHECKING:
     from selftaught.samplers.scoring import TransformersScorer
 
-__all__ = ["Closing", "Sampler", "SamplingParams", "as_seen", "open_sampler", "open_scorer"]
+__all__ = [
+    "Closing",
+    "Engine",
+    "Sampler",
+    "SamplingParams",
+    "as_seen",
+    "open_sampler",
+    "open_scorer",
+]
 
 
 def open_sampler(name: str, model: str, **options: object) -> Sampler:
@@ -42,6 +50,39 @@ def open_sampler(name: str, model: str, **options: object) -> Sampler:
             raise ValueError(
                 f"No sampler is called {name!r}; there are: transformers, vllm, openai, ray."
             )
+
+
+class Engine(Closing):
+    """The sampler of one model at a time, kept open until another model is asked for.
+
+    A loop that measures a model and then samples it so opens it once, which takes vLLM up to minutes.
+    It is to be closed before anything else wants the memory or writes the model's folder.
+
+    Args:
+        name: of the sampler; see `open_sampler`.
+        options: the sampler's own.
+    """
+
+    def __init__(self, name: str, options: Mapping[str, Any]) -> None:
+        self._name, self._options = name, options
+        self._held: tuple[str, Sampler] | None = None
+
+    def of(self, model: str) -> Sampler:
+        """The sampler of a model; it is this engine's to close.
+
+        Raises:
+            ValueError: what `open_sampler` refuses.
+        """
+        if self._held is None or self._held[0] != model:
+            self.close()
+            self._held = model, open_sampler(self._name, model, **self._options)
+        return self._held[1]
+
+    def close(self) -> None:
+        """Close the sampler that is open, if one is; `of` opens again."""
+        held, self._held = self._held, None
+        if held is not None:
+            held[1].close()
 
 
 def open_scorer(model: str, **options: object) -> "TransformersScorer":
