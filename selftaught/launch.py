@@ -195,11 +195,6 @@ def _refuse_too_few_devices(how: Launch) -> None:
     import torch
 
     processes = how.num_processes
-    if how.launcher == "accelerate" and not torch.accelerator.is_available():
-        raise ValueError(
-            "This machine has no accelerator, and without one accelerate starts one process, or "
-            "several with plain data parallelism, whatever its file says. Give --launcher torchrun."
-        )
     if torch.cuda.is_available() and processes > (there := torch.cuda.device_count()):
         raise ValueError(
             f"{processes} processes want a device each, and this machine has {there}. Give "
@@ -212,6 +207,7 @@ def _refuse_contradictions(
 ) -> None:
     """Everything in accelerate's file that says otherwise than the options."""
     said = _accelerate_said(path)
+    _refuse_other_kinds(how, path, str(said.get("distributed_type")))
     bf16 = "bf16" if options.get("bf16") else "no"
     deepspeed = said.get("deepspeed_config") or {}
     expected: list[tuple[str, Any, tuple[Any, ...], str]] = [
@@ -235,6 +231,23 @@ def _refuse_contradictions(
         raise ValueError(
             f"{path} says main_process_port: {port}, which another process uses. Leave it out: a "
             "free one is found."
+        )
+
+
+def _refuse_other_kinds(how: Launch, path: Path, kind: str) -> None:
+    """Refuse a file with which accelerate would train otherwise than it says."""
+    import torch
+
+    if kind in ("NO", "MULTI_CPU") and how.num_processes > 1:
+        raise ValueError(
+            f"{path} says distributed_type: {kind}, with which accelerate starts one process, and "
+            f"--num-processes is {how.num_processes}. MULTI_GPU is plain data parallelism, on CPUs too."
+        )
+    if kind not in ("NO", "MULTI_GPU") and not torch.accelerator.is_available():
+        raise ValueError(
+            f"{path} says distributed_type: {kind}, and this machine has no accelerator: without one "
+            "accelerate trains with plain data parallelism, or in one process, whatever its file says. "
+            "Give --launcher torchrun, or a file that says MULTI_GPU."
         )
 
 

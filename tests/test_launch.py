@@ -24,6 +24,7 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
+from selftaught import launch as launching
 from selftaught.launch import (
     Launch,
     Stage,
@@ -37,11 +38,14 @@ from selftaught.training import Training
 from selftaught.training.fitting import shared_batch
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
+BENT = Path(__file__).resolve().parent / "spread_on_cpus.py"
+DEEPSPEED = CONFIGS.parent / ".venv" / "deepspeed"
 OPTIONS = {
     "max_steps": 6, "learning_rate": 1e-2, "per_device_train_batch_size": 2, "save_steps": 2,
     "gradient_accumulation_steps": 2, "seed": 3, "lr_scheduler_type": "constant", "max_length": 32,
 }  # fmt: skip
 TWO = Launch("torchrun", 2)
+LORA = {"r": 4, "alpha": 8, "target_modules": "all-linear"}
 SUMS = [(a, b) for a in range(4) for b in range(4)]
 
 
@@ -123,9 +127,8 @@ def test_two_processes_train_as_one(kind: str, batches: int, tiny_model_dir: Pat
 
 @pytest.mark.slow
 def test_an_adapter_is_merged_by_the_first_process(tiny_model_dir: Path, tmp_path: Path):
-    lora = {"r": 4, "alpha": 8, "target_modules": "all-linear"}
-    one = launch(replace(stage(tiny_model_dir, tmp_path / "one"), lora=lora), Launch())
-    two = launch(replace(stage(tiny_model_dir, tmp_path / "two"), lora=lora), TWO)
+    one = launch(replace(stage(tiny_model_dir, tmp_path / "one"), lora=LORA), Launch())
+    two = launch(replace(stage(tiny_model_dir, tmp_path / "two"), lora=LORA), TWO)
     assert_same(one, two, atol=1e-5)
 
 
@@ -139,6 +142,76 @@ def test_two_workers_of_ray_train_as_one(
     two = launch(stage(tiny_model_dir, tmp_path / "two", kind), Launch("ray", 2), steps.append)
     assert_same(one, two, atol=1e-5)
     assert sum(steps) == 6
+
+
+def accelerate_file(name: str, folder: Path) -> Path:
+    """One of our files, for two processes and in float32."""
+    said = yaml.safe_load((CONFIGS / name).read_text()) | {"num_processes": 2}
+    path = folder / name
+    path.write_text(yaml.safe_dump(said | {"mixed_precision": "no"}))
+    return path
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["sft", "dpo"])
+def test_two_processes_of_accelerate_train_as_one(kind: str, tiny_model_dir: Path, tmp_path: Path):
+    how = Launch("accelerate", 2, accelerate_file("ddp_8gpu.yaml", tmp_path))
+    one = launch(stage(tiny_model_dir, tmp_path / "one", kind), Launch())
+    steps: list[int] = []
+    two = launch(stage(tiny_model_dir, tmp_path / "two", kind), how, steps.append)
+    assert_same(one, two, atol=1e-5)
+    assert sum(steps) == 6
+
+
+SPREAD = {
+    "fsdp2": [("sft", None), ("sft", LORA), ("dpo", None), ("dpo", LORA), ("outcome", None), ("weighted", None)],
+    "zero3": [("sft", None), ("dpo", None), ("dpo", LORA)],
+}  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("by", "kind", "lora"), [(by, *each) for by, some in SPREAD.items() for each in some]
+)
+def test_weights_that_are_spread_are_trained_and_gathered_as_in_one_process(
+    by: str, kind: str, lora: dict | None, tiny_model_dir: Path, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+):  # fmt: skip
+    """FSDP2 and ZeRO-3 themselves, with two processes on CPUs; tests/spread_on_cpus.py says what is
+    bent for it. Stopped in the middle, and continued from a checkpoint of what is spread."""
+    if torch.accelerator.is_available():
+        pytest.skip("this test bends accelerate for CPUs")
+    if by == "zero3":
+        if not DEEPSPEED.is_dir():
+            pytest.skip("no DeepSpeed; see scripts/install_deepspeed.sh")
+        monkeypatch.setenv("PYTHONPATH", str(DEEPSPEED))
+        monkeypatch.setenv("DS_ACCELERATOR", "cpu")
+    monkeypatch.setattr(launching, "_refuse_other_kinds", lambda *_: None)
+    monkeypatch.setattr(
+        launching, "command", lambda how, module: command(how, [str(BENT), *module[2:]])
+    )
+    how = Launch("accelerate", 2, accelerate_file(f"{by}_8gpu.yaml", tmp_path))
+    one = launch(replace(stage(tiny_model_dir, tmp_path / "one", kind), lora=lora), Launch())
+    asked = replace(stage(tiny_model_dir, tmp_path / "two", kind), lora=lora)
+    done: list[int] = []
+
+    def stop(steps: int) -> None:
+        done.append(steps)
+        if len(done) == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        launch(asked, how, stop)
+    continued: list[int] = []
+    two = launch(asked, how, continued.append)
+    told = (tmp_path / "two" / "model.log").read_text()
+    assert {"fsdp2": "DistributedType.FSDP", "zero3": "DistributedType.DEEPSPEED"}[by] in told
+    assert continued[0] in (
+        2,
+        4,
+    )  # the checkpoint before the stop, or one more where that came late
+    assert sum(continued) == 6
+    assert_same(one, two, atol=1e-5)
 
 
 @pytest.mark.slow
@@ -352,11 +425,12 @@ def test_options_that_contradict_each_other_are_refused(given: dict, words: str)
         Launch(**given)
 
 
-def test_a_machine_without_accelerator_is_told_of_torchrun(tmp_path: Path):
+@pytest.mark.parametrize("name", ["fsdp2_8gpu", "zero3_8gpu"])
+def test_what_accelerate_would_not_do_without_an_accelerator_is_refused(name: str):
     if torch.accelerator.is_available():
         pytest.skip("there is one")
-    how = Launch("accelerate", 8, CONFIGS / "ddp_8gpu.yaml")
-    with pytest.raises(ValueError, match=r"no accelerator, .* Give --launcher torchrun"):
+    how = Launch("accelerate", 8, CONFIGS / f"{name}.yaml")
+    with pytest.raises(ValueError, match=r"no accelerator: .* Give --launcher torchrun"):
         refuse_unfit(how, {"bf16": True})
 
 
@@ -367,6 +441,8 @@ def test_a_machine_without_accelerator_is_told_of_torchrun(tmp_path: Path):
         ("- 1\n- 2\n", "it holds list, not names with values"),
         ("a: [1", "is not an accelerate config"),
         ("no_such_key: 1\ncompute_environment: LOCAL_MACHINE\n", "is not an accelerate config"),
+        ("distributed_type: MULTI_CPU\n", "MULTI_CPU, with which accelerate starts one process"),
+        ("distributed_type: 'NO'\n", "--num-processes is 2. MULTI_GPU is plain data parallelism"),
         ("num_processes: 4\n", "num_processes: 4, which contradicts num_processes 2"),
         ("num_machines: 3\n", "num_machines: 3, .*several: --launcher ray"),
         ("mixed_precision: bf16\n", "mixed_precision: bf16, which contradicts mixed_precision no"),

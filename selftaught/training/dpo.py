@@ -51,6 +51,12 @@ def train_dpo(
         ValueError: no preference, none that fits `config.max_length`, or a loss that is not finite.
     """
 
+    from accelerate.utils import disable_fsdp_ram_efficient_loading
+
+    # With it only the first process has weights until FSDP spreads the policy; TRL's reference would be
+    # spread, or computed by an adapter's base, from what is in the memory of the others.
+    disable_fsdp_ram_efficient_loading()
+
     def rows(tokenizer: "PreTrainedTokenizerBase") -> tuple[list[Row], int]:
         return preference_rows(preferences, tokenizer, config.max_length)
 
@@ -65,6 +71,16 @@ def _trainer(**given: Any) -> Any:
     class TokenExact(DPOTrainer):
         def _prepare_dataset(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:
             return dataset
+
+        def _precompute_ref_logps(self, *args: Any, **kwargs: Any) -> Any:
+            if not self.is_fsdp_enabled or self.ref_model is not None:
+                return super()._precompute_ref_logps(*args, **kwargs)
+            # A model with an adapter is its own reference, and lies on the CPU until FSDP spreads it.
+            model: Any = self.model
+            model.to(self.accelerator.device)
+            found = super()._precompute_ref_logps(*args, **kwargs)
+            model.to("cpu")
+            return found
 
     if given["args"].world_size > 1:
         given["train_dataset"] = _on_disk(given["train_dataset"], given["args"])
