@@ -887,6 +887,87 @@ def without_half(completions: list[list[Completion]]) -> list[list[Completion]]:
     ]
 
 
+# ------------------------------------ llama.cpp's, where scripts/install_llama_server.sh has built it
+
+
+@pytest.fixture(scope="module")
+def llama_cpp(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[OpenAISampler, Any]]:
+    """A model behind llama.cpp's server, and the same in this process."""
+    built, model = os.environ.get("LLAMA_CPP"), os.environ.get("LLAMA_MODEL")
+    if not built or not model:
+        pytest.skip("LLAMA_CPP and LLAMA_MODEL are not set; see scripts/install_llama_server.sh")
+    folder, source = tmp_path_factory.mktemp("llama_cpp"), Path(built) / "llama.cpp"
+    converted, port = folder / "model.gguf", free_port()
+    subprocess.run(
+        [sys.executable, str(source / "convert_hf_to_gguf.py"), model, "--outfile", str(converted),
+         "--outtype", "f32"],
+        check=True, capture_output=True, env=os.environ | {"PYTHONPATH": str(source / "gguf-py")},
+    )  # fmt: skip
+    with (
+        running(
+            folder / "log.txt", port, str(Path(built) / "build" / "bin" / "llama-server"),
+            "--model", str(converted), "--alias", "served", "--host", "127.0.0.1", "--port", str(port),
+            "--parallel", "4", "--ctx-size", "8192", "--threads", "2", "--api-key", KEY,
+        ) as url,
+        pytest.MonkeyPatch.context() as patch,
+    ):  # fmt: skip
+        patch.setenv("OPENAI_API_KEY", KEY)
+        with (
+            OpenAISampler("served", base_url=url, retries=2, concurrency=4) as there,
+            open_sampler("transformers", model, dtype="float32") as here,
+        ):
+            yield there, here
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stop", [(), ("\n", ".")])
+def test_llama_cpp_greedy_texts_are_those_of_transformers(llama_cpp: Any, stop: tuple[str, ...]):
+    there, here = llama_cpp
+    asked = [
+        *(f"Q: How much is {a} apples and {a + 3} more?\nA:" for a in range(2, 12)),
+        CHAT,
+        CHAT,
+    ]
+    params = SamplingParams(max_tokens=32, stop=stop)
+    got = [(one[0].text, one[0].finish_reason) for one in there.sample(asked, params)]
+    want = [(one[0].text, one[0].finish_reason) for one in here.sample(asked, params)]
+    assert sum(a == b for a, b in zip(got, want, strict=True)) >= 11  # one may round otherwise
+    (short,), (same,) = (one.sample(["1 2 3"], SamplingParams(max_tokens=1)) for one in llama_cpp)
+    assert (short[0].text, short[0].finish_reason) == (same[0].text, same[0].finish_reason)
+
+
+@pytest.mark.slow
+def test_llama_cpp_draws_from_the_plain_distribution(llama_cpp: Any):
+    """Its own defaults (top-k 40, min-p 0.05) would leave the tail out."""
+    import torch
+
+    there, here = llama_cpp
+    ids = torch.tensor([here._tokenizer("The").input_ids])
+    with torch.inference_mode():
+        likely, tokens = torch.softmax(here._model(ids).logits[0, -1].float(), -1).topk(40)
+    n = 600
+    drawn = there.sample(["The"], SamplingParams(n=n, temperature=1.0, max_tokens=1))[0]
+    counts = Counter(one.text for one in drawn)
+    for p, token in zip(likely.tolist()[:5], tokens.tolist()[:5], strict=True):
+        assert abs(counts[here._tokenizer.decode([token])] - n * p) < 4.5 * (n * p * (1 - p)) ** 0.5
+    head = {here._tokenizer.decode([token]) for token in tokens.tolist()}
+    share, below = 1 - float(likely.sum()), sum(one.text not in head for one in drawn)
+    assert share > 0.1  # so that there is a tail to be left out
+    assert abs(below - n * share) < 4.5 * (n * share * (1 - share)) ** 0.5
+
+
+@pytest.mark.slow
+def test_llama_cpp_refusals_are_told(llama_cpp: Any):
+    there, _ = llama_cpp
+    with pytest.raises(ValueError, match=r"of 'long' \(400.* do not fit what served can read"):
+        there.sample(["x " * 5000], SamplingParams(), keys=["long"])
+    with pytest.raises(ValueError, match="only vLLM is known to take"):
+        there.sample(["x"], SamplingParams(), begun=[[1, 2]])
+
+
+# ---------------------------------------------------------------- vLLM's
+
+
 @pytest.mark.slow
 @pytest.mark.vllm
 @pytest.mark.parametrize("max_tokens", [1, 8, 40])
