@@ -207,7 +207,7 @@ def _refuse_contradictions(
 ) -> None:
     """Everything in accelerate's file that says otherwise than the options."""
     said = _accelerate_said(path)
-    _refuse_other_kinds(how, path, str(said.get("distributed_type")))
+    _refuse_other_kinds(how, path, said.get("distributed_type") or "NO")  # YAML's bare NO is false
     bf16 = "bf16" if options.get("bf16") else "no"
     deepspeed = said.get("deepspeed_config") or {}
     expected: list[tuple[str, Any, tuple[Any, ...], str]] = [

@@ -14,7 +14,7 @@ from selftaught.records import Problem, read_rollouts
 from selftaught.rollouts import collect
 from selftaught.samplers import SamplingParams, open_sampler
 from selftaught.samplers.scripted import ScriptedSampler
-from selftaught.samplers.vllm_engine import _hint
+from selftaught.samplers.vllm_engine import _calls_that_fill, _hint
 
 STYLE = PromptStyle("plain", question="{question}", stop=())
 PROBLEMS = [Problem(f"p{number}", str(number), "0") for number in range(60)]
@@ -116,3 +116,9 @@ def test_an_adapter_without_its_base_is_refused_to_vllm(tmp_path: Path):
 def test_what_vllm_prints_about_memory_becomes_advice(printed: str, advice: str):
     assert advice in _hint(printed)
     assert bool(_hint(printed)) == bool(advice)
+
+
+@pytest.mark.parametrize(("requests", "calls"), [(256, 4), (1024, 4), (1025, 5), (8 * 1024, 32)])
+def test_calls_at_once_keep_every_replica_of_vllm_full(requests: int, calls: int):
+    """A call asks for 512 completions; twice what eight H100 take at a time are 16,384."""
+    assert _calls_that_fill(requests) == calls

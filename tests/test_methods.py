@@ -79,31 +79,38 @@ class Seen(list[str]):
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         super().__init__()
         self._open: str | None = None
-        for module, name in ((samplers, "open_sampler"), (verifier, "open_scorer"),
-                             (shared, "launch"), (star, "launch")):  # fmt: skip
+        for module, name in (
+            (samplers, "open_sampler"), (verifier, "open_scorer"), (verifier, "OutcomeModel"),
+            (shared, "launch"), (star, "launch"),
+        ):  # fmt: skip
             monkeypatch.setattr(module, name, getattr(self, name)(getattr(module, name)))
 
     def open_sampler(self, real):
         def opened(name: str, model: str, **options: object):
-            sampler, short = real(name, model, **options), Path(model).parent.name
+            sampler, short = real(name, model, **options), "/".join(Path(model).parts[-3:-1])
             assert self._open is None
             self._open = short
             self.append(f"open {short}")
-            monkey, sampler.close = sampler.close, lambda: (monkey(), self._closed())[1]
+            close = sampler.close
+
+            def closed() -> None:
+                close()
+                self._open = None
+
+            sampler.close = closed
             return sampler
 
         return opened
 
-    def _closed(self) -> None:
-        assert self._open is not None
-        self._open = None
-
     def open_scorer(self, real):
-        def opened(model: str, **options: object):
+        def opened(*args, **options):
             assert self._open is None
-            return real(model, **options)
+            self.append("score")
+            return real(*args, **options)
 
         return opened
+
+    OutcomeModel = open_scorer
 
     def launch(self, real):
         def launched(stage, *more):
@@ -118,18 +125,20 @@ def test_star_opens_every_model_once_and_none_while_another_trains(monkeypatch, 
     seen = Seen(monkeypatch)
     options = {"task_options": SMALL["task_options"], "iterations": 2, "start_steps": 4}
     star.run_star(star.StarConfig.embedded(**options, out=tmp_path, keep_models="all"))
-    base = Path(embedded_model()).parent.name
-    rounds = ["train iteration-1", "open iteration-1", "train iteration-2", "open iteration-2"]
-    assert seen[:5] == [f"open {base}", *rounds]
+    base, out = "/".join(Path(embedded_model()).parts[-3:-1]), tmp_path.name
+    rounds = [[f"train iteration-{n}", f"open {out}/iteration-{n}"] for n in (1, 2)]
+    best = json.loads((tmp_path / "summary.json").read_text())["best"]
+    tested = [f"open {out}/iteration-{best}"] if best == 1 else []  # 2 is still open
+    assert seen == [f"open {base}", *rounds[0], *rounds[1], *tested, f"open {base}"]
     assert seen._open is None
-    assert len(seen[5:]) <= 2  # base and best on the test problems
 
 
 def test_a_comparison_opens_one_model_at_a_time(monkeypatch, tmp_path: Path):
     seen = Seen(monkeypatch)
-    run_compare(CompareConfig.small(**SMALL, out=tmp_path, budget=12_000, candidates=3, vstar={"iterations": 1, "verifier_max_steps": 3}, methods=["vstar", "star"]))  # fmt: skip
+    run_compare(CompareConfig.small(**SMALL, out=tmp_path, budget=12_000, candidates=3, vstar={"iterations": 1, "verifier_max_steps": 3, "baselines": True}, methods=["vstar", "star", "step_dpo"]))  # fmt: skip
     assert seen._open is None
-    assert not [one for one, then in itertools.pairwise(seen) if one == then]
+    assert seen.count("score") >= 3
+    assert not [one for one, then in itertools.pairwise(seen) if one == then and "open" in one]
 
 
 # RFT

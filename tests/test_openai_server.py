@@ -926,7 +926,7 @@ def test_llama_cpp_greedy_texts_are_those_of_transformers(llama_cpp: Any, stop: 
     asked = [
         *(f"Q: How much is {a} apples and {a + 3} more?\nA:" for a in range(2, 12)),
         CHAT,
-        CHAT,
+        [{"role": "user", "content": "Name three colours."}],
     ]
     params = SamplingParams(max_tokens=32, stop=stop)
     got = [(one[0].text, one[0].finish_reason) for one in there.sample(asked, params)]

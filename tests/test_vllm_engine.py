@@ -12,7 +12,6 @@ from pathlib import Path
 
 import pytest
 
-from selftaught import rollouts
 from selftaught.prompts import PromptStyle
 from selftaught.records import Problem, read_rollouts
 from selftaught.rollouts import collect
@@ -70,7 +69,7 @@ def test_it_takes_as_many_requests_at_a_time_as_generate(engine, wide_model_dir:
     requests, tokens = map(int, done.stdout.split()[-2:])
     assert engine._child.told["requests"] == requests
     assert engine._child.told["tokens"] == tokens
-    assert engine.at_once * rollouts.UNIT >= 2 * requests
+    assert engine.at_once == 4  # 2,048 completions
 
 
 def test_greedy_completions_are_those_of_transformers(engine, here):

@@ -175,7 +175,7 @@ class Run:
     test: Sequence[Problem]
     watch: Watch
     engine: Engine
-    """Where a model is sampled; closed while another is trained, or tells how likely completions are."""
+    """Where a model is sampled; closed while a model is trained, or a verifier scores."""
     seconds: dict[str, float] = field(default_factory=dict)
     """Of the stages since the last row was begun."""
     read: dict[str, Any] = field(default_factory=dict)

@@ -560,12 +560,10 @@ def _finish(star: Star, rows: Sequence[Row], stopped: str | None = None) -> Row:
     """Measure base and best on the test problems, name the best model, write the summary and page."""
     config, best = star.config, best_iteration(rows)
     _prune(star, rows)
-    tested = {
-        name: _test(star, star.model(iteration), star.prompt(iteration), name, store)
-        for name, iteration, store in (("base", 0, "base"), ("best", best, f"iteration-{best}"))
-        if best or name == "base"
-    }
-    tested.setdefault("best", tested["base"])
+    # The best first, which is often the one that is still open.
+    best_tested = _test(star, star.model(best), star.prompt(best), "best", f"iteration-{best}") if best else None  # fmt: skip
+    base_tested = _test(star, star.base, star.prompt(0), "base", "base")
+    tested = {"base": base_tested, "best": best_tested or base_tested}
     summary: Row = {
         "best": best,
         "why stopped": stopped or why_stop(rows, star.config),

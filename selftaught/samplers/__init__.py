@@ -55,8 +55,8 @@ def open_sampler(name: str, model: str, **options: object) -> Sampler:
 class Engine(Closing):
     """The sampler of one model at a time, kept open until another model is asked for.
 
-    A loop that measures a model and then samples it so opens it once, which takes vLLM up to minutes.
-    It is to be closed before anything else wants the memory or writes the model's folder.
+    A loop that measures a model and then samples it opens it once that way; opening takes vLLM up to
+    minutes. Close it before anything else wants the memory or writes the model's folder.
 
     Args:
         name: of the sampler; see `open_sampler`.

@@ -90,7 +90,8 @@ class RaySampler(Closing):
             cluster.check_resources(workers, needs)
             if path is not None:
                 cluster.check_visible([str(path)])
-            self._depth = 2 if engine == "transformers" else 16
+            # Chunks in hand: vLLM takes up to 1,024 completions at a time, and a chunk waits for its last.
+            self._depth = 2 if engine == "transformers" else 32
             self._chunk = chunk
             self.at_once = 1 + -(-workers * self._depth * chunk // UNIT)
             made = ray.remote(num_cpus=cpus, num_gpus=gpus)(_Engine)

@@ -111,8 +111,7 @@ class VllmSampler(Closing):
         except BaseException:
             self._child.close()
             raise
-        told = self._child.told  # twice what it takes at a time, so that it never runs empty
-        self.at_once = max(4, -(-2 * told["requests"] * told["replicas"] // UNIT))
+        self.at_once = _calls_that_fill(self._child.told["requests"] * self._child.told["replicas"])
         self._reader = threading.Thread(target=self._read, name="vllm-answers", daemon=True)
         self._reader.start()
 
@@ -280,6 +279,11 @@ class _Request:
     options: dict[str, Any]
     seed: int | None
     answer: Future[dict[str, Any]] = field(default_factory=Future)
+
+
+def _calls_that_fill(requests: int) -> int:
+    """How many calls hold twice the requests that are taken at a time, so that those never run out."""
+    return max(4, -(-2 * requests // UNIT))
 
 
 def _completion(ending: Ending, begun: tuple[int, ...], answer: dict[str, Any]) -> Completion:

@@ -72,13 +72,13 @@ def _trainer(**given: Any) -> Any:
         def _prepare_dataset(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:
             return dataset
 
-        def _precompute_ref_logps(self, *args: Any, **kwargs: Any) -> Any:
-            if not self.is_fsdp_enabled or self.ref_model is not None:
-                return super()._precompute_ref_logps(*args, **kwargs)
+        def _precompute_ref_logps(self, dataset: Any, name: str, *args: Any) -> Any:
+            if not self.is_fsdp_enabled or self.ref_model is not None or name != "train":
+                return super()._precompute_ref_logps(dataset, name, *args)
             # A model with an adapter is its own reference, and lies on the CPU until FSDP spreads it.
             model: Any = self.model
             model.to(self.accelerator.device)
-            found = super()._precompute_ref_logps(*args, **kwargs)
+            found = super()._precompute_ref_logps(dataset, name, *args)
             model.to("cpu")
             return found
 
