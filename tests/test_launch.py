@@ -310,7 +310,9 @@ def test_a_killed_worker_ends_the_stage_which_then_continues(tiny_model_dir: Pat
     assert str(asked.out.parent / "model.log") in str(failed.value)
     assert "SIGKILL" in str(failed.value)  # what torchrun writes of it in the log
     assert gone(mark)
-    (last,) = asked.checkpoints.glob("checkpoint-*/rng_state_1.pth")
+    # Of the newest, where the kill left the one before it as well.
+    states = asked.checkpoints.glob("checkpoint-*/rng_state_1.pth")
+    last = max(states, key=lambda path: int(path.parent.name.split("-")[1]))
     last.write_bytes(last.read_bytes()[:100])  # as if the kill had fallen into its writing
     continued: list[int] = []
     again = launch(asked, TWO, continued.append)
