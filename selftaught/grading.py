@@ -64,7 +64,9 @@ class Grader:
 
     def grade(self, rollouts: Sequence[Rollout]) -> list[Rollout]:
         """The rollouts, graded; see `grade`."""
-        answers = [self._task.extract(rollout.completion) for rollout in rollouts]
+        answers = [
+            self._task.answer(one.completion, thought_open=one.thought_open) for one in rollouts
+        ]
         pairs = {
             (rollout.problem.gold, answer): Verdict(None, "")
             for rollout, answer in zip(rollouts, answers, strict=True)

@@ -39,6 +39,8 @@ class Completion:
     finish_reason: FinishReason
     token_ids: tuple[int, ...] | None = None
     """Every token generated, the ones that ended it included."""
+    thought_open: bool = False
+    """Whether the prompt, as the chat template wrote it, ends inside a thought."""
 
 
 @dataclass(frozen=True)
@@ -58,6 +60,8 @@ class Rollout:
     outcome: Outcome | None = None
     decided_by: str | None = None
     """The stage of the grading cascade that gave the outcome."""
+    thought_open: bool = False
+    """Whether the prompt, as the chat template wrote it, ends inside a thought."""
 
     @property
     def correct(self) -> bool | None:
@@ -71,6 +75,8 @@ class Example:
 
     prompt: Text
     completion: Text
+    completion_ids: tuple[int, ...] | None = None
+    """The tokens that were sampled, with the one that ended them; None: tokenize the text."""
 
 
 @dataclass(frozen=True)

@@ -126,7 +126,7 @@ def fill(
         completions = sampler.sample(shown, params, keys=ids[here], progress=told, **continued)
         return [
             Rollout(problem, seen, one.text, one.finish_reason, sampler.model, index, origin,
-                    one.token_ids)
+                    one.token_ids, thought_open=one.thought_open)
             for problem, seen, samples in zip(unit, shown, completions, strict=True)
             for index, one in enumerate(samples, params.first)
         ]  # fmt: skip

@@ -129,7 +129,9 @@ class Solver(Closing):
         from selftaught.verifier import as_rollouts
 
         answers = [
-            None if one.finish_reason == "length" else self._task.extract(one.text)
+            None
+            if one.finish_reason == "length"
+            else self._task.answer(one.text, thought_open=one.thought_open)
             for one in completions
         ]
         votes = [vote(answer) for answer in answers]

@@ -2,10 +2,12 @@
 
 import inspect
 from collections.abc import Callable
+from dataclasses import replace
 from types import UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from selftaught.tasks.base import Task
+from selftaught.thought_marks import checked_marks
 
 __all__ = ["TASKS", "Task", "open_task"]
 
@@ -15,15 +17,20 @@ TASKS = ("arithmetic", "gsm8k", "commonsense_qa", "competition_math", "gym", "qu
 def open_task(name: str, /, **options: object) -> Task:
     """The named task; `options` are the keyword arguments of the function of that name.
 
+    Every task also has the option `thought_marks`: the two texts that open and end a thought.
+
     Raises:
         ValueError: no task has this name, or it has no such option.
     """
     opened = _opener(name)
+    if "thought_marks" in options:
+        marks = checked_marks(options.pop("thought_marks"))
+        return replace(open_task(name, **options), thought_marks=marks)
     known = inspect.signature(opened).parameters
     if unknown := sorted(set(options) - set(known)):
         raise ValueError(
             f"The task {name!r} has no option {', '.join(map(repr, unknown))}; "
-            f"its options are {', '.join(known)}."
+            f"its options are {', '.join(known)}, thought_marks."
         )
     required = [key for key, value in known.items() if value.default is inspect.Parameter.empty]
     if missing := [key for key in required if key not in options]:

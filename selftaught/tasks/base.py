@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from selftaught.answers import Verdict
 from selftaught.prompts import PromptStyle
 from selftaught.records import Problem
+from selftaught.thought_marks import THINK, ThoughtMarks, after_thought
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,18 @@ class Task:
     """Room for one rationale."""
     facts: str = ""
     """One line: source, licence, paper."""
+    thought_marks: ThoughtMarks = THINK
+    """The texts that open and end a thought; no answer is read inside one."""
+
+    def answer(self, completion: str, *, thought_open: bool = False) -> str | None:
+        """Return the answer stated after the last thought, or None if there is none.
+
+        Args:
+            completion: the text a model wrote.
+            thought_open: the prompt ended inside a thought, which the completion continues.
+        """
+        text = after_thought(completion, self.thought_marks, opened=thought_open)
+        return None if text is None else self.extract(text)
 
 
 def answer_in_brackets(problem: Problem) -> Problem:
