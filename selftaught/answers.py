@@ -1,18 +1,27 @@
-"""From a completion to its answer; whether two answers are the same.
+r"""Answer extraction and answer equivalence.
 
-Every pattern here reads model text: each runs in time linear in the text, and nothing raises.
+A completion states its answer in a place that is marked: after "####", in `\boxed{}`, after "the answer
+is", or by being nothing else. The answer is the whole stated phrase. A phrase that is not one value of
+the kind asked for is no answer; docs/grading.md has the policy with examples.
 
-Policy, in one place:
-- A number is an exact rational. 0.75 is 3/4; 0.333 is not 1/3; nothing is rounded.
-- A unit or currency counts when both sides have one (5 cm is not 5 m) and is passed over when one
-  side has none (5 cm is 5).
-- Percent is never passed over: 50% is 50%, and neither 50 nor 0.5.
-- A number of more than 1,000 digits, written out or through its exponent, is not read.
+Every pattern here reads untrusted text in time linear in its length, and nothing raises.
 """
 
 import re
-from fractions import Fraction
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+from selftaught.quantities import (
+    ascii_signs,
+    plain_phrase,
+    quantity,
+    same_quantity,
+    stated_value,
+)
+
+GRADING_VERSION = 2
+"""Raised with every change of the rules by which answers are read or compared; stored grades of another
+version are computed again."""
 
 
 class Verdict(NamedTuple):
@@ -22,436 +31,456 @@ class Verdict(NamedTuple):
     decided_by: str
 
 
-class Quantity(NamedTuple):
-    """An exact number and its unit, "" where it has none."""
+class Kind(NamedTuple):
+    """How the phrases of one kind of answer are read and compared.
 
-    value: Fraction
-    unit: str
-
-
-MOST_DIGITS = 1000
-
-_DECIMAL = r"(?:[0-9]{1,3}+(?:,[0-9]{3})++(?![0-9])|[0-9]++)(?:\.[0-9]++)?+|\.[0-9]++"
-_EXPONENT = r"(?:[eE][+-]?+[0-9]++(?![A-Za-z0-9]))?+"
-_IN_TEXT = re.compile(
-    r"(?:(?<![A-Za-z0-9.)\]}])[-+](?=[$€£¥.0-9])[$€£¥]?+)?+"
-    rf"(?:[0-9]++ [0-9]++/[0-9]++|(?:{_DECIMAL}){_EXPONENT}(?: ?/ ?-?[0-9]++(?![.0-9]))?+)"
-)
-_SIGNS = str.maketrans(
-    dict.fromkeys("\u2212\u2013\ufe63\uff0d\u2010\u2011", "-")
-    | dict.fromkeys("\u00a0\u202f\u2009", " ")
-    | {"\uff0b": "+", "\uff0c": ",", "\uff0e": ".", "\uff05": "%", "\uff04": "$"}
-)
-"""The minus signs, spaces and full-width signs of unicode, as ASCII."""
-_ANSWER_IS = re.compile(r"\b(?:final )?answers?(?: is| are|:|=)[: ]?+", re.IGNORECASE)
-
-
-# --- reading a completion ------------------------------------------------------------------------
-
-
-def first_line(text: str) -> str | None:
-    """The first line that is not blank."""
-    return next((line.strip() for line in text.splitlines() if line.strip()), None)
-
-
-def last_line(text: str) -> str | None:
-    """The last line that is not blank."""
-    return next((line.strip() for line in reversed(text.splitlines()) if line.strip()), None)
-
-
-def after_marker(text: str, marker: str) -> str | None:
-    """The rest of the line after the first `marker`; None where there is no marker or no rest.
-
-    The first, because what follows a finished answer is the model running on.
+    `read` returns a comparable value, or None for a phrase that is not one value of the kind.
     """
-    _, found, rest = text.partition(marker)
-    return (rest.splitlines() or [""])[0].strip() or None if found else None
+
+    read: Callable[[str], Any]
+    same: Callable[[Any, Any], bool]
 
 
-def after_answer_is(text: str) -> str | None:
-    """The rest of the line after the last "the answer is" (or "Answer:"), without its full stop."""
-    end = None
-    for match in _ANSWER_IS.finditer(text):
-        end = match.end()
-    if end is None:
-        return None
-    line = (text[end:].splitlines() or [""])[0]
-    return line.strip().rstrip(".").strip() or None
+class Place(NamedTuple):
+    """A marked place of a completion and the phrase that stands there."""
+
+    kind: str
+    """marker, box or prose."""
+    start: int
+    end: int
+    phrase: str
 
 
-def last_boxed(text: str) -> str | None:
-    r"""What stands in the last `\boxed{...}` (or `\fbox`, or `\boxed 5`), braces balanced."""
-    start = max(text.rfind("\\boxed"), text.rfind("\\fbox"))
-    if start < 0:
-        return None
-    rest = text[start:].removeprefix("\\boxed").removeprefix("\\fbox").lstrip()
-    if not rest.startswith("{"):
-        words = rest.split("$", 1)[0].split(maxsplit=1)
-        return words[0].rstrip(".") or None if words else None
-    end = closing_brace(rest, 0)
-    return rest[1:end].strip() or None if end is not None else None
+# --- marked places -------------------------------------------------------------------------------
+
+_MARKER = re.compile(r"(?<!#)#{4}(?!#)([^\n]*+)")
+_HEADING = re.compile(r" *+(?:step|part|case|solution|method|explanation|analysis|approach|problem)\b", re.IGNORECASE)
+_BOX = re.compile(r"\\(?:boxed|fbox)(?![A-Za-z])[ \t]*+")
+_BARE_BOX = re.compile(r"-?[0-9][0-9.,]*+(?<![.,])|[A-Za-z](?![A-Za-z])")
+_BRACE = re.compile(r"\\.|[{}]", re.DOTALL)
+_JOINED = re.compile(r"[ \t$]*+(?:,|;|&|(?:, ?)?(?:and|or)|\\quad|\\text ?\{ ?(?:and|or) ?\})?[ \t$]*+")
+_OPEN_BEFORE = re.compile(
+    r"(?:\b(?:not|never|neither|nor|or|about|approximately|roughly|around|over|under|than|least|most|between"
+    r"|nearly|almost|exceeds?|below|above|without|except|plus|minus|negative|times)[\s:$]*+"
+    r"|n't[\s:$]*+"
+    r"|\\(?:neq?|leq?|geq?|lt|gt|approx|sim|pm|times|cdot|sqrt|log|ln|in)[ {$]*+"
+    r"|[<>≤≥≈≠~±√][ $]*+|[0-9)}A-Za-z][ \t]*+[*/^+×÷][ $]*+|-\$?|[0-9])$"
+)
+_PERCENT_AFTER = re.compile(r"[ \t$*]*+(?:\\\)|\\\])?[ \t$*]*+(?:\\?%|per ?cent\b)")
+_OPEN_AFTER = re.compile(
+    r"[ \t$*]*+(?:\\\)|\\\])?[ \t$*]*+(?:[-–+*/^×÷±][ ]?(?:[0-9(\\$])|\\(?:times|cdot|pm|pi|sqrt|frac|div)\b"
+    r"|!(?=[ ]?[-+*/=])|(?:hundred|thousand|million|billion|trillion|dozen|hundreds|thousands|millions|k|K|M)\b"
+    r"|(?:or|and) (?:more|less|fewer|above|below|greater|so|higher|lower|maybe|perhaps|possibly|even|[0-9$\\])"
+    r"|(?:to|through) [0-9$\\]"
+    r"|is(?:n't| not| wrong| incorrect| false| impossible)\b"
+    r"|\((?:approximately|approx|not|roughly|about|maybe|perhaps)\b"
+    r"|(?:approximately|roughly|maybe|perhaps|possibly)\b)"
+)
+_PROSE = re.compile(
+    r"\b(?:answers?|(?:correct|right|best)[ ](?:option|choice))(?:\*\*)?(?:[ ](?:to|for)[ ][^.\n:=]{1,80}?)?"
+    r"(?:(?P<not>[ ]?(?:isn't|aren't|is[ ]not|are[ ]not|cannot[ ]be|can't[ ]be|wasn't|was[ ]not))\b"
+    r"|[ ](?:is|are|would[ ]be|will[ ]be|should[ ]be|must[ ]be|comes[ ]to|equals)\b|[ ]?[:=])[:=\s]{0,3}+",
+    re.IGNORECASE,
+)
+_LABEL = re.compile(
+    r"^[^\w\n]*+(?:the )?(?:final )?answers?[^\w\n]*+$", re.IGNORECASE | re.MULTILINE
+)
+_OPENING_A = re.compile(r"\s*+A:[ \t]*+(?=\S)")
+_NEXT_QUESTION = re.compile(
+    r"^[ \t#*]*+(?:Q|Question|Problem|Exercise|Example|Human|User|Instruction)(?: [0-9]{1,4})?[ *]*+:"
+    r"|<\|im_start\|>user|^### ?(?:Question|Problem|Instruction)",
+    re.MULTILINE,
+)
+_TAKEN_BACK = re.compile(
+    r"(?:^|[.!?\n…*$)}]|[-–—]|\bbut|,)[ \t]*+(?:(?:but|hmm|oh|ah),? ++)?(?:wait|hold on|actually|oops|sorry"
+    r"|correction|scratch that|on second thought|hmm+|no[,.:!]|i made (?:a|an) |i was wrong"
+    r"|(?:that|this|it)(?:'s| is) (?:wrong|incorrect|not (?:right|correct|the answer))|not quite)\b",
+    re.IGNORECASE,
+)
 
 
-def closing_brace(text: str, opened: int) -> int | None:
-    """Where the brace opened at `opened` closes; an escaped brace is no brace."""
-    depth = 0
-    for match in re.compile(r"\\.|[{}]", re.DOTALL).finditer(text, opened):
-        depth += {"{": 1, "}": -1}.get(match[0], 0)
-        if depth == 0 and match[0] == "}":
-            return match.start()
-    return None
-
-
-def last_number(text: str) -> str | None:
-    """The last number in a text: "1,234", "-3.5", "3/4", "1 1/2", "2e5"; no unit, no currency."""
-    found = None
-    for match in _IN_TEXT.finditer(text.translate(_SIGNS)):
-        found = match[0]
-    return found.translate({ord(sign): None for sign in "$€£¥"}) if found else None
-
-
-def first_number(text: str) -> str | None:
-    """The first number in a text, in the forms of `last_number`."""
-    match = _IN_TEXT.search(text.translate(_SIGNS))
-    return match[0].translate({ord(sign): None for sign in "$€£¥"}) if match else None
-
-
-def final_number(text: str) -> str | None:
-    """The number a completion ends in: after "####", in a box, after "answer is", else the last."""
-    if "####" in text:
-        return first_number(after_marker(text, "####") or "")
-    for place in (last_boxed(text), after_answer_is(text)):
-        if place and (number := first_number(place)):
-            return number
-    return last_number(text)
-
-
-def choice_letter(text: str, letters: str = "ABCDE") -> str | None:
-    """The letter chosen, in upper case: "(c)", "**C**", "Answer: C", "the answer is blotter (e)."."""
-    bracketed = re.compile(rf"\(([{letters}])\)", re.IGNORECASE)
-    places = [place for place in (last_boxed(text), after_answer_is(text)) if place]
-    for place in places:
-        if found := _alone(place, letters) or _last_group(bracketed, place):
-            return found.upper()
-    found = _last_group(bracketed, text) or _alone(text, letters)
-    return found.upper() if found else None
-
-
-def _last_group(pattern: re.Pattern[str], text: str) -> str | None:
-    found = None
-    for match in pattern.finditer(text):
-        found = match[1]
+def places(text: str) -> list[Place]:
+    """Return the marked places of a text in their order, without those that belong to a next question."""
+    found = [*_markers(text), *_boxes(text)]
+    boxes = [place.start for place in found if place.kind == "box"]
+    found += _prose(text, boxes)
+    found.sort(key=lambda place: place.start)
+    if found:
+        # A model that runs on writes questions and answers of its own.
+        following = _NEXT_QUESTION.search(text, found[0].end)
+        if following:
+            found = [place for place in found if place.start < following.start()]
     return found
 
 
-def _alone(text: str, letters: str) -> str | None:
-    """A letter that is the whole text, or opens it as "C)", "C." or "C:"."""
-    bare = re.compile(
-        rf"(?:(?:option|choice)[ ~]++)?+\(?([{letters}])(?:\)|[.:](?= |$)|$)", re.IGNORECASE
-    )
-    found = bare.match(text.strip(" \t\r\n*$"))
-    return found[1] if found else None
+def _markers(text: str) -> list[Place]:
+    lines = [
+        Place("marker", match.start(), match.end(), match[1].strip().rstrip("#").strip())
+        for match in _MARKER.finditer(text)
+    ]
+    lines = [place for place in lines if place.phrase]
+    headings = [place for place in lines if _HEADING.match(place.phrase)]
+    return [place for place in lines if place not in headings] if len(headings) < 50 else lines
 
 
-# --- comparing -----------------------------------------------------------------------------------
+def _boxes(text: str) -> list[Place]:
+    r"""The boxes; neighbouring ones are one place with their contents in a list.
+
+    The phrase of a box that never closes, or that is part of a larger expression such as "not
+    \boxed{5}", is "".
+    """
+    matches = list(_BOX.finditer(text))
+    if not matches:
+        return []
+    closes = _closing_braces(text)
+    groups: list[tuple[int, int, list[str]]] = []
+    for match in matches:
+        at = match.end()
+        if groups and at <= groups[-1][1]:
+            continue  # a box in a box
+        if at < len(text) and text[at] == "{":
+            close = closes.get(at)
+            if close is not None and not text[at + 1 : close].strip():
+                continue  # \boxed{} says nothing
+            content = "" if close is None else text[at + 1 : close].strip()
+            end = len(text) if close is None else close + 1
+        else:
+            bare = _BARE_BOX.match(text, at)
+            if bare is None:
+                continue  # the word \boxed in an instruction
+            content, end = bare[0], bare.end()
+        if content and _OPEN_BEFORE.search(text, max(0, match.start() - 60), match.start()):
+            joined = groups and _JOINED.fullmatch(text, groups[-1][1], match.start())
+            content = content if joined else ""
+        if content and _PERCENT_AFTER.match(text, end):
+            content += "%"
+        elif content and _OPEN_AFTER.match(text, end) and not _joins_next(text, end):
+            content = ""
+        if groups and match.start() - groups[-1][1] <= 40 and _JOINED.fullmatch(text, groups[-1][1], match.start()):
+            start, _, contents = groups.pop()
+            groups.append((start, end, contents if content in contents else [*contents, content]))
+        else:
+            groups.append((match.start(), end, [content]))
+    return [
+        Place("box", start, end, ", ".join(contents) if all(contents) else "")
+        for start, end, contents in groups
+    ]
+
+
+def _joins_next(text: str, end: int) -> bool:
+    """Whether another box follows directly, as in "\\boxed{5} and \\boxed{6}"."""
+    following = _BOX.search(text, end, min(len(text), end + 60))
+    return following is not None and bool(_JOINED.fullmatch(text, end, following.start()))
+
+
+def _closing_braces(text: str) -> dict[int, int]:
+    """For every opening brace that is closed the place of its closing brace; escaped ones are none."""
+    opened: list[int] = []
+    closes: dict[int, int] = {}
+    for match in _BRACE.finditer(text):
+        if match[0] == "{":
+            opened.append(match.start())
+        elif match[0] == "}" and opened:
+            closes[opened.pop()] = match.start()
+    return closes
+
+
+def _prose(text: str, boxes: Sequence[int]) -> list[Place]:
+    """The phrases after "the answer is", without those that hold a box."""
+    found = []
+    heads = [(match.start(), match.end(), match["not"] or "") for match in _PROSE.finditer(text)]
+    heads += [(match.start(), match.end(), "") for match in _LABEL.finditer(text)]
+    if opening := _OPENING_A.match(text):
+        heads.append((opening.start(), opening.end(), ""))
+    box = 0
+    ordered = sorted(boxes)
+    for start, end, negated in sorted(heads):
+        line_end = text.find("\n", end)
+        line_end = len(text) if line_end < 0 else line_end
+        phrase_start = end
+        if not re.search(r"\w|[$\\({\[½⅓¼¾]", text[end:line_end]):
+            rest = re.compile(r"\s*+").match(text, line_end)
+            phrase_start = rest.end() if rest else line_end
+            line_end = text.find("\n", phrase_start)
+            line_end = len(text) if line_end < 0 else line_end
+        while box < len(ordered) and ordered[box] < phrase_start:
+            box += 1
+        if box < len(ordered) and ordered[box] < line_end:
+            continue
+        phrase = text[phrase_start:line_end].strip()
+        if phrase and not phrase.startswith("####"):
+            found.append(Place("prose", start, line_end, f"not {phrase}" if negated else phrase))
+    return found
+
+
+_SENTENCE_END = re.compile(r"[.。](?=\s+[\"'(*]*+[A-Z])")
+_REASON = re.compile(r"[,;]? \(?(?:because|since|as required|given that|where)\b", re.IGNORECASE)
+
+
+def sentence(phrase: str) -> str:
+    """Return the first sentence of a phrase without a clause that gives a reason."""
+    if end := _SENTENCE_END.search(phrase):
+        phrase = phrase[: end.start()]
+    if reason := _REASON.search(phrase):
+        phrase = phrase[: reason.start()]
+    return phrase.strip()
+
+
+def stated(text: str, kind: Kind, alone: Callable[[str], str | None]) -> str | None:
+    r"""Return the phrase that states the answer of a completion, or None if there is no answer.
+
+    Where several places are marked, a rule says which one counts: "####" before prose; the last box
+    before earlier ones and before prose that precedes it; the last "the answer is". Places that
+    disagree otherwise, and an answer that is taken back afterwards, are no answer.
+
+    Args:
+        text: a completion, without its thought.
+        kind: how phrases are read and compared.
+        alone: reads a completion without a marked place.
+    """
+    found = places(text)
+    if not found:
+        return alone(text)
+    markers = [place for place in found if place.kind == "marker"]
+    boxes = [place for place in found if place.kind == "box"]
+    prose = [place for place in found if place.kind == "prose"]
+    chosen = _of_markers(markers, text, kind) if markers else (boxes or prose)[-1]
+    if chosen is None:
+        return None
+    value = kind.read(chosen.phrase)
+    if value is None:
+        return None
+    against = [] if chosen.kind == "prose" else [place for place in prose if place.start > chosen.end]
+    if chosen.kind == "marker" and boxes:
+        against.append(boxes[-1])
+    if chosen.kind == "prose" and len(prose) > 1 and _same_sentence(prose[-2], chosen):
+        against.append(prose[-2])
+    if any(_disagrees(place, value, kind) for place in against):
+        return None
+    following = _NEXT_QUESTION.search(text, chosen.end)
+    until = following.start() if following else len(text)
+    taken_back = chosen.kind != "marker" and _TAKEN_BACK.search(text, chosen.end, until)
+    return None if taken_back else chosen.phrase
+
+
+def _of_markers(markers: Sequence[Place], text: str, kind: Kind) -> Place | None:
+    """The marked line that counts: all must agree, but a later one corrects after "wait"."""
+    chosen = markers[0]
+    value = kind.read(chosen.phrase)
+    for place in markers[1:]:
+        other = kind.read(place.phrase)
+        if _TAKEN_BACK.search(text, chosen.end, place.start):
+            chosen, value = place, other
+        elif place.phrase != chosen.phrase and (
+            value is None or other is None or not kind.same(value, other)
+        ):
+            return None
+    return chosen
+
+
+def _same_sentence(before: Place, after: Place) -> bool:
+    return before.end > after.start and len(sentence(before.phrase)) > after.start - before.start - 40
+
+
+def _disagrees(place: Place, value: Any, kind: Kind) -> bool:
+    """Whether a place states another value; words without a number or a choice state none."""
+    other = kind.read(place.phrase)
+    if other is not None:
+        return not kind.same(value, other)
+    if place.kind != "prose":
+        return True
+    return bool(re.search(r"[0-9]|\b(?:not|wrong|incorrect)\b", sentence(place.phrase)))
+
+
+# --- numbers -------------------------------------------------------------------------------------
+
+
+def _agree(left: Any, right: Any) -> bool:
+    return same_quantity(left, right) or same_quantity(right, left)
+
+
+NUMBER = Kind(lambda phrase: quantity(sentence(phrase)), _agree)
+_NAMED = re.compile(r"[\s$*\\(]*+[A-Za-z](?:_[A-Za-z0-9])? ?=(?!.*=)")
+
+
+def _number_alone(text: str) -> str | None:
+    """A completion that is nothing but a number, as it is or as "x = 19"."""
+    text = text.strip()
+    if "\n" in text or len(text) > 200 or ("=" in text and not _NAMED.match(text)):
+        return None
+    return text if quantity(text) is not None else None
+
+
+def stated_number(completion: str) -> str | None:
+    """Return the number, with its unit, that a completion states as its answer; None if there is none."""
+    phrase = stated(completion, NUMBER, _number_alone)
+    return None if phrase is None else stated_value(sentence(phrase))
 
 
 def same_number(gold: str, answer: str) -> Verdict:
-    """Whether two texts are the same number, exactly; undecided where one is not a number."""
+    """Compare two texts as exact numbers with units; undecided where one is not a number."""
     left, right = quantity(gold), quantity(answer)
     if left is None or right is None:
         return Verdict(None, "not a number")
-    return Verdict(left.value == right.value and units_agree(left.unit, right.unit), "number")
+    return Verdict(same_quantity(left, right), "number")
+
+
+# --- choices -------------------------------------------------------------------------------------
+
+_RULED_OUT = re.compile(
+    r"(?<=\S)[,;]? ?\(?(?:and |but )?(?:not|rather than|instead of|unlike) (?:option |choice )?"
+    r"\(?[A-Za-z]\)?(?: or \(?[A-Za-z]\)?)*+\)?$"
+)
+_CHOICE_LEAD = (
+    r"(?:(?:so|thus|therefore|hence|then|clearly|definitely|certainly|it is|it's|it must be|this is|must be"
+    r"|i choose|i pick|i would choose|i'd choose|i would go with|i'd go with|my choice is|the answer is"
+    r"|answer is)\b[,:]? *+)*+"
+    r"(?:(?:the )?(?:correct |right |best )?(?:option|choice|letter|answer)(?: is|:)?[ ~]++)?"
+)
+_ENDS_RIGHT = re.compile(
+    r" ?(?:is|was) (?:the )?(?:correct|right|best|true|answer|most likely)(?: (?:answer|option|choice|one))?\W*+"
+)
+_NO_CHOICE = frozenset(
+    "not neither nor or either both except wrong incorrect never maybe perhaps isn't aren't cannot can't "
+    "could might may unless false".split()
+)
+
+
+def _choice_reader(letters: str) -> Callable[[str], str | None]:
+    """A function that returns the letter (in upper case) that a whole phrase chooses, or None."""
+    group = f"[{letters}]"
+    head = re.compile(
+        rf"{_CHOICE_LEAD}(?:\(({group})\)|({group})(?:\)|(?=[.:,]? *+$|[.:,] | ?- | is | was )))",
+        re.IGNORECASE,
+    )
+    tail = re.compile(rf"([A-Za-z0-9' ,/-]{{1,80}}) \(({group})\)\W*+", re.IGNORECASE)
+    other = re.compile(rf"\({group}\)", re.IGNORECASE)
+    single = re.compile(rf"(?<![A-Za-z0-9'])(?:[{letters.upper()}](?![A-Za-z0-9'])|\b[{letters.lower()}]$)")
+
+    def read(phrase: str) -> str | None:
+        if _REASON.match(phrase):
+            return None
+        plain = plain_phrase(sentence(phrase))
+        if not plain:
+            return None
+        plain = _RULED_OUT.sub("", plain).strip()
+        match = head.match(plain)
+        if match is not None:
+            rest = plain[match.end() :]
+            letter = (match[1] or match[2]).upper()
+            if not rest.strip(" .,:") or _ENDS_RIGHT.fullmatch(rest):
+                return letter
+            words = re.findall(r"[a-z']+", rest.lower())
+            follows = other.search(rest) or [one for one in single.findall(rest) if one not in "AI"]
+            wrong = {"wrong", "incorrect"} & set(words) or (words[:1] or ["not"])[0] in (
+                *_NO_CHOICE, "and", "is", "was", "are", "would", "should",
+            )  # fmt: skip
+            return None if follows or wrong or rest.lstrip()[:1] in "/&|" else letter
+        match = tail.fullmatch(plain)
+        if match is None or _NO_CHOICE & set(re.findall(r"[a-z']+", match[1].lower())):
+            return None
+        return match[2].upper()
+
+    return read
+
+
+def _choice_alone(text: str, read: Callable[[str], str | None], bracketed: re.Pattern[str]) -> str | None:
+    """A completion whose last sentence, or whose first line, is a choice."""
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    if not lines:
+        return None
+    last = re.split(r"(?<=[.!?])\s+(?=[A-Z(*\\])", lines[-1][-400:])[-1]
+    letters = {found.upper() for found in bracketed.findall(last)}
+    if len(letters) <= 1 and read(last) is not None and not re.match(r"[A-Za-z' ,-]+ \(", last):
+        return last
+    if len(letters) <= 1 and re.match(rf"{_CHOICE_LEAD}\(", last, re.IGNORECASE) and read(last):
+        return last
+    first = read(lines[0]) if len(lines[0]) <= 20 else None
+    named = {found.upper() for found in bracketed.findall(text)}
+    return lines[0] if first is not None and named <= {first} else None
+
+
+def choice_letter(text: str, letters: str = "ABCDE") -> str | None:
+    """Return the letter (in upper case) that a completion chooses, or None if it chooses none or several.
+
+    Read are "(c)", "**C**", "Answer: C", "Option C is right", "the answer is blotter (c)" and the like.
+    """
+    read = _choice_reader(letters)
+    kind = Kind(read, lambda left, right: left == right)
+    bracketed = re.compile(rf"\(([{letters}])\)", re.IGNORECASE)
+    phrase = stated(text, kind, lambda whole: _choice_alone(whole, read, bracketed))
+    return None if phrase is None else read(phrase)
 
 
 def same_choice(gold: str, answer: str) -> Verdict:
-    """Whether two texts name the same choice letter; undecided where one names none."""
-    left, right = _choice(gold), _choice(answer)
+    """Compare two texts as choice letters; undecided where one names none."""
+    left, right = _any_choice(gold), _any_choice(answer)
     if left is None or right is None:
         return Verdict(None, "not a choice")
     return Verdict(left == right, "choice")
 
 
+_any_choice = _choice_reader("A-Z")
+
+
+# --- text ----------------------------------------------------------------------------------------
+
+
+def _plain_text(phrase: str) -> str:
+    return " ".join(ascii_signs(phrase).split()).strip(" \"'`*.").casefold()
+
+
+TEXT = Kind(lambda phrase: _plain_text(phrase) or None, lambda left, right: left == right)
+
+
+def _text_alone(text: str) -> str | None:
+    text = text.strip()
+    return (text.removesuffix(".") or None) if "\n" not in text else None
+
+
+def stated_text(completion: str) -> str | None:
+    """Return the words that a completion states as its answer: in a box, after "the answer is", or all of it
+    where it is a single line."""
+    phrase = stated(completion, TEXT, _text_alone)
+    return None if phrase is None else phrase.rstrip(".").strip() or None
+
+
 def same_text(gold: str, answer: str) -> Verdict:
-    """Whether two texts are the same words: case, spacing and a final full stop aside."""
-    left, right = _words(gold), _words(answer)
+    """Compare two texts as words: case, spacing and a final full stop aside."""
+    left, right = _plain_text(gold), _plain_text(answer)
     return Verdict(left == right, "text") if left else Verdict(None, "empty gold")
 
 
-def same_expression(gold: str, answer: str) -> Verdict:
-    """The cheap stages for LaTeX: choice letter, literal, text, number; else undecided."""
-    left, right = without_name(normalised(gold), normalised(answer))
-    if not left:
-        return Verdict(None, "empty gold")
-    if _bracketed_letter(gold) and (choice := same_choice(gold, answer)).equal is not None:
-        return choice
-    if _literal(left) == _literal(right):
-        return Verdict(True, "literal")
-    if (number := same_number(left, right)).equal is not None:
-        return number
-    if _is_text(left) or _is_text(right):
-        return Verdict(_words(_no_text(left)) == _words(_no_text(right)), "text")
-    if _SUBSCRIPTED.search(left) or _SUBSCRIPTED.search(right):
-        return Verdict(False, "another base")
-    return Verdict(None, "form")
+# --- single places -------------------------------------------------------------------------------
 
 
-def units_agree(left: str, right: str) -> bool:
-    """Equal units, or one side without; percent must stand on both."""
-    return left == right or ("" in (left, right) and "%" not in (left, right))
+def after_marker(text: str, marker: str) -> str | None:
+    """Return the rest of the line after the first `marker`; None where there is no marker or no rest."""
+    _, found, rest = text.partition(marker)
+    return (rest.splitlines() or [""])[0].strip() or None if found else None
 
 
-def _words(text: str) -> str:
-    return " ".join(text.split()).strip(" \"'`*.").casefold()
+def last_boxed(text: str) -> str | None:
+    r"""Return what stands in the last `\boxed{...}` (or `\fbox`, or `\boxed 5`), braces balanced.
 
-
-def _choice(text: str) -> str | None:
-    found = _alone(_no_text(normalised(text)), "A-Z")
-    return found.upper() if found else None
-
-
-def _bracketed_letter(text: str) -> bool:
-    return bool(re.fullmatch(r"\([A-Za-z]\)|[A-Z]", _no_text(normalised(text))))
-
-
-# --- one way of writing for many -----------------------------------------------------------------
-
-_WRITTEN = {
-    "π": r"\pi ", "∞": r"\infty ", "≤": r"\le ", "≥": r"\ge ", "≠": r"\ne ", "\u00d7": r"\times ",
-    "·": r"\cdot ", "⋅": r"\cdot ", "÷": r"\div ", "\u222a": r"\cup ", "∈": r"\in ", "²": "^2",
-    "³": "^3", "½": r"\frac{1}{2}", "¼": r"\frac{1}{4}", "¾": r"\frac{3}{4}", "±": r"\pm ",
-    "√": r"\sqrt ", "°": r"^\circ ", "<=": r"\le ", ">=": r"\ge ", "{,}": ",",
-    "~": " ", r"\displaystyle": "", r"\%": "%",
-    r"\$": "$", r"\degree": r"^\circ ", r"^{\circ}": r"^\circ ", r"\lbrace": r"\{",
-    r"\rbrace": r"\}", "**": "^", "\t": " ", "\n": " ", "\r": " ",
-}  # fmt: skip
-_REWRITTEN = [
-    (re.compile(r"(?<!\\)\\! ?"), ""),
-    (re.compile(r"(?<!\\)\\[,;: ]"), " "),
-    (re.compile(r"\\(?:left|right|[bB]igg?[lr]?)(?![A-Za-z])"), ""),
-    (re.compile(r"\\[dtc]frac(?![A-Za-z])"), r"\\frac"),
-    (re.compile(r"\\(?:leq|leqslant)(?![A-Za-z])"), r"\\le "),
-    (re.compile(r"\\(?:geq|geqslant)(?![A-Za-z])"), r"\\ge "),
-    (re.compile(r"\\neq(?![A-Za-z])"), r"\\ne "),
-    (re.compile(r"\\(?:mathrm|text|textrm) ?\{([ei])\}"), r"\1"),
-    (re.compile(r"\\(?:mathrm|mathbf|textbf|textit|textrm|mbox|operatorname) ?\{"), r"\\text{"),
-    (re.compile(r"\\text ?\{ ?,? ?(?:and|or) ?\}|(?<= )(?:and|or)(?= )"), ", "),
-    (re.compile(r"(?<![\\A-Za-z])pi(?![A-Za-z])"), r"\\pi "),
-    (re.compile(r"(?<![\\A-Za-z])(?:infinity|inf|oo)(?![A-Za-z])"), r"\\infty "),
-    (re.compile(r"\\frac ?([0-9A-Za-z])"), r"\\frac{\1}"),
-    (re.compile(r"(\\frac ?\{[^{}]*+\}) ?([0-9A-Za-z])"), r"\1{\2}"),
-    (re.compile(r"\\sqrt ?([0-9]|[A-Za-z])"), r"\\sqrt{\1}"),
-    (re.compile(r"_([0-9])(?= )"), r"_{\1}"),
-    (re.compile(r" ++"), " "),
-    (re.compile(r", ?(?:, ?)++"), ", "),
-]  # fmt: skip
-_THOUSANDS = re.compile(r"(?<![0-9.,])[0-9]{1,3}+(?:,[0-9]{3})++(?![0-9])")
-_WRAPPERS = (("$$", "$$"), ("$", "$"), (r"\(", r"\)"), (r"\[", r"\]"), ("**", "**"))
-
-
-def normalised(text: str) -> str:
-    """The text without wrappers, spacing commands, unicode signs and thousands commas."""
-    text = _unwrapped(text.translate(_SIGNS))
-    for written, meant in _WRITTEN.items():
-        text = text.replace(written, meant)
-    for pattern, meant in _REWRITTEN:
-        text = pattern.sub(meant, text)
-    if not re.search(r"[(\[{]", text):
-        text = _THOUSANDS.sub(lambda match: match[0].replace(",", ""), text)
-    return text.rstrip(" .").strip()
-
-
-def _unwrapped(text: str) -> str:
-    for _ in range(8):  # deeper wrapping than this is no answer of anybody's
-        before = text
-        text = text.strip().rstrip(".:").strip()
-        for opened, closed in _WRAPPERS:
-            inner = text[len(opened) : len(text) - len(closed)]
-            whole = text.startswith(opened) and text.endswith(closed)
-            if whole and inner and opened not in inner and closed not in inner:
-                text = inner.strip()
-        if text.startswith("\\boxed{") and closing_brace(text, 6) == len(text) - 1:
-            text = text[7:-1]
-        if text == before:
-            break
-    return text
-
-
-_NAMED = re.compile(
-    r"([A-Za-z](?:_[A-Za-z0-9]|_\{[A-Za-z0-9]{1,5}\})?'?(?:\([a-z]\))?) ?(?:=|\\in(?![A-Za-z])) ?"
-)
-
-
-_RELATION = re.compile(r"=|\\(?:le|ge|ne|in|lt|gt|equiv)(?![a-z])|[<>]")
-
-
-def without_name(gold: str, answer: str) -> tuple[str, str]:
-    """Both without "x =" in front, where only one has a name and the other is no relation."""
-    left, right = _NAMED.match(gold), _NAMED.match(answer)
-    if left and right and left[1] == right[1]:
-        rest, other_rest = gold[left.end() :], answer[right.end() :]
-        plain = not _RELATION.search(rest) and not _RELATION.search(other_rest)
-        return (rest, other_rest) if plain else (gold, answer)
-    if left and not _RELATION.search(answer) and not _RELATION.search(gold, left.end()):
-        return gold[left.end() :], answer
-    if right and not _RELATION.search(gold) and not _RELATION.search(answer, right.end()):
-        return gold, answer[right.end() :]
-    return gold, answer
-
-
-_WORD = re.compile(r"[A-Za-z]{2,}")
-_SUBSCRIPTED = re.compile(r"[0-9]\}?_")
-_TEXT_BLOCK = re.compile(r"\\text ?\{([^{}]*+)\}")
-_NOT_WORDS = frozenset(
-    {"pi", "sqrt", "log", "ln", "sin", "cos", "tan", "cot", "sec", "csc", "exp", "mod", "and", "or",
-     "arcsin", "arccos", "arctan", "frac"}
-)  # fmt: skip
-
-
-def _no_text(text: str) -> str:
-    return _TEXT_BLOCK.sub(r"\1", text).strip()
-
-
-def _is_word(word: str) -> bool:
-    return (
-        len(word) >= 3
-        and word.lower() not in _NOT_WORDS
-        and bool(re.search("[aeiou]", word.lower()))
-    )
-
-
-def _is_text(text: str) -> bool:
-    """Words only: all in a text block, or a phrase that no formula would spell."""
-    block = _TEXT_BLOCK.fullmatch(text)
-    if block:
-        return bool(re.search("[A-Za-z]", block[1]))
-    words = text.replace("'", "").replace("-", " ").split()
-    return bool(words) and all(word.isalpha() for word in words) and any(map(_is_word, words))
-
-
-def _literal(text: str) -> str:
-    """The text without the spaces and braces that change nothing."""
-    text = re.sub(r"([\^_])\{([A-Za-z0-9])\}", r"\1\2", text)
-    return re.sub(r"(?<![A-Za-z0-9]) | (?![A-Za-z0-9])", "", text)
-
-
-# --- numbers -------------------------------------------------------------------------------------
-
-_INTEGER = r"[0-9]++"
-_FRACTION = rf"(?P<whole>{_INTEGER})? ?\\frac ?\{{ ?(?P<top>-?{_INTEGER}) ?\}} ?\{{ ?(?P<under>-?{_INTEGER}) ?\}}"
-_SLASHED = rf"(?:(?P<whole2>{_INTEGER}) )?(?P<top2>{_INTEGER}) ?/ ?(?P<under2>-?{_INTEGER})"
-_PLAIN = rf"(?P<decimal>{_DECIMAL})(?:(?:[eE]| ?(?:\\times|\\cdot|\*) ?10 ?\^ ?\{{?)(?P<exponent>[-+]?{_INTEGER})\}}?)?"
-_UNIT = r" ?(?P<unit>%|\^ ?\\circ ?[CF]?|\\text ?\{[^{}]*+\}(?: ?\^ ?\{?[0-9]\}?)?| ?[A-Za-z][A-Za-z ]*+(?:\^ ?\{?[0-9]\}?)?|)"
-_QUANTITY = re.compile(
-    rf"(?P<sign>[-+]?) ?(?:(?P<money>[$€£¥]) ?(?P<sign2>-?))?(?:{_FRACTION}|{_SLASHED}|{_PLAIN}){_UNIT} ?"
-)
-_UNIT_NAMES = {
-    "percent": "%", "^\\circ": "degree", "deg": "degree", "feet": "foot", "ft": "foot",
-    "inche": "inch", "in": "inch", "centimeter": "cm", "meter": "m", "metre": "m",
-    "kilometer": "km", "millimeter": "mm", "hr": "hour", "min": "minute", "sec": "second",
-    "usd": "dollar", "$": "dollar", "€": "euro", "£": "pound", "¥": "yen", "gram": "g",
-    "kilogram": "kg",
-}  # fmt: skip
-_SHORT_UNITS = frozenset(
-    {"cm", "mm", "km", "ft", "in", "kg", "lb", "lbs", "oz", "mg", "ml", "mph", "kmh", "hr", "hrs"}
-)
-
-
-def quantity(text: str) -> Quantity | None:
-    """The number that the whole text is, with its unit; None where it is anything else."""
-    text = normalised(text)
-    if block := _TEXT_BLOCK.fullmatch(text):
-        text = block[1]
-    match = _QUANTITY.fullmatch(text.strip()) if len(text) <= 2 * MOST_DIGITS else None
-    if match is None:
-        return None
-    unit = _unit_of(match["money"] or match["unit"])
-    value = _value_of(match)
-    if unit is None or value is None:
-        return None
-    negative = (match["sign"] == "-") != (match["sign2"] == "-")
-    return Quantity(-value if negative else value, unit)
-
-
-def _value_of(match: re.Match[str]) -> Fraction | None:
-    if match["decimal"] is not None:
-        exponent = match["exponent"] or "0"
-        if (
-            len(exponent) > 5
-            or abs(int(exponent)) > MOST_DIGITS
-            or len(match["decimal"]) > MOST_DIGITS
-        ):
-            return None
-        return Fraction(match["decimal"].replace(",", "")) * Fraction(10) ** int(exponent)
-    whole, top, under = (match[name] or match[name + "2"] for name in ("whole", "top", "under"))
-    if max(len(part or "") for part in (whole, top, under)) > MOST_DIGITS or int(under) == 0:
-        return None
-    return int(whole or 0) + Fraction(int(top), int(under))
-
-
-def _unit_of(written: str) -> str | None:
-    """One name for a unit; None where the words are none."""
-    block = _TEXT_BLOCK.match(written)
-    words = (
-        (block[1] + written[block.end() :] if block else written).strip().lower().replace(".", "")
-    )
-    power = re.search(r" ?\^ ?\{?([0-9])\}?$", words)
-    names = (words[: power.start()] if power else words).split()
-    if not block and not all(
-        _is_word(name) or name in _SHORT_UNITS or not name.isalpha() for name in names
-    ):
-        return None
-    exponent = power[1] if power else ""
-    kept = []
-    for name in names:
-        if name in ("square", "sq", "cubic", "cu"):
-            exponent = "2" if name.startswith("s") else "3"
-        elif name != "unit" and name != "units":
-            kept.append(
-                _UNIT_NAMES.get(name)
-                or _UNIT_NAMES.get(name.removesuffix("s"), name.removesuffix("s"))
-            )
-    return " ".join(kept) + (f"^{exponent}" if exponent and kept else "")
-
-
-_TRAILING_UNIT = re.compile(
-    r" ?(?:%|\^ ?\\circ ?[CF]?|\\text ?\{[^{}]*+\}(?: ?\^ ?(?:[0-9]|\{[0-9]\}))?) ?$"
-)
-
-
-def split_unit(text: str) -> tuple[str, str]:
-    """A normalised formula and the unit after it ("" where there is none)."""
-    if text.startswith("$"):
-        return text[1:].strip(), "dollar"
-    trailing = _TRAILING_UNIT.search(text)
-    if trailing and trailing.start() > 0:
-        return text[: trailing.start()].strip(), _unit_of(trailing[0]) or ""
-    body, _, word = text.rpartition(" ")
-    unit = _unit_of(word) if word.isalpha() and body else None
-    return (body.strip(), unit) if unit else (text, "")
-
-
-def marked_number(completion: str) -> str | None:
-    """The number a completion marks as its answer: after "####", in a box, or after "answer is".
-
-    A completion that is nothing but a number is one too. Any other has no answer: taking its last
-    number would let rationales into the training set that never came to an end, and would be right
-    by accident more often.
+    None where there is no box, or where the last one is empty or never closes.
     """
-    alone = completion.strip().removesuffix(".")
-    if first_number(alone) == alone:
-        return alone
-    if "####" in completion:
-        return first_number(after_marker(completion, "####") or "")
-    for place in (last_boxed(completion), after_answer_is(completion)):
-        # "The answer is 12 + 7 = 19." states 19
-        if place and (number := first_number(place.rpartition("=")[2])):
-            return number
+    matches = list(_BOX.finditer(text))
+    if not matches:
+        return None
+    at = matches[-1].end()
+    if at < len(text) and text[at] == "{":
+        close = _closing_braces(text).get(at)
+        return None if close is None else text[at + 1 : close].strip() or None
+    bare = _BARE_BOX.match(text, at)
+    return bare[0] if bare else None
+
+
+def closing_brace(text: str, opened: int) -> int | None:
+    """Return where the brace opened at `opened` closes; an escaped brace is no brace."""
+    depth = 0
+    for match in _BRACE.finditer(text, opened):
+        depth += {"{": 1, "}": -1}.get(match[0], 0)
+        if depth == 0 and match[0] == "}":
+            return match.start()
     return None
-
-
-def stated(completion: str) -> str | None:
-    """The text after "the answer is"; the whole completion where it is a single line without it."""
-    text = completion.strip()
-    alone = text.removesuffix(".") if "\n" not in text else ""
-    return last_boxed(text) or after_answer_is(text) or alone or None

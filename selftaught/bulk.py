@@ -85,10 +85,11 @@ def grade_stores(
         ValueError: there is no such task or no rollout, or a line is none; says the file and which.
         OSError: the file cannot be written, or a process ended; what is graded is kept.
     """
-    with closing(Grader(open_task(task, **options))):
+    opened = open_task(task, **options)
+    with closing(Grader(opened)):
         pass  # refused here, and not in every process
     errand = {"grade": task, "options": options}
-    made_of = [errand, [[str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns] for path in stores]]  # fmt: skip
+    made_of = [errand, opened.grading_key, [[str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns] for path in stores]]  # fmt: skip
     digest = hashlib.sha256(json.dumps(made_of, sort_keys=True).encode()).hexdigest()[:16]
     partial = out.with_name(f"{out.name}.{digest}.partial")
     out.parent.mkdir(parents=True, exist_ok=True)

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from selftaught import metrics
-from selftaught.answers import normalised, quantity
+from selftaught.latex import normalised
+from selftaught.quantities import quantity
 from selftaught.records import Rollout
 
 Choice = Literal["sample", "pass", "majority", "best", "weighted"]
@@ -61,7 +62,10 @@ def vote(answer: str | None) -> str | None:
     if answer is None:
         return None
     number = quantity(answer)
-    return str(number.value) if number else normalised(answer).casefold()
+    if number is None:
+        return normalised(answer).casefold()
+    kept = number.unit if number.unit == "%" or number.letter else ""
+    return f"{number.value} {kept}".strip()
 
 
 def chosen(candidates: Candidates, way: Choice, k: int) -> list[float]:

@@ -1,6 +1,8 @@
 """Measuring a model on a task: sample, grade, and tally the outcomes."""
 
 import hashlib
+import json
+import logging
 import re
 import time
 from collections import Counter
@@ -12,10 +14,22 @@ from typing import Any, NamedTuple, Self
 from selftaught import metrics
 from selftaught.grading import grade
 from selftaught.prompts import PromptStyle
-from selftaught.records import OUTCOMES, Outcome, Problem, Rollout, iter_rollouts, write_jsonl
+from selftaught.records import (
+    OUTCOMES,
+    Outcome,
+    Problem,
+    Rollout,
+    iter_rollouts,
+    to_json,
+    whole_file,
+)
 from selftaught.rollouts import collect
 from selftaught.samplers.base import Sampler, SamplingParams
 from selftaught.tasks.base import Task
+
+logger = logging.getLogger(__name__)
+
+GRADED_FORMAT = "selftaught graded rollouts 2"
 
 
 @dataclass(frozen=True)
@@ -95,14 +109,21 @@ def evaluate(
 
 
 def graded_beside(store: Path, rollouts: Sequence[Rollout], task: Task) -> list[Rollout]:
-    """The rollouts of a store, graded, and kept in `graded_path(store)`; not graded twice.
+    """Return the rollouts of a store, graded; the grades are stored in `graded_path(store)`.
 
-    Of what is stored only the grades are held, so that the rollouts are in memory once.
+    Stored grades are used again if they were given by the same task with the same options and by the
+    same version of the grading rules (`Task.grading_key`). Of what is stored only the grades are held,
+    so that the rollouts are in memory once.
     """
-    path = graded_path(store)
+    path, key = graded_path(store), task.grading_key
     stored: dict[bytes, _Grade] = {}
-    if path.exists():
+    if path.exists() and _grading_key(path) == key:
         stored = {_identity(one): _Grade.of(one) for one in iter_rollouts(path)}
+    elif path.exists():
+        logger.warning(
+            "The grades in %s were given by another task, other task options or an earlier version of the "
+            "grading rules. All are computed again.", path,
+        )  # fmt: skip
     names = [_identity(one) for one in rollouts]
     fresh = {name: one for name, one in zip(names, rollouts, strict=True) if name not in stored}
     for name, one in zip(fresh, grade(list(fresh.values()), task), strict=True):
@@ -111,8 +132,27 @@ def graded_beside(store: Path, rollouts: Sequence[Rollout], task: Task) -> list[
         replace(one, **stored[name]._asdict()) for name, one in zip(names, rollouts, strict=True)
     ]
     if fresh or not path.exists():
-        write_jsonl(path, graded)
+        _write_graded(path, graded, key)
     return graded
+
+
+def _grading_key(path: Path) -> str | None:
+    """The key of the rules by which the rollouts of a file were graded; None: not known."""
+    with path.open("rb") as file:
+        first = file.readline()
+    try:
+        header = json.loads(first)
+    except ValueError:
+        return None
+    return header.get("grading") if isinstance(header, dict) and "format" in header else None
+
+
+def _write_graded(path: Path, graded: Iterable[Rollout], key: str) -> None:
+    """Write graded rollouts behind a header with the key of the grading rules."""
+    with whole_file(path) as file:
+        file.write(json.dumps({"format": GRADED_FORMAT, "grading": key}) + "\n")
+        for one in graded:
+            file.write(to_json(one) + "\n")
 
 
 class _Grade(NamedTuple):
@@ -135,7 +175,8 @@ def graded_path(store: Path) -> Path:
 def _identity(rollout: Rollout) -> bytes:
     """A hash of what a grade depends on, and of which sample it is."""
     problem = rollout.problem
-    told = (problem.id, problem.gold, rollout.index, rollout.finish_reason, rollout.completion)
+    told = (problem.id, problem.gold, rollout.index, rollout.finish_reason, rollout.completion,
+            rollout.thought_open)  # fmt: skip
     return hashlib.blake2b(repr(told).encode(), digest_size=16).digest()
 
 

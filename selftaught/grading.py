@@ -131,25 +131,38 @@ def _graded(rollout: Rollout, answer: str | None, verdicts: dict[Pair, Verdict])
 
 
 def check_gold(problems: Sequence[Problem], task: Task, *, seconds: float = 5.0) -> None:
-    """Make sure that every gold answer is found equal to itself, before a run spends time on it.
+    """Check that every gold answer can be reached, before a run spends time on it.
+
+    A gold answer can be reached if the task's own direct answer with it (`Task.direct`) is graded right.
 
     Raises:
-        ValueError: some are not; names the first ten problems and what they hold.
+        ValueError: some cannot; names the first ten problems, what they hold and why.
     """
-    golds = list({problem.gold: None for problem in problems})
-    verdicts = compare([(gold, gold) for gold in golds], task, seconds=seconds)
-    bad = [problem for problem in problems if not verdicts[problem.gold, problem.gold].equal]
+    answers = {
+        gold: task.answer(task.direct.format(answer=gold))
+        for gold in {problem.gold: None for problem in problems}
+    }
+    verdicts = compare(
+        [(gold, answer) for gold, answer in answers.items() if answer is not None],
+        task, seconds=seconds,
+    )  # fmt: skip
+
+    def why(gold: str) -> str | None:
+        answer = answers[gold]
+        if answer is None:
+            return "it is not read as one answer"
+        verdict = verdicts[gold, answer]
+        return None if verdict.equal else f"it is read as {answer[:60]!r}: {verdict.decided_by}"
+
+    bad = [(problem, reason) for problem in problems if (reason := why(problem.gold))]
     if not bad:
         return
-    shown = [
-        f"{problem.id!r}: {problem.gold[:60]!r} ({verdicts[problem.gold, problem.gold].decided_by})"
-        for problem in bad[:10]
-    ]
+    shown = [f"{problem.id!r}: {problem.gold[:60]!r} ({reason})" for problem, reason in bad[:10]]
     more = f", and {len(bad) - 10} more" if len(bad) > 10 else ""
     raise ValueError(
         f"{len(bad)} of {len(problems)} problems have a gold answer that the task {task.name!r} "
-        f"cannot read, so no completion could ever be right: {'; '.join(shown)}{more}. "
-        "Correct or remove these problems, or choose the task that fits their answers."
+        f"cannot grade right, so no completion could ever be right: {'; '.join(shown)}{more}. "
+        "Correct or remove these problems, or choose the task or the kind of answer that fits them."
     )
 
 

@@ -17,6 +17,7 @@ from typing import Any
 
 import yaml
 
+from selftaught.answers import GRADING_VERSION
 from selftaught.records import parse_json_line, write_atomically
 
 PACKAGES = ("selftaught", "torch", "transformers", "trl", "accelerate", "peft", "datasets",
@@ -82,8 +83,9 @@ def write_config(folder: Path, config: Mapping[str, Any], changeable: Sequence[s
         changeable: the fields that may differ, because nothing stored depends on them.
 
     Raises:
-        ValueError: a stored config differs; says in what.
+        ValueError: a stored config differs, or stored rollouts were graded by other rules; says in what.
     """
+    _refuse_other_grading(folder)
     path = folder / "config.yaml"
     if path.exists():
         stored = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
@@ -98,13 +100,31 @@ def write_config(folder: Path, config: Mapping[str, Any], changeable: Sequence[s
                 f"--config {path} to continue it, or give another folder with --out."
             )
     write_atomically(path, yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True))
-    if not (folder / "versions.json").exists():
+    if (read_json(folder / "versions.json") or {}).get("grading") != GRADING_VERSION:
         write_atomically(folder / "versions.json", json.dumps(versions(), indent=2) + "\n")
+
+
+def _refuse_other_grading(folder: Path) -> None:
+    """Refuse a run that holds grades given by another version of the grading rules.
+
+    Its finished rows and its new ones would not be comparable.
+    """
+    stored = (read_json(folder / "versions.json") or {}).get("grading", 1)
+    if stored == GRADING_VERSION or not (folder / "config.yaml").exists():
+        return
+    if next(folder.rglob("*.graded.jsonl"), None) is not None:
+        raise ValueError(
+            f"{folder} holds rollouts graded by version {stored} of the grading rules; this is version "
+            f"{GRADING_VERSION}, which reads answers differently (docs/grading.md). Old and new results "
+            "would not be comparable. Give another folder with --out; the old one stays as it is, and "
+            "`selftaught report` still shows it."
+        )
 
 
 def versions() -> dict[str, Any]:
     """What this run was made with: packages, Python, machine, commit and command line."""
     return {
+        "grading": GRADING_VERSION,
         "packages": {name: found for name in PACKAGES if (found := _version(name))},
         "python": platform.python_version(),
         "platform": platform.platform(),

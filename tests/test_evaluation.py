@@ -84,11 +84,13 @@ def test_an_evaluation_survives_json():
 def test_a_second_call_asks_and_grades_nothing_again(tmp_path):
     store = tmp_path / "test.jsonl"
     asked = ScriptedSampler(script)
-    first = measure(asked, store)
     counted = []
     watched = replace(
         DOUBLES, extract=lambda completion: counted.append(1) or DOUBLES.extract(completion)
     )
+    first = measure(asked, store, task=watched)
+    assert len(counted) == 6
+    counted.clear()
     second = measure(asked, store, task=watched)
     assert len(asked.asked) == 6 and counted == []
     assert replace(second, seconds=0) == replace(first, seconds=0)

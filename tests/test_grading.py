@@ -61,6 +61,7 @@ def make_task(
         equal=equal,
         hint=lambda problem: problem,
         prove=prove,
+        direct="{answer}",
     )
 
 
@@ -76,7 +77,7 @@ def graded(task: Task, pairs: list[tuple[str, str]], **options: float) -> list[R
 def test_the_outcomes_are_counted_apart() -> None:
     rollouts = [
         rollout("5", "5"), rollout("5", "6"), rollout("5", ""), rollout("5", "5", "length"),
-        rollout("5", "", "length"), rollout("5", "five"),
+        rollout("5", "", "length"), rollout("5", "fives"),
     ]  # fmt: skip
     seen = grade(rollouts, make_task(same_number))
     assert [(one.outcome, one.decided_by, one.answer) for one in seen] == [
@@ -85,7 +86,7 @@ def test_the_outcomes_are_counted_apart() -> None:
         ("no answer", "extraction", None),
         ("cut by length", "finish reason", "5"),
         ("cut by length", "finish reason", None),
-        ("ungradable", "not a number", "five"),
+        ("ungradable", "not a number", "fives"),
     ]
     assert [one.completion for one in seen] == [one.completion for one in rollouts]
 
@@ -198,9 +199,9 @@ def _alive(pid: int) -> bool:
 
 
 def test_a_gold_answer_that_cannot_be_read_is_named_before_a_run() -> None:
-    problems = [Problem("good", "?", "5"), Problem("bad-7", "?", "five"), Problem("bad-8", "?", "")]
+    problems = [Problem("good", "?", "5"), Problem("bad-7", "?", "fives"), Problem("bad-8", "?", "")]
     check_gold(problems[:1], make_task(same_number))
-    with pytest.raises(ValueError, match=r"2 of 3 problems.*'bad-7': 'five'.*'bad-8'.*Correct or"):
+    with pytest.raises(ValueError, match=r"2 of 3 problems.*'bad-7': 'fives'.*'bad-8'.*Correct or"):
         check_gold(problems, make_task(same_number))
 
 

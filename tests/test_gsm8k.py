@@ -42,9 +42,11 @@ def test_validation_is_the_end_of_the_training_file(small):
     ("completion", "answer"),
     [
         (" She has 3 + 4 = 7.\n#### 7", "7"),
-        (" #### $1,250.50", "1,250.50"),
-        (" #### -3\n#### 9", "-3"),  # the first: what follows is the model running on
-        (" So the answer is 12 apples.", "12"),
+        (" #### $1,250.50", "$1,250.50"),
+        (" #### -3\nQ: next?\nA: #### 9", "-3"),  # what follows is the model running on
+        (" #### -3\n#### 9", None),  # two answers
+        (" #### -3\nWait, no.\n#### 9", "9"),
+        (" So the answer is 12 apples.", "12 apples"),
         (" The answer is 12 + 7 = 19.", "19"),
         (" It is \\boxed{42}.", "42"),
         (" 42", "42"),

@@ -17,7 +17,9 @@ BELOW_EVALUATION = {
 }  # fmt: skip
 MAY_IMPORT: dict[str, set[str]] = {
     "records": set(),
-    "answers": set(),
+    "quantities": set(),
+    "answers": {"quantities"},
+    "latex": {"answers", "quantities"},
     "thought_marks": set(),
     "equations": set(),
     "metrics": set(),
@@ -26,9 +28,9 @@ MAY_IMPORT: dict[str, set[str]] = {
     "wheel_models": set(),
     "prompts": {"records"},
     "samplers": {"cluster", "records", "thought_marks"},
-    "run_folder": {"records"},
+    "run_folder": {"answers", "records"},
     "status": {"run_folder"},
-    "tasks": {"answers", "prompts", "records", "thought_marks"},
+    "tasks": {"answers", "latex", "prompts", "quantities", "records", "thought_marks"},
     "rollouts": {"prompts", "samplers", "records"},
     "selection": {"equations", "prompts", "records"},
     "training": {"records", "thought_marks"},
@@ -41,7 +43,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "report": BELOW_EVALUATION | {"evaluation", "plots"},
     "steps": {"metrics", "records"},
     "verifier": {"prompts", "records", "samplers", "training"},
-    "candidates": {"answers", "metrics", "records"},
+    "candidates": {"latex", "metrics", "quantities", "records"},
     "method_pages": {"evaluation", "plots", "records", "report", "run_folder"},
     "step_pages": {"metrics", "records", "report", "steps"},
     "methods": BELOW_EVALUATION

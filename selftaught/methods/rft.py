@@ -17,6 +17,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+from selftaught.grading import grade
 from selftaught.launch import PLACE
 from selftaught.method_pages import Figure, Point, Section, Table, method_report, point, shown
 from selftaught.methods.shared import (
@@ -231,14 +232,14 @@ def _pooled(run: Run, config: RftConfig) -> list[Rollout]:
     """The rollouts of other models on the training problems; on others nothing is learned."""
     known = {(problem.question, problem.gold) for problem in run.train}
     pooled = [one for path in config.pool for one in read_rollouts(Path(path))]
-    keep_correct(pooled)  # refuses ungraded ones
     ours = [one for one in pooled if (one.problem.question, one.problem.gold) in known]
     if pooled and not ours:
         raise ValueError(
             f"None of the {len(pooled)} rollouts of {', '.join(map(str, config.pool))} is of one of the "
             f"{len(known)} training problems; give rollouts of the same task and problems."
         )
-    return ours
+    # Graded by the rules of this run's task, whatever rules the files were graded by.
+    return grade(ours, run.task) if ours else []
 
 
 def _finish(run: Run) -> Row:

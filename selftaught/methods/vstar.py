@@ -14,6 +14,7 @@
 Where we differ from the paper stands in docs/methods/vstar.md.
 """
 
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -269,7 +270,7 @@ def scores_of(
 
     config = run.config
     assert isinstance(config, VstarConfig)
-    made_of = [str(verifier), config.score, len(rollouts), rollouts[0].model]
+    made_of = _scored_by(run, rollouts, verifier)
     found = read_json(store)
     if found and found["made of"] == made_of:
         return found["scores"]
@@ -287,6 +288,22 @@ def scores_of(
                 scores = opened.score(rollouts, run.tuned)
     write_atomically(store, json.dumps({"made of": made_of, "scores": scores}) + "\n")
     return scores
+
+
+def _scored_by(run: Run, rollouts: Sequence[Rollout], verifier: Path) -> list[str]:
+    """All that the scores depend on: the weights of the verifier, its reference, and the candidates."""
+    from selftaught.samplers.loading import folder_fingerprint
+
+    config = run.config
+    assert isinstance(config, VstarConfig)
+    weights = [folder_fingerprint(str(verifier / "model"))]
+    if config.score == "reward":
+        weights.append(folder_fingerprint(_model(run, 0)))
+    digest = hashlib.sha256()
+    for one in rollouts:
+        told = (one.problem.id, one.index, one.completion, one.token_ids)
+        digest.update(repr(told).encode("utf-8", "surrogatepass"))
+    return [config.score, *weights, digest.hexdigest()[:16]]
 
 
 def measure_choices(run: Run, generator: int, verifier: str, name: str) -> Row:

@@ -1,6 +1,7 @@
 """Kinds of question; `open_task` opens one by name."""
 
 import inspect
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from types import UnionType
@@ -25,7 +26,7 @@ def open_task(name: str, /, **options: object) -> Task:
     opened = _opener(name)
     if "thought_marks" in options:
         marks = checked_marks(options.pop("thought_marks"))
-        return replace(open_task(name, **options), thought_marks=marks)
+        return replace(open_task(name, **options), thought_marks=marks)  # part of `grading_key` itself
     known = inspect.signature(opened).parameters
     if unknown := sorted(set(options) - set(known)):
         raise ValueError(
@@ -39,7 +40,8 @@ def open_task(name: str, /, **options: object) -> Task:
             f"for example --task_options.{missing[0]} VALUE."
         )
     hints = get_type_hints(opened)
-    return opened(**{key: _typed(name, key, value, hints[key]) for key, value in options.items()})
+    task = opened(**{key: _typed(name, key, value, hints[key]) for key, value in options.items()})
+    return replace(task, options=json.dumps(options, sort_keys=True, default=str))
 
 
 def _typed(task: str, key: str, value: object, hint: Any) -> object:

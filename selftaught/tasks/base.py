@@ -1,9 +1,11 @@
 """What a task is: four verbs and a few words, as data."""
 
+import hashlib
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-from selftaught.answers import Verdict
+from selftaught.answers import GRADING_VERSION, Verdict
 from selftaught.prompts import PromptStyle
 from selftaught.records import Problem
 from selftaught.thought_marks import THINK, ThoughtMarks, after_thought
@@ -40,6 +42,23 @@ class Task:
     """One line: source, licence, paper."""
     thought_marks: ThoughtMarks = THINK
     """The texts that open and end a thought; no answer is read inside one."""
+
+    options: str = ""
+    """The options that the task was opened with, as JSON."""
+
+    @property
+    def grading_key(self) -> str:
+        """A hash of all that a grade depends on besides the rollout.
+
+        It changes with the task, its options, the thought marks and the version of the grading rules;
+        stored grades with another key are computed again.
+        """
+        functions = [
+            None if one is None else f"{getattr(one, '__module__', '')}.{getattr(one, '__qualname__', '')}"
+            for one in (self.extract, self.equal, self.prove)
+        ]
+        rules = [GRADING_VERSION, self.name, self.options, self.thought_marks, functions]
+        return hashlib.sha256(json.dumps(rules).encode("utf-8", "surrogatepass")).hexdigest()[:16]
 
     def answer(self, completion: str, *, thought_open: bool = False) -> str | None:
         """Return the answer stated after the last thought, or None if there is none.

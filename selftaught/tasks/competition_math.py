@@ -19,14 +19,13 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from selftaught.answers import (
-    Verdict,
-    after_answer_is,
-    last_boxed,
+from selftaught.answers import Verdict, last_boxed
+from selftaught.latex import (
     normalised,
     same_expression,
+    same_units,
     split_unit,
-    units_agree,
+    stated_latex,
     without_name,
 )
 from selftaught.prompts import PromptStyle
@@ -135,6 +134,7 @@ def competition_math(
         equal=equal,
         hint=answer_in_brackets,
         prove=prove,
+        direct="The answer is \\boxed{{{answer}}}.",
         group=level,
         max_tokens=512,
         facts="MATH, MIT licence, Hendrycks et al. 2021 (arXiv:2103.03874)",
@@ -185,9 +185,7 @@ def level(problem: Problem) -> str:
     return f"level {problem.id.rpartition('-level-')[2] or '?'}"
 
 
-def extract(completion: str) -> str | None:
-    """What stands in the last box, else what follows "the answer is"."""
-    return last_boxed(completion) or after_answer_is(completion)
+extract = stated_latex
 
 
 # --- symbolic comparison -------------------------------------------------------------------------
@@ -202,12 +200,13 @@ def symbolically_equal(gold: str, answer: str) -> bool:
     logging.getLogger("math_verify").setLevel(logging.ERROR)  # says that we keep the time: we do
     left, right = without_name(normalised(gold), normalised(answer))
     (left, unit), (right, other_unit) = split_unit(left), split_unit(right)
-    if not units_agree(unit, other_unit):
+    if not same_units(unit, other_unit):
         return False
     if set(re.findall("[A-Z]", _COMMAND.sub("", left))) != set(
         re.findall("[A-Z]", _COMMAND.sub("", right))
     ):
         return False  # the parser reads every letter as a small one
+    left, right = _as_intervals(left, right)
     parts = _parts(left)
     unreadable = [text for text in _leaves(parts) if not _parsed(text)]
     if unreadable:
@@ -235,6 +234,56 @@ def equal(gold: str, answer: str) -> Verdict:
     if prove is None and verdict.decided_by == "form":
         return Verdict(False, "form")
     return verdict
+
+
+_RELATION = r"(?:<|>|\\(?:le|ge|lt|gt)(?![A-Za-z]))"
+_BOUND = re.compile(rf"([A-Za-z]) ?({_RELATION}) ?([^<>=]+)|([^<>=]+?) ?({_RELATION}) ?([A-Za-z])")
+_BOUNDS = re.compile(rf"([^<>=]+?) ?({_RELATION}) ?([A-Za-z]) ?({_RELATION}) ?([^<>=]+)")
+_ELEMENT = re.compile(r"([A-Za-z]) ?\\in(?![A-Za-z]) ?")
+
+
+def _as_intervals(left: str, right: str) -> tuple[str, str]:
+    """Both as intervals where one is an interval and the other an inequality: x > 3 is (3, \\infty)."""
+    names = [found[1] for text in (left, right) if (found := _ELEMENT.match(text))]
+    left, right = (_ELEMENT.sub("", text, count=1) for text in (left, right))
+    kinds = [_parts(text).kind for text in (left, right)]
+    intervals = [kind == "union" or kind.startswith("tuple") for kind in kinds]
+    if intervals == [True, False]:
+        right = _interval(right, names) or right
+    elif intervals == [False, True]:
+        left = _interval(left, names) or left
+    return left, right
+
+
+def _interval(text: str, names: list[str]) -> str | None:
+    """An inequality in one variable as an interval; None where it is anything else."""
+    if found := _BOUNDS.fullmatch(text):
+        low, first, name, second, high = found.groups()
+        if names and name != names[0] or _direction(first) != _direction(second):
+            return None
+        if _direction(first) == ">":
+            low, first, second, high = high, second, first, low
+        return f"{_bracket(first, '([')}{low},{high}{_bracket(second, ')]')}"
+    if not (found := _BOUND.fullmatch(text)):
+        return None
+    name, relation, value, other, turned, other_name = found.groups()
+    direction = _direction(relation or turned)
+    if name is None:
+        name, value, direction = other_name, other, "<" if direction == ">" else ">"
+    if names and name != names[0]:
+        return None
+    closed = relation or turned
+    if direction == "<":
+        return f"(-\\infty,{value}{_bracket(closed, ')]')}"
+    return f"{_bracket(closed, '([')}{value},\\infty)"
+
+
+def _direction(relation: str) -> str:
+    return "<" if relation in ("<", "\\le", "\\lt") else ">"
+
+
+def _bracket(relation: str, brackets: str) -> str:
+    return brackets[relation in ("\\le", "\\ge")]
 
 
 class Parts(NamedTuple):
@@ -395,10 +444,17 @@ def _same(gold: "Basic", answer: "Basic") -> bool:
 def _plain(parsed: "Expr") -> "Expr":
     """With i as the imaginary unit, symbols told apart by name only, and f(x) as a name."""
     from sympy import Expr, I, Symbol
+    from sympy.concrete.expr_with_limits import ExprWithLimits
     from sympy.core.function import AppliedUndef
 
     named = {symbol: Symbol(str(symbol)) for symbol in parsed.atoms(Symbol, AppliedUndef)}
-    plain = parsed.xreplace(named | {one: I for one in named if str(one) == "i"}).doit()
+    bound = {
+        limit[0]
+        for one in parsed.atoms(ExprWithLimits)
+        for limit in one.limits
+    }  # the i of a sum is no imaginary unit
+    unit = {one: I for one in named if str(one) == "i" and one not in bound}
+    plain = parsed.xreplace(named | unit).doit()
     assert isinstance(plain, Expr)
     return plain
 

@@ -8,8 +8,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from selftaught.answers import first_number, marked_number, same_number
+from selftaught.answers import same_number, stated_number
 from selftaught.prompts import PromptStyle
+from selftaught.quantities import quantity
 from selftaught.records import Problem
 from selftaught.tasks.base import Task, answer_in_brackets, split_named
 from selftaught.tasks.rows import Row, file_rows, hub_rows
@@ -88,7 +89,7 @@ def gsm8k(data_dir: str | None = None, validation: int = 500) -> Task:
         name="gsm8k",
         problems=lambda split: split_named(splits, split, "gsm8k"),
         prompt=PromptStyle(name="few-shot", shots=lambda problem: SHOTS),
-        extract=marked_number,
+        extract=stated_number,
         equal=same_number,
         hint=answer_in_brackets,
         direct="#### {answer}",
@@ -115,7 +116,7 @@ def _problem(row: Row, id: str) -> Problem:
     question, answer = _texts(row)
     solution, marker, gold = answer.rpartition("#### ")
     gold = gold.strip().replace(",", "")
-    if not marker or first_number(gold) != gold:
+    if not marker or quantity(gold) is None:
         raise ValueError(
             f'{row.where}: expected an "answer" that ends in "#### " and a number, '
             f"got {answer[-40:]!r}; correct the line."

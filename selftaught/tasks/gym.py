@@ -16,7 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
-from selftaught.answers import Verdict, marked_number, same_number, same_text, stated
+from selftaught.answers import Verdict, same_number, same_text, stated_number, stated_text
 from selftaught.prompts import PromptStyle
 from selftaught.records import Problem
 from selftaught.tasks.base import Task, answer_in_brackets, split_named
@@ -185,10 +185,10 @@ def _problem(entry: dict[str, Any], split: str, at: int) -> Problem:
 def _extraction(golds: Sequence[str]) -> Callable[[str], str | None]:
     """How answers like these are read: as numbers, as a line, or, where some gold is a grid or a
     list of moves, as all lines that follow."""
-    read_back = (marked_number(f"The answer is {gold}.") or "" for gold in golds)
+    read_back = (stated_number(f"The answer is {gold}.") or "" for gold in golds)
     if all(same_number(*pair).equal for pair in zip(golds, read_back, strict=True)):
-        return marked_number
-    return stated_lines if any("\n" in gold for gold in golds) else stated
+        return stated_number
+    return stated_lines if any("\n" in gold for gold in golds) else stated_text
 
 
 def stated_lines(completion: str) -> str | None:

@@ -15,14 +15,14 @@ from selftaught.answers import (
     Verdict,
     choice_letter,
     last_boxed,
-    marked_number,
-    quantity,
     same_choice,
     same_number,
     same_text,
-    stated,
+    stated_number,
+    stated_text,
 )
 from selftaught.prompts import PromptStyle
+from selftaught.quantities import quantity
 from selftaught.records import Problem
 from selftaught.tasks.base import Task, answer_in_brackets, split_named
 from selftaught.tasks.rows import Row, file_rows, hub_rows, is_file
@@ -140,11 +140,11 @@ def read_shots(path: Path, columns: Columns, kind: Kind) -> Sequence[Problem]:
 def _reading(kind: Kind) -> Reading:
     match kind:
         case "number":
-            return Reading(_number, marked_number, same_number, "The answer is {answer}.")
+            return Reading(_number, stated_number, same_number, "The answer is {answer}.")
         case "choice":
             return Reading(_letter, _chosen, same_choice, "The answer is ({answer}).")
         case "text":
-            return Reading(lambda gold: gold, stated, same_text, "The answer is {answer}.")
+            return Reading(lambda gold: gold, stated_text, same_text, "The answer is {answer}.")
         case "latex":
             from selftaught.tasks.competition_math import equal, extract, prove
 
