@@ -9,6 +9,7 @@ Every pattern here reads untrusted text in time linear in its length, and nothin
 
 import re
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 from selftaught.quantities import (
@@ -17,6 +18,7 @@ from selftaught.quantities import (
     quantity,
     same_quantity,
     stated_value,
+    value_part,
 )
 
 GRADING_VERSION = 2
@@ -51,14 +53,21 @@ class Place(NamedTuple):
     phrase: str
 
 
+MOST_PLACES = 100
+"""Marked places that are looked at; a completion with more lines after "####" has no answer."""
+
 # --- marked places -------------------------------------------------------------------------------
 
 _MARKER = re.compile(r"(?<!#)#{4}(?!#)([^\n]*+)")
-_HEADING = re.compile(r" *+(?:step|part|case|solution|method|explanation|analysis|approach|problem)\b", re.IGNORECASE)
+_HEADING = re.compile(
+    r" *+(?:step|part|case|solution|method|explanation|analysis|approach|problem)\b", re.IGNORECASE
+)
 _BOX = re.compile(r"\\(?:boxed|fbox)(?![A-Za-z])[ \t]*+")
 _BARE_BOX = re.compile(r"-?[0-9][0-9.,]*+(?<![.,])|[A-Za-z](?![A-Za-z])")
 _BRACE = re.compile(r"\\.|[{}]", re.DOTALL)
-_JOINED = re.compile(r"[ \t$]*+(?:,|;|&|(?:, ?)?(?:and|or)|\\quad|\\text ?\{ ?(?:and|or) ?\})?[ \t$]*+")
+_JOINED = re.compile(
+    r"[ \t$]*+(?:,|;|&|(?:, ?)?(?:and|or)|\\quad|\\text ?\{ ?(?:and|or) ?\})?[ \t$]*+"
+)
 _OPEN_BEFORE = re.compile(
     r"(?:\b(?:not|never|neither|nor|or|about|approximately|roughly|around|over|under|than|least|most|between"
     r"|nearly|almost|exceeds?|below|above|without|except|plus|minus|negative|times)[\s:$]*+"
@@ -68,7 +77,7 @@ _OPEN_BEFORE = re.compile(
 )
 _PERCENT_AFTER = re.compile(r"[ \t$*]*+(?:\\\)|\\\])?[ \t$*]*+(?:\\?%|per ?cent\b)")
 _OPEN_AFTER = re.compile(
-    r"[ \t$*]*+(?:\\\)|\\\])?[ \t$*]*+(?:[-–+*/^×÷±][ ]?(?:[0-9(\\$])|\\(?:times|cdot|pm|pi|sqrt|frac|div)\b"
+    r"[ \t$*]*+(?:\\\)|\\\])?[ \t$*]*+(?:[-–+*/^×÷±][ ]?(?:[0-9(\\$]|[A-Za-z]\b)|\\(?:times|cdot|pm|pi|sqrt|frac|div)\b"
     r"|!(?=[ ]?[-+*/=])|(?:hundred|thousand|million|billion|trillion|dozen|hundreds|thousands|millions|k|K|M)\b"
     r"|(?:or|and) (?:more|less|fewer|above|below|greater|so|higher|lower|maybe|perhaps|possibly|even|[0-9$\\])"
     r"|(?:to|through) [0-9$\\]"
@@ -82,6 +91,8 @@ _PROSE = re.compile(
     r"|[ ](?:is|are|would[ ]be|will[ ]be|should[ ]be|must[ ]be|comes[ ]to|equals)\b|[ ]?[:=])[:=\s]{0,3}+",
     re.IGNORECASE,
 )
+_SAYS_SOMETHING = re.compile(r"\w|[$\\({\[½⅓¼¾]")
+_SPACE = re.compile(r"\s*+")
 _LABEL = re.compile(
     r"^[^\w\n]*+(?:the )?(?:final )?answers?[^\w\n]*+$", re.IGNORECASE | re.MULTILINE
 )
@@ -93,8 +104,9 @@ _NEXT_QUESTION = re.compile(
 )
 _TAKEN_BACK = re.compile(
     r"(?:^|[.!?\n…*$)}]|[-–—]|\bbut|,)[ \t]*+(?:(?:but|hmm|oh|ah),? ++)?(?:wait|hold on|actually|oops|sorry"
-    r"|correction|scratch that|on second thought|hmm+|no[,.:!]|i made (?:a|an) |i was wrong"
-    r"|(?:that|this|it)(?:'s| is) (?:wrong|incorrect|not (?:right|correct|the answer))|not quite)\b",
+    r"|correction|scratch that|on second thought|hmm+|i made an?|i was wrong"
+    r"|(?:that|this|it)(?:'s| is) (?:wrong|incorrect|not (?:right|correct|the answer))|not quite)\b"
+    r"|(?:[.!?\n…*$)}]|\bbut|,)[ \t]*+(?:but )?no[,.:!]",
     re.IGNORECASE,
 )
 
@@ -118,9 +130,7 @@ def _markers(text: str) -> list[Place]:
         Place("marker", match.start(), match.end(), match[1].strip().rstrip("#").strip())
         for match in _MARKER.finditer(text)
     ]
-    lines = [place for place in lines if place.phrase]
-    headings = [place for place in lines if _HEADING.match(place.phrase)]
-    return [place for place in lines if place not in headings] if len(headings) < 50 else lines
+    return [place for place in lines if place.phrase and not _HEADING.match(place.phrase)]
 
 
 def _boxes(text: str) -> list[Place]:
@@ -156,7 +166,11 @@ def _boxes(text: str) -> list[Place]:
             content += "%"
         elif content and _OPEN_AFTER.match(text, end) and not _joins_next(text, end):
             content = ""
-        if groups and match.start() - groups[-1][1] <= 40 and _JOINED.fullmatch(text, groups[-1][1], match.start()):
+        if (
+            groups
+            and match.start() - groups[-1][1] <= 40
+            and _JOINED.fullmatch(text, groups[-1][1], match.start())
+        ):
             start, _, contents = groups.pop()
             groups.append((start, end, contents if content in contents else [*contents, content]))
         else:
@@ -194,12 +208,15 @@ def _prose(text: str, boxes: Sequence[int]) -> list[Place]:
         heads.append((opening.start(), opening.end(), ""))
     box = 0
     ordered = sorted(boxes)
-    for start, end, negated in sorted(heads):
+    heads.sort()
+    if len(heads) > MOST_PLACES:
+        heads = [heads[0], *heads[-MOST_PLACES:]]
+    for start, end, negated in heads:
         line_end = text.find("\n", end)
         line_end = len(text) if line_end < 0 else line_end
         phrase_start = end
-        if not re.search(r"\w|[$\\({\[½⅓¼¾]", text[end:line_end]):
-            rest = re.compile(r"\s*+").match(text, line_end)
+        if not _SAYS_SOMETHING.search(text, end, line_end):
+            rest = _SPACE.match(text, line_end)
             phrase_start = rest.end() if rest else line_end
             line_end = text.find("\n", phrase_start)
             line_end = len(text) if line_end < 0 else line_end
@@ -250,26 +267,33 @@ def stated(text: str, kind: Kind, alone: Callable[[str], str | None]) -> str | N
     value = kind.read(chosen.phrase)
     if value is None:
         return None
-    against = [] if chosen.kind == "prose" else [place for place in prose if place.start > chosen.end]
+    against = (
+        [] if chosen.kind == "prose" else [place for place in prose if place.start > chosen.end]
+    )
     if chosen.kind == "marker" and boxes:
         against.append(boxes[-1])
     if chosen.kind == "prose" and len(prose) > 1 and _same_sentence(prose[-2], chosen):
         against.append(prose[-2])
     if any(_disagrees(place, value, kind) for place in against):
         return None
+    end = chosen.end
+    if chosen.kind == "prose":  # the rest of its line is looked at too
+        end += len(sentence(chosen.phrase)) - len(chosen.phrase)
     following = _NEXT_QUESTION.search(text, chosen.end)
     until = following.start() if following else len(text)
-    taken_back = chosen.kind != "marker" and _TAKEN_BACK.search(text, chosen.end, until)
+    taken_back = chosen.kind != "marker" and _TAKEN_BACK.search(text, end, until)
     return None if taken_back else chosen.phrase
 
 
 def _of_markers(markers: Sequence[Place], text: str, kind: Kind) -> Place | None:
     """The marked line that counts: all must agree, but a later one corrects after "wait"."""
+    if len(markers) > MOST_PLACES:
+        return None
     chosen = markers[0]
     value = kind.read(chosen.phrase)
-    for place in markers[1:]:
+    for before, place in pairwise(markers):
         other = kind.read(place.phrase)
-        if _TAKEN_BACK.search(text, chosen.end, place.start):
+        if _TAKEN_BACK.search(text, before.end, place.start):
             chosen, value = place, other
         elif place.phrase != chosen.phrase and (
             value is None or other is None or not kind.same(value, other)
@@ -279,7 +303,9 @@ def _of_markers(markers: Sequence[Place], text: str, kind: Kind) -> Place | None
 
 
 def _same_sentence(before: Place, after: Place) -> bool:
-    return before.end > after.start and len(sentence(before.phrase)) > after.start - before.start - 40
+    return (
+        before.end > after.start and len(sentence(before.phrase)) > after.start - before.start - 40
+    )
 
 
 def _disagrees(place: Place, value: Any, kind: Kind) -> bool:
@@ -308,6 +334,9 @@ def _number_alone(text: str) -> str | None:
     text = text.strip()
     if "\n" in text or len(text) > 200 or ("=" in text and not _NAMED.match(text)):
         return None
+    plain = plain_phrase(text)
+    if plain is None or ("=" not in plain and value_part(plain) != plain):
+        return None  # "it is 7" may be a step
     return text if quantity(text) is not None else None
 
 
@@ -355,7 +384,9 @@ def _choice_reader(letters: str) -> Callable[[str], str | None]:
     )
     tail = re.compile(rf"([A-Za-z0-9' ,/-]{{1,80}}) \(({group})\)\W*+", re.IGNORECASE)
     other = re.compile(rf"\({group}\)", re.IGNORECASE)
-    single = re.compile(rf"(?<![A-Za-z0-9'])(?:[{letters.upper()}](?![A-Za-z0-9'])|\b[{letters.lower()}]$)")
+    single = re.compile(
+        rf"(?<![A-Za-z0-9'])(?:[{letters.upper()}](?![A-Za-z0-9'])|\b[{letters.lower()}]$)"
+    )
 
     def read(phrase: str) -> str | None:
         if _REASON.match(phrase):
@@ -384,7 +415,9 @@ def _choice_reader(letters: str) -> Callable[[str], str | None]:
     return read
 
 
-def _choice_alone(text: str, read: Callable[[str], str | None], bracketed: re.Pattern[str]) -> str | None:
+def _choice_alone(
+    text: str, read: Callable[[str], str | None], bracketed: re.Pattern[str]
+) -> str | None:
     """A completion whose last sentence, or whose first line, is a choice."""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     if not lines:

@@ -59,6 +59,7 @@ def ascii_signs(text: str) -> str:
 _COMMANDS = [
     (re.compile(r"\\[dtc]frac(?![A-Za-z])"), r"\\frac"),
     (re.compile(r"\\(?:left|right|displaystyle|[bB]igg?[lr]?)(?![A-Za-z])"), ""),
+    (re.compile(r"\\(?:boxed|fbox)(?![A-Za-z]) ?(?=\{)"), ""),
     (re.compile(r"\\(?:quad|qquad)(?![A-Za-z])|\\[,;: ]"), " "),
     (re.compile(r"\\!"), ""),
     (re.compile(r"\{,\}"), ","),
@@ -71,7 +72,15 @@ _COMMANDS = [
     (re.compile(r"\bleft over\b"), "left"),
 ]  # fmt: skip
 _WORD_BLOCK = re.compile(r"\\word\{([^{}\\]*+)\}")
-_QUOTES = (('"', '"'), ("'", "'"), ("*", "*"), ("_", "_"), ("{", "}"), ("\\(", "\\)"), ("\\[", "\\]"))
+_QUOTES = (
+    ('"', '"'),
+    ("'", "'"),
+    ("*", "*"),
+    ("_", "_"),
+    ("{", "}"),
+    ("\\(", "\\)"),
+    ("\\[", "\\]"),
+)
 
 
 def plain_phrase(text: str) -> str | None:
@@ -161,7 +170,9 @@ _MODIFIERS = frozenset(
     "old tall long wide high deep away left remaining total altogether overall each apiece today more "
     "extra additional now there here only exactly whole full different".split()
 )
-_PREPOSITIONS = frozenset("in on at for from by with after during of within every this that".split())
+_PREPOSITIONS = frozenset(
+    "in on at for from by with after during of within every this that".split()
+)
 
 _UNITS: dict[str, str] = {}
 for _name, _spellings in {
@@ -232,7 +243,9 @@ def _unit_of(rest: str, money: str, attached: bool) -> _Unit | None:
         return None  # 3x, 7th, 0x1F
     name, used, letter = _known_unit(tokens)
     rest_words = [word.lower() for word, _ in tokens[used:]]
-    if any(not word[0].isalpha() for word in rest_words) or any(power for _, power in tokens[used:]):
+    if any(not word[0].isalpha() for word in rest_words) or any(
+        power for _, power in tokens[used:]
+    ):
         return None
     if money:
         if name and name != money and not name.startswith(f"{money} per"):
@@ -250,7 +263,7 @@ def _unit_of(rest: str, money: str, attached: bool) -> _Unit | None:
 
 def _changes_value(word: str, place: int) -> bool:
     low = word.lower()
-    if low in ("k", "m", "b", "t") and not (word == "m"):
+    if low in ("k", "m", "b", "t") and word != "m":
         return True  # 5k, 5M
     if low == "m":
         return False  # metres; as millions only after a currency, see _known_unit
@@ -287,7 +300,11 @@ def _known_unit(tokens: list[tuple[str, str]]) -> tuple[str, int, bool]:
         letter = len(tokens[at][0]) == 1 and tokens[at][0].isalpha()
         name = found + (f"^{power}" if power else "")
         at += 1
-        if found == "degree" and at < len(tokens) and words[at] in ("c", "f", "celsius", "fahrenheit"):
+        if (
+            found == "degree"
+            and at < len(tokens)
+            and words[at] in ("c", "f", "celsius", "fahrenheit")
+        ):
             name += " " + words[at][0]
             at += 1
     elif at:
@@ -296,7 +313,9 @@ def _known_unit(tokens: list[tuple[str, str]]) -> tuple[str, int, bool]:
         if not name and words[at] != "per":
             break
         under = _unit_name(tokens[at + 1][0]) or _singular(words[at + 1])
-        name = f"{name} per {under}".strip() + (f"^{tokens[at + 1][1]}" if tokens[at + 1][1] else "")
+        name = f"{name} per {under}".strip() + (
+            f"^{tokens[at + 1][1]}" if tokens[at + 1][1] else ""
+        )
         at += 2
     return (name if name != "unit" else ""), at, letter and at == 1
 
@@ -315,7 +334,13 @@ def _noun(words: list[str]) -> str | None:
 
 
 def _singular(word: str) -> str:
-    for ending, meant in (("ies", "y"), ("ches", "ch"), ("shes", "sh"), ("sses", "ss"), ("xes", "x")):
+    for ending, meant in (
+        ("ies", "y"),
+        ("ches", "ch"),
+        ("shes", "sh"),
+        ("sses", "ss"),
+        ("xes", "x"),
+    ):
         if word.endswith(ending):
             return word.removesuffix(ending) + meant
     return word.removesuffix("s") if not word.endswith("ss") else word
@@ -409,7 +434,10 @@ def value_part(phrase: str) -> str | None:
         words = re.findall(r"[A-Za-z']+", side.replace("\\", " "))
         if not side or not _ARITHMETIC.fullmatch(side):
             return None
-        if any(word.lower() in _OTHER_VALUE - {"m", "k", "pi", "sqrt", "log", "max", "min"} for word in words):
+        if any(
+            word.lower() in _OTHER_VALUE - {"m", "k", "pi", "sqrt", "log", "max", "min"}
+            for word in words
+        ):
             return None
         if place and words and re.search("[0-9]", side) and len(words[-1]) == 1:
             return None  # x = 3 y = 4

@@ -26,7 +26,9 @@ def open_task(name: str, /, **options: object) -> Task:
     opened = _opener(name)
     if "thought_marks" in options:
         marks = checked_marks(options.pop("thought_marks"))
-        return replace(open_task(name, **options), thought_marks=marks)  # part of `grading_key` itself
+        return replace(
+            open_task(name, **options), thought_marks=marks
+        )  # part of `grading_key` itself
     known = inspect.signature(opened).parameters
     if unknown := sorted(set(options) - set(known)):
         raise ValueError(

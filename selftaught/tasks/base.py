@@ -54,7 +54,9 @@ class Task:
         stored grades with another key are computed again.
         """
         functions = [
-            None if one is None else f"{getattr(one, '__module__', '')}.{getattr(one, '__qualname__', '')}"
+            None
+            if one is None
+            else f"{getattr(one, '__module__', '')}.{getattr(one, '__qualname__', '')}"
             for one in (self.extract, self.equal, self.prove)
         ]
         rules = [GRADING_VERSION, self.name, self.options, self.thought_marks, functions]

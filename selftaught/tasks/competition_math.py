@@ -259,7 +259,7 @@ def _interval(text: str, names: list[str]) -> str | None:
     """An inequality in one variable as an interval; None where it is anything else."""
     if found := _BOUNDS.fullmatch(text):
         low, first, name, second, high = found.groups()
-        if names and name != names[0] or _direction(first) != _direction(second):
+        if (names and name != names[0]) or _direction(first) != _direction(second):
             return None
         if _direction(first) == ">":
             low, first, second, high = high, second, first, low
@@ -448,11 +448,8 @@ def _plain(parsed: "Expr") -> "Expr":
     from sympy.core.function import AppliedUndef
 
     named = {symbol: Symbol(str(symbol)) for symbol in parsed.atoms(Symbol, AppliedUndef)}
-    bound = {
-        limit[0]
-        for one in parsed.atoms(ExprWithLimits)
-        for limit in one.limits
-    }  # the i of a sum is no imaginary unit
+    # the i of a sum is no imaginary unit
+    bound = {limit.args[0] for one in parsed.atoms(ExprWithLimits) for limit in one.limits}
     unit = {one: I for one in named if str(one) == "i" and one not in bound}
     plain = parsed.xreplace(named | unit).doit()
     assert isinstance(plain, Expr)

@@ -156,7 +156,7 @@ def _reading(kind: Kind) -> Reading:
 
 def _number(gold: str) -> str | None:
     """A number as it is; GSM8K's "... #### 72" is 72."""
-    last = gold.rpartition("####")[2].strip()
+    last = gold.rpartition("####")[2].strip().removesuffix(".")
     return last if quantity(last) is not None else None
 
 
