@@ -10,6 +10,7 @@ from selftaught.prompts import PromptStyle
 from selftaught.records import OUTCOMES, Completion, Problem, Rollout, read_rollouts
 from selftaught.samplers.base import SamplingParams
 from selftaught.samplers.scripted import ScriptedSampler
+from selftaught.tasks import open_task
 from selftaught.tasks.base import Task
 
 PROBLEMS = [Problem(f"double-{n}", str(n), str(2 * n)) for n in (3, 8, 12, 15, 40, 101)]
@@ -163,3 +164,43 @@ def test_nothing_and_what_is_ungraded_cannot_be_evaluated():
 def measure(sampler, store, *, task=DOUBLES, params=None):
     params = params or SamplingParams()
     return evaluate(sampler, task, PROBLEMS, task.prompt, params, store=store, name="test")
+
+
+@pytest.mark.parametrize(
+    "change", [{"name": "triples"}, {"options": '{"kind": "text"}'}, {"thought_marks": ("[", "]")}]
+)
+def test_grades_of_another_task_option_or_mark_are_given_again(tmp_path, caplog, change):
+    store = tmp_path / "test.jsonl"
+    right = measure(ScriptedSampler(script), store)
+    never = Verdict(False, "never")
+    other = replace(DOUBLES, equal=lambda gold, answer: never, **change)
+    assert measure(ScriptedSampler(script), store, task=other).right == 0 < right.right
+    assert "computed again" in caplog.text
+    assert measure(ScriptedSampler(script), store).right == right.right
+
+
+def test_grades_of_an_earlier_version_of_the_rules_are_given_again(tmp_path, monkeypatch, caplog):
+    store = tmp_path / "test.jsonl"
+    first = measure(ScriptedSampler(script), store)
+    path = graded_path(store)
+    lines = path.read_text().splitlines(keepends=True)
+    # as an earlier version wrote it: without a header, and with grades that are wrong now
+    path.write_text("".join(lines[1:]).replace('"right"', '"wrong"'))
+    assert measure(ScriptedSampler(script), store).right == first.right
+    assert "computed again" in caplog.text
+
+
+def test_a_changed_kind_of_answer_regrades_a_question_file(tmp_path):
+    """The public case: with another `kind` 4 of 4 stayed right where 0 of 4 are."""
+    path = tmp_path / "q.jsonl"
+    rows = [{"question": f"q{n}", "answer": f"{n} cm"} for n in range(8)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    number, text = (open_task("question_file", path=str(path), kind=k) for k in ("number", "text"))
+    problems = number.problems("train")
+    sampler = ScriptedSampler(lambda prompt, index: f" The answer is {prompt[4:5]}.")
+    counts = [
+        evaluate(sampler, task, problems, task.prompt, SamplingParams(), store=tmp_path / "s.jsonl",
+                 name="x").right
+        for task in (number, text, number)
+    ]  # fmt: skip
+    assert counts == [len(problems), 0, len(problems)]

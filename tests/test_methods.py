@@ -6,9 +6,11 @@ What a run leaves is checked against what its own stores say, counted anew in pl
 import itertools
 import json
 import math
+import shutil
 from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file, save_file
 
 from selftaught import samplers, verifier
 from selftaught.cli import main
@@ -16,8 +18,9 @@ from selftaught.comparison import CompareConfig, run_compare
 from selftaught.embedded import embedded_model
 from selftaught.methods import shared, star
 from selftaught.methods.rft import RftConfig, run_rft
+from selftaught.methods.shared import open_run
 from selftaught.methods.step_dpo import StepDpoConfig, prefix_id, run_step_dpo
-from selftaught.methods.vstar import VstarConfig, run_vstar
+from selftaught.methods.vstar import VstarConfig, run_vstar, scores_of
 from selftaught.records import Rollout, read_rollouts
 from selftaught.selection import NothingToLearn
 from selftaught.steps import ValuedRollout
@@ -284,6 +287,26 @@ def test_best_of_k_is_what_choosing_by_the_stored_scores_gives(vstar: Path):
             for group in grouped.values()
         ]
         assert told["pass"][str(k)] == pytest.approx(any_right)
+
+
+def test_scores_are_kept_by_the_weights_of_the_verifier_and_not_by_its_folder(
+    vstar: Path, tmp_path: Path
+):
+    out = tmp_path / "moved"
+    shutil.copytree(vstar, out)
+    run = open_run(VstarConfig.small(**SMALL, out=out))
+    folder = out / "iteration-2"
+    rollouts = read_rollouts(folder / "candidates.graded.jsonl")
+    store = folder / "scores-verifier-2.json"
+    before = json.loads(store.read_text())["scores"]
+    written = store.stat().st_mtime_ns
+    assert scores_of(run, rollouts, out / "verifier-2", store) == before
+    assert store.stat().st_mtime_ns == written  # in another folder, and not computed again
+    weights = out / "verifier-2" / "model" / "model.safetensors"
+    tensors = {name: tensor * 1.5 for name, tensor in load_file(weights).items()}
+    weights.unlink()  # it may be a second name of another file
+    save_file(tensors, weights, metadata={"format": "pt"})
+    assert scores_of(run, rollouts, out / "verifier-2", store) != before
 
 
 def test_vstar_has_its_baselines_and_its_table(vstar: Path):

@@ -69,3 +69,16 @@ def test_a_torn_last_row_is_left_out(tmp_path: Path):
     write_rows(path, [{"iteration": 0}, {"iteration": 1}])
     path.write_bytes(path.read_bytes() + b'{"iteration": 2, "torn')
     assert read_rows(path) == [{"iteration": 0}, {"iteration": 1}]
+
+
+def test_a_run_graded_by_an_earlier_version_of_the_rules_is_refused(tmp_path: Path):
+    (tmp_path / "config.yaml").write_text("model: m\n")
+    (tmp_path / "versions.json").write_text(
+        '{"python": "3.11"}'
+    )  # written before rules had versions
+    write_config(tmp_path, {"model": "m"}, ())  # nothing is graded yet: it continues
+    (tmp_path / "versions.json").write_text('{"python": "3.11"}')
+    (tmp_path / "iteration-1").mkdir()
+    (tmp_path / "iteration-1" / "rollouts.graded.jsonl").write_text("{}\n")
+    with pytest.raises(ValueError, match=r"version 1 of the grading rules.*--out"):
+        write_config(tmp_path, {"model": "m"}, ())
