@@ -88,7 +88,7 @@ _OPEN_AFTER = re.compile(
 _PROSE = re.compile(
     r"\b(?:answers?|(?:correct|right|best)[ ](?:option|choice))(?:\*\*)?(?:[ ](?:to|for)[ ][^.\n:=]{1,80}?)?"
     r"(?:(?P<not>[ ]?(?:isn't|aren't|is[ ]not|are[ ]not|cannot[ ]be|can't[ ]be|wasn't|was[ ]not))\b"
-    r"|[ ](?:is|are|would[ ]be|will[ ]be|should[ ]be|must[ ]be|comes[ ]to|equals)\b|[ ]?[:=])[:=\s]{0,3}+",
+    r"|[ ](?:is|are|would[ ]be|will[ ]be|should[ ]be|must[ ]be|comes[ ]to|equals)\b|[ ]?[:=])[:=,\s]{0,3}+",
     re.IGNORECASE,
 )
 _SAYS_SOMETHING = re.compile(r"\w|[$\\({\[½⅓¼¾]")
@@ -369,14 +369,24 @@ _CHOICE_LEAD = (
 _ENDS_RIGHT = re.compile(
     r" ?(?:is|was) (?:the )?(?:correct|right|best|true|answer|most likely)(?: (?:answer|option|choice|one))?\W*+"
 )
-_NO_CHOICE = frozenset(
+_DENIED = frozenset(
     "not neither nor or either both except wrong incorrect never maybe perhaps isn't aren't cannot can't "
-    "could might may unless false".split()
+    "could might may unless false and is was are would should".split()
 )
+"""Words that may not follow a letter directly: the phrase then chooses another letter, or none."""
+_NO_CHOICE = _DENIED - {"and"} | frozenset(
+    "but anything unlikely be out exclude excluded excluding eliminate eliminated besides instead than "
+    "opposite doubt any all none worst least if".split()
+)
+"""Words that may not stand before a letter in brackets."""
 
 
-def _choice_reader(letters: str) -> Callable[[str], str | None]:
-    """A function that returns the letter (in upper case) that a whole phrase chooses, or None."""
+def _choice_reader(letters: str, *, tail_too: bool = True) -> Callable[[str], str | None]:
+    """Return a function that reads the letter (in upper case) that a whole phrase chooses, or None.
+
+    Args:
+        tail_too: whether words may stand before a letter in brackets, as in "blotter (c)".
+    """
     group = f"[{letters}]"
     head = re.compile(
         rf"{_CHOICE_LEAD}(?:\(({group})\)|({group})(?:\)|(?=[.:,]? *+$|[.:,] | ?- | is | was )))",
@@ -394,7 +404,7 @@ def _choice_reader(letters: str) -> Callable[[str], str | None]:
         plain = plain_phrase(sentence(phrase))
         if not plain:
             return None
-        plain = _RULED_OUT.sub("", plain).strip()
+        plain = _RULED_OUT.sub("", plain.rstrip("! ")).strip()
         match = head.match(plain)
         if match is not None:
             rest = plain[match.end() :]
@@ -403,11 +413,9 @@ def _choice_reader(letters: str) -> Callable[[str], str | None]:
                 return letter
             words = re.findall(r"[a-z']+", rest.lower())
             follows = other.search(rest) or [one for one in single.findall(rest) if one not in "AI"]
-            wrong = {"wrong", "incorrect"} & set(words) or (words[:1] or ["not"])[0] in (
-                *_NO_CHOICE, "and", "is", "was", "are", "would", "should",
-            )  # fmt: skip
+            wrong = {"wrong", "incorrect"} & set(words) or bool(_DENIED & set(words[:1]))
             return None if follows or wrong or rest.lstrip()[:1] in "/&|" else letter
-        match = tail.fullmatch(plain)
+        match = tail.fullmatch(plain) if tail_too else None
         if match is None or _NO_CHOICE & set(re.findall(r"[a-z']+", match[1].lower())):
             return None
         return match[2].upper()
@@ -424,9 +432,7 @@ def _choice_alone(
         return None
     last = re.split(r"(?<=[.!?])\s+(?=[A-Z(*\\])", lines[-1][-400:])[-1]
     letters = {found.upper() for found in bracketed.findall(last)}
-    if len(letters) <= 1 and read(last) is not None and not re.match(r"[A-Za-z' ,-]+ \(", last):
-        return last
-    if len(letters) <= 1 and re.match(rf"{_CHOICE_LEAD}\(", last, re.IGNORECASE) and read(last):
+    if len(letters) <= 1 and read(last) is not None:
         return last
     first = read(lines[0]) if len(lines[0]) <= 20 else None
     named = {found.upper() for found in bracketed.findall(text)}
@@ -441,7 +447,8 @@ def choice_letter(text: str, letters: str = "ABCDE") -> str | None:
     read = _choice_reader(letters)
     kind = Kind(read, lambda left, right: left == right)
     bracketed = re.compile(rf"\(([{letters}])\)", re.IGNORECASE)
-    phrase = stated(text, kind, lambda whole: _choice_alone(whole, read, bracketed))
+    plain = _choice_reader(letters, tail_too=False)
+    phrase = stated(text, kind, lambda whole: _choice_alone(whole, plain, bracketed))
     return None if phrase is None else read(phrase)
 
 

@@ -157,7 +157,7 @@ _OTHER_VALUE = frozenset(
     "recurring repeating prime conjugate "
     # negation, doubt, bounds, alternatives
     "not no nor neither never none cannot isn't wrong incorrect false invalid impossible excluded except unless "
-    "or and but if otherwise either both versus vs to than through until about around approximately approx "
+    "or and but if otherwise either both versus vs to than through thru until tops about around approximately approx "
     "roughly nearly almost circa maybe perhaps possibly probably likely ish odd even something guess estimate "
     "estimated rounded rounding least most maximum minimum max up down upward upwards upto under above below "
     "as less fewer negative positive short behind ahead past before "
@@ -209,7 +209,9 @@ for _name, _spellings in {
 _MONEY = frozenset({"dollar", "cent", "euro", "gbp", "penny", "yen", "rupee", "pound"})
 _POWERS = {"square": "2", "sq": "2", "cubic": "3", "cu": "3"}
 _SAME_UNITS = (frozenset({"pound", "lb"}), frozenset({"pound", "gbp"}))
-_UNIT_TOKEN = re.compile(r" ?([A-Za-z]+(?:['-][A-Za-z]+)*+|[%°/$€£¥₹¢])(?: ?\^ ?\{?([0-9])\}?)?")
+_UNIT_TOKEN = re.compile(
+    r" ?([A-Za-z]+(?:['-][A-Za-z]+)*+(?:(?<=s)')?|[%°/$€£¥₹¢])(?: ?\^ ?\{?([0-9])\}?)?"
+)
 _MOST_WORDS = 10
 
 

@@ -206,7 +206,11 @@ def symbolically_equal(gold: str, answer: str) -> bool:
         re.findall("[A-Z]", _COMMAND.sub("", right))
     ):
         return False  # the parser reads every letter as a small one
-    left, right = _as_intervals(left, right)
+    if {_connective(gold), _connective(answer)} == {"and", "or"} and _RELATION_SIGN.search(
+        left + right
+    ):
+        return False  # "x > 1 and x < 3" is no "x > 1 or x < 3"
+    left, right = _as_intervals(left, right, joined=_connective(gold) or _connective(answer))
     parts = _parts(left)
     unreadable = [text for text in _leaves(parts) if not _parsed(text)]
     if unreadable:
@@ -242,17 +246,41 @@ _BOUNDS = re.compile(rf"([^<>=]+?) ?({_RELATION}) ?([A-Za-z]) ?({_RELATION}) ?([
 _ELEMENT = re.compile(r"([A-Za-z]) ?\\in(?![A-Za-z]) ?")
 
 
-def _as_intervals(left: str, right: str) -> tuple[str, str]:
+_RELATION_SIGN = re.compile(r"[<>]|\\(?:le|ge|lt|gt)(?![A-Za-z])")
+
+
+def _connective(text: str) -> str:
+    """The word between the relations of an answer, "and" or "or", or "" where there is none."""
+    words = set(re.findall(r"(?<![A-Za-z])(?:and|or)(?![A-Za-z])", text))
+    relations = len(_RELATION_SIGN.findall(normalised(text)))
+    return words.pop() if len(words) == 1 and relations > 1 else ""
+
+
+def _as_intervals(left: str, right: str, joined: str = "") -> tuple[str, str]:
     """Both as intervals where one is an interval and the other an inequality: x > 3 is (3, \\infty)."""
     names = [found[1] for text in (left, right) if (found := _ELEMENT.match(text))]
     left, right = (_ELEMENT.sub("", text, count=1) for text in (left, right))
     kinds = [_parts(text).kind for text in (left, right)]
     intervals = [kind == "union" or kind.startswith("tuple") for kind in kinds]
     if intervals == [True, False]:
-        right = _interval(right, names) or right
+        right = _union(right, names, joined) or right
     elif intervals == [False, True]:
-        left = _interval(left, names) or left
+        left = _union(left, names, joined) or left
     return left, right
+
+
+def _union(text: str, names: list[str], joined: str) -> str | None:
+    """Inequalities with "or" between them as a union of intervals."""
+    pieces = _split(text, ",") if joined == "or" else [text]
+    found = [_interval(piece.strip(), names) for piece in pieces]
+    used = {
+        name
+        for piece in pieces
+        for name in re.findall(r"(?<![A-Za-z\\])[A-Za-z](?![A-Za-z])", piece)
+    }
+    if len(pieces) > 1 and len(used) > 1:
+        return None
+    return None if None in found else "\\cup ".join(map(str, found))
 
 
 def _interval(text: str, names: list[str]) -> str | None:
@@ -378,7 +406,7 @@ def _matched(gold: Any, answer: Any, same: Callable[[Any, Any], bool]) -> bool:
 
 _REPEATING = re.compile(r"([0-9]++)\.([0-9]*+)\\overline ?\{([0-9]++)\}")
 _DECIMAL = re.compile(r"([0-9]*+)\.([0-9]++)")
-_UNREADABLE = re.compile(r"[0-9] [0-9]|[0-9]\}?_|\\text|[%$!?#&@]{2}")
+_UNREADABLE = re.compile(r"\\[lc]?dots|\.\.\.|…|[0-9] [0-9]|[0-9]\}?_|\\text|[%$!?#&@]{2}")
 
 
 def _as_fraction(decimal: re.Match[str]) -> str:
