@@ -66,7 +66,9 @@ _BOX = re.compile(r"\\(?:boxed|fbox)(?![A-Za-z])[ \t]*+")
 _BARE_BOX = re.compile(r"-?[0-9][0-9.,]*+(?<![.,])|[A-Za-z](?![A-Za-z])")
 _BRACE = re.compile(r"\\.|[{}]", re.DOTALL)
 _JOINED = re.compile(
-    r"[ \t$]*+(?:,|;|&|(?:, ?)?(?:and|or)|\\quad|\\text ?\{ ?(?:and|or) ?\})?[ \t$]*+"
+    r"[ \t$]*+(?:,|;|&|(?:, ?)?(?:and|or)|\\quad|\\text ?\{ ?(?:and|or) ?\})?[ \t$]*+(?:[A-Za-z] ?= ?)?\$?"
+    r"|(?!.*\b(?:rather|no|not|actually|wait|so|then|thus|hence|therefore|gives?|is|now)\b)"
+    r"[^.\n]{0,30}\b(?:and|or)\b[^.\n]{0,30}"
 )
 _OPEN_BEFORE = re.compile(
     r"(?:\b(?:not|never|neither|nor|or|about|approximately|roughly|around|over|under|than|least|most|between"
@@ -91,6 +93,14 @@ _PROSE = re.compile(
     r"|[ ](?:is|are|would[ ]be|will[ ]be|should[ ]be|must[ ]be|comes[ ]to|equals)\b|[ ]?[:=])[:=,\s]{0,3}+",
     re.IGNORECASE,
 )
+_NOT_OURS = re.compile(
+    r"\b(?:wrong|incorrect|false|naive|tempting|possible|initial|first|previous|earlier|old|other|another|bad"
+    r"|intermediate|partial|approximate|expected|suggested)[ ]$"
+    r"|\b(?:if|suppose|supposing|assume|assuming|unless|whether|imagine|say|says|said|claims?|claimed"
+    r"|believes?|thought|guess|guessed|pretend|hypothesis)(?:,? that)?,? (?:the |my |our |her |his |their )?$",
+    re.IGNORECASE,
+)
+"""What makes the answer that follows one of somebody else, or of an assumption."""
 _SAYS_SOMETHING = re.compile(r"\w|[$\\({\[½⅓¼¾]")
 _SPACE = re.compile(r"\s*+")
 _LABEL = re.compile(
@@ -202,7 +212,11 @@ def _closing_braces(text: str) -> dict[int, int]:
 def _prose(text: str, boxes: Sequence[int]) -> list[Place]:
     """The phrases after "the answer is", without those that hold a box."""
     found = []
-    heads = [(match.start(), match.end(), match["not"] or "") for match in _PROSE.finditer(text)]
+    heads = [
+        (match.start(), match.end(), match["not"] or "")
+        for match in _PROSE.finditer(text)
+        if not _NOT_OURS.search(text, max(0, match.start() - 40), match.start())
+    ]
     heads += [(match.start(), match.end(), "") for match in _LABEL.finditer(text)]
     if opening := _OPENING_A.match(text):
         heads.append((opening.start(), opening.end(), ""))
@@ -325,7 +339,17 @@ def _agree(left: Any, right: Any) -> bool:
     return same_quantity(left, right) or same_quantity(right, left)
 
 
-NUMBER = Kind(lambda phrase: quantity(sentence(phrase)), _agree)
+_OTHER_NUMBER = re.compile(
+    r"(?<=\S),? (?:and )?not (?:the )?[$€£]?-?[0-9][0-9.,]*+(?: [A-Za-z]+)?\W*+$"
+)
+
+
+def _number_phrase(phrase: str) -> str:
+    """The first sentence of a phrase without a number that it rules out, as in "10, not 9"."""
+    return _OTHER_NUMBER.sub("", sentence(phrase))
+
+
+NUMBER = Kind(lambda phrase: quantity(_number_phrase(phrase)), _agree)
 _NAMED = re.compile(r"[\s$*\\(]*+[A-Za-z](?:_[A-Za-z0-9])? ?=(?!.*=)")
 
 
@@ -343,7 +367,7 @@ def _number_alone(text: str) -> str | None:
 def stated_number(completion: str) -> str | None:
     """Return the number, with its unit, that a completion states as its answer; None if there is none."""
     phrase = stated(completion, NUMBER, _number_alone)
-    return None if phrase is None else stated_value(sentence(phrase))
+    return None if phrase is None else stated_value(_number_phrase(phrase))
 
 
 def same_number(gold: str, answer: str) -> Verdict:

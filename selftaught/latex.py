@@ -52,7 +52,7 @@ LATEX = Kind(
 
 def same_expression(gold: str, answer: str) -> Verdict:
     """Compare by choice letter, spelling, number and text; undecided where only algebra can tell."""
-    left, right = without_name(normalised(gold), normalised(answer))
+    left, right = without_name(normalised(gold), _last_side(normalised(answer), gold))
     if not left:
         return Verdict(None, "empty gold")
     if _bracketed_letter(gold) and (choice := same_choice(gold, answer)).equal is not None:
@@ -69,6 +69,17 @@ def same_expression(gold: str, answer: str) -> Verdict:
     if _SUBSCRIPTED.search(left) or _SUBSCRIPTED.search(right):
         return Verdict(False, "another base")
     return Verdict(None, "form")
+
+
+def _last_side(answer: str, gold: str) -> str:
+    """The value of an answer that is a computation, "2^3 = 8", where gold is no equation."""
+    first, equals, last = answer.rpartition("=")
+    letters = re.search(
+        "[A-Za-z<>]", re.sub(r"\\\\(?:frac|cdot|times|sqrt|div)(?![A-Za-z])", "", first + last)
+    )
+    if not equals or "=" in gold or letters or _literal(first) == _literal(last):
+        return answer
+    return last.strip()
 
 
 _NO_SOLUTION = re.compile(
@@ -126,9 +137,15 @@ def _bracketed_letter(text: str) -> bool:
     return bool(re.fullmatch(r"\([A-Za-z]\)|[A-Z]", _no_text(normalised(text))))
 
 
+_ALL_REALS = re.compile(
+    r"\\math(?:bb|bf) ?\{?R\}?|\\R(?![A-Za-z])|\\text ?\{ ?all real(?: number)?s ?\}|all real(?: number)?s"
+)
+
+
 def normalised(text: str) -> str:
     """Return the text without wrappers, spacing commands, Unicode signs and thousands separators."""
     text = _unwrapped(ascii_signs(text))
+    text = _ALL_REALS.sub(r"(-\\infty,\\infty)", text)
     for written, meant in _WRITTEN.items():
         text = text.replace(written, meant)
     for pattern, meant in _REWRITTEN:

@@ -353,6 +353,7 @@ def _singular(word: str) -> str:
 _INT = r"[0-9]++"
 _GROUPED = (
     r"(?P<grouped>[1-9][0-9]{0,2}+(?:,[0-9]{3})++(?:\.[0-9]++)?+|[1-9][0-9]{0,2}+(?: [0-9]{3})++(?:\.[0-9]++)?+"
+    r"|[1-9][0-9]?+(?:,[0-9]{2}(?![0-9]))++,[0-9]{3}(?![0-9])|[1-9][0-9]{0,2}+(?:'[0-9]{3})++"
     r"|[1-9][0-9]{0,2}+(?:_[0-9]{3})++(?:\.[0-9]++)?+)"
 )
 _POINTS = r"(?P<points>[1-9][0-9]{0,2}+(?:(?:\.[0-9]{3}){2,}+(?:,[0-9]++)?+|\.[0-9]{3},[0-9]++))"
@@ -385,6 +386,7 @@ _SAID = re.compile(
     r"(?:is|would be|should be|must be|=|:)+[: ]*+)",
     re.IGNORECASE,
 )
+_NAME = re.compile(r"(?:[A-Za-z]{2,}[ ])*+[A-Za-z](?:_\{?[A-Za-z0-9]+\}?)?(?:\([A-Za-z0-9]\))?")
 _ARITHMETIC = re.compile(r"[0-9A-Za-z_{}\\ .+*/×÷()^%$€£-]*+")
 
 
@@ -431,7 +433,7 @@ def value_part(phrase: str) -> str | None:
     if lead := _LEAD.match(phrase):
         phrase = phrase[lead.end() :]
     *before, last = _EQUALS.split(phrase)
-    for place, side in enumerate(before):
+    for side in before:
         side = re.sub(r"(?<=[0-9]),(?=[0-9]{3})", "", side).strip()
         words = re.findall(r"[A-Za-z']+", side.replace("\\", " "))
         if not side or not _ARITHMETIC.fullmatch(side):
@@ -441,9 +443,16 @@ def value_part(phrase: str) -> str | None:
             for word in words
         ):
             return None
-        if place and words and re.search("[0-9]", side) and len(words[-1]) == 1:
-            return None  # x = 3 y = 4
+        if not _NAME.fullmatch(side) and _has_variable(side):
+            return None  # "2x = 38" is no value, nor is "x = 3 y = 4"
     return last.strip()
+
+
+def _has_variable(side: str) -> bool:
+    """Whether a side of an equation has a single letter other than a times sign and the words a and I."""
+    side = re.sub(r"\\[A-Za-z]+", " ", side)
+    side = re.sub(r"(?<=[0-9]) ?x ?(?=[0-9])", "*", side)
+    return bool(re.search(r"(?<![A-Za-z])(?![aI](?= [a-z]))[A-Za-z](?![A-Za-z])", side))
 
 
 def _read(phrase: str, nouns: bool) -> Quantity | None:
@@ -470,6 +479,8 @@ def _read(phrase: str, nouns: bool) -> Quantity | None:
     if value is None:
         return None
     rest = phrase[end:]
+    if match is None and rest.startswith(" of "):
+        return None  # "one of them"
     attached = bool(rest) and rest[0].isalpha()
     unit = _unit_of(rest.strip(), money, attached)
     if unit is None or (not nouns and not unit.known):
@@ -510,7 +521,7 @@ def _value_of(match: re.Match[str]) -> Fraction | None:
 
 def _plain_decimal(group: dict[str, str | None]) -> str | None:
     if written := group["grouped"]:
-        return re.sub("[, _]", "", written)
+        return re.sub("[, _']", "", written)
     if written := group["points"]:
         return written.replace(".", "").replace(",", ".")
     if written := group["comma"]:

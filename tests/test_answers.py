@@ -75,6 +75,12 @@ from selftaught.quantities import _NUMBER_WORDS, quantity, stated_value
         ("The answer is 5. Actually, it is 6.", None),
         ("\\boxed{5}\nWait, I made a mistake.", None),
         ("The answer is 3 in. by 4 in.", None),
+        ("A common wrong answer is 16.", None),
+        ("Suppose the answer is 10. Then both sides differ.", None),
+        ("The answer is one of the red balls.", None),
+        ("The answer is 2x = 38.", None),
+        ("The answer is 10, not 9.", "10"),
+        ("\\boxed{2} apples and \\boxed{9} pears", None),
         ("The answer is 12 p.m. Monday", None),
     ],
 )  # fmt: skip

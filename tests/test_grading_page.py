@@ -92,6 +92,18 @@ def test_labelled_answers_have_no_false_positive_and_at_most_3_percent_false_neg
     assert len(missed) <= 0.03 * sum(row["right"] for row in rows)
 
 
+@pytest.mark.slow
+def test_answers_labelled_by_somebody_else_have_no_false_positive(tasks: dict[str, Task]) -> None:
+    """360 pairs written from the policy alone; before they were read, 7 were false positives."""
+    lines = (GOLDEN / "answer_pairs_2.jsonl").read_text(encoding="utf-8").splitlines()
+    rows = [json.loads(line) for line in lines]
+    assert len(rows) == 360
+    seen = list(outcomes(rows, tasks))
+    assert not [(row, one.answer) for row, one in seen if one.correct and not row["right"]]
+    missed = [row["completion"] for row, one in seen if row["right"] and not one.correct]
+    assert len(missed) <= 0.03 * sum(row["right"] for row in rows), missed
+
+
 @pytest.mark.parametrize(
     "gold", ["50%", "\\frac12", "1.5 × 10^3", "½", "3½", "1 234 567", "5 m/s", "12 %", "２", "$5", "-5"]
 )  # fmt: skip

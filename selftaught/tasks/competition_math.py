@@ -462,6 +462,8 @@ def _same(gold: "Basic", answer: "Basic") -> bool:
         return _same_relation(gold, answer)
     if isinstance(gold, And) and isinstance(answer, And):
         return _matched(gold.args, answer.args, _same)
+    if isinstance(gold, Relational | And) and isinstance(answer, Relational | And):
+        return _same_solutions(gold, answer)
     if isinstance(gold, MatrixBase) and isinstance(answer, MatrixBase):
         return gold.shape == answer.shape and all(map(_same, gold.flat(), answer.flat()))
     if isinstance(gold, Expr) and isinstance(answer, Expr):
@@ -493,6 +495,16 @@ def _same_value(gold: "Expr", answer: "Expr") -> bool:
         return True
     names = _names(gold) | _names(answer)
     return all(_vanishes(_at(gold, point), _at(answer, point)) for point in _points(names))
+
+
+def _same_solutions(gold: Any, answer: Any) -> bool:
+    """Whether inequalities in one variable have the same real solutions: |x| < 3 and -3 < x < 3."""
+    if len(gold.free_symbols) != 1 or gold.free_symbols != answer.free_symbols:
+        return False
+    try:
+        return bool(gold.as_set() == answer.as_set())
+    except NotImplementedError:
+        return False
 
 
 def _same_relation(gold: "Basic", answer: "Basic") -> bool:
