@@ -9,6 +9,7 @@ from typing import Any, Literal
 import yaml
 from jsonargparse import ActionConfigFile, ArgumentParser, Namespace
 
+from selftaught.printable import printable
 from selftaught.run_folder import Watch, read_rows
 
 DONE = 0
@@ -97,19 +98,24 @@ def run(command: str, options: Namespace, bar: Callable[..., Any]) -> int:
     if dry_run:
         from selftaught.methods.shared import plan
 
-        print(plan(config))
+        print(printable(plan(config)))
         return DONE
     if done := read_rows(config.out / "metrics.jsonl"):
-        print(f"Continuing {config.out} after {done[-1].get('name', 'another method')!r}.")
-    watch = Watch(iteration=lambda row: print(_line(row), flush=True), progress=bar)
+        print(
+            printable(f"Continuing {config.out} after {done[-1].get('name', 'another method')!r}.")
+        )
+    watch = Watch(iteration=lambda row: print(printable(_line(row)), flush=True), progress=bar)
     summary = getattr(room, function)(config, watch)
-    print("\n" + (config.out / "report.md").read_text(encoding="utf-8"))
+    lines = ["\n" + (config.out / "report.md").read_text(encoding="utf-8")]
     if "best model" in summary:
-        print(f"Model   {summary['best model']}")
+        lines.append(f"Model   {summary['best model']}")
     if "verifier" in summary:
-        print(f"Verifier {summary['verifier']}")
-    print(f"Page    {config.out / 'report.html'}")
-    print(f"Run     {config.out}  (every rollout, every metric; repeat the command to continue)")
+        lines.append(f"Verifier {summary['verifier']}")
+    lines += [
+        f"Page    {config.out / 'report.html'}",
+        f"Run     {config.out}  (every rollout, every metric; repeat the command to continue)",
+    ]
+    print(printable("\n".join(lines)))
     return DONE
 
 
@@ -140,7 +146,6 @@ def _line(row: dict[str, Any]) -> str:
 
 
 def _solve(values: dict[str, Any]) -> int:
-    from selftaught.report import visible
     from selftaught.solving import Solver, read_questions, solve_file
 
     question = values.pop("question")
@@ -158,23 +163,20 @@ def _solve(values: dict[str, Any]) -> int:
         solution = solver.solve(question, seen=lambda index, one: print(_candidate(index, one), flush=True))  # fmt: skip
     if solution.scores is not None:
         print("scores  " + " ".join(f"{score:.2f}" for score in solution.scores))
-    print(f"answer  {visible(str(solution.answer))}  ({solution.support} of {len(solution.completions)} candidates)")  # fmt: skip
-    print(visible(solution.completion))
+    print(f"answer  {printable(str(solution.answer))}  ({solution.support} of {len(solution.completions)} candidates)")  # fmt: skip
+    print(printable(solution.completion))
     return DONE
 
 
 def _candidate(index: int, completion: Any) -> str:
-    from selftaught.report import visible
-
-    return f"[{index + 1}] {visible(' '.join(completion.text.split())[:160])}"
+    return f"[{index + 1}] {printable(' '.join(completion.text.split())[:160])}"
 
 
 def _solve_file(solver: Any, questions: Sequence[Any], ask: SolveOptions, solve_file: Any) -> int:
-    from selftaught.report import visible
     from selftaught.run_folder import hold
 
     out = ask.out or Path("runs/solved.jsonl")
     with hold(out.parent, f"{out.name}.lock"):
-        count = solve_file(solver, questions, out, told=lambda one: print(visible(f"{one.question[:60]}  ->  {one.answer}  ({one.support} of {len(one.completions)})"), flush=True))  # fmt: skip
-    print(f"{count} answers in {out}")
+        count = solve_file(solver, questions, out, told=lambda one: print(printable(f"{one.question[:60]}  ->  {one.answer}  ({one.support} of {len(one.completions)})"), flush=True))  # fmt: skip
+    print(printable(f"{count} answers in {out}"))
     return DONE

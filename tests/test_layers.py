@@ -22,6 +22,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "equations": set(),
     "metrics": set(),
     "plots": set(),
+    "printable": set(),
     "quiet": set(),
     "wheel_models": set(),
     "prompts": {"records"},
@@ -38,11 +39,11 @@ MAY_IMPORT: dict[str, set[str]] = {
     "grading": {"tasks", "answers", "records"},
     "evaluation": {"tasks", "rollouts", "grading", "metrics", "samplers", "prompts", "records"},
     "bulk": {"grading", "prompts", "records", "selection", "tasks"},
-    "report": BELOW_EVALUATION | {"evaluation", "plots"},
+    "report": BELOW_EVALUATION | {"evaluation", "plots", "printable"},
     "steps": {"metrics", "records"},
     "verifier": {"prompts", "records", "samplers", "training"},
     "candidates": {"answers", "metrics", "records"},
-    "method_pages": {"evaluation", "plots", "records", "report", "run_folder"},
+    "method_pages": {"evaluation", "plots", "printable", "records", "report", "run_folder"},
     "step_pages": {"metrics", "records", "report", "steps"},
     "methods": BELOW_EVALUATION
     | {"candidates", "evaluation", "launch", "method_pages", "report", "step_pages", "steps"}
@@ -50,15 +51,16 @@ MAY_IMPORT: dict[str, set[str]] = {
     "solving": {"candidates", "embedded", "prompts", "records", "samplers", "tasks", "verifier"},
     "comparison": BELOW_EVALUATION
     | {"candidates", "evaluation", "launch", "method_pages", "methods", "steps"},
-    "method_commands": {"comparison", "methods", "report", "run_folder", "solving"},
+    "method_commands": {"comparison", "methods", "printable", "report", "run_folder", "solving"},
     "pause": {"prompts", "records"},
-    "quiet_pages": {"plots", "report", "records"},
+    "quiet_pages": {"plots", "printable", "report", "records"},
     "quiet_explore": {"quiet", "quiet_pages"},
     "quiet_commands": {
         "quiet",
         "quiet_pages",
         "quiet_explore",
         "embedded",
+        "printable",
         "records",
         "run_folder",
         "samplers",
@@ -68,7 +70,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     | {"pause", "quiet", "quiet_commands", "evaluation", "report"},
     "cli": BELOW_EVALUATION
     | {"evaluation", "report", "methods", "wheel_models", "quiet_commands", "pause_commands"}
-    | {"launch", "method_commands", "bulk"},
+    | {"launch", "method_commands", "bulk", "printable"},
     "__init__": BELOW_EVALUATION | {"evaluation"},
 }
 DOORS: dict[str, set[str]] = {
