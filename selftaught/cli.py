@@ -323,7 +323,9 @@ def _star_arguments(parser: ArgumentParser, given: list[str]) -> None:
                         help="print the plan, the first prompt and the work, and stop")  # fmt: skip
     named = {one.split("=")[0] for one in given}
     if not named & {"--model", "--config"}:
-        parser.set_defaults(plain_defaults(StarConfig.embedded()))
+        # The number of completions at a time is an option of the default sampler only.
+        changes = {"sampler_options": {}} if "--sampler" in named else {}
+        parser.set_defaults(plain_defaults(StarConfig.embedded(**changes)))
 
 
 def plain_defaults(config: "StarConfig") -> dict[str, Any]:

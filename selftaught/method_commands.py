@@ -15,12 +15,12 @@ from selftaught.run_folder import Watch, read_rows
 DONE = 0
 
 METHODS = {
-    "rft": ("selftaught.methods.rft", "RftConfig", "run_rft"),
-    "vstar": ("selftaught.methods.vstar", "VstarConfig", "run_vstar"),
-    "step-dpo": ("selftaught.methods.step_dpo", "StepDpoConfig", "run_step_dpo"),
-    "compare": ("selftaught.comparison", "CompareConfig", "run_compare"),
+    "rft": ("selftaught.methods.rft", "RftConfig", "run_rft", "open_rft"),
+    "vstar": ("selftaught.methods.vstar", "VstarConfig", "run_vstar", "open_vstar"),
+    "step-dpo": ("selftaught.methods.step_dpo", "StepDpoConfig", "run_step_dpo", "open_step_dpo"),
+    "compare": ("selftaught.comparison", "CompareConfig", "run_compare", "open_compare"),
 }
-"""Module, options and function of each command."""
+"""Module, options, function and check of each command."""
 TOLD_BY = {"rft": "skip_gold_class", "vstar": "pairs_per_problem", "step-dpo": "wrong_per_problem",
            "compare": "budget"}  # fmt: skip
 """An option that only the configuration of this method's runs has."""
@@ -76,13 +76,15 @@ def add_arguments(command: str, parser: ArgumentParser, given: Sequence[str]) ->
         parser.add_argument("question", help="a question; or use --file", nargs="?")
         parser.add_class_arguments(SolveOptions, as_group=False)
         return
-    module, options, _ = METHODS[command]
+    module, options, _, _ = METHODS[command]
     config = getattr(import_module(module), options)
     parser.add_class_arguments(config, as_group=False)
     parser.add_argument("--dry_run", type=bool, default=False,
                         help="print the plan, the first prompt and the settings, and stop")  # fmt: skip
-    if not {one.split("=")[0] for one in given} & {"--model", "--config"}:
-        small = config.small()
+    named = {one.split("=")[0] for one in given}
+    if not named & {"--model", "--config"}:
+        # The number of completions at a time is an option of the default sampler only.
+        small = config.small(**({"sampler_options": {}} if "--sampler" in named else {}))
         parser.set_defaults({one.name: getattr(small, one.name) for one in fields(small)})
 
 
@@ -91,14 +93,14 @@ def run(command: str, options: Namespace, bar: Callable[..., Any]) -> int:
     values = {name: options[name] for name in vars(options)}
     if command == "solve":
         return _solve(values)
-    module, name, function = METHODS[command]
+    module, name, function, opened = METHODS[command]
     room = import_module(module)
     dry_run = values.pop("dry_run")
     config = getattr(room, name)(**values)
     if dry_run:
         from selftaught.methods.shared import plan
 
-        print(printable(plan(config)))
+        print(printable(plan(getattr(room, opened)(config), room.CHANGEABLE)))
         return DONE
     if done := read_rows(config.out / "metrics.jsonl"):
         print(
