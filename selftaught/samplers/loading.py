@@ -210,10 +210,9 @@ def context_of(model: str, engine: str, options: Mapping[str, Any]) -> int | Non
     return _context_said(config)
 
 
-BYTES_PER_TOKEN, MOST_EXPANSION = 3, 12
-"""A token stands for a character or a byte, of which an ASCII character has at most three once a
-tokenizer has replaced it; Unicode's compatibility forms write other characters with up to 12 times
-their bytes."""
+MOST_EXPANSION, MOST_ADDED = 12, 16
+"""Tokens per byte of text that is not ASCII, which Unicode's compatibility forms may write with up to 12
+times its bytes, and tokens that a tokenizer adds. An ASCII character is one token at most."""
 
 
 def check_fitting(
@@ -244,8 +243,9 @@ def _surely_fits(prompt: Text, room: float) -> bool:
     """Whether a prompt of text is so short that it fits whatever the tokenizer."""
     if not isinstance(prompt, str) or not prompt:
         return False
-    each = BYTES_PER_TOKEN if prompt.isascii() else MOST_EXPANSION
-    return each * len(prompt.encode("utf-8", "surrogatepass")) + 16 <= room
+    whole = len(prompt.encode("utf-8", "surrogatepass"))
+    plain = whole if prompt.isascii() else len(prompt.encode("ascii", "ignore"))
+    return plain + MOST_EXPANSION * (whole - plain) + MOST_ADDED <= room
 
 
 def folder_fingerprint(model: str) -> str:
