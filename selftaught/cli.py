@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import yaml
 from jsonargparse import ActionConfigFile, ArgumentParser, Namespace, set_parsing_settings
 
+from selftaught.printable import printable
 from selftaught.records import write_atomically
 
 if TYPE_CHECKING:
@@ -322,7 +323,9 @@ def _star_arguments(parser: ArgumentParser, given: list[str]) -> None:
                         help="print the plan, the first prompt and the work, and stop")  # fmt: skip
     named = {one.split("=")[0] for one in given}
     if not named & {"--model", "--config"}:
-        parser.set_defaults(plain_defaults(StarConfig.embedded()))
+        # The number of completions at a time is an option of the default sampler only.
+        changes = {"sampler_options": {}} if "--sampler" in named else {}
+        parser.set_defaults(plain_defaults(StarConfig.embedded(**changes)))
 
 
 def plain_defaults(config: "StarConfig") -> dict[str, Any]:
@@ -430,17 +433,17 @@ def _star(options: Namespace) -> int:
     dry_run = options.pop("dry_run")
     config = StarConfig(**_values(options))
     if dry_run:
-        print(plan(config))
+        _say(plan(config))
         return DONE
     metrics = config.out / "metrics.jsonl"
     if done := read_rows(metrics):
-        print(f"Continuing {config.out} after iteration {done[-1]['iteration']}.")
+        _say(f"Continuing {config.out} after iteration {done[-1]['iteration']}.")
 
     def tell(row: dict[str, Any]) -> None:
         print(_iteration_line(row), flush=True)
 
     summary = run_star(config, Watch(iteration=tell, progress=_bar))
-    print("\n" + digits_table(read_rows(metrics)))
+    _say("\n" + digits_table(read_rows(metrics)))
     print("\n" + _ending(config, summary))
     return DONE
 
@@ -481,8 +484,6 @@ def _ending(config: "StarConfig", summary: dict[str, Any]) -> str:
         f"Stopped: {summary['why stopped']}. Best: iteration {summary['best']}."
         if summary["best"]
         else f"Stopped: {summary['why stopped']}. No iteration beat the base model.",
-        f"Test, never trained on: {base.accuracy:.1%} [{base.low:.1%}, {base.high:.1%}] -> "
-        f"{_bold(f'{best.accuracy:.1%}')} [{best.low:.1%}, {best.high:.1%}] ({best.n} problems).",
         f"Model   {summary['best model']}",
         f"Page    {out / 'report.html'}",
         f"Run     {out}  (every rollout, every metric; repeat the command to continue)",
@@ -490,7 +491,12 @@ def _ending(config: "StarConfig", summary: dict[str, Any]) -> str:
         f"--out {out / 'evaluate.jsonl'}",
         f"        selftaught report {out} ANOTHER_RUN",
     ]
-    return "\n".join(lines)
+    tested = (
+        f"Test, never trained on: {base.accuracy:.1%} [{base.low:.1%}, {base.high:.1%}] -> "
+        f"{_bold(f'{best.accuracy:.1%}')} [{best.low:.1%}, {best.high:.1%}] ({best.n} problems)."
+    )
+    stopped, *where = map(printable, lines)
+    return "\n".join([stopped, tested, *where])
 
 
 def _task_flags(task: str, options: dict[str, Any]) -> str:
@@ -518,8 +524,8 @@ def _sample(options: Namespace) -> int:
             origin="rationalized" if ask.hint else "sampled",
         )  # fmt: skip
     _remember(ask, ask.out)
-    print(f"{count} rollouts in {ask.out}")
-    print(f"Next: selftaught grade{_task_flags(ask.task, ask.task_options)} {ask.out}")
+    _say(f"{count} rollouts in {ask.out}")
+    _say(f"Next: selftaught grade{_task_flags(ask.task, ask.task_options)} {ask.out}")
     return DONE
 
 
@@ -532,7 +538,7 @@ def _grade(options: Namespace) -> int:
     with _told(how.out, "grade"):
         counts = grade_stores(stores, how.out, how.task, how.task_options, workers=how.workers)
     told = ", ".join(f"{counts.get(outcome, 0)} {outcome}" for outcome in OUTCOMES)
-    print(f"{told}: {how.out}")
+    _say(f"{told}: {how.out}")
     return DONE
 
 
@@ -547,8 +553,8 @@ def _select(options: Namespace) -> int:
         stores, how.out, how.keep, style,
         distinct_by=how.distinct_by, at_most=how.at_most, workers=how.workers,
     )  # fmt: skip
-    print(f"{kept} of {count} rollouts kept: {how.out}")
-    print(f"Next: selftaught train sft --model MODEL --data {how.out}")
+    _say(f"{kept} of {count} rollouts kept: {how.out}")
+    _say(f"Next: selftaught train sft --model MODEL --data {how.out}")
     return DONE
 
 
@@ -572,8 +578,8 @@ def _train(options: Namespace) -> int:
         done = launch(stage, launch_of(how), advance)
     _remember(how, how.out)
     what = "examples" if kind == "sft" else "preferences"
-    print(f"{done.steps} steps on {done.trained_on} {what} ({done.too_long} too long), "
-          f"loss {done.loss:.3f}: {done.model}")  # fmt: skip
+    _say(f"{done.steps} steps on {done.trained_on} {what} ({done.too_long} too long), "
+         f"loss {done.loss:.3f}: {done.model}")  # fmt: skip
     return DONE
 
 
@@ -629,19 +635,18 @@ def _report(options: Namespace) -> int:
     from selftaught.method_commands import report_of
 
     if len(runs) == 1 and (write := report_of(runs[0])):
-        print(write(runs[0]))
+        _say(str(write(runs[0])))
         return DONE
     page = run_report(runs[0]) if len(runs) == 1 else compare_runs(runs, Path(options.out))
-    print(page)
+    _say(str(page))
     return DONE
 
 
 def _status(options: Namespace) -> int:
-    from selftaught.report import visible
     from selftaught.status import read_status, status_lines
 
     told = read_status(Path(options.run))
-    print(json.dumps(told) if options.as_json else visible("\n".join(status_lines(told))))
+    print(json.dumps(told) if options.as_json else printable("\n".join(status_lines(told))))
     return DONE
 
 
@@ -787,8 +792,13 @@ def _bold(text: str) -> str:
     return text if plain else f"\033[1m{text}\033[0m"
 
 
+def _say(text: str) -> None:
+    """Print to standard output, with control and invisible characters spelled out."""
+    print(printable(text), flush=True)
+
+
 def _tell(text: str) -> None:
-    print(text, file=sys.stderr)
+    print(printable(text), file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ import logging
 import os
 import socket
 from collections.abc import Callable, Mapping, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -28,10 +29,9 @@ def connect(address: str | None = None) -> bool:
     """
     for name, value in _QUIET.items():
         os.environ.setdefault(name, value)
-    try:
-        import ray
-    except ImportError:
-        raise ImportError('Ray is not installed: pip install "selftaught[ray]".') from None
+    check_installed()
+    import ray
+
     if ray.is_initialized():
         return False
     from ray.exceptions import AuthenticationError
@@ -58,6 +58,12 @@ def connect(address: str | None = None) -> bool:
             "one with `ray start --head`, or give the address of its head."
         ) from None
     return True
+
+
+def check_installed() -> None:
+    """Raise an ImportError that says how to install Ray, if it is not."""
+    if find_spec("ray") is None:
+        raise ImportError('Ray is not installed: pip install "selftaught[ray]".')
 
 
 def _answers(address: str | None) -> None:

@@ -14,7 +14,7 @@ from selftaught.candidates import Candidates, candidates_of, chosen, powers, sha
 from selftaught.evaluation import Evaluation
 from selftaught.launch import PLACE
 from selftaught.method_pages import Figure, Section, Table, method_report, shown
-from selftaught.methods.rft import RftConfig, run_rft
+from selftaught.methods.rft import RftConfig, open_rft, run_rft
 from selftaught.methods.shared import (
     MethodConfig,
     Row,
@@ -30,9 +30,10 @@ from selftaught.methods.shared import (
     trained_row,
     write_summary,
 )
-from selftaught.methods.star import StarConfig, run_star
-from selftaught.methods.step_dpo import StepDpoConfig, decoder, run_step_dpo
-from selftaught.methods.vstar import VstarConfig, run_vstar
+from selftaught.methods.star import StarConfig, open_star, run_star
+from selftaught.methods.step_dpo import StepDpoConfig, decoder, open_step_dpo, run_step_dpo
+from selftaught.methods.vstar import VstarConfig, open_vstar, run_vstar
+from selftaught.preflight import check_method_options
 from selftaught.prompts import PromptStyle, bare, styled
 from selftaught.records import read_rollouts
 from selftaught.run_folder import Watch, hold, link_tree, read_rows, write_config
@@ -117,7 +118,7 @@ def run_compare(config: CompareConfig, watch: Watch | None = None) -> Row:
         reported(config.out / "status.json", "comparison", watch) as watch,
         Engine(config.sampler, config.sampler_options) as engine,
     ):
-        run = open_run(config, watch, engine)
+        run = open_compare(config, watch, engine)
         write_config(config.out, config.plain(), CHANGEABLE)
         once(run, "SFT", lambda: _sft(run))
         pilot = _pilot(run)
@@ -127,6 +128,21 @@ def run_compare(config: CompareConfig, watch: Watch | None = None) -> Row:
             once(run, NAMES[method], lambda at=method: _row(run, at, plans[at]))
             report(config.out)
         return _finish(run)
+
+
+def open_compare(
+    config: CompareConfig, watch: Watch | None = None, engine: Engine | None = None
+) -> Run:
+    """Check everything a comparison needs, as each of its methods does; see `open_run`."""
+    own = {"star": StarConfig, "rft": RftConfig, "vstar": VstarConfig, "step_dpo": StepDpoConfig}
+    for name, options in own.items():
+        check_method_options(name, options, getattr(config, name))
+    run = open_run(config, watch, engine)
+    for name in config.methods:
+        # How many samples a method may draw is known after the pilot only; its checks need no number.
+        settings = METHODS[name].settings(run, Pilot(1.0, 1.0, 0), config.budget)
+        METHODS[name].open(replace(settings, model=config.model))
+    return run
 
 
 def _sft(run: Run) -> Row:
@@ -325,15 +341,21 @@ def _choices(run: Run, among: Candidates, best: Mapping[str, list[float]] | None
 class _Method:
     settings: Callable[[Run, Pilot, int], Any]
     run: Callable[[Any, Watch], Row]
+    open: Callable[[Any], Any]
+    """Checks everything that its run needs."""
     final: Callable[[Any], str]
     """The name of the row of its result."""
 
 
 METHODS: dict[str, _Method] = {
-    "star": _Method(star_settings, run_star, lambda config: "best"),
-    "rft": _Method(rft_settings, run_rft, lambda config: f"RFT, k={max(config.k)}"),
-    "vstar": _Method(vstar_settings, run_vstar, lambda config: f"iteration {config.iterations}"),
-    "step_dpo": _Method(step_dpo_settings, run_step_dpo, lambda config: _final_step_row(config)),
+    "star": _Method(star_settings, run_star, open_star, lambda config: "best"),
+    "rft": _Method(rft_settings, run_rft, open_rft, lambda config: f"RFT, k={max(config.k)}"),
+    "vstar": _Method(
+        vstar_settings, run_vstar, open_vstar, lambda config: f"iteration {config.iterations}"
+    ),
+    "step_dpo": _Method(
+        step_dpo_settings, run_step_dpo, open_step_dpo, lambda config: _final_step_row(config)
+    ),
 }
 
 

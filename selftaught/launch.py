@@ -131,22 +131,19 @@ def run_stage(
         ValueError: what `train_sft` and its like raise, or another number of processes.
     """
     lora = lora_config(**stage.lora) if stage.lora is not None else None
+    config = stage_config(stage.kind, stage.checkpoints, stage.options)
     match stage.kind:
         case "sft":
-            config: Any = sft_config(stage.checkpoints, **stage.options)
             train: Any = partial(train_sft, stage.model, read_examples(stage.rows))
         case "dpo":
-            config = dpo_config(stage.checkpoints, **stage.options)
             train = partial(train_dpo, stage.model, read_preferences(stage.rows))
         case "outcome":
-            config = outcome_config(stage.checkpoints, **stage.options)
             judged = [
                 Judged(row["prompt"], tuple(row["ids"]), row["right"])
                 for row in read_jsonl(stage.rows)
             ]
             train = partial(train_outcome, stage.model, judged)
         case "weighted":
-            config = sft_config(stage.checkpoints, **stage.options)
             train = partial(train_weighted, stage.model, list(read_jsonl(stage.rows)))
     if processes is not None and config.world_size != processes:
         raise ValueError(
@@ -154,6 +151,21 @@ def run_stage(
             f"{config.world_size}. Nothing was trained: the launcher's settings give another number."
         )
     return train(config, out=stage.out, peft_config=lora, progress=progress)
+
+
+def stage_config(kind: Kind, checkpoints: Path, options: Mapping[str, Any]) -> Any:
+    """The trainer's config of a kind of stage.
+
+    Raises:
+        ValueError: an option cannot be used; names it.
+    """
+    match kind:
+        case "dpo":
+            return dpo_config(checkpoints, **options)
+        case "outcome":
+            return outcome_config(checkpoints, **options)
+        case "sft" | "weighted":
+            return sft_config(checkpoints, **options)
 
 
 def launch(stage: Stage, how: Launch, progress: Progress | None = None) -> Training:
@@ -185,6 +197,10 @@ def refuse_unfit(how: Launch, options: Mapping[str, Any]) -> None:
     size = options.get("per_device_train_batch_size", 8)
     batches = options.get("gradient_accumulation_steps", 1)
     _, shared = shared_batch(size, batches, how.num_processes)
+    if how.launcher == "ray":
+        from selftaught import cluster
+
+        cluster.check_installed()
     if how.launcher in ("torchrun", "accelerate"):
         _refuse_too_few_devices(how)
     if how.accelerate_config is not None:

@@ -9,17 +9,18 @@ from typing import Any, Literal
 import yaml
 from jsonargparse import ActionConfigFile, ArgumentParser, Namespace
 
+from selftaught.printable import printable
 from selftaught.run_folder import Watch, read_rows
 
 DONE = 0
 
 METHODS = {
-    "rft": ("selftaught.methods.rft", "RftConfig", "run_rft"),
-    "vstar": ("selftaught.methods.vstar", "VstarConfig", "run_vstar"),
-    "step-dpo": ("selftaught.methods.step_dpo", "StepDpoConfig", "run_step_dpo"),
-    "compare": ("selftaught.comparison", "CompareConfig", "run_compare"),
+    "rft": ("selftaught.methods.rft", "RftConfig", "run_rft", "open_rft"),
+    "vstar": ("selftaught.methods.vstar", "VstarConfig", "run_vstar", "open_vstar"),
+    "step-dpo": ("selftaught.methods.step_dpo", "StepDpoConfig", "run_step_dpo", "open_step_dpo"),
+    "compare": ("selftaught.comparison", "CompareConfig", "run_compare", "open_compare"),
 }
-"""Module, options and function of each command."""
+"""Module, options, function and check of each command."""
 TOLD_BY = {"rft": "skip_gold_class", "vstar": "pairs_per_problem", "step-dpo": "wrong_per_problem",
            "compare": "budget"}  # fmt: skip
 """An option that only the configuration of this method's runs has."""
@@ -75,13 +76,15 @@ def add_arguments(command: str, parser: ArgumentParser, given: Sequence[str]) ->
         parser.add_argument("question", help="a question; or use --file", nargs="?")
         parser.add_class_arguments(SolveOptions, as_group=False)
         return
-    module, options, _ = METHODS[command]
+    module, options, _, _ = METHODS[command]
     config = getattr(import_module(module), options)
     parser.add_class_arguments(config, as_group=False)
     parser.add_argument("--dry_run", type=bool, default=False,
                         help="print the plan, the first prompt and the settings, and stop")  # fmt: skip
-    if not {one.split("=")[0] for one in given} & {"--model", "--config"}:
-        small = config.small()
+    named = {one.split("=")[0] for one in given}
+    if not named & {"--model", "--config"}:
+        # The number of completions at a time is an option of the default sampler only.
+        small = config.small(**({"sampler_options": {}} if "--sampler" in named else {}))
         parser.set_defaults({one.name: getattr(small, one.name) for one in fields(small)})
 
 
@@ -90,26 +93,31 @@ def run(command: str, options: Namespace, bar: Callable[..., Any]) -> int:
     values = {name: options[name] for name in vars(options)}
     if command == "solve":
         return _solve(values)
-    module, name, function = METHODS[command]
+    module, name, function, opened = METHODS[command]
     room = import_module(module)
     dry_run = values.pop("dry_run")
     config = getattr(room, name)(**values)
     if dry_run:
         from selftaught.methods.shared import plan
 
-        print(plan(config))
+        print(printable(plan(getattr(room, opened)(config), room.CHANGEABLE)))
         return DONE
     if done := read_rows(config.out / "metrics.jsonl"):
-        print(f"Continuing {config.out} after {done[-1].get('name', 'another method')!r}.")
-    watch = Watch(iteration=lambda row: print(_line(row), flush=True), progress=bar)
+        print(
+            printable(f"Continuing {config.out} after {done[-1].get('name', 'another method')!r}.")
+        )
+    watch = Watch(iteration=lambda row: print(printable(_line(row)), flush=True), progress=bar)
     summary = getattr(room, function)(config, watch)
-    print("\n" + (config.out / "report.md").read_text(encoding="utf-8"))
+    lines = ["\n" + (config.out / "report.md").read_text(encoding="utf-8")]
     if "best model" in summary:
-        print(f"Model   {summary['best model']}")
+        lines.append(f"Model   {summary['best model']}")
     if "verifier" in summary:
-        print(f"Verifier {summary['verifier']}")
-    print(f"Page    {config.out / 'report.html'}")
-    print(f"Run     {config.out}  (every rollout, every metric; repeat the command to continue)")
+        lines.append(f"Verifier {summary['verifier']}")
+    lines += [
+        f"Page    {config.out / 'report.html'}",
+        f"Run     {config.out}  (every rollout, every metric; repeat the command to continue)",
+    ]
+    print(printable("\n".join(lines)))
     return DONE
 
 
@@ -140,7 +148,6 @@ def _line(row: dict[str, Any]) -> str:
 
 
 def _solve(values: dict[str, Any]) -> int:
-    from selftaught.report import visible
     from selftaught.solving import Solver, read_questions, solve_file
 
     question = values.pop("question")
@@ -158,23 +165,20 @@ def _solve(values: dict[str, Any]) -> int:
         solution = solver.solve(question, seen=lambda index, one: print(_candidate(index, one), flush=True))  # fmt: skip
     if solution.scores is not None:
         print("scores  " + " ".join(f"{score:.2f}" for score in solution.scores))
-    print(f"answer  {visible(str(solution.answer))}  ({solution.support} of {len(solution.completions)} candidates)")  # fmt: skip
-    print(visible(solution.completion))
+    print(f"answer  {printable(str(solution.answer))}  ({solution.support} of {len(solution.completions)} candidates)")  # fmt: skip
+    print(printable(solution.completion))
     return DONE
 
 
 def _candidate(index: int, completion: Any) -> str:
-    from selftaught.report import visible
-
-    return f"[{index + 1}] {visible(' '.join(completion.text.split())[:160])}"
+    return f"[{index + 1}] {printable(' '.join(completion.text.split())[:160])}"
 
 
 def _solve_file(solver: Any, questions: Sequence[Any], ask: SolveOptions, solve_file: Any) -> int:
-    from selftaught.report import visible
     from selftaught.run_folder import hold
 
     out = ask.out or Path("runs/solved.jsonl")
     with hold(out.parent, f"{out.name}.lock"):
-        count = solve_file(solver, questions, out, told=lambda one: print(visible(f"{one.question[:60]}  ->  {one.answer}  ({one.support} of {len(one.completions)})"), flush=True))  # fmt: skip
-    print(f"{count} answers in {out}")
+        count = solve_file(solver, questions, out, told=lambda one: print(printable(f"{one.question[:60]}  ->  {one.answer}  ({one.support} of {len(one.completions)})"), flush=True))  # fmt: skip
+    print(printable(f"{count} answers in {out}"))
     return DONE

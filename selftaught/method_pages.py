@@ -9,6 +9,7 @@ from markupsafe import Markup
 
 from selftaught.evaluation import Evaluation, Tally
 from selftaught.plots import interval_plot
+from selftaught.printable import printable
 from selftaught.records import write_atomically
 from selftaught.report import markdown, percent, rendered, shortened
 from selftaught.run_folder import read_json, read_rows
@@ -111,4 +112,4 @@ def _markdown(title: str, lead: str, sections: Sequence[Section]) -> str:
         parts += [f"## {section.title}", section.words]
         for table in section.tables:
             parts += [markdown(table.head, table.rows), *([table.note] if table.note else [])]
-    return "\n\n".join(shortened(part, 100_000) for part in parts if part) + "\n"
+    return printable("\n\n".join(shortened(part, 100_000) for part in parts if part) + "\n")

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import yaml
 from jsonargparse import ActionConfigFile, ArgumentParser, Namespace
 
+from selftaught.printable import printable
 from selftaught.records import write_atomically
 
 if TYPE_CHECKING:
@@ -258,7 +259,7 @@ def _tell_training(
               f"{last['nll_with']:.3f} with thoughts, {last['tokens_per_second']:.0f} tokens/s.")  # fmt: skip
     if before and after:
         print(_table({"before, not thinking": before, "after": after}))
-    print(f"Model   {how.out / 'model'}\nPage    {page}")
+    print(printable(f"Model   {how.out / 'model'}\nPage    {page}"))
     print(f"Next    selftaught quiet explore --model {how.out / 'model'} --text FILE")
 
 
@@ -280,13 +281,19 @@ def _evaluate(how: EvaluateOptions, bar: Bar) -> None:
 def _generate(how: GenerateOptions, prompt: str) -> None:
     from transformers import StoppingCriteriaList, StopStringCriteria, TextStreamer
 
+    class PrintableStreamer(TextStreamer):
+        def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
+            super().on_finalized_text(printable(text), stream_end)
+
     model, tokenizer = _open(how.model)
     text = sys.stdin.read() if prompt == "-" else prompt
     ids = tokenizer(text, return_tensors="pt").to(model.base.device)
     _refuse_too_long(model, ids.input_ids.shape[1] + how.max_new_tokens, "--max_new_tokens")
     stops: Any = [StopStringCriteria(tokenizer, how.stop)] if how.stop else []
     streamer = (
-        None if how.stop else TextStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
+        None
+        if how.stop
+        else PrintableStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
     )  # type: ignore[arg-type]
     when = _thinking(how)
     whole = model.generate(
@@ -298,7 +305,7 @@ def _generate(how: GenerateOptions, prompt: str) -> None:
     )  # fmt: skip
     if how.stop:
         new = tokenizer.decode(whole[0, ids.input_ids.shape[1] :], skip_special_tokens=True)
-        print(min((str(new).split(stop)[0] for stop in how.stop), key=len))
+        print(printable(min((str(new).split(stop)[0] for stop in how.stop), key=len)))
 
 
 def _after_prompt(streamer: Any) -> Any:
@@ -435,7 +442,7 @@ def _table(rows: "dict[str, Measured]") -> str:
              "|---|---|---|---|---|---|---|---|"]  # fmt: skip
     for name, one in rows.items():
         lines.append(
-            f"| {name} | {one.tokens} | {one.nll_without:.4f} | {one.nll_with:.4f} | {one.gain:+.4f} "
+            f"| {printable(name)} | {one.tokens} | {one.nll_without:.4f} | {one.nll_with:.4f} | {one.gain:+.4f} "
             f"[{one.gain_low:.4f}, {one.gain_high:.4f}] | {one.gain_by_decile[-1]:+.4f} | "
             f"{one.weight:.2f} | {one.thinking:.0%} |"
         )

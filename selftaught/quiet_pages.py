@@ -14,8 +14,9 @@ from typing import Any
 from markupsafe import Markup
 
 from selftaught.plots import value_plot
+from selftaught.printable import printable
 from selftaught.records import write_atomically
-from selftaught.report import rendered, visible
+from selftaught.report import rendered
 
 CURVES = (
     ("Training loss at the next token, nats", ("nll_without", "nll_with"), False),
@@ -108,17 +109,17 @@ def explorer_page(
 
 def _told(token: Explored) -> dict[str, Any]:
     def rows(top: Sequence[tuple[str, float]]) -> list[list[object]]:
-        return [[visible(text), round(chance, 5)] for text, chance in top]
+        return [[printable(text), round(chance, 5)] for text, chance in top]
 
     return {
-        "next": visible(token.next),
+        "next": printable(token.next),
         "shown": _shown(token.next),
         "without": round(token.without, 6),
         "with": round(token.chance, 6),
         "gain": round(token.gain, 5),
         "gains": [round(gain, 5) for gain in token.gains],
         "weights": [round(weight, 4) for weight in token.weights],
-        "thoughts": [visible(thought) for thought in token.thoughts],
+        "thoughts": [printable(thought) for thought in token.thoughts],
         "thinks": token.thinks,
         "top_without": rows(token.top_without),
         "top_with": rows(token.top_with),
@@ -127,4 +128,4 @@ def _told(token: Explored) -> dict[str, Any]:
 
 def _shown(token: str) -> str:
     """A token in the text: a line break is seen and breaks the line."""
-    return visible(token.replace("\n", "↵\n")) or "∅"
+    return printable(token.replace("\n", "↵\n")) or "∅"

@@ -194,10 +194,16 @@ def read_preferences(path: Path) -> list["Preference"]:
     return preferences
 
 
-def parse_json_line(line: bytes, where: str) -> dict[str, Any]:
-    """The JSON object in one line of bytes; `where` names the line in the error."""
+def parse_json_line(
+    line: bytes, where: str, *, parse: Callable[[str], Any] = json.loads
+) -> dict[str, Any]:
+    """The JSON object in one line of bytes; `where` names the line in the error.
+
+    Args:
+        parse: decodes the JSON; its ValueErrors are raised with `where` before them.
+    """
     try:
-        row = json.loads(line.decode("utf-8"))
+        row = parse(line.decode("utf-8"))
     except UnicodeDecodeError as error:
         raise ValueError(
             f"{where}: expected UTF-8 text, got byte {line[error.start]:#04x} at column "
@@ -210,6 +216,8 @@ def parse_json_line(line: bytes, where: str) -> dict[str, Any]:
         ) from None
     except RecursionError:
         raise ValueError(f"{where}: the JSON is nested too deeply to read.") from None
+    except ValueError as error:  # such as a whole number of more than 4,300 digits
+        raise ValueError(f"{where}: {error}") from None
     if not isinstance(row, dict):
         raise ValueError(f"{where}: expected a JSON object, got {type(row).__name__}.")
     return row

@@ -1,6 +1,6 @@
 """What a run did, told from its folder: tables for the terminal and one self-contained HTML page.
 
-Model text is data here: Jinja2 escapes all of it, `visible` makes its control characters harmless,
+Model text is data here: Jinja2 escapes all of it, `printable` spells its control characters out,
 and the page forbids scripts and the network. The plots hold none of it: they alone are Markup.
 """
 
@@ -17,6 +17,7 @@ from markupsafe import Markup
 
 from selftaught.evaluation import Evaluation, Tally
 from selftaught.plots import DASHES, GLYPHS, LINES_SHOWN, Curve, Line, accuracy_plot, curve_plot
+from selftaught.printable import printable
 from selftaught.records import OUTCOMES, Rollout, Text, read_jsonl, rollout_from, write_atomically
 from selftaught.run_folder import read_json, read_rows
 
@@ -225,7 +226,7 @@ def markdown(head: Sequence[str], body: Sequence[Sequence[str]], *, texts: int =
 
 
 def _cell(text: str) -> str:
-    one_line = " ".join(visible(text).replace("\\", "\\\\").replace("|", "\\|").split())
+    one_line = " ".join(printable(text).replace("\\", "\\\\").replace("|", "\\|").split())
     return one_line.replace("&", "&amp;").replace("<", "&lt;")
 
 
@@ -258,7 +259,7 @@ def headline(run: Run) -> str:
     over = f", the mean of {groups} groups" if groups > 1 else ""
     done = run.iterations[-1]
     if done == 0 and run.summary is None:
-        return visible(
+        return printable(
             f"Still running: nothing is trained yet; the base model, {model}, reaches "
             f"{percent(base.accuracy)} ({interval(base)}) on the {split} problems."
         )
@@ -273,10 +274,10 @@ def headline(run: Run) -> str:
             f"({interval(best)}{over}) after iteration {run.best}"
         )
     if run.summary is None:
-        return visible(f"Still running: {told}; {result} so far.")
+        return printable(f"Still running: {told}; {result} so far.")
     minutes = run.summary.get("minutes")
     took = f" in {minutes:.1f} minutes" if minutes is not None else ""
-    return visible(f"{told}{took}: {result}; stopped: {run.summary['why stopped']}.")
+    return printable(f"{told}{took}: {result}; stopped: {run.summary['why stopped']}.")
 
 
 def iteration_name(number: int) -> str:
@@ -319,16 +320,6 @@ def duration(seconds: float) -> str:
     if seconds < 3600:
         return f"{seconds / 60:.1f} min"
     return f"{seconds / 3600:.1f} h"
-
-
-_CONTROLS = {
-    code: f"\\x{code:02x}" for code in [*range(32), *range(0x7F, 0xA0)] if chr(code) not in "\n\t"
-} | dict.fromkeys([*range(0xD800, 0xE000), 0xFFFE, 0xFFFF], "\ufffd")
-
-
-def visible(text: str) -> str:
-    """Text with control characters spelled out, such as \\x1b, and lone surrogates replaced."""
-    return text.translate(_CONTROLS)
 
 
 def shortened(text: str, limit: int, *, tail: int = 0) -> str:
@@ -523,4 +514,4 @@ def rendered(template: str, **told: object) -> str:
         headline=headline,
         **told,
     )
-    return visible(page)
+    return printable(page)

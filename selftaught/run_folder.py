@@ -1,5 +1,6 @@
 """A run on disk: who holds it, how it was configured, what it has measured so far."""
 
+import errno
 import json
 import os
 import platform
@@ -78,13 +79,34 @@ def hold(folder: Path, name: str = "run.lock") -> Iterator[None]:
 def write_config(folder: Path, config: Mapping[str, Any], changeable: Sequence[str]) -> None:
     """Write `config.yaml` and `versions.json`, or check that a run is continued as it was begun.
 
+    Args and errors are those of `check_config`.
+    """
+    check_config(folder, config, changeable)
+    path = folder / "config.yaml"
+    write_atomically(path, yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True))
+    if (read_json(folder / "versions.json") or {}).get("grading") != GRADING_VERSION:
+        write_atomically(folder / "versions.json", json.dumps(versions(), indent=2) + "\n")
+
+
+def check_config(folder: Path, config: Mapping[str, Any], changeable: Sequence[str]) -> None:
+    """Check that a run folder can be written, and holds no run with other settings.
+
     Args:
         config: plain values only; what differs from a stored one is refused by name.
         changeable: the fields that may differ, because nothing stored depends on them.
 
     Raises:
         ValueError: a stored config differs, or stored rollouts were graded by other rules; says in what.
+        OSError: the folder cannot be made or written.
     """
+    there = next(one for one in (folder, *folder.absolute().parents) if one.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+        what = "is no folder" if not there.is_dir() else "cannot be written"
+        raise OSError(
+            errno.EACCES,
+            f"Cannot write into the run folder {folder}: {there} {what}. Give another folder with --out, "
+            "or mend its permissions",
+        )
     _refuse_other_grading(folder)
     path = folder / "config.yaml"
     if path.exists():
@@ -99,9 +121,6 @@ def write_config(folder: Path, config: Mapping[str, Any], changeable: Sequence[s
                 f"{folder} holds a run with other settings: {'; '.join(differing)}. Repeat it with "
                 f"--config {path} to continue it, or give another folder with --out."
             )
-    write_atomically(path, yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True))
-    if (read_json(folder / "versions.json") or {}).get("grading") != GRADING_VERSION:
-        write_atomically(folder / "versions.json", json.dumps(versions(), indent=2) + "\n")
 
 
 def _refuse_other_grading(folder: Path) -> None:

@@ -10,6 +10,7 @@ import yaml
 
 from selftaught.answers import Verdict
 from selftaught.evaluation import evaluation_from
+from selftaught.printable import printable
 from selftaught.prompts import PromptStyle
 from selftaught.records import OUTCOMES, Problem, Rollout, write_jsonl
 from selftaught.report import (
@@ -20,7 +21,6 @@ from selftaught.report import (
     rollout_kinds,
     run_report,
     shortened,
-    visible,
 )
 from selftaught.tasks.base import Task
 
@@ -358,7 +358,7 @@ def test_nothing_a_model_writes_becomes_markup(tmp_path):
     assert page.articles == sum(len(kind.shown) for kind in rollout_kinds(folder))
     assert not re.search(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]", source)
     shown = NASTY.replace("\x1b", "\\x1b").replace("\x00", "\\x00").replace("\x9b", "\\x9b")
-    assert shown.replace("\ud800", "\ufffd") in page.pres[0]
+    assert shown.replace("\ud800", "[U+D800]") in page.pres[0]
     markdown = (folder / "report.md").read_text(encoding="utf-8")
     assert markdown.startswith("# &lt;b>nasty &amp; co\n")
 
@@ -387,7 +387,7 @@ def test_shortened_text_keeps_its_ends_and_says_what_is_missing():
     assert "[… 900 of 1,000 characters not shown …]" in cut
     assert shortened(text, 1000) == text
     assert shortened(text, 100).startswith(text[:100])
-    assert visible("a\tb\nc\r\x7f") == "a\tb\nc\\x0d\\x7f"
+    assert printable("a\tb\nc\r\x7f") == "a\tb\nc\\x0d\\x7f"
 
 
 def test_a_run_that_has_only_measured_its_base_model_has_a_page(tmp_path):

@@ -40,7 +40,7 @@ from selftaught.methods.shared import (
 )
 from selftaught.records import Example, Rollout, read_rollouts
 from selftaught.run_folder import Watch, hold, publish, read_rows, write_config
-from selftaught.samplers import Engine
+from selftaught.samplers import Engine, check_model, check_prompts
 from selftaught.selection import (
     DistinctBy,
     NothingToLearn,
@@ -117,8 +117,8 @@ def run_rft(config: RftConfig, watch: Watch | None = None) -> Row:
         reported(config.out / "status.json", "RFT", watch) as watch,
         Engine(config.sampler, config.sampler_options) as engine,
     ):
-        run = open_run(config, watch, engine)
-        pooled = _pooled(run, config)
+        run = open_rft(config, watch, engine)
+        pooled = run.read["pooled"]
         write_config(config.out, config.plain(), CHANGEABLE)
         gold = seed_examples(run, run.train, config.out / "sft")
         if config.generator is None:
@@ -136,6 +136,18 @@ def run_rft(config: RftConfig, watch: Watch | None = None) -> Row:
         if config.baselines:
             _baselines(run, gold, rollouts, pooled)
         return _finish(run)
+
+
+def open_rft(config: RftConfig, watch: Watch | None = None, engine: Engine | None = None) -> Run:
+    """Check everything a run of RFT needs; see `open_run`. The other models' rollouts are read."""
+    run = open_run(config, watch, engine)
+    if config.generator is not None:
+        check_model(config.generator)
+        prompts = ((one.id, run.tuned(one)) for one in run.train)
+        check_prompts(config.generator, prompts, run.params.max_tokens, config.sampler,
+                      config.sampler_options)  # fmt: skip
+    run.read["pooled"] = _pooled(run, config)
+    return run
 
 
 def sample_paths(run: Run, generator: str, k: int) -> list[Rollout]:

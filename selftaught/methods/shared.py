@@ -13,7 +13,8 @@ from typing import Any, Literal, Self
 from selftaught.embedded import embedded_model
 from selftaught.evaluation import Evaluation, evaluate, graded_beside
 from selftaught.grading import check_gold
-from selftaught.launch import Kind, Stage, launch, launch_of, refuse_unfit
+from selftaught.launch import Kind, Stage, launch, launch_of
+from selftaught.preflight import check_settings, check_texts
 from selftaught.prompts import PromptStyle, bare, styled
 from selftaught.records import (
     Example,
@@ -25,7 +26,7 @@ from selftaught.records import (
     write_jsonl,
 )
 from selftaught.rollouts import collect_up_to
-from selftaught.run_folder import Watch, read_rows, timed, write_rows
+from selftaught.run_folder import Watch, check_config, read_rows, timed, write_rows
 from selftaught.samplers import Engine, SamplingParams, as_seen
 from selftaught.selection import (
     DistinctBy,
@@ -180,6 +181,8 @@ class Run:
     """Of the stages since the last row was begun."""
     read: dict[str, Any] = field(default_factory=dict)
     """What has been read from stores and is wanted again."""
+    too_long: int = 0
+    """Training problems whose prompt leaves no room for a completion within `max_length`."""
 
     @property
     def tuned(self) -> PromptStyle:
@@ -204,8 +207,24 @@ class Run:
         return keep_sound(right) if self.config.check_equations else right
 
 
-def open_run(config: MethodConfig, watch: Watch | None = None, engine: Engine | None = None) -> Run:
-    """Open the task, check every gold answer and cut the splits; nothing is sampled yet."""
+def open_run(
+    config: MethodConfig,
+    watch: Watch | None = None,
+    engine: Engine | None = None,
+    trainings: Sequence[tuple[Kind, Mapping[str, Any]]] = (),
+) -> Run:
+    """Open the task, check every gold answer, option and prompt, and cut the splits.
+
+    Nothing is sampled, and no weights are read. A dry run and a run both begin with this.
+
+    Args:
+        trainings: kinds of fine-tuning beside that of the seed set, with their options.
+
+    Raises:
+        ValueError: a setting, a problem or a model cannot be used; says which.
+        ImportError: a package that a setting needs is not installed.
+        OSError: there is no such file or model.
+    """
     task = open_task(config.task, **config.task_options)
     train = draw_problems(task.problems("train"), config.train_problems, f"{config.seed} train")
     test = draw_problems(task.problems("test"), config.test_problems, "test")
@@ -215,15 +234,31 @@ def open_run(config: MethodConfig, watch: Watch | None = None, engine: Engine | 
             "at least one of each is needed."
         )
     check_gold([*train, *test], task)
-    refuse_unfit(launch_of(config), trainer_options(config))
     base = str(embedded_model()) if config.model == "embedded" else config.model
     engine = engine or Engine(config.sampler, config.sampler_options)
-    return Run(config, task, base, train, test, watch or Watch(), engine)
+    run = Run(config, task, base, train, test, watch or Watch(), engine)
+    options = trainer_options(config)
+    check_settings(config, base, [("sft", options), *trainings])
+    asked = [(run.tuned, train), (run.tuned, test)]
+    if not any(problem.rationale is not None for problem in train):
+        asked.append((styled(task.prompt, config.prompt), train))
+    too_long = check_texts(
+        config, base, asked, (run.tuned, train), run.params.max_tokens, options["max_length"]
+    )
+    return replace(run, too_long=too_long)
 
 
-def plan(config: MethodConfig) -> str:
-    """What a run would do: model, task, settings, and the first prompt as the model would see it."""
-    run = open_run(config)
+def plan(run: Run, changeable: Sequence[str] = ()) -> str:
+    """What a run would do: model, task, settings, and the first prompt as the model would see it.
+
+    Args:
+        changeable: fields that may differ from those of a run in the same folder.
+
+    Raises:
+        ValueError: the folder holds a run with other settings.
+    """
+    config = run.config
+    check_config(config.out, config.plain(), changeable)
     told = sum(problem.rationale is not None for problem in run.train)
     style = run.tuned if told else styled(run.task.prompt, config.prompt)
     problem = run.train[0]
@@ -233,6 +268,8 @@ def plan(config: MethodConfig) -> str:
         f"their own, {len(run.test)} test problems",
         "Seed set  " + ("those rationales" if told else
                         f"right ones of {config.seed_samples} completions per problem by the base model"),
+        *([f"Too long  {run.too_long} of {len(run.train)} training prompts leave no room for a completion "
+           f"within max_length {config.max_length}; they are never learned from"] if run.too_long else []),
         f"Folder    {config.out}",
         "Settings  " + ", ".join(f"{one.name} {getattr(config, one.name)}" for one in fields(config)
                                  if one.name not in ("model", "task", "task_options", "out")),
@@ -323,27 +360,30 @@ def fit(
 
 
 def prefer(
-    run: Run,
-    start: str,
-    pairs: Sequence[Preference],
-    out: Path,
-    *,
-    beta: float,
-    learning_rate: float,
-    epochs: float,
-    max_steps: int,
-    more: Mapping[str, Any],
+    run: Run, start: str, pairs: Sequence[Preference], out: Path, options: Mapping[str, Any]
 ) -> Training:
-    """DPO from a model with itself as the reference; the model stands in `out / "model"`."""
-    options = {
-        name: value
-        for name, value in trainer_options(run.config).items()
-        if name not in run.config.training  # those are of SFTConfig
-    }
-    options |= {"learning_rate": learning_rate, "num_train_epochs": epochs, "max_steps": max_steps,
-                "beta": beta, **more}  # fmt: skip
+    """DPO from a model with itself as the reference; the model stands in `out / "model"`.
+
+    Args:
+        options: those of `preference_options`.
+    """
     write_jsonl(out / "preferences.jsonl", pairs)
     return train_on(run, "dpo", start, out / "preferences.jsonl", options, len(pairs))
+
+
+def preference_options(
+    config: MethodConfig, *, beta: float, learning_rate: float, epochs: float, max_steps: int,
+    more: Mapping[str, Any],
+) -> dict[str, Any]:  # fmt: skip
+    """The options of DPO as TRL names them."""
+    options = {
+        name: value
+        for name, value in trainer_options(config).items()
+        if name not in config.training  # those are of SFTConfig
+    }
+    options.setdefault("max_length", config.max_length)
+    return options | {"learning_rate": learning_rate, "num_train_epochs": epochs,
+                      "max_steps": max_steps, "beta": beta, **more}  # fmt: skip
 
 
 def train_on(

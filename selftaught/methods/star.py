@@ -23,7 +23,8 @@ from typing import Any, Literal
 from selftaught.embedded import embedded_model
 from selftaught.evaluation import Evaluation, evaluate, graded_beside
 from selftaught.grading import check_gold
-from selftaught.launch import PLACE, Stage, launch, launch_of, refuse_unfit
+from selftaught.launch import PLACE, Stage, launch, launch_of
+from selftaught.preflight import Asked, check_settings, check_texts
 from selftaught.prompts import PromptStyle, bare, hinted, styled
 from selftaught.records import (
     OUTCOMES,
@@ -35,7 +36,16 @@ from selftaught.records import (
 )
 from selftaught.report import run_report
 from selftaught.rollouts import collect
-from selftaught.run_folder import Watch, hold, publish, read_rows, timed, write_config, write_rows
+from selftaught.run_folder import (
+    Watch,
+    check_config,
+    hold,
+    publish,
+    read_rows,
+    timed,
+    write_config,
+    write_rows,
+)
 from selftaught.samplers import Engine, Sampler, SamplingParams, as_seen
 from selftaught.selection import (
     NothingToLearn,
@@ -51,7 +61,7 @@ from selftaught.selection import (
 )
 from selftaught.status import reported
 from selftaught.tasks import Task, open_task
-from selftaught.training import Training, sft_config
+from selftaught.training import Training
 
 Row = dict[str, Any]
 Advance = Callable[[int], Any]
@@ -225,6 +235,8 @@ class Star:
     watch: Watch
     engine: Engine
     """Where a model is sampled; closed while another is trained."""
+    too_long: int = 0
+    """Training problems whose prompt leaves no room for a completion within `max_length`."""
 
     def prompt(self, iteration: int) -> PromptStyle:
         """The prompt with which the model of an iteration (0: the base) is sampled."""
@@ -271,9 +283,6 @@ def run_star(config: StarConfig, watch: Watch | None = None) -> Row:
         Engine(config.sampler, config.sampler_options) as engine,
     ):
         star = open_star(config, watch, engine)
-        if config.training:  # refuse an unknown option before anything is sampled
-            sft_config(config.out, **_options(star, 1))
-        refuse_unfit(launch_of(config), _options(star, 1))
         write_config(config.out, plain(config), CHANGEABLE)
         metrics = config.out / "metrics.jsonl"
         rows = read_rows(metrics) or [_base_row(star)]
@@ -376,7 +385,15 @@ def best_iteration(rows: Sequence[Row]) -> int:
 
 
 def open_star(config: StarConfig, watch: Watch | None = None, engine: Engine | None = None) -> Star:
-    """Open the task, check every gold answer and cut the splits; nothing is sampled yet."""
+    """Open the task, check every gold answer, option and prompt, and cut the splits.
+
+    Nothing is sampled, and no weights are read. A dry run and a run both begin with this.
+
+    Raises:
+        ValueError: a setting, a problem or a model cannot be used; says which.
+        ImportError: a package that a setting needs is not installed.
+        OSError: there is no such file or model.
+    """
     task = open_task(config.task, **config.task_options)
     validation = draw_problems(
         task.problems("validation"), config.validation_problems, "validation"
@@ -398,12 +415,33 @@ def open_star(config: StarConfig, watch: Watch | None = None, engine: Engine | N
     )
     base = str(embedded_model()) if config.model == "embedded" else config.model
     engine = engine or Engine(config.sampler, config.sampler_options)
-    return Star(config, task, base, train, validation, test, params, watch or Watch(), engine)
+    star = Star(config, task, base, train, validation, test, params, watch or Watch(), engine)
+    options = _options(star, 1)
+    last = {"seed": config.seed + config.iterations} | config.training
+    check_settings(config, base, [("sft", options), ("sft", options | last)])
+    taught = (star.training_prompt(), train)
+    too_long = check_texts(
+        config, base, _asked(star), taught, params.max_tokens, options["max_length"]
+    )
+    return replace(star, too_long=too_long)
+
+
+def _asked(star: Star) -> list[Asked]:
+    """Every prompt with which the models of a run may be sampled."""
+    asked: list[Asked] = []
+    for style in dict.fromkeys([star.prompt(0), star.prompt(1)]):
+        asked += [(style, star.train), (style, star.validation), (style, star.test)]
+        if star.config.rationalization:
+            asked.append((hinted(style, star.task.hint), star.train))
+    if star.config.baselines:
+        asked += [(_answers_only(star), star.test), (bare(star.prompt(0)), star.test)]
+    return asked
 
 
 def plan(config: StarConfig) -> str:
     """What a run would do: the splits, the work, and the first prompt as the model would see it."""
     star = open_star(config)
+    check_config(config.out, plain(config), CHANGEABLE)
     problems = star.problems(1)
     prompt = as_seen(star.base, star.prompt(0)(problems[0]))
     asked = len(problems) * config.n
@@ -424,6 +462,14 @@ def plan(config: StarConfig) -> str:
             f"Work        per iteration up to {asked * (1 + config.rationalization)} completions for "
             f"training and {len(star.validation)} for validation; "
             f"{sum(max(config.steps(i), 0) for i in range(1, config.iterations + 1))} steps in all",
+            *(
+                [
+                    f"Too long    {star.too_long} of {len(star.train)} training prompts leave no room for a "
+                    f"completion within max_length {config.max_length}; they are never learned from"
+                ]
+                if star.too_long
+                else []
+            ),
             f"Folder      {config.out}",
             f"First prompt ({problems[0].id}, gold {problems[0].gold}), between the lines:",
             "-" * 72,
@@ -595,10 +641,7 @@ def _baselines(star: Star, rows: Sequence[Row], best: int) -> list[Evaluation]:
     if not star.config.baselines:
         return []
     style = star.prompt(0)
-    answers_only = replace(
-        style, shots=lambda problem: [_answered(star.task, shot) for shot in style.shots(problem)]
-    )
-    untrained = _test(star, star.base, answers_only, "direct answers, base", "direct-base")
+    untrained = _test(star, star.base, _answers_only(star), "direct answers, base", "direct-base")
     target = bare(style)
     examples = [
         example(target, problem, target.completion(_answered(star.task, problem).rationale or ""))
@@ -613,6 +656,14 @@ def _baselines(star: Star, rows: Sequence[Row], best: int) -> list[Evaluation]:
     trained = _train(star, star.base, examples, last, folder, max_steps=steps)
     name = "direct answers, fine-tuned"
     return [untrained, _test(star, str(trained.model), target, name, f"direct-{last}")]
+
+
+def _answers_only(star: Star) -> PromptStyle:
+    """The prompt of the base model with worked examples that only state their answers."""
+    style = star.prompt(0)
+    return replace(
+        style, shots=lambda problem: [_answered(star.task, shot) for shot in style.shots(problem)]
+    )
 
 
 def _answered(task: Task, problem: Problem) -> Problem:

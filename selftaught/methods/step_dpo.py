@@ -39,6 +39,7 @@ from selftaught.methods.shared import (
     once,
     open_run,
     prefer,
+    preference_options,
     sampled,
     seed_examples,
     tokens_of,
@@ -210,12 +211,7 @@ def run_step_dpo(config: StepDpoConfig, watch: Watch | None = None) -> Row:
         reported(config.out / "status.json", "per-step DPO", watch) as watch,
         Engine(config.sampler, config.sampler_options) as engine,
     ):
-        run = open_run(config, watch, engine)
-        largest = max([*config.sizes, *config.sft_sizes], default=0)
-        if largest > len(run.train):
-            raise ValueError(
-                f"sizes asks for {largest} training problems, and there are {len(run.train)}."
-            )
+        run = open_step_dpo(config, watch, engine)
         write_config(config.out, config.plain(), CHANGEABLE)
         for count in sorted(set(config.sft_sizes) - set(_sizes(run))):
             _sft(_size(run, count))
@@ -225,6 +221,26 @@ def run_step_dpo(config: StepDpoConfig, watch: Watch | None = None) -> Row:
             for method in config.methods:
                 learn(size, method, gold)
         return _finish(run)
+
+
+def open_step_dpo(
+    config: StepDpoConfig, watch: Watch | None = None, engine: Engine | None = None
+) -> Run:
+    """Check everything a run of per-step DPO needs; see `open_run`."""
+    run = open_run(config, watch, engine, [("dpo", _dpo_options(config))])
+    largest = max([*config.sizes, *config.sft_sizes], default=0)
+    if largest > len(run.train):
+        raise ValueError(
+            f"sizes asks for {largest} training problems, and there are {len(run.train)}."
+        )
+    return run
+
+
+def _dpo_options(config: StepDpoConfig) -> dict[str, Any]:
+    return preference_options(
+        config, beta=config.beta, learning_rate=config.dpo_learning_rate, epochs=config.dpo_epochs,
+        max_steps=config.dpo_max_steps, more=config.dpo_training,
+    )  # fmt: skip
 
 
 def _sizes(run: Run) -> list[int]:
@@ -291,11 +307,7 @@ def _preferred(size: Size, method: Learner, folder: Path) -> tuple[Any, Row]:
             "another --split, or harder problems."
         )
     start = size.sft if config.start == "sft" else str(size.folder / "rft" / "model")
-    training = prefer(
-        size.run, start, pairs, folder, beta=config.beta,
-        learning_rate=config.dpo_learning_rate, epochs=config.dpo_epochs,
-        max_steps=config.dpo_max_steps, more=config.dpo_training,
-    )  # fmt: skip
+    training = prefer(size.run, start, pairs, folder, _dpo_options(config))
     return training, {"pairs": counts, "told": f"{told_apart(training)} ({_in_words(counts)})"}
 
 

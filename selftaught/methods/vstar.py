@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from selftaught.candidates import Candidates, Choice, candidates_of, chosen, powers, share
-from selftaught.launch import PLACE
+from selftaught.launch import PLACE, Kind
 from selftaught.method_pages import Figure, Section, Table, method_report, shown
 from selftaught.methods.shared import (
     MethodConfig,
@@ -35,6 +35,7 @@ from selftaught.methods.shared import (
     once,
     open_run,
     prefer,
+    preference_options,
     sampled,
     seed_examples,
     seed_rollouts,
@@ -149,7 +150,7 @@ def run_vstar(config: VstarConfig, watch: Watch | None = None) -> Row:
         reported(config.out / "status.json", "V-STaR", watch) as watch,
         Engine(config.sampler, config.sampler_options) as engine,
     ):
-        run = open_run(config, watch, engine)
+        run = open_vstar(config, watch, engine)
         write_config(config.out, config.plain(), CHANGEABLE)
         seed = seed_examples(run, run.train, config.out / "sft")
         once(run, "G_SFT", lambda: _generator(run, seed, [], 0))
@@ -172,6 +173,31 @@ def run_vstar(config: VstarConfig, watch: Watch | None = None) -> Row:
         if config.baselines:
             _baselines(run, seed, collected)
         return _finish(run)
+
+
+def open_vstar(
+    config: VstarConfig, watch: Watch | None = None, engine: Engine | None = None
+) -> Run:
+    """Check everything a run of V-STaR needs; see `open_run`."""
+    trainings: list[tuple[Kind, Mapping[str, Any]]] = [("dpo", _verifier_options(config))]
+    if config.baselines:
+        trainings.append(("outcome", _outcome_options(config)))
+    return open_run(config, watch, engine, trainings)
+
+
+def _verifier_options(config: VstarConfig) -> Row:
+    return preference_options(
+        config, beta=config.beta, learning_rate=config.verifier_learning_rate,
+        epochs=config.verifier_epochs, max_steps=config.verifier_max_steps,
+        more=config.verifier_training,
+    )  # fmt: skip
+
+
+def _outcome_options(config: VstarConfig) -> Row:
+    options: Row = trainer_options(config) | {"num_train_epochs": config.verifier_epochs}
+    for name in config.training:  # those are of SFTConfig
+        options.pop(name, None)
+    return {"max_length": config.max_length, **options}
 
 
 def sample_iteration(run: Run, config: VstarConfig, iteration: int) -> list[Rollout]:
@@ -242,11 +268,7 @@ def train_verifier(run: Run, rollouts: Sequence[Rollout], folder: str) -> Row:
     config = run.config
     assert isinstance(config, VstarConfig)
     pairs = preferences_of(run, rollouts)
-    training = prefer(
-        run, _model(run, 0), pairs, config.out / folder, beta=config.beta,
-        learning_rate=config.verifier_learning_rate, epochs=config.verifier_epochs,
-        max_steps=config.verifier_max_steps, more=config.verifier_training,
-    )  # fmt: skip
+    training = prefer(run, _model(run, 0), pairs, config.out / folder, _verifier_options(config))
     return {"model": str(training.model), "pairs": len(pairs), "training": training_row(training),
             "told": told_apart(training)}  # fmt: skip
 
@@ -384,9 +406,7 @@ def _outcome(run: Run, collected: Sequence[Rollout]) -> Row:
         Judged(run.tuned(one.problem), completion_ids(one, tokenizer), bool(one.correct))
         for one in everything
     ]
-    options: Row = trainer_options(config) | {"num_train_epochs": config.verifier_epochs}
-    for name in config.training:
-        options.pop(name, None)
+    options = _outcome_options(config)
     rows = config.out / "outcome" / "judged.jsonl"
     write_rows(rows, [asdict(one) for one in judged])
     training = train_on(run, "outcome", _model(run, 0), rows, options, len(judged))

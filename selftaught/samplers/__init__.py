@@ -1,9 +1,10 @@
 """Where a model can live; `open_sampler` opens one by name."""
 
-import inspect
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
+from selftaught.option_types import check_names, check_options
 from selftaught.records import Text
 from selftaught.samplers.base import Closing, Sampler, SamplingParams
 
@@ -16,6 +17,10 @@ __all__ = [
     "Sampler",
     "SamplingParams",
     "as_seen",
+    "check_model",
+    "check_prompts",
+    "check_sampler",
+    "count_too_long",
     "open_sampler",
     "open_scorer",
 ]
@@ -26,12 +31,13 @@ def open_sampler(name: str, model: str, **options: object) -> Sampler:
 
     Raises:
         ValueError: no sampler has this name, or it has no such option.
+        ImportError: its package is not installed.
     """
+    check_sampler(name, options)
     match name:
         case "transformers":
             from selftaught.samplers.transformers_model import TransformersSampler
 
-            _check_options(f"The sampler {name!r}", TransformersSampler, options)
             return TransformersSampler(model, **options)  # type: ignore[arg-type]
         case "vllm":
             from selftaught.samplers.vllm_engine import VllmSampler
@@ -40,16 +46,105 @@ def open_sampler(name: str, model: str, **options: object) -> Sampler:
         case "openai":
             from selftaught.samplers.openai_server import OpenAISampler
 
-            _check_options(f"The sampler {name!r}", OpenAISampler, options)
             return OpenAISampler(model, **options)  # type: ignore[arg-type]
         case "ray":
             from selftaught.samplers.ray_pool import RaySampler
 
             return RaySampler(model, **options)  # type: ignore[arg-type]
         case _:
-            raise ValueError(
-                f"No sampler is called {name!r}; there are: transformers, vllm, openai, ray."
-            )
+            raise _no_sampler(name)
+
+
+def check_sampler(name: str, options: Mapping[str, object], *, here: bool = True) -> None:
+    """Check the name and the options of a sampler without opening it or reading a model.
+
+    Args:
+        here: it is opened in this process, so what it needs must be on this machine.
+
+    Raises:
+        ValueError: no sampler has this name, it has no such option, or a value is of another type or
+            out of bounds.
+        ImportError: its package is not installed.
+    """
+    what = f"The sampler {name!r}"
+    match name:
+        case "transformers":
+            from selftaught.samplers.transformers_model import TransformersSampler, check_device
+
+            check_options(what, TransformersSampler, options)
+            if options.get("batch_size", 1) < 1:  # type: ignore[operator]
+                raise ValueError(f"batch_size must be at least 1; got {options['batch_size']}.")
+            if here:
+                check_device(str(options.get("device", "auto")))
+        case "vllm":
+            from selftaught.samplers.vllm_engine import check_engine
+
+            check_engine(options, here=here)
+        case "openai":
+            from selftaught.samplers.openai_server import OpenAISampler, check_values
+
+            check_names(what, OpenAISampler, options)
+            check_values(**options)  # type: ignore[arg-type]
+            if find_spec("openai") is None:
+                raise ImportError(
+                    'The package openai is not installed: pip install "selftaught[openai]".'
+                )
+        case "ray":
+            from selftaught.samplers.ray_pool import check_pool
+
+            engine, rest = check_pool(options)
+            check_sampler(engine, rest, here=False)
+        case _:
+            raise _no_sampler(name)
+
+
+def _no_sampler(name: str) -> ValueError:
+    return ValueError(f"No sampler is called {name!r}; there are: transformers, vllm, openai, ray.")
+
+
+def check_model(model: str) -> None:
+    """Check that a folder or hub name holds a causal language model, without reading its weights.
+
+    Raises:
+        ValueError: its configuration is not that of a causal language model, or its weight files
+            cannot be read.
+        OSError: there is no such model.
+    """
+    from selftaught.samplers.loading import check_causal
+    from selftaught.samplers.weights import check_weights
+
+    check_causal(model)
+    check_weights(model)
+
+
+def check_prompts(
+    model: str,
+    prompts: Iterable[tuple[str, Text]],
+    max_tokens: int,
+    sampler: str = "transformers",
+    options: Mapping[str, Any] | None = None,
+) -> None:
+    """Check that prompts fit into the model's context with `max_tokens`, as its sampler will.
+
+    Args:
+        prompts: names, for errors, with prompts.
+        sampler, options: what will sample them; vLLM's `max_model_len` is a context of its own.
+
+    Raises:
+        ValueError: a prompt does not fit, is empty, or cannot be rendered; names it.
+    """
+    from selftaught.samplers.loading import check_fitting, context_of
+
+    options = options or {}
+    engine = options.get("engine", "transformers") if sampler == "ray" else sampler
+    check_fitting(model, prompts, max_tokens, context_of(model, engine, options))
+
+
+def count_too_long(model: str, prompts: Iterable[Text], length: int) -> int:
+    """How many prompts leave no room for a completion and its end token within `length` tokens."""
+    from selftaught.samplers.loading import longer_than
+
+    return longer_than(model, prompts, length - 2)
 
 
 class Engine(Closing):
@@ -93,18 +188,8 @@ def open_scorer(model: str, **options: object) -> "TransformersScorer":
     """
     from selftaught.samplers.scoring import TransformersScorer
 
-    _check_options("A scorer", TransformersScorer, options)
+    check_options("A scorer", TransformersScorer, options)
     return TransformersScorer(model, **options)  # type: ignore[arg-type]
-
-
-def _check_options(what: str, opened: Callable[..., object], options: Iterable[str]) -> None:
-    """Refuse options that the thing opened does not have; its first parameter is the model."""
-    known = list(inspect.signature(opened).parameters)[1:]
-    if unknown := sorted(set(options) - set(known)):
-        raise ValueError(
-            f"{what} has no option {', '.join(map(repr, unknown))}; "
-            f"its options are {', '.join(known)}."
-        )
 
 
 def as_seen(model: str, prompt: Text) -> str:

@@ -2,14 +2,18 @@
 
 import gc
 import hashlib
-from collections.abc import Iterable, Sequence
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from huggingface_hub import try_to_load_from_cache
 from torch import nn
 from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
     GenerationConfig,
@@ -93,7 +97,10 @@ def _load_model(model: str, dtype: str, device: str) -> PreTrainedModel:
 
 def _context(model: PreTrainedModel) -> int | None:
     """The longest text the model can read, where its configuration says so."""
-    config = model.config.get_text_config().to_dict()
+    return _context_said(model.config.get_text_config().to_dict())
+
+
+def _context_said(config: Mapping[str, Any]) -> int | None:
     return next((config[name] for name in CONTEXT_NAMES if config.get(name)), None)
 
 
@@ -170,6 +177,75 @@ def fitting_tokens(
             "examples, a shorter question, or a smaller max_tokens."
         )
     return ids
+
+
+def check_causal(model: str) -> None:
+    """Check that a model's configuration is that of a causal language model.
+
+    Raises:
+        ValueError: it is not; names its class.
+        OSError: there is no such model.
+    """
+    path = Path(model)
+    if not path.exists() and (path.is_absolute() or model.startswith(".") or len(path.parts) > 2):
+        raise FileNotFoundError(f"There is no model folder {model}; check the path.")
+    load_tokenizer(model)  # its errors name what a folder lacks
+    config = AutoConfig.from_pretrained(model)
+    if not {type(config), type(config.get_text_config())} & set(MODEL_FOR_CAUSAL_LM_MAPPING):
+        raise ValueError(
+            f"Expected a causal language model, got {model}, whose config.json is that of "
+            f"{type(config).__name__}."
+        )
+
+
+def context_of(model: str, engine: str, options: Mapping[str, Any]) -> int | None:
+    """The longest text that a model can read in an engine, from its configuration; None: not known."""
+    if engine == "vllm" and options.get("max_model_len"):
+        return int(options["max_model_len"])
+    config = AutoConfig.from_pretrained(model).get_text_config().to_dict()
+    if engine == "vllm" and "factor" in (
+        config.get("rope_scaling") or config.get("rope_parameters") or {}
+    ):
+        return None  # vLLM multiplies the context by it
+    return _context_said(config)
+
+
+MOST_EXPANSION, MOST_ADDED = 12, 16
+"""Tokens per byte of text that is not ASCII, which Unicode's compatibility forms may write with up to 12
+times its bytes, and tokens that a tokenizer adds. An ASCII character is one token at most."""
+
+
+def check_fitting(
+    model: str, prompts: Iterable[tuple[str, Text]], max_tokens: int, context: int | None
+) -> None:
+    """Check that each prompt fits into the context with `max_tokens`.
+
+    Raises:
+        ValueError: see `fitting_tokens`.
+    """
+    tokenizer = load_tokenizer(model)
+    room = math.inf if context is None else context - max_tokens
+    for key, prompt in prompts:
+        if not _surely_fits(prompt, room):
+            fitting_tokens(tokenizer, prompt, key, max_tokens, model, context)
+
+
+def longer_than(model: str, prompts: Iterable[Text], length: int) -> int:
+    """How many prompts have more than `length` tokens."""
+    tokenizer = load_tokenizer(model)
+    return sum(
+        not _surely_fits(prompt, length) and len(_encoded(tokenizer, prompt)) > length
+        for prompt in prompts
+    )
+
+
+def _surely_fits(prompt: Text, room: float) -> bool:
+    """Whether a prompt of text is so short that it fits whatever the tokenizer."""
+    if not isinstance(prompt, str) or not prompt:
+        return False
+    whole = len(prompt.encode("utf-8", "surrogatepass"))
+    plain = whole if prompt.isascii() else len(prompt.encode("ascii", "ignore"))
+    return plain + MOST_EXPANSION * (whole - plain) + MOST_ADDED <= room
 
 
 def folder_fingerprint(model: str) -> str:

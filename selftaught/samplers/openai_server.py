@@ -70,19 +70,10 @@ class OpenAISampler(Closing):
         price_in: float | None = None,
         price_out: float | None = None,
     ) -> None:
-        check_url(base_url)
-        for name, value, least in (
-            ("concurrency", concurrency, 1),
-            ("retries", retries, 0),
-            ("n_per_request", n_per_request, 1),
-        ):
-            if not is_count(value) or value < least:
-                raise ValueError(f"{name} must be a whole number from {least}; got {value!r}.")
-        if not (_is_number(timeout) and timeout > 0):
-            raise ValueError(f"timeout must be a number of seconds above 0; got {timeout!r}.")
-        for name, price in (("price_in", price_in), ("price_out", price_out)):
-            if price is not None and not (_is_number(price) and price >= 0):
-                raise ValueError(f"{name} must be a number from 0; got {price!r}.")
+        check_values(
+            base_url=base_url, concurrency=concurrency, timeout=timeout, retries=retries,
+            n_per_request=n_per_request, price_in=price_in, price_out=price_out,
+        )  # fmt: skip
         self.model = str(model)
         self.at_once = 2 + concurrency // 256
         self._url = base_url.rstrip("/")
@@ -419,6 +410,38 @@ class OpenAISampler(Closing):
                 "or --prompt chat, which needs none."
             )
         return ValueError(said)
+
+
+def check_values(
+    *,
+    base_url: str = "",
+    concurrency: int = 1,
+    timeout: float = 1.0,
+    retries: int = 0,
+    n_per_request: int = 1,
+    price_in: float | None = None,
+    price_out: float | None = None,
+    **others: object,
+) -> None:
+    """Check the values of an `OpenAISampler`'s options; those that are not given pass.
+
+    Raises:
+        ValueError: one is of another type or out of bounds.
+    """
+    del others
+    check_url(base_url)
+    for name, value, least in (
+        ("concurrency", concurrency, 1),
+        ("retries", retries, 0),
+        ("n_per_request", n_per_request, 1),
+    ):
+        if not is_count(value) or value < least:
+            raise ValueError(f"{name} must be a whole number from {least}; got {value!r}.")
+    if not (_is_number(timeout) and timeout > 0):
+        raise ValueError(f"timeout must be a number of seconds above 0; got {timeout!r}.")
+    for name, price in (("price_in", price_in), ("price_out", price_out)):
+        if price is not None and not (_is_number(price) and price >= 0):
+            raise ValueError(f"{name} must be a number from 0; got {price!r}.")
 
 
 def seed_of(seed: int, key: str, index: int) -> int:

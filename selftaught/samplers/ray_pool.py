@@ -5,13 +5,14 @@ actor gets it, and when it is asked again. An actor that dies is replaced, and t
 finished are asked again; finished ones never are. Stores are the driver's affair, as everywhere.
 """
 
+import inspect
 import itertools
 import logging
 import os
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, as_completed
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -19,10 +20,34 @@ from pathlib import Path
 from typing import Any
 
 from selftaught import cluster
+from selftaught.option_types import check_options
 from selftaught.records import Completion, Text
 from selftaught.samplers.base import UNIT, Closing, SamplingParams, checked_begun, checked_keys
 
 logger = logging.getLogger(__name__)
+
+
+def check_pool(options: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+    """Check the options of a `RaySampler`; returns the kind of sampler in it, and that one's options.
+
+    Raises:
+        ImportError: Ray is not installed.
+        ValueError: an option is of another type or out of bounds.
+    """
+    cluster.check_installed()
+    check_options("The sampler 'ray'", RaySampler, options)
+    for name, least in (("workers", 1), ("chunk", 1), ("cpus", 0), ("gpus", 0)):
+        value = options.get(name)
+        if value is not None and value < least:
+            raise ValueError(f"{name} must be at least {least}; got {value}.")
+    engine = options.get("engine", "transformers")
+    if engine not in ("transformers", "vllm"):
+        raise ValueError(
+            "engine must be the kind of sampler that each actor holds, transformers or vllm; got "
+            f"engine={engine!r}."
+        )
+    own = inspect.signature(RaySampler).parameters
+    return engine, {name: value for name, value in options.items() if name not in own}
 
 
 class RaySampler(Closing):
@@ -63,13 +88,9 @@ class RaySampler(Closing):
         chunk: int = 64,
         **options: Any,
     ) -> None:
-        for name, value in (("workers", workers), ("chunk", chunk)):
-            if value < 1:
-                raise ValueError(f"{name} must be at least 1; got {value}.")
-        if engine == "ray":
-            raise ValueError(
-                "Expected the kind of sampler that each actor holds, got engine='ray'."
-            )
+        check_pool(
+            {"engine": engine, "workers": workers, "cpus": cpus, "gpus": gpus, "chunk": chunk}
+        )
         self.model = str(model)
         path = Path(self.model).resolve() if Path(self.model).is_dir() else None
         self._connected = cluster.connect(address)

@@ -31,6 +31,23 @@ from selftaught.samplers.shared_prefix import SharedPrefixLoop, plan, shared_pre
 logger = logging.getLogger(__name__)
 
 
+def check_device(device: str) -> None:
+    """Check that a device can be used here; "auto" always can.
+
+    Raises:
+        ValueError: it is not the name of a device, or this machine does not have it.
+    """
+    if device == "auto":
+        return
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise ValueError(
+            f"device must be auto, cpu, or a device of this machine such as cuda; got {device!r} "
+            f"({str(error).splitlines()[0][:200]})."
+        ) from None
+
+
 class TransformersSampler(Closing):
     """A causal language model as a function from prompts to completions.
 

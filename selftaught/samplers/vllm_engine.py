@@ -5,8 +5,10 @@ Between them go lines of JSON: prompts by their tokens and a seed for every comp
 back, in whatever order they end. A child that dies is started once more and asked for what is missing.
 """
 
+import ast
 import asyncio
 import contextlib
+import difflib
 import importlib.util
 import itertools
 import json
@@ -17,7 +19,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future, as_completed
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -63,6 +65,49 @@ HINTS = (
 """What to do about an engine that does not start, by what it printed."""
 
 
+def check_engine(options: Mapping[str, Any], *, here: bool = True) -> None:
+    """Check the names of vLLM's engine arguments, which are read from its source without importing it.
+
+    Args:
+        here: vLLM must be installed on this machine; otherwise names are checked only if it is.
+
+    Raises:
+        ImportError: vLLM is not installed.
+        ValueError: an option is not an engine argument.
+    """
+    found = importlib.util.find_spec("vllm")
+    if found is None:
+        if here:
+            raise ImportError(
+                'vLLM is not installed: pip install "selftaught[vllm]", or on a machine without a '
+                "GPU scripts/install_vllm_cpu.sh of the repository."
+            )
+        return
+    known = _engine_arguments(found.submodule_search_locations or [])
+    if known and (unknown := sorted(set(options) - known)):
+        near = difflib.get_close_matches(unknown[0], known, n=1)
+        raise ValueError(
+            f"The sampler 'vllm' has no option {', '.join(map(repr, unknown))}; its options are vLLM's "
+            "engine arguments." + (f" Did you mean {near[0]!r}?" if near else "")
+        )
+
+
+def _engine_arguments(folders: Iterable[str]) -> set[str]:
+    """The fields of vLLM's EngineArgs; empty where its source cannot be read as expected."""
+    for folder in folders:
+        path = Path(folder) / "engine" / "arg_utils.py"
+        with contextlib.suppress(OSError, SyntaxError, ValueError):
+            tree = ast.parse(path.read_text(encoding="utf-8"))
+            return {
+                line.target.id
+                for node in tree.body
+                if isinstance(node, ast.ClassDef) and node.name in ("EngineArgs", "AsyncEngineArgs")
+                for line in node.body
+                if isinstance(line, ast.AnnAssign) and isinstance(line.target, ast.Name)
+            }
+    return set()
+
+
 class VllmSampler(Closing):
     """A causal language model in vLLM, with its prefix cache on.
 
@@ -83,11 +128,7 @@ class VllmSampler(Closing):
     """
 
     def __init__(self, model: str | Path, *, dtype: str = "auto", **engine: Any) -> None:
-        if importlib.util.find_spec("vllm") is None:
-            raise ImportError(
-                'vLLM is not installed: pip install "selftaught[vllm]", or on a machine without a '
-                "GPU scripts/install_vllm_cpu.sh of the repository."
-            )
+        check_engine({"dtype": dtype, **engine})
         self.model = str(model)
         _refuse_adapter(Path(self.model))
         self._tokenizer = load_tokenizer(self.model)

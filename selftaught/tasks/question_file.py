@@ -1,4 +1,4 @@
-"""The user's own questions: a JSONL, JSON, CSV or Parquet file, or a Hub data set, by column names."""
+"""The user's own questions: a JSONL, JSON, CSV, TSV or Parquet file, or a Hub data set, by columns."""
 
 import difflib
 import random
@@ -30,6 +30,7 @@ from selftaught.tasks.rows import Row, file_rows, hub_rows, is_file
 Kind = Literal["number", "text", "choice", "latex"]
 LETTERS = string.ascii_uppercase
 MOST_HELD_OUT = 500
+MOST_PLACES = 5000
 
 
 class Columns(NamedTuple):
@@ -72,17 +73,21 @@ def question_file(
     """Questions with final answers from a file or a Hub data set.
 
     Args:
-        path: a .jsonl, .json, .csv or .parquet file, or the name of a Hub data set.
+        path: a .jsonl, .json, .csv, .tsv or .parquet file, or the name of a Hub data set.
         question, gold, id, rationale: names of columns; without `id` rows are numbered. Not every
             question needs a rationale.
         kind: what the answers are; a number, a choice letter, LaTeX, or other text.
-        template: the question made of several columns, such as "{context}\\n{question}".
+        template: the question made of several columns, such as "{context}\\n{question}"; the two
+            characters \\n are a line break, and {{ and }} are braces.
         validation, test: files, or splits of the Hub data set. Where one is not given, a tenth of
             the questions, at least 1 and at most 500, is drawn for it by `seed`.
         config, split: of the Hub data set.
         shots: a file of worked examples with the same columns and a rationale column.
         max_tokens: room for one rationale.
     """
+    if template is not None:
+        template = template.replace("\\n", "\n")
+        _pieces(template)
     columns = Columns(question, gold, id, rationale, template)
     reading = _reading(kind)
     examples = read_shots(Path(shots), columns, kind) if shots is not None else ()
@@ -184,7 +189,7 @@ def _problems(rows: list[Row], columns: Columns, reading: Reading, split: str) -
     for index, row in enumerate(rows):
         _check_columns(row, used)
         written = _text(row, columns.gold)
-        gold = reading.gold(written)
+        gold = _read_gold(written, reading)
         name = _text(row, columns.id) if columns.id else f"{split}-{index}"
         if gold is None:
             unread.append(f"{row.where} ({name}): {written[:60]!r}")
@@ -275,15 +280,54 @@ def held_out(splits: dict[str, list[Problem]], seed: int) -> dict[str, list[Prob
     return {**splits, **cut, "train": rest}
 
 
+def _read_gold(written: str, reading: Reading) -> str | None:
+    """The gold answer in a value; None where it cannot be read."""
+    try:
+        return reading.gold(written)
+    except (ValueError, ArithmeticError):  # such as Python's limit on the digits of a number
+        return None
+
+
+def _pieces(template: str) -> list[tuple[str, str | None]]:
+    """The template's literal texts, each with the column whose value follows it.
+
+    Raises:
+        ValueError: it is no template, names no column, or has more in braces than a column's name;
+            `str.format` would give `{a!r:>1000000000}` a gigabyte.
+    """
+    expected = 'expected text with columns in braces, such as "{context}\\n{question}"'
+    try:
+        parsed = list(string.Formatter().parse(template))
+    except ValueError as error:
+        raise ValueError(
+            f"template: {expected}, got {template[:200]!r} ({error}). Write {{{{ and }}}} for braces "
+            "that are text."
+        ) from None
+    for _, name, form, conversion in parsed:
+        if name is not None and (not name.strip() or form or conversion or set(name) & set(".[]{")):
+            end = (f"!{conversion}" if conversion else "") + (f":{form}" if form else "")
+            raise ValueError(
+                f"template: expected the name of a column in braces, got {{{(name + end)[:200]}}}. "
+                "Conversions (!r), format specifications (:>10), attributes and indices are not "
+                "supported; rename a column whose name holds such characters."
+            )
+    if all(name is None for _, name, _, _ in parsed):
+        raise ValueError(f"template: {expected}, got {template[:200]!r}, which names no column.")
+    return [(text, name) for text, name, _, _ in parsed]
+
+
 def _fields(template: str) -> list[str]:
     """The columns a template names."""
-    return [name for _, name, _, _ in string.Formatter().parse(template) if name is not None]
+    return [name for _, name in _pieces(template) if name is not None]
 
 
 def _question(row: Row, columns: Columns) -> str:
     if columns.template is None:
         return _text(row, columns.question)
-    return columns.template.format(**{name: _text(row, name) for name in _fields(columns.template)})
+    return "".join(
+        text + (_text(row, name) if name is not None else "")
+        for text, name in _pieces(columns.template)
+    )
 
 
 def _check_columns(row: Row, used: Iterable[str]) -> None:
@@ -303,11 +347,21 @@ def _text(row: Row, column: str) -> str:
             return text.strip()
         case bool(value):
             return str(value)
-        case float(value) if value == value and value.is_integer():
-            return str(int(value))
-        case (int() | float() | Decimal()) as value if value == value:
-            return str(value)
+        case int(value):
+            return str(Decimal(value))  # Python's own conversion refuses 4,300 digits
+        case (float() | Decimal()) as value if (exact := Decimal(str(value))).is_finite():
+            return _number_text(exact)
         case value:
+            shown = repr(value)
             raise ValueError(
-                f'{row.where}: expected text or a number in the column "{column}", got {value!r}.'
+                f'{row.where}: expected text or a number in the column "{column}", got '
+                f"{shown[:60]}{'...' * (len(shown) > 60)}."
             )
+
+
+def _number_text(value: Decimal) -> str:
+    """A number written out in full; one of more than `MOST_PLACES` places stays in powers of ten."""
+    if abs(value.adjusted()) > MOST_PLACES:
+        return str(value)
+    text = format(value, "f")
+    return (text.rstrip("0").rstrip(".") or "0") if "." in text else text

@@ -7,6 +7,7 @@ tokenized here: those that do not fit are dropped and counted.
 
 from selftaught.training.dpo import dpo_config, preference_rows, train_dpo
 from selftaught.training.fitting import Training, lora_config
+from selftaught.training.options import check_lora
 from selftaught.training.outcome import Judged, outcome_config, train_outcome
 from selftaught.training.sft import sft_config, tokenized, train_rows, train_sft, train_weighted
 from selftaught.training.tokens import completion_ids, open_tokenizer, written_ids
@@ -14,6 +15,7 @@ from selftaught.training.tokens import completion_ids, open_tokenizer, written_i
 __all__ = [
     "Judged",
     "Training",
+    "check_lora",
     "completion_ids",
     "dpo_config",
     "lora_config",

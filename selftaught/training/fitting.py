@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from selftaught.records import write_atomically
+from selftaught.training.options import checked_config
 
 if TYPE_CHECKING:
     from peft import LoraConfig
@@ -59,7 +60,7 @@ def trl_config(kind: str, output_dir: Path, ours: dict[str, Any], options: dict[
     """TRL's config of this name with our defaults below the caller's options.
 
     Raises:
-        ValueError: an option that TRL does not know.
+        ValueError: see `checked_config`.
     """
     import torch
     import trl
@@ -77,14 +78,12 @@ def trl_config(kind: str, output_dir: Path, ours: dict[str, Any], options: dict[
         "dataloader_pin_memory": False,
         "ddp_find_unused_parameters": False,
     }
-    try:
-        return getattr(trl, kind)(output_dir=str(output_dir), **(shared | ours | options))
-    except TypeError as error:
-        page = kind.removesuffix("Config").lower()
-        raise ValueError(
-            f"TRL's {kind} refused the training options: {error}. "
-            f"Its fields are listed at https://huggingface.co/docs/trl/{page}_trainer."
-        ) from None
+    page = kind.removesuffix("Config").lower()
+    return checked_config(
+        f"TRL's {kind}", getattr(trl, kind),
+        f"Its fields are listed at https://huggingface.co/docs/trl/{page}_trainer.",
+        {"output_dir": str(output_dir), **shared, **ours}, options,
+    )  # fmt: skip
 
 
 def lora_config(*, r: int, alpha: int, target_modules: str) -> "LoraConfig":

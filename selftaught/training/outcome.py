@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from selftaught.records import Text
 from selftaught.training.fitting import Row, Training, fit, prompt_tokens
+from selftaught.training.options import checked_config
 from selftaught.training.sft import fitting
 
 if TYPE_CHECKING:
@@ -28,7 +29,7 @@ class Judged:
     right: bool
 
 
-def outcome_config(output_dir: Path, *, max_length: int, **options: Any) -> "TrainingArguments":
+def outcome_config(output_dir: Path, /, *, max_length: int, **options: Any) -> "TrainingArguments":
     """transformers' `TrainingArguments` with the defaults of the other trainings here.
 
     Raises:
@@ -40,10 +41,11 @@ def outcome_config(output_dir: Path, *, max_length: int, **options: Any) -> "Tra
     ours = {"use_cpu": not torch.accelerator.is_available(), "report_to": "none", "remove_unused_columns": False, "logging_nan_inf_filter": False,
             "logging_steps": 1, "disable_tqdm": True, "save_total_limit": 1,
             "dataloader_pin_memory": False, "ddp_find_unused_parameters": False}  # fmt: skip
-    try:
-        config = TrainingArguments(output_dir=str(output_dir), **(ours | options))
-    except TypeError as error:
-        raise ValueError(f"TrainingArguments refused the training options: {error}.") from None
+    config = checked_config(
+        "TrainingArguments", TrainingArguments,
+        "Its fields are listed at https://huggingface.co/docs/transformers/main_classes/trainer.",
+        {"output_dir": str(output_dir), **ours}, options,
+    )  # fmt: skip
     config.max_length = max_length  # type: ignore[attr-defined]
     return config
 

@@ -17,11 +17,11 @@ IGNORED = -100
 """The label of a token without loss, in torch and transformers."""
 
 
-def sft_config(output_dir: Path, **options: Any) -> "SFTConfig":
+def sft_config(output_dir: Path, /, **options: Any) -> "SFTConfig":
     """TRL's own `SFTConfig`; what is set here suits small models on any device, all can be given.
 
     Raises:
-        ValueError: an option that TRL does not know.
+        ValueError: an option that TRL does not know, of another type, out of bounds or reserved.
     """
     ours = {"dataset_kwargs": {"skip_prepare_dataset": True}}
     return trl_config("SFTConfig", output_dir, ours, options)
