@@ -22,7 +22,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "equations": set(),
     "metrics": set(),
     "plots": set(),
-    "quiet": set(),
+    "quiet": {"samplers"},
     "wheel_models": set(),
     "prompts": {"records"},
     "samplers": {"cluster", "records", "thought_marks"},
@@ -31,7 +31,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "tasks": {"answers", "prompts", "records", "thought_marks"},
     "rollouts": {"prompts", "samplers", "records"},
     "selection": {"equations", "prompts", "records"},
-    "training": {"records", "thought_marks"},
+    "training": {"records", "samplers", "thought_marks"},
     "cluster": set(),
     "launch": {"cluster", "records", "training"},
     "embedded": {"tasks", "prompts", "records"},
@@ -51,7 +51,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "comparison": BELOW_EVALUATION
     | {"candidates", "evaluation", "launch", "method_pages", "methods", "steps"},
     "method_commands": {"comparison", "methods", "report", "run_folder", "solving"},
-    "pause": {"prompts", "records"},
+    "pause": {"prompts", "records", "samplers"},
     "quiet_pages": {"plots", "report", "records"},
     "quiet_explore": {"quiet", "quiet_pages"},
     "quiet_commands": {

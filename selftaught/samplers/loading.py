@@ -10,7 +10,6 @@ import torch
 from huggingface_hub import try_to_load_from_cache
 from torch import nn
 from transformers import (
-    AutoModelForCausalLM,
     AutoTokenizer,
     GenerationConfig,
     PreTrainedModel,
@@ -19,6 +18,7 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from selftaught.records import Text
+from selftaught.samplers.weights import check_weights, load_model
 
 CONTEXT_NAMES = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length", "n_ctx")
 """What configurations call the longest text a model can read."""
@@ -51,6 +51,7 @@ def opened(
     """
     if not isinstance(model, nn.Module):
         name = str(model)
+        check_weights(name)
         tokenizer = tokenizer or load_tokenizer(name)
         loaded = _load_model(name, dtype, device)
         loaded.eval()
@@ -87,7 +88,7 @@ def _load_model(model: str, dtype: str, device: str) -> PreTrainedModel:
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     transformers_logging.disable_progress_bar()  # it would break the caller's own
-    loaded: PreTrainedModel = AutoModelForCausalLM.from_pretrained(model, dtype=dtype)
+    loaded: PreTrainedModel = load_model(model, dtype=dtype)
     return loaded.to(torch.device(device))  # type: ignore[arg-type]
 
 

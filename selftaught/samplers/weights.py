@@ -41,7 +41,7 @@ def check_weights(model: str) -> None:
         ValueError: a file is missing, cut off or damaged, or the folder has no safetensors weights;
             names the file and what to do.
     """
-    path = Path(model).expanduser()
+    path = Path(model)
     if path.is_dir():
         _check_folder(path)
     elif path.exists():
@@ -270,3 +270,209 @@ def _listed(names: Iterable[str]) -> str:
     whole: Sequence[str] = sorted(names)
     more = f" and {len(whole) - NAMED} more" if len(whole) > NAMED else ""
     return ", ".join(whole[:NAMED]) + more
+
+
+# ------------------------------------------------------------------ loading
+
+
+def load_model(
+    model: str | Path, kind: str = "causal_lm", *, new_head: bool = False, **options: Any
+) -> Any:
+    """Load a model with transformers; refuse it unless all its weights come from its files.
+
+    Weights that the model has and the files lack would be random numbers. Missing are allowed: tied
+    weights, and what the architecture itself declares as optional. Weights in the files that the model
+    does not use are allowed where they are another part (the vision tower of a multimodal checkpoint,
+    another head), with a warning.
+
+    Args:
+        model: a model folder or a name on the Hugging Face hub.
+        kind: "causal_lm" or "sequence_classification".
+        new_head: whether the model's head may be missing, to be trained; the head of the saved model is
+            then dropped without a warning.
+        options: for `from_pretrained`, such as `dtype`.
+
+    Raises:
+        ValueError: weights are missing, unexpected or of another shape, or a file is damaged; names the
+            file and the tensors.
+    """
+    from safetensors import SafetensorError
+
+    check_weights(str(model))
+    try:
+        loaded, info = _loaded(model, kind, **options)
+    except SafetensorError as error:
+        raise ValueError(
+            f"The weights of {model} cannot be read: {error}. Copy or download them again."
+        ) from error
+    if getattr(loaded, "_hf_peft_config_loaded", False):
+        raise ValueError(
+            f"{model} is a PEFT adapter, not a whole model; merge it into its base model with "
+            "merge_and_unload() and save_pretrained(folder)."
+        )
+    head = f"{loaded.base_model_prefix}." if new_head else ""
+    missing = {name for name in info["missing_keys"] if name.startswith(head)}
+    unexpected = {name for name in info["unexpected_keys"] if name.startswith(head)}
+    wrong = {name: shapes for name, *shapes in info["mismatched_keys"]}
+    _refuse_incomplete(model, loaded, missing, unexpected, wrong)
+    _check_unexpected(model, loaded, unexpected)
+    return loaded
+
+
+def check_names(model: str) -> None:
+    """Check that the weights of a model folder are those of its architecture, without reading them.
+
+    For engines that load the weights themselves. Quantized models, custom code, and architectures that
+    transformers does not know are not checked, and neither are names on the Hugging Face hub.
+
+    Raises:
+        ValueError: weights are missing or of another shape; names the file and the tensors.
+    """
+    check_weights(model)
+    folder = Path(model)
+    if not folder.is_dir():
+        return
+    config = _json_object(folder / "config.json")
+    if {"quantization_config", "auto_map"} & set(config):
+        return
+    try:
+        described, info = _loaded(model, "causal_lm", device_map="meta")
+    except Exception:  # what transformers cannot describe, the engine may know
+        return
+    wrong = {name: shapes for name, *shapes in info["mismatched_keys"]}
+    missing, unexpected = set(info["missing_keys"]), set(info["unexpected_keys"])
+    _refuse_incomplete(model, described, missing, unexpected, wrong)
+
+
+def _loaded(model: str | Path, kind: str, **options: Any) -> tuple[Any, dict[str, Any]]:
+    """A model, and what transformers found missing, unexpected and mismatched in its files."""
+    import logging
+
+    import transformers
+
+    match kind:
+        case "causal_lm":
+            auto: Any = transformers.AutoModelForCausalLM
+        case "sequence_classification":
+            auto = transformers.AutoModelForSequenceClassification
+        case _:
+            raise ValueError(
+                f"kind must be 'causal_lm' or 'sequence_classification', got {kind!r}."
+            )
+    reports: list[str] = []
+
+    def keep(record: logging.LogRecord) -> bool:
+        """Take transformers' table of the same findings out of the log."""
+        is_report = "LOAD REPORT" in record.getMessage()
+        if is_report:
+            reports.append(record.getMessage())
+        return not is_report
+
+    logger = logging.getLogger("transformers.modeling_utils")
+    logger.addFilter(keep)
+    try:
+        return auto.from_pretrained(
+            model, output_loading_info=True, use_safetensors=True, ignore_mismatched_sizes=True,
+            **options,
+        )  # fmt: skip
+    except RuntimeError as error:
+        if not reports:
+            raise
+        raise ValueError(
+            f"The weights of {model} cannot be converted to this architecture: {reports[-1]}"
+        ) from error
+    finally:
+        logger.removeFilter(keep)
+
+
+def _refuse_incomplete(
+    model: str | Path, loaded: Any, missing: set[str], unexpected: set[str], wrong: dict[str, Any]
+) -> None:
+    """Refuse a model of which weights are missing from the files or have another shape there."""
+    if not missing and not wrong:
+        return
+    whole, kind, files = len(loaded.state_dict()), type(loaded).__name__, _files(model)
+    if wrong:
+        shapes = [
+            f"{name} (file: {list(there)}, model: {list(here)})"
+            for name, (there, here) in wrong.items()
+        ]
+        raise ValueError(
+            f"{len(wrong)} of {whole} weights of {kind} have another shape in {files}: "
+            f"{_listed(shapes)}. config.json and the weights are not of the same model; take both "
+            "from one source."
+        )
+    told = ""
+    if prefix := _other_prefix(missing, unexpected):
+        told = f" They are there under the prefix {prefix!r}; rename the tensors."
+    elif unexpected:
+        told = (
+            f" The files have {len(unexpected)} other tensors ({_listed(unexpected)}); the weights may be "
+            "of another architecture or under another prefix."
+        )
+    raise ValueError(
+        f"{len(missing)} of {whole} weights of {kind} are missing in {files}, and would be random: "
+        f"{_listed(missing)}.{told}"
+    )
+
+
+def _other_prefix(missing: set[str], unexpected: set[str]) -> str | None:
+    """What stands before the names of all missing weights, where they are there under a prefix."""
+    first = min(missing, key=lambda name: (len(name), name))
+    for name in sorted(unexpected):
+        prefix = name.removesuffix(first)
+        if prefix and prefix != name and all(prefix + one in unexpected for one in missing):
+            return prefix
+    return None
+
+
+OTHER_PARTS = (
+    "vision", "visual", "image", "audio", "speech", "video", "multi_modal", "multimodal", "mm_",
+    "projector", "connector", "talker", "token2wav", "code2wav", "mtp", "score", "classifier",
+    "v_head", "value_head", "reward_head", "qa_outputs",
+)  # fmt: skip
+"""Names of parts that a causal language model does without: other modalities, other heads."""
+
+
+def _check_unexpected(model: str | Path, loaded: Any, unexpected: set[str]) -> None:
+    """Refuse weights that belong to the model's own parts; warn about those of other parts."""
+    import re
+    import warnings
+
+    # Constants that older versions of transformers saved.
+    constant = re.compile(
+        r"(^|\.)((attn|attention)\.(bias|masked_bias)|masked_bias|inv_freq|position_ids)$"
+    )
+    unexpected = {name for name in unexpected if not constant.search(name)}
+    if not unexpected:
+        return
+    other = {name for name in unexpected if _is_other_part(loaded, name)}
+    # A quantizer's own tensors go by other names.
+    quantized = getattr(loaded, "hf_quantizer", None) is not None
+    if (own := unexpected - other) and not quantized:
+        raise ValueError(
+            f"{_files(model)} has {len(own)} weights that {type(loaded).__name__} with this "
+            f"config.json does not have: {_listed(own)}. config.json may be of another model, or "
+            "of one with fewer layers or other options; take both from one source."
+        )
+    warnings.warn(
+        f"{len(unexpected)} weights in {_files(model)} are not used by {type(loaded).__name__}: "
+        f"{_listed(unexpected)}. All weights of {type(loaded).__name__} itself were found.",
+        stacklevel=3,
+    )
+
+
+def _is_other_part(loaded: Any, name: str) -> bool:
+    """Whether a weight is of a part beside the model's own, such as a vision tower."""
+    base = loaded.base_model
+    first = name.removeprefix(f"{loaded.base_model_prefix}.").split(".")[0]
+    own = {child for module in (loaded, base) for child, _ in module.named_children()}
+    return first not in own and any(part in first.lower() for part in OTHER_PARTS)
+
+
+def _files(model: str | Path) -> str:
+    """The file with a model's weights, or its index, for messages."""
+    folder = Path(model)
+    if not folder.is_dir():
+        return f"the files of {model}"
+    return str(next((folder / one for one in (SINGLE, INDEX) if (folder / one).exists()), folder))
