@@ -118,10 +118,12 @@ def add_pause_token(model: str, out: Path) -> Path:
     origin, partial = out / "made_of.txt", out.with_name(out.name + ".partial")
     if origin.exists() and origin.read_text(encoding="utf-8") == model:
         return out
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoTokenizer
 
+    from selftaught.samplers.weights import load_model
+
+    base = load_model(model, dtype="float32")
     tokenizer = AutoTokenizer.from_pretrained(model)
-    base = AutoModelForCausalLM.from_pretrained(model, dtype="float32")
     if tokenizer.add_tokens([PAUSE], special_tokens=True):
         old: Any = base.get_input_embeddings().weight
         mean = old.detach()[: len(tokenizer) - 1].mean(0)

@@ -344,11 +344,12 @@ def _device() -> str:
 
 def _opened_to_train(how: TrainOptions) -> "tuple[QuietLM, PreTrainedTokenizerBase]":
     """The base made to think, or a model that thinks already."""
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoTokenizer
 
     from selftaught.embedded import embedded_model
     from selftaught.quiet.folder import SETTINGS, make_quiet, open_quiet
     from selftaught.quiet.model import QuietConfig
+    from selftaught.samplers.weights import load_model
 
     if (Path(how.model) / SETTINGS).exists():
         if how.quiet or how.preset != "default":
@@ -364,7 +365,7 @@ def _opened_to_train(how: TrainOptions) -> "tuple[QuietLM, PreTrainedTokenizerBa
     except TypeError as error:
         raise ValueError(f"Options of thinking were refused: {error}; see QuietConfig.") from None
     name = str(embedded_model()) if how.model == "embedded" else how.model
-    base: Any = AutoModelForCausalLM.from_pretrained(name, dtype="float32")
+    base = load_model(name, dtype="float32")
     tokenizer = AutoTokenizer.from_pretrained(name)
     return make_quiet(base.to(_device()), tokenizer, config), tokenizer
 

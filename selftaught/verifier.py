@@ -117,14 +117,17 @@ class OutcomeModel:
 
     def __init__(self, model: str | Path, *, batch_size: int = 64, device: str = "auto") -> None:
         import torch
-        from transformers import AutoModelForSequenceClassification, AutoTokenizer
+        from transformers import AutoTokenizer
+
+        from selftaught.samplers.weights import check_weights, load_model
 
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
         self.model = str(model)
         self._batch_size = batch_size
+        check_weights(self.model)
         self._tokenizer = AutoTokenizer.from_pretrained(self.model)
-        loaded: Any = AutoModelForSequenceClassification.from_pretrained(self.model)
+        loaded = load_model(self.model, "sequence_classification")
         self._model = loaded.to(device).eval()
 
     def score(self, rollouts: Sequence[Rollout], style: PromptStyle) -> list[float]:

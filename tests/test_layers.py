@@ -26,7 +26,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "option_types": set(),
     "plots": set(),
     "printable": set(),
-    "quiet": set(),
+    "quiet": {"samplers"},
     "wheel_models": set(),
     "prompts": {"records"},
     "samplers": {"cluster", "option_types", "records", "thought_marks"},
@@ -35,7 +35,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "tasks": {"answers", "latex", "prompts", "quantities", "records", "thought_marks"},
     "rollouts": {"prompts", "samplers", "records"},
     "selection": {"equations", "prompts", "records"},
-    "training": {"option_types", "records", "thought_marks"},
+    "training": {"option_types", "records", "samplers", "thought_marks"},
     "cluster": set(),
     "launch": {"cluster", "records", "training"},
     "embedded": {"tasks", "prompts", "records"},
@@ -56,7 +56,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "comparison": BELOW_EVALUATION
     | {"candidates", "evaluation", "launch", "method_pages", "methods", "preflight", "steps"},
     "method_commands": {"comparison", "methods", "printable", "report", "run_folder", "solving"},
-    "pause": {"prompts", "records"},
+    "pause": {"prompts", "records", "samplers"},
     "quiet_pages": {"plots", "printable", "report", "records"},
     "quiet_explore": {"quiet", "quiet_pages"},
     "quiet_commands": {

@@ -517,6 +517,9 @@ def test_a_folder_without_tokenizer_or_model_is_refused(
     with pytest.raises(ValueError, match=r"Expected a model folder with a config\.json"):
         TransformersSampler(tmp_path)
     shutil.copy(tiny_model_dir / "config.json", tmp_path)
+    with pytest.raises(ValueError, match="Expected weights in"):
+        TransformersSampler(tmp_path)
+    shutil.copy(tiny_model_dir / "model.safetensors", tmp_path)
     with pytest.raises(ValueError, match="Expected a tokenizer in the model folder"):
         TransformersSampler(tmp_path)
     with pytest.raises(ValueError, match="Expected a tokenizer beside a loaded model"):

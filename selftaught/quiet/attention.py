@@ -15,7 +15,7 @@ U new tokens of a row, S tokens of a row so far, P text tokens that are seen, H 
 key-value heads, G query heads per key-value head, Q queries of a group (G U), D head width.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -29,6 +29,9 @@ from transformers.masking_utils import AttentionMaskInterface
 ATTENTION = "quiet_thoughts"
 HIDDEN = -30000.0
 """Added to the score of what must not be seen; finite, so that a query may see no text at all."""
+
+WITHOUT_EFFECT = ("position_ids", "cache_position", "cu_seq_lens_q", "cu_seq_lens_k")
+"""Tensors that layers pass to their attention and that this one does without."""
 
 Rule = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 """The model's own rule (batch, head, query position, key position) -> seen, of a layer."""
@@ -68,7 +71,14 @@ def quiet_attention(
     s_aux: Tensor | None = None,
     **kwargs: object,
 ) -> tuple[Tensor, None]:
-    """The attention of every layer, as transformers calls it; the pass does the work."""
+    """The attention of every layer, as transformers calls it; the pass does the work.
+
+    Raises:
+        TypeError: a tensor that this attention does not use, such as a bias of positions.
+    """
+    for name, given in kwargs.items():
+        if isinstance(given, Tensor) and name not in WITHOUT_EFFECT:
+            raise TypeError(f"its attention is given {name!r}, which thoughts do not have")
     quiet_pass, rule = attention_mask.quiet_pass, attention_mask.rule
     layer = module.layer_idx
     assert isinstance(layer, int)
@@ -121,23 +131,37 @@ def thoughtful(model: PreTrainedModel) -> Iterator[None]:
         model.set_attn_implementation(own)
 
 
-def refusal(base: PreTrainedModel, told: str) -> str:
-    """Why a model cannot be used, and what can."""
-    return (
-        f"{type(base).__name__} cannot think at many positions at once: {told}. Use a model whose layers are all "
-        "attention through transformers' AttentionInterface, such as Llama, Mistral, Qwen or Gemma."
+class UnsupportedModel(ValueError):
+    """A model for which thoughts at many positions cannot be computed at once."""
+
+
+def unsupported(base: PreTrainedModel, why: str) -> UnsupportedModel:
+    """The error that refuses a model, with the reason and what to use instead."""
+    return UnsupportedModel(
+        f"{type(base).__name__} cannot think at many positions at once: {why}. Use a model whose layers are all "
+        "attention through transformers' AttentionInterface, such as Llama, Mistral, Qwen or Gemma 3."
     )
 
 
-def layer_name(base: PreTrainedModel, number: int) -> str:
-    """A layer by number, its class and its parts."""
+def decoder_layers(base: PreTrainedModel) -> tuple[str, Sequence[nn.Module]]:
+    """The stack of the model's layers and its name in the model; empty where there is none."""
     count = base.config.get_text_config().num_hidden_layers
-    stacks = (module for module in base.modules() if isinstance(module, nn.ModuleList))
-    layers = next((stack for stack in stacks if len(stack) == count), None)
-    if layers is None:
-        return f"layer {number}"
+    stacks = [
+        (name, module) for name, module in base.named_modules()
+        if isinstance(module, nn.ModuleList) and len(module)
+    ]  # fmt: skip
+    fitting = [stack for stack in stacks if len(stack[1]) == count]
+    name, layers = (fitting or stacks or [("", nn.ModuleList())])[0]
+    return name, list(layers)
+
+
+def layer_name(base: PreTrainedModel, number: int) -> str:
+    """A layer by number, with its class, its parts and its name in the model."""
+    name, layers = decoder_layers(base)
+    if number >= len(layers):
+        return f"layer {number} ({type(base).__name__})"
     parts = ", ".join(type(part).__name__ for part in layers[number].children())
-    return f"layer {number} ({type(layers[number]).__name__}: {parts})"
+    return f"layer {number} ({type(layers[number]).__name__}: {parts}; {name}.{number})"
 
 
 def _seen(rule: Rule, query_position: Tensor, key_position: Tensor) -> Tensor:

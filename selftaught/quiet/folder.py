@@ -13,7 +13,6 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 from transformers import (
-    AutoModelForCausalLM,
     AutoTokenizer,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -22,6 +21,7 @@ from transformers import (
 from selftaught.quiet.model import QuietConfig, QuietLM
 from selftaught.quiet.self_check import check_attention
 from selftaught.quiet.thoughts import input_matrix, output_matrix
+from selftaught.samplers.weights import check_weights, load_model, read_header
 
 SETTINGS, MIXING = "quiet.json", "mixing.safetensors"
 
@@ -84,8 +84,10 @@ def open_quiet(folder: Path, dtype: str = "auto") -> tuple[QuietLM, PreTrainedTo
             "of an ordinary one with make_quiet."
         )
     told = json.loads((folder / SETTINGS).read_text(encoding="utf-8"))
+    read_header(folder / MIXING)
+    check_weights(str(folder))
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    base = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
+    base = load_model(folder, dtype=dtype)
     if dtype == "auto" and (found := fingerprint(base)) != told["base"]:
         raise ValueError(
             f"The mixing head in {folder} was trained with another base (weights {told['base']}, "

@@ -296,13 +296,23 @@ class QuietLM(nn.Module):
         }
 
     def load_heads(self, weights: dict[str, Tensor]) -> None:
-        """Take what `heads` gave."""
-        self.load_state_dict(weights, strict=False)
-        if missing := set(self.heads()) ^ set(weights):
+        """Take what `heads` gave.
+
+        Raises:
+            ValueError: other weights than the settings name, or of another shape.
+        """
+        own = self.heads()
+        wrong = [
+            f"{name} (file: {list(weights[name].shape)}, model: {list(own[name].shape)})"
+            for name in sorted(set(own) & set(weights))
+            if own[name].shape != weights[name].shape
+        ]
+        if others := sorted(set(own) ^ set(weights)) + wrong:
             raise ValueError(
-                f"Expected the weights of the heads that the settings name, got others ({', '.join(sorted(missing))}); take "
-                "quiet.json and mixing.safetensors from the same run."
+                f"The heads in mixing.safetensors are not those of quiet.json: {', '.join(others)}; "
+                "take quiet.json and mixing.safetensors from the same run."
             )
+        self.load_state_dict(weights, strict=False)
 
     def gradient_checkpointing_enable(
         self, gradient_checkpointing_kwargs: dict[str, Any] | None = None, **more: Any

@@ -1,69 +1,421 @@
-"""Does this attention give the model's own results? Asked once, on the user's own model."""
+"""Checks that parallel thoughts give a model's own logits and gradients, on the user's own model.
+
+Thoughts after a short text are computed by `quiet_attention` and by ordinary forward passes of the same
+tokens. Logits and gradients must agree. The check runs in float32, and parameters that are all zero
+(gates and scales at the start of a training) get random values while it runs, because what they
+multiply would not be seen.
+
+Shapes: T text tokens, R rows (one per position), S thought tokens, K lookahead tokens, D hidden width,
+V vocabulary.
+"""
+
+import traceback
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from itertools import chain
+from typing import Any
 
 import torch
+from torch import Tensor, nn
+from torch.autograd import grad
 from transformers import PreTrainedModel
 
-from selftaught.quiet.attention import layer_name, refusal, thoughtful
-from selftaught.quiet.thoughts import Marks, language_head, read, talk
+from selftaught.quiet.attention import (
+    Gradients,
+    UnsupportedModel,
+    decoder_layers,
+    layer_name,
+    thoughtful,
+    unsupported,
+)
+from selftaught.quiet.thoughts import Marks, input_matrix, language_head, output_matrix, read, talk
 
 TEXT, THOUGHT, LOOKAHEAD = 12, 3, 2
 AGREEMENT = {torch.float64: 1e-4, torch.float32: 1e-3}
-"""How far logits may be from the model's own, in their standard deviations; 0.5 in short types, where
+"""Largest difference of a logit, in standard deviations of the logits; 0.5 for shorter types, where
 rounding alone gives 0.2."""
+GRADIENT_AGREEMENT = 1e-2
+"""Largest difference of a gradient, relative to its own root mean square."""
+NEGLIGIBLE = 1e-4
+"""A difference below this share of the largest root mean square of any gradient is rounding: the
+gradient of a key's bias, for one, is 0."""
+WATCHED = 2**16
+"""Gradients are compared of parameters with at most so many elements, and of all embeddings looked up."""
+SHORT = (torch.bfloat16, torch.float16)
+EMBEDDINGS = "the embeddings"
 
 
 def check_attention(base: PreTrainedModel) -> None:
-    """Refuse a model whose attention cannot be replaced.
+    """Refuse a model whose attention cannot be replaced or whose layers read more than hidden states.
 
     Raises:
-        ValueError: names the layer.
+        UnsupportedModel: names the layer.
     """
     if not base._can_set_attn_implementation():
-        raise ValueError(
-            refusal(base, f"the attention of {layer_name(base, 0)} cannot be replaced")
+        raise unsupported(base, f"the attention of {layer_name(base, 0)} cannot be replaced")
+    for name, module in base.named_modules():
+        if "indexer" in type(module).__name__.lower():
+            raise unsupported(
+                base,
+                f"{_layer_of(base, f'{name}.')} selects the tokens that it attends to ({name}, "
+                f"{type(module).__name__})",
+            )
+    config = base.config.get_text_config()
+    parts = [name for layer in decoder_layers(base)[1] for name, _ in layer.named_children()]
+    if getattr(config, "hidden_size_per_layer_input", None) or any(
+        "per_layer" in one for one in parts
+    ):
+        source = next(
+            (
+                f" ({name}, {type(module).__name__})"
+                for name, module in base.named_modules()
+                if "per_layer" in name and isinstance(module, nn.Embedding)
+            ),
+            "",
+        )
+        raise unsupported(
+            base,
+            f"{layer_name(base, 0)} reads embeddings of its own for every token{source}, which "
+            "thoughts would not have",
         )
 
 
-@torch.no_grad()
 def self_check(base: PreTrainedModel, marks: Marks) -> None:
     """Compare thoughts after a short text with ordinary forward passes of the same tokens.
 
+    Compared are the logits of the text and of the lookahead after a thought, and the gradients of a
+    random sum of them with respect to embeddings and small parameters.
+
     Raises:
-        ValueError: the model cannot think in parallel; says which layer or what differs.
+        UnsupportedModel: the model cannot think in parallel; names the layer and what differs.
     """
     check_attention(base)
-    config = base.config.get_text_config()
-    draw = torch.Generator().manual_seed(0)
-    allowed = torch.tensor([i for i in range(min(config.vocab_size, 1000)) if i not in marks.never])
-    picked = torch.randint(len(allowed), (TEXT + THOUGHT,), generator=draw)
-    ids = allowed[picked].to(base.device)
-    text, thought = ids[:TEXT], ids[TEXT:]
-    position = torch.tensor([[TEXT // 3, TEXT - LOOKAHEAD - 1]], device=base.device)
-    learning = base.training
+    learning, precision = base.training, torch.get_float32_matmul_precision()
     base.eval()
+    torch.set_float32_matmul_precision("highest")  # TensorFloat-32 has no more digits than float16
     try:
-        with thoughtful(base):
-            prefix = read(base, text[None], None)
-            given = thought.expand(1, 1, position.shape[1], -1)
-            _, states_RKD = talk(base, prefix, position, given, LOOKAHEAD, marks)
-        ours = language_head(base)(states_RKD)
-        for row, at in enumerate(position[0].tolist()):
-            start, end = torch.tensor([[marks.start], [marks.end]], device=base.device)
-            follows = text[at + 1 : at + LOOKAHEAD]
-            whole = torch.cat([text[: at + 1], start, thought, end, follows])
-            own = base(input_ids=whole[None], use_cache=False).logits[0, -LOOKAHEAD:]
-            apart = float((ours[row] - own).float().abs().max() / own.float().std())
-            if not apart <= AGREEMENT.get(own.dtype, 0.5):
-                told = (
-                    f"after a thought its logits would be off by {apart:.2g} of their standard "
-                    f"deviations; its layers are {layer_name(base, 0)}"
-                )
-                raise ValueError(refusal(base, told))
-    except torch.OutOfMemoryError:
+        wrong = _difference_in_float32(base, marks)
+    except (torch.OutOfMemoryError, UnsupportedModel):
         raise
     # What code that was not written for another attention may do with one.
-    except (AttributeError, LookupError, RuntimeError, TypeError) as error:
-        told = f"its code does not go with another attention ({error})"
-        raise ValueError(refusal(base, told)) from error
+    except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        told = f"{_failing(base, error)} fails with another attention ({error})"
+        raise unsupported(base, told) from error
     finally:
+        torch.set_float32_matmul_precision(precision)
         base.train(learning)
+    if wrong is not None:
+        raise unsupported(base, wrong)
+
+
+def _difference_in_float32(base: PreTrainedModel, marks: Marks) -> str | None:
+    """What differs; where the memory is too small for float32, of logits in the model's own dtype."""
+    try:
+        with _as_float32(base), _without_zeros(base):
+            return _difference(base, marks, gradients=True)
+    except torch.OutOfMemoryError:
+        if not any(one.dtype in SHORT for one in base.parameters()):
+            raise
+    return _difference(base, marks, gradients=False)
+
+
+@contextmanager
+def _as_float32(base: PreTrainedModel) -> Iterator[None]:
+    """Parameters and buffers of shorter types in float32; afterwards exactly what they were."""
+    tensors = chain(base.parameters(), base.buffers())
+    short = [(one, one.dtype) for one in tensors if one.dtype in SHORT]
+    try:
+        for one, _ in short:
+            one.data = one.data.float()
+        yield
+    finally:
+        for one, dtype in short:
+            one.data = one.data.to(dtype)
+
+
+@contextmanager
+def _without_zeros(base: PreTrainedModel) -> Iterator[None]:
+    """Random numbers in the parameters that are all zero; afterwards zero again."""
+    zero = [
+        one for one in base.parameters()
+        if one.is_floating_point() and not (one.flatten()[:64].any() or one.any())
+    ]  # fmt: skip
+    try:
+        with torch.no_grad():
+            for number, one in enumerate(zero):
+                draw = torch.Generator(one.device).manual_seed(number)
+                spread = 0.3 if one.ndim < 2 else one.shape[-1] ** -0.5
+                one.normal_(0, spread, generator=draw)
+        yield
+    finally:
+        with torch.no_grad():
+            for one in zero:
+                one.zero_()
+
+
+@dataclass(frozen=True)
+class _Example:
+    """A text, a thought, the positions of the text after which it stands, and the sum of logits."""
+
+    text_T: Tensor
+    thought_S: Tensor
+    position_R: Tensor
+    start: int
+    end: int
+    probe_TV: Tensor
+    """Random weights of the text's logits in the sum whose gradients are compared."""
+    probe_RKV: Tensor
+    """Those of the logits after a thought."""
+
+    def sum(self, text_TV: Tensor, after_RKV: Tensor) -> Tensor:
+        return (text_TV * self.probe_TV).sum() + (after_RKV * self.probe_RKV).sum()
+
+
+@dataclass
+class _Found:
+    """What one of the two computations gives."""
+
+    text_TV: Tensor
+    after_RKV: Tensor
+    states: list[list[Tensor]]
+    """Hidden states after each layer: `[layer][pass]`."""
+    gradients: dict[str, Tensor] = field(default_factory=dict)
+
+    def add(self, example: _Example, names: Sequence[Any], got: Sequence[Tensor | None]) -> None:
+        """Add gradients to those of the same name; those of embeddings token by token.
+
+        Args:
+            names: of parameters; of looked-up embeddings their tokens.
+        """
+        known = torch.cat([example.text_T, example.thought_S])
+        known = torch.cat([known, known.new_tensor([example.start, example.end])]).unique()
+        for name, one in zip(names, got, strict=True):
+            if one is None:
+                continue
+            if isinstance(name, Tensor):
+                flat = one.flatten(0, -2)
+                place = torch.searchsorted(known, name.flatten())
+                one = flat.new_zeros(len(known), flat.shape[-1]).index_add(0, place, flat)
+                name = EMBEDDINGS
+            self.gradients[name] = self.gradients[name] + one if name in self.gradients else one
+
+
+def _difference(base: PreTrainedModel, marks: Marks, *, gradients: bool) -> str | None:
+    """What differs between parallel thoughts and ordinary forward passes, and in which layer first."""
+    example = _example(base, marks)
+    watched = {
+        name: one for name, one in base.named_parameters()
+        if gradients and one.numel() <= WATCHED and one.is_floating_point()
+    }  # fmt: skip
+    before = [(one, one.requires_grad) for one in watched.values()]
+    try:
+        for one in watched.values():
+            one.requires_grad_(True)
+        with torch.set_grad_enabled(gradients):
+            ours = _parallel(base, marks, example, watched)
+            own = _ordinary(base, example, watched)
+    finally:
+        for one, required in before:
+            one.requires_grad_(required)
+    apart = max(_apart(ours.text_TV, own.text_TV), _apart(ours.after_RKV, own.after_RKV))
+    if not apart <= AGREEMENT.get(own.text_TV.dtype, 0.5):
+        return (
+            f"after a thought its logits would be off by {apart:.2g} of their standard deviations, "
+            f"first in {_first_layer(base, example, ours, own)}"
+        )
+    if wrong := _wrong_gradient(ours.gradients, own.gradients):
+        return f"the gradient of {wrong} would be wrong, in {_layer_of(base, wrong)}"
+    return None
+
+
+def _example(base: PreTrainedModel, marks: Marks) -> _Example:
+    """Random tokens, without those that thoughts never have."""
+    count, device = base.config.get_text_config().vocab_size, base.device
+    draw = torch.Generator().manual_seed(0)
+    allowed = torch.tensor([one for one in range(min(count, 1000)) if one not in marks.never])
+    ids = allowed[torch.randint(len(allowed), (TEXT + THOUGHT,), generator=draw)].to(device)
+    position_R = torch.tensor([TEXT // 3, TEXT - LOOKAHEAD - 1], device=device)
+    matrix = output_matrix(base).weight
+    probes = [
+        torch.randn((*shape, len(matrix)), generator=draw).to(device, matrix.dtype)
+        for shape in ((TEXT,), (len(position_R), LOOKAHEAD))
+    ]
+    return _Example(ids[:TEXT], ids[TEXT:], position_R, marks.start, marks.end, *probes)
+
+
+def _parallel(
+    base: PreTrainedModel, marks: Marks, example: _Example, watched: Mapping[str, Tensor]
+) -> _Found:
+    """As in training: the text is read once, and thoughts' gradients are sent through that pass."""
+    learns, head = torch.is_grad_enabled(), language_head(base)
+    with thoughtful(base), _recorded(base) as (looked_up, states):
+        gradients = Gradients([], []) if learns else None
+        prefix = read(base, example.text_T[None], None, gradients)
+        of_text = list(looked_up)
+        hidden, *stored = (
+            one.detach().requires_grad_(learns)
+            for one in (prefix.hidden_BTD, *prefix.key_BKTD, *prefix.value_BKTD)
+        )
+        layers = len(prefix.key_BKTD)
+        seen = replace(
+            prefix, hidden_BTD=hidden, key_BKTD=stored[:layers], value_BKTD=stored[layers:]
+        )
+        rows = len(example.position_R)
+        thought_BNRS = example.thought_S.expand(1, 1, rows, -1)
+        _, states_RKD = talk(base, seen, example.position_R[None], thought_BNRS, LOOKAHEAD, marks)
+        text_TV, after_RKV = head(hidden)[0], head(states_RKD)
+        found = _Found(text_TV.detach(), after_RKV.detach(), states)
+        if gradients is not None:
+            of_thoughts = looked_up[len(of_text) :]
+            inputs = [*watched.values(), *(one for _, one in of_thoughts)]
+            names = [*watched, *(ids for ids, _ in of_thoughts)]
+            total = example.sum(text_TV, after_RKV)
+            got = grad(total, [hidden, *stored, *inputs], allow_unused=True)
+            found.add(example, names, got[1 + len(stored) :])
+            gradients.key_BKTD = list(got[1 : 1 + layers])
+            gradients.value_BKTD = list(got[1 + layers : 1 + 2 * layers])
+            inputs = [*watched.values(), *(one for _, one in of_text)]
+            names = [*watched, *(ids for ids, _ in of_text)]
+            got = grad(prefix.hidden_BTD, inputs, got[0], allow_unused=True)
+            found.add(example, names, got)
+    return found
+
+
+def _ordinary(base: PreTrainedModel, example: _Example, watched: Mapping[str, Tensor]) -> _Found:
+    """The text and every text with its thought as rows of one batch, in the model's own forward pass.
+
+    Rows are filled up on the right, which a causal model does not see.
+    """
+    rows = _rows(example)
+    longest = max(map(len, rows))
+    ids = torch.stack([torch.cat([row, row[-1:].expand(longest - len(row))]) for row in rows])
+    with _recorded(base) as (looked_up, states):
+        logits = base(input_ids=ids, use_cache=False).logits
+        text_TV, after_RKV = logits[0, :TEXT], _lookahead(logits, rows)
+        found = _Found(text_TV.detach(), after_RKV.detach(), states)
+        if torch.is_grad_enabled():
+            inputs = [*watched.values(), *(one for _, one in looked_up)]
+            names = [*watched, *(ids for ids, _ in looked_up)]
+            got = grad(example.sum(text_TV, after_RKV), inputs, allow_unused=True)
+            found.add(example, names, got)
+    return found
+
+
+def _rows(example: _Example) -> list[Tensor]:
+    """The text, and for every position the text up to it, a thought and the lookahead."""
+    text = example.text_T
+    start, end = text.new_tensor([[example.start], [example.end]])
+    return [
+        text,
+        *(
+            torch.cat(
+                [text[: at + 1], start, example.thought_S, end, text[at + 1 : at + LOOKAHEAD]]
+            )
+            for at in example.position_R.tolist()
+        ),
+    ]
+
+
+def _lookahead(whole: Tensor, rows: Sequence[Tensor]) -> Tensor:
+    """What a batch of rows has at the lookahead after a thought: `[R, K, ...]`."""
+    ends = [len(row) for row in rows]
+    return torch.stack([whole[at, ends[at] - LOOKAHEAD : ends[at]] for at in range(1, len(rows))])
+
+
+Recorded = tuple[list[tuple[Tensor, Tensor]], list[list[Tensor]]]
+
+
+@contextmanager
+def _recorded(base: PreTrainedModel) -> Iterator[Recorded]:
+    """Tokens with their embeddings, as leaves of the graph, and the states after every layer."""
+    looked_up: list[tuple[Tensor, Tensor]] = []
+    layers = decoder_layers(base)[1]
+    states: list[list[Tensor]] = [[] for _ in layers]
+
+    def look_up(module: nn.Module, given: tuple[Any, ...], out: Tensor) -> Tensor:
+        leaf = out.detach().requires_grad_(torch.is_grad_enabled())
+        looked_up.append((given[0], leaf))
+        return leaf.clone()  # some models scale it in place
+
+    def keep(number: int, out: Any) -> None:
+        one = out[0] if isinstance(out, tuple) else out
+        if isinstance(one, Tensor):
+            states[number].append(one.detach())
+
+    handles = [input_matrix(base).register_forward_hook(look_up)]
+    handles += [
+        layer.register_forward_hook(lambda module, given, out, at=number: keep(at, out))
+        for number, layer in enumerate(layers)
+    ]
+    try:
+        yield looked_up, states
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _apart(ours: Tensor, own: Tensor) -> float:
+    """The largest difference, in standard deviations."""
+    return float((ours - own).float().abs().max() / own.float().std())
+
+
+def _first_layer(base: PreTrainedModel, example: _Example, ours: _Found, own: _Found) -> str:
+    """The first layer whose states differ; where none does, the head."""
+    limit, rows = AGREEMENT.get(own.text_TV.dtype, 0.5), _rows(example)
+    for number, (mine, theirs) in enumerate(zip(ours.states, own.states, strict=True)):
+        if len(mine) != 2 or len(theirs) != 1 or mine[1].ndim != 3 or len(theirs[0]) != len(rows):
+            return layer_name(base, number)
+        text = _apart(mine[0][0], theirs[0][0, :TEXT])
+        after = _apart(mine[1][:, -LOOKAHEAD:], _lookahead(theirs[0], rows))
+        if not (text <= limit and after <= limit):
+            return layer_name(base, number)
+    head = type(output_matrix(base)).__name__
+    return f"its head ({head}), after {layer_name(base, len(own.states) - 1)}"
+
+
+def _wrong_gradient(ours: dict[str, Tensor], own: dict[str, Tensor]) -> str | None:
+    """The name of the first gradient that differs, or None."""
+    largest = max((_size(one) for one in own.values()), default=0.0)
+    for name in dict.fromkeys([*own, *ours]):
+        mine, theirs = ours.get(name), own.get(name)
+        whole = mine if theirs is None else theirs
+        assert whole is not None
+        off = whole if mine is None or theirs is None else mine - theirs
+        if not _size(off) <= GRADIENT_AGREEMENT * _size(whole) + NEGLIGIBLE * largest:
+            return name
+    return None
+
+
+def _size(gradient: Tensor) -> float:
+    """Root mean square."""
+    return float(gradient.float().square().mean().sqrt())
+
+
+def _layer_of(base: PreTrainedModel, name: str) -> str:
+    """The layer that a parameter or module stands in, or the module itself outside the layers."""
+    stack, layers = decoder_layers(base)
+    for number in range(len(layers)):
+        if f"{name}.".startswith(f"{stack}.{number}."):
+            return layer_name(base, number)
+    if name == EMBEDDINGS:
+        return layer_name(base, 0)
+    owner = base.get_submodule(name.rpartition(".")[0])
+    return f"{name.rpartition('.')[0] or 'the model'} ({type(owner).__name__})"
+
+
+def _failing(base: PreTrainedModel, error: Exception) -> str:
+    """The innermost module of the model in which an error was raised, and its layer."""
+    names = {id(module): name for name, module in base.named_modules()}
+    found = ""
+    for frame, _ in traceback.walk_tb(error.__traceback__):
+        one = frame.f_locals.get("self")
+        found = names.get(id(one), found)
+    if not found:
+        return layer_name(base, 0)
+    module = f"{found} ({type(base.get_submodule(found)).__name__})"
+    stack, layers = decoder_layers(base)
+    number = next(
+        (at for at in range(len(layers)) if f"{found}.".startswith(f"{stack}.{at}.")), None
+    )
+    return module if number is None else f"{module} in {layer_name(base, number)}"

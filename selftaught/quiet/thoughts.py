@@ -18,8 +18,8 @@ from selftaught.quiet.attention import (
     Reading,
     Thinking,
     layer_name,
-    refusal,
     under,
+    unsupported,
 )
 
 Head = Callable[[Tensor], Tensor]
@@ -146,7 +146,7 @@ def read_on(base: PreTrainedModel, new_BT: Tensor, mask_BT: Tensor, reading: Rea
     for layer in layers:
         if layer not in reading.key_BKTD:
             told = f"{layer_name(base, layer)} does not use attention that can be replaced"
-            raise ValueError(refusal(base, told))
+            raise unsupported(base, told)
     keys = [reading.key_BKTD[layer] for layer in layers]
     values = [reading.value_BKTD[layer] for layer in layers]
     return Prefix(new_BT, hidden_BTD, keys, values, position_BT, reading.real_BT)

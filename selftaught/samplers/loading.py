@@ -14,7 +14,6 @@ from torch import nn
 from transformers import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
     AutoConfig,
-    AutoModelForCausalLM,
     AutoTokenizer,
     GenerationConfig,
     PreTrainedModel,
@@ -23,6 +22,7 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from selftaught.records import Text
+from selftaught.samplers.weights import check_weights, load_model
 
 CONTEXT_NAMES = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length", "n_ctx")
 """What configurations call the longest text a model can read."""
@@ -55,6 +55,7 @@ def opened(
     """
     if not isinstance(model, nn.Module):
         name = str(model)
+        check_weights(name)
         tokenizer = tokenizer or load_tokenizer(name)
         loaded = _load_model(name, dtype, device)
         loaded.eval()
@@ -91,7 +92,7 @@ def _load_model(model: str, dtype: str, device: str) -> PreTrainedModel:
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     transformers_logging.disable_progress_bar()  # it would break the caller's own
-    loaded: PreTrainedModel = AutoModelForCausalLM.from_pretrained(model, dtype=dtype)
+    loaded: PreTrainedModel = load_model(model, dtype=dtype)
     return loaded.to(torch.device(device))  # type: ignore[arg-type]
 
 

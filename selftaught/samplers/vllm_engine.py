@@ -45,6 +45,7 @@ from selftaught.samplers.loading import (
     folder_fingerprint,
     load_tokenizer,
 )
+from selftaught.samplers.weights import check_names
 
 ON_A_CPU = {"VLLM_CPU_KVCACHE_SPACE": "2", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
 """Environment of the child where there is no accelerator and the caller's does not say otherwise."""
@@ -131,6 +132,8 @@ class VllmSampler(Closing):
         check_engine({"dtype": dtype, **engine})
         self.model = str(model)
         _refuse_adapter(Path(self.model))
+        if engine.get("load_format", "auto") in ("auto", "safetensors"):
+            check_names(self.model)
         self._tokenizer = load_tokenizer(self.model)
         self._eos = end_tokens(_generation_config(self.model), self._tokenizer)
         self._errand = {

@@ -1,6 +1,478 @@
-"""Checks of a model's weight files before they are loaded."""
+"""Checking and loading of model weights.
+
+`check_weights` reads only the headers of safetensors files, without torch. `load_model` loads a model
+and refuses one whose weights are not all in its files. Weights are read from safetensors only; a
+pickle (`pytorch_model.bin`) is never opened.
+"""
+
+import json
+import math
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+MAX_HEADER = 100_000_000
+"""Bytes; the limit of the safetensors library."""
+BITS = {
+    "BOOL": 8, "U8": 8, "I8": 8, "F8_E5M2": 8, "F8_E4M3": 8, "F8_E8M0": 8, "F8_E4M3FNUZ": 8,
+    "F8_E5M2FNUZ": 8, "I16": 16, "U16": 16, "F16": 16, "BF16": 16, "I32": 32, "U32": 32,
+    "F32": 32, "I64": 64, "U64": 64, "F64": 64, "C64": 64, "F4": 4, "F6_E2M3": 6, "F6_E3M2": 6,
+}  # fmt: skip
+"""Size of an element of each safetensors dtype."""
+PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+NAMED = 4
+"""How many tensors or files an error names."""
 
 
 def check_weights(model: str) -> None:
-    """Do nothing; stands in for the check of weight headers that is written elsewhere."""
-    del model
+    """Check that the weight files of a model are complete, from their headers alone.
+
+    Checked are: every weight file is there, its header is valid, its size agrees with its header, and
+    every shard of an index is there with the tensors that the index puts into it. No tensor is read
+    and nothing is downloaded.
+
+    Args:
+        model: a model folder, or a name on the Hugging Face hub. Of a name, the files in the local
+            cache are checked; where there are none, nothing is.
+
+    Raises:
+        ValueError: a file is missing, cut off or damaged, or the folder has no safetensors weights;
+            names the file and what to do.
+    """
+    path = Path(model)
+    if path.is_dir():
+        _check_folder(path)
+    elif path.exists():
+        raise ValueError(
+            f"Expected a model folder or a name on the Hugging Face hub, got the file {model}."
+        )
+    elif _is_path(model):
+        raise ValueError(f"Expected a model folder, got {model}, which does not exist.")
+    else:
+        _check_cached(model)
+
+
+def read_header(path: Path) -> dict[str, tuple[int, ...]]:
+    """The name and shape of every tensor of a safetensors file; the file's size must agree.
+
+    Raises:
+        ValueError: the file is missing, cut off or no valid safetensors file.
+    """
+    size, entries = _entries(path)
+    shapes: dict[str, tuple[int, ...]] = {}
+    spans: list[tuple[int, int, str]] = []
+    for name, entry in entries.items():
+        if name == "__metadata__":
+            continue
+        shape, start, end = _tensor(path, name, entry)
+        shapes[name] = shape
+        spans.append((start, end, name))
+    at = 0
+    for start, end, name in sorted(spans):
+        if start != at:
+            raise _damaged(path, f"tensor {name!r} begins at byte {start:,} instead of {at:,}")
+        at = end
+    if size < at:
+        raise ValueError(
+            f"{path} is cut off: its header says {at:,} bytes of tensors, the file has {size:,}. "
+            "Copy or download it again."
+        )
+    if size > at:
+        raise _damaged(path, f"it has {size - at:,} bytes more than its header says")
+    if not shapes:
+        raise _damaged(path, "it contains no tensors")
+    return shapes
+
+
+def _entries(path: Path) -> tuple[int, dict[str, Any]]:
+    """The bytes of tensors in a file, and its header as JSON."""
+    try:
+        with path.open("rb") as file:
+            total = os.fstat(file.fileno()).st_size
+            first = file.read(8)
+            if first == b"version ":
+                raise ValueError(
+                    f"{path} is a Git LFS pointer, not the weights; run git lfs pull in its folder."
+                )
+            length = int.from_bytes(first, "little")
+            if len(first) < 8 or (8 + length > total and length <= MAX_HEADER):
+                raise ValueError(
+                    f"{path} is cut off inside its header: the file has {total:,} bytes. "
+                    "Copy or download it again."
+                )
+            if length > MAX_HEADER:
+                raise _damaged(path, f"its first bytes give a header of {length:,} bytes")
+            raw = file.read(length)
+    except FileNotFoundError:
+        raise ValueError(f"The weight file {path} is missing; copy or download it again.") from None
+    try:
+        entries = json.loads(raw.decode("utf-8"), object_pairs_hook=_unique)
+    except (ValueError, RecursionError) as error:
+        raise _damaged(path, f"its header is not valid JSON ({error})") from None
+    if not isinstance(entries, dict):
+        raise _damaged(path, "its header is not a JSON object")
+    return total - 8 - length, entries
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError("a name occurs twice")
+    return found
+
+
+def _tensor(path: Path, name: str, entry: Any) -> tuple[tuple[int, ...], int, int]:
+    """Shape, first and last byte of a tensor, as its header has them and as they must agree."""
+    try:
+        dtype, shape, (start, end) = entry["dtype"], entry["shape"], entry["data_offsets"]
+        whole = [*shape, start, end]
+    except (KeyError, TypeError, ValueError):
+        raise _damaged(path, f"tensor {name!r} has no dtype, shape and data_offsets") from None
+    if any(type(number) is not int or number < 0 for number in whole) or end < start:
+        raise _damaged(path, f"tensor {name!r} has the shape {shape} at bytes {start} to {end}")
+    bits = BITS.get(dtype) if isinstance(dtype, str) else None
+    if bits is not None and math.prod(shape) * bits != (end - start) * 8:
+        raise _damaged(
+            path,
+            f"tensor {name!r} of shape {shape} and dtype {dtype} has {end - start:,} bytes",
+        )
+    return tuple(shape), start, end
+
+
+def _damaged(path: Path, why: str) -> ValueError:
+    return ValueError(f"{path} is not a valid safetensors file: {why}. Copy or download it again.")
+
+
+def _check_folder(folder: Path) -> None:
+    _refuse_adapter(folder)
+    config = _json_object(folder / "config.json") if (folder / "config.json").exists() else None
+    if config is None:
+        raise ValueError(f"Expected a model folder with a config.json, got {folder} without.")
+    named = config.get("transformers_weights")
+    if isinstance(named, str):
+        weights = folder / named
+    else:
+        weights = next((folder / one for one in (SINGLE, INDEX) if (folder / one).exists()), None)
+    if weights is None:
+        raise ValueError(_without_weights(folder))
+    if weights.suffix == ".json":
+        _check_shards(weights, whole=True)
+    else:
+        read_header(weights)
+
+
+def _refuse_adapter(folder: Path) -> None:
+    adapter = folder / "adapter_config.json"
+    if not adapter.exists():
+        return
+    base = _json_object(adapter).get("base_model_name_or_path")
+    raise ValueError(
+        f"{folder} is a PEFT adapter, not a whole model; merge it into its base model"
+        f"{f' ({base})' if base else ''} with merge_and_unload() and save_pretrained(folder)."
+    )
+
+
+def _without_weights(folder: Path) -> str:
+    """Why a folder without `model.safetensors` or its index cannot be used."""
+    names = sorted(one.name for one in folder.iterdir() if one.is_file())
+    pickles = [
+        name for name in names if Path(name).suffix in PICKLES and name != "training_args.bin"
+    ]
+    if pickles:
+        return (
+            f"Expected safetensors weights in {folder}, found {_listed(pickles)}. A pickle can run "
+            "code and is never opened here; where you trust the file, convert it: load it with "
+            "transformers and save_pretrained(folder)."
+        )
+    if gguf := [name for name in names if name.endswith(".gguf")]:
+        return (
+            f"Expected safetensors weights in {folder}, found {_listed(gguf)}. Serve a GGUF file with "
+            "llama.cpp and use --sampler openai, or convert it to safetensors."
+        )
+    others = [name for name in names if name.endswith(".safetensors")]
+    found = f"; found only {_listed(others)}" if others else ""
+    return f"Expected weights in {folder}, in {SINGLE} or in shards with {INDEX}{found}."
+
+
+def _check_shards(index: Path, *, whole: bool) -> None:
+    """Check the shards of an index.
+
+    Args:
+        whole: whether a shard that is not there is an error.
+    """
+    shards: dict[str, list[str]] = {}
+    where = _json_object(index).get("weight_map")
+    if not isinstance(where, dict) or not where:
+        raise ValueError(f"{index} has no weight_map; copy or download it again.")
+    for name, shard in where.items():
+        if not isinstance(shard, str) or Path(shard).is_absolute() or ".." in Path(shard).parts:
+            raise ValueError(
+                f"{index} names the shard {shard!r} for tensor {name!r}; expected a file in its folder."
+            )
+        shards.setdefault(shard, []).append(name)
+    absent = [shard for shard in shards if not (index.parent / shard).exists()]
+    if absent and whole:
+        raise ValueError(
+            f"{index} names {len(shards)} shards, of which {len(absent)} are missing: "
+            f"{_listed(absent)}. Copy or download them again."
+        )
+    owner: dict[str, str] = {}
+    for shard, names in shards.items():
+        if shard in absent:
+            continue
+        found = read_header(index.parent / shard)
+        if missing := [name for name in names if name not in found]:
+            raise ValueError(
+                f"{index.parent / shard} lacks {len(missing)} tensors that {index.name} puts there: "
+                f"{_listed(missing)}. Copy or download both again."
+            )
+        if twice := [name for name in found if name in owner]:
+            raise ValueError(
+                f"{index.parent / shard} and {owner[twice[0]]} both contain {_listed(twice)}; these "
+                "shards are not of one model. Copy or download them again."
+            )
+        owner |= dict.fromkeys(found, shard)
+
+
+def _check_cached(name: str) -> None:
+    """Check the files that the local cache has of a model on the Hugging Face hub."""
+    from huggingface_hub import try_to_load_from_cache
+
+    for file in (SINGLE, INDEX):
+        found = try_to_load_from_cache(name, file)
+        if isinstance(found, str) and file == SINGLE:
+            read_header(Path(found))
+        elif isinstance(found, str):
+            _check_shards(Path(found), whole=False)
+
+
+def _is_path(model: str) -> bool:
+    """Whether a name cannot be one of the hub, which has at most one slash."""
+    return model.startswith((".", "~", "/")) or Path(model).is_absolute() or model.count("/") > 1
+
+
+def _json_object(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(
+            f"{path} is not valid JSON ({error}); copy or download it again."
+        ) from None
+    if not isinstance(found, dict):
+        raise ValueError(f"{path} is not a JSON object; copy or download it again.")
+    return found
+
+
+def _listed(names: Iterable[str]) -> str:
+    """The first few names, and how many there are beside them."""
+    whole: Sequence[str] = sorted(names)
+    more = f" and {len(whole) - NAMED} more" if len(whole) > NAMED else ""
+    return ", ".join(whole[:NAMED]) + more
+
+
+# ------------------------------------------------------------------ loading
+
+
+def load_model(
+    model: str | Path, kind: str = "causal_lm", *, new_head: bool = False, **options: Any
+) -> Any:
+    """Load a model with transformers; refuse it unless all its weights come from its files.
+
+    Weights that the model has and the files lack would be random numbers. Missing are allowed: tied
+    weights, and what the architecture itself declares as optional. Weights in the files that the model
+    does not use are allowed where they are another part (the vision tower of a multimodal checkpoint,
+    another head), with a warning.
+
+    Args:
+        model: a model folder or a name on the Hugging Face hub.
+        kind: "causal_lm" or "sequence_classification".
+        new_head: whether the model's head may be missing, to be trained; the head of the saved model is
+            then dropped without a warning.
+        options: for `from_pretrained`, such as `dtype`.
+
+    Raises:
+        ValueError: weights are missing, unexpected or of another shape, or a file is damaged; names the
+            file and the tensors.
+    """
+    from safetensors import SafetensorError
+
+    check_weights(str(model))
+    try:
+        loaded, info = _loaded(model, kind, **options)
+    except SafetensorError as error:
+        raise ValueError(
+            f"The weights of {model} cannot be read: {error}. Copy or download them again."
+        ) from error
+    if getattr(loaded, "_hf_peft_config_loaded", False):
+        raise ValueError(
+            f"{model} is a PEFT adapter, not a whole model; merge it into its base model with "
+            "merge_and_unload() and save_pretrained(folder)."
+        )
+    head = f"{loaded.base_model_prefix}." if new_head else ""
+    missing = {name for name in info["missing_keys"] if name.startswith(head)}
+    unexpected = {name for name in info["unexpected_keys"] if name.startswith(head)}
+    wrong = {name: shapes for name, *shapes in info["mismatched_keys"]}
+    _refuse_incomplete(model, loaded, missing, unexpected, wrong)
+    _check_unexpected(model, loaded, unexpected)
+    return loaded
+
+
+def check_names(model: str) -> None:
+    """Check that the weights of a model folder are those of its architecture, without reading them.
+
+    For engines that load the weights themselves. Quantized models, custom code, and architectures that
+    transformers does not know are not checked, and neither are names on the Hugging Face hub.
+
+    Raises:
+        ValueError: weights are missing or of another shape; names the file and the tensors.
+    """
+    check_weights(model)
+    folder = Path(model)
+    if not folder.is_dir():
+        return
+    config = _json_object(folder / "config.json")
+    if {"quantization_config", "auto_map"} & set(config):
+        return
+    try:
+        described, info = _loaded(model, "causal_lm", device_map="meta")
+    except Exception:  # what transformers cannot describe, the engine may know
+        return
+    wrong = {name: shapes for name, *shapes in info["mismatched_keys"]}
+    missing, unexpected = set(info["missing_keys"]), set(info["unexpected_keys"])
+    _refuse_incomplete(model, described, missing, unexpected, wrong)
+
+
+def _loaded(model: str | Path, kind: str, **options: Any) -> tuple[Any, dict[str, Any]]:
+    """A model, and what transformers found missing, unexpected and mismatched in its files."""
+    import logging
+
+    import transformers
+
+    match kind:
+        case "causal_lm":
+            auto: Any = transformers.AutoModelForCausalLM
+        case "sequence_classification":
+            auto = transformers.AutoModelForSequenceClassification
+        case _:
+            raise ValueError(
+                f"kind must be 'causal_lm' or 'sequence_classification', got {kind!r}."
+            )
+    reports: list[str] = []
+
+    def keep(record: logging.LogRecord) -> bool:
+        """Take transformers' table of the same findings out of the log."""
+        is_report = "LOAD REPORT" in record.getMessage()
+        if is_report:
+            reports.append(record.getMessage())
+        return not is_report
+
+    logger = logging.getLogger("transformers.modeling_utils")
+    logger.addFilter(keep)
+    try:
+        return auto.from_pretrained(
+            model, output_loading_info=True, use_safetensors=True, ignore_mismatched_sizes=True,
+            **options,
+        )  # fmt: skip
+    except RuntimeError as error:
+        if not reports:
+            raise
+        raise ValueError(
+            f"The weights of {model} cannot be converted to this architecture: {reports[-1]}"
+        ) from error
+    finally:
+        logger.removeFilter(keep)
+
+
+def _refuse_incomplete(
+    model: str | Path, loaded: Any, missing: set[str], unexpected: set[str], wrong: dict[str, Any]
+) -> None:
+    """Refuse a model of which weights are missing from the files or have another shape there."""
+    if not missing and not wrong:
+        return
+    whole, kind, files = len(loaded.state_dict()), type(loaded).__name__, _files(model)
+    if wrong:
+        shapes = [
+            f"{name} (file: {list(there)}, model: {list(here)})"
+            for name, (there, here) in wrong.items()
+        ]
+        raise ValueError(
+            f"{len(wrong)} of {whole} weights of {kind} have another shape in {files}: "
+            f"{_listed(shapes)}. config.json and the weights are not of the same model; take both "
+            "from one source."
+        )
+    told = ""
+    if prefix := _other_prefix(missing, unexpected):
+        told = f" They are there under the prefix {prefix!r}; rename the tensors."
+    elif unexpected:
+        told = (
+            f" The files have {len(unexpected)} other tensors ({_listed(unexpected)}); the weights may be "
+            "of another architecture or under another prefix."
+        )
+    raise ValueError(
+        f"{len(missing)} of {whole} weights of {kind} are missing in {files}, and would be random: "
+        f"{_listed(missing)}.{told}"
+    )
+
+
+def _other_prefix(missing: set[str], unexpected: set[str]) -> str | None:
+    """What stands before the names of all missing weights, where they are there under a prefix."""
+    first = min(missing, key=lambda name: (len(name), name))
+    for name in sorted(unexpected):
+        prefix = name.removesuffix(first)
+        if prefix and prefix != name and all(prefix + one in unexpected for one in missing):
+            return prefix
+    return None
+
+
+OTHER_PARTS = (
+    "vision", "visual", "image", "audio", "speech", "video", "multi_modal", "multimodal", "mm_",
+    "projector", "connector", "talker", "token2wav", "code2wav", "mtp", "score", "classifier",
+    "v_head", "value_head", "reward_head", "qa_outputs",
+)  # fmt: skip
+"""Names of parts that a causal language model does without: other modalities, other heads."""
+
+
+def _check_unexpected(model: str | Path, loaded: Any, unexpected: set[str]) -> None:
+    """Refuse weights that belong to the model's own parts; warn about those of other parts."""
+    import re
+    import warnings
+
+    # Constants that older versions of transformers saved.
+    constant = re.compile(
+        r"(^|\.)((attn|attention)\.(bias|masked_bias)|masked_bias|inv_freq|position_ids)$"
+    )
+    unexpected = {name for name in unexpected if not constant.search(name)}
+    if not unexpected:
+        return
+    other = {name for name in unexpected if _is_other_part(loaded, name)}
+    # A quantizer's own tensors go by other names.
+    quantized = getattr(loaded, "hf_quantizer", None) is not None
+    if (own := unexpected - other) and not quantized:
+        raise ValueError(
+            f"{_files(model)} has {len(own)} weights that {type(loaded).__name__} with this "
+            f"config.json does not have: {_listed(own)}. config.json may be of another model, or "
+            "of one with fewer layers or other options; take both from one source."
+        )
+    warnings.warn(
+        f"{len(unexpected)} weights in {_files(model)} are not used by {type(loaded).__name__}: "
+        f"{_listed(unexpected)}. All weights of {type(loaded).__name__} itself were found.",
+        stacklevel=3,
+    )
+
+
+def _is_other_part(loaded: Any, name: str) -> bool:
+    """Whether a weight is of a part beside the model's own, such as a vision tower."""
+    base = loaded.base_model
+    first = name.removeprefix(f"{loaded.base_model_prefix}.").split(".")[0]
+    own = {child for module in (loaded, base) for child, _ in module.named_children()}
+    return first not in own and any(part in first.lower() for part in OTHER_PARTS)
+
+
+def _files(model: str | Path) -> str:
+    """The file with a model's weights, or its index, for messages."""
+    folder = Path(model)
+    if not folder.is_dir():
+        return f"the files of {model}"
+    return str(next((folder / one for one in (SINGLE, INDEX) if (folder / one).exists()), folder))

@@ -140,8 +140,11 @@ def fit(
     from transformers import AutoTokenizer, PrinterCallback, set_seed
     from transformers.utils import logging
 
+    from selftaught.samplers.weights import check_weights
+
     logging.disable_progress_bar()  # the bars of loading and saving would break ours
 
+    check_weights(str(model))
     tokenizer = AutoTokenizer.from_pretrained(str(model))
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
@@ -266,9 +269,9 @@ def _done(trainer: Any, result: Any, out: Path, rows: Sequence[Row], too_long: i
 
 def causal_lm(model: str) -> Any:
     """A causal language model in float32, as training wants it."""
-    from transformers import AutoModelForCausalLM
+    from selftaught.samplers.weights import load_model
 
-    return AutoModelForCausalLM.from_pretrained(model, dtype="float32")
+    return load_model(model, dtype="float32")
 
 
 def prompt_tokens(prompt: Any, tokenizer: Any) -> list[int]:

@@ -91,17 +91,12 @@ def _check_both(right: Sequence[float], which: str = "") -> None:
 
 
 def _classifier(model: str) -> Any:
-    from transformers import AutoModelForSequenceClassification
-    from transformers.utils import logging
+    from selftaught.samplers.weights import load_model
 
-    before = logging.get_verbosity()
-    logging.set_verbosity_error()  # that the head is new is meant
-    try:
-        return AutoModelForSequenceClassification.from_pretrained(
-            model, num_labels=1, problem_type="multi_label_classification", dtype="float32"
-        )
-    finally:
-        logging.set_verbosity(before)
+    return load_model(
+        model, "sequence_classification", new_head=True, num_labels=1,
+        problem_type="multi_label_classification", dtype="float32",
+    )  # fmt: skip
 
 
 def _trainer(*, peft_config: Any, **given: Any) -> Any:
