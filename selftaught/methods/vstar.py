@@ -364,14 +364,15 @@ def _outcome(run: Run, collected: Sequence[Rollout]) -> Row:
     tokenizer = open_tokenizer(_model(run, 0))
     everything = keep_distinct([*seed_rollouts(run, run.train, config.out / "sft"), *collected])
     judged = [
-        Judged(run.tuned(one.problem), completion_ids(one, tokenizer), bool(one.correct))
+        Judged(run.tuned(one.problem), completion_ids(one, tokenizer), bool(one.correct),
+               run.tuned.chat_template_kwargs or None)
         for one in everything
-    ]
+    ]  # fmt: skip
     options: Row = trainer_options(config) | {"num_train_epochs": config.verifier_epochs}
     for name in config.training:
         options.pop(name, None)
     rows = config.out / "outcome" / "judged.jsonl"
-    write_rows(rows, [asdict(one) for one in judged])
+    write_rows(rows, [plain_fields(one) for one in judged])
     training = train_on(run, "outcome", _model(run, 0), rows, options, len(judged))
     right = sum(one.right for one in judged)
     return {
