@@ -33,7 +33,7 @@ from selftaught.methods.shared import (
 from selftaught.methods.star import StarConfig, run_star
 from selftaught.methods.step_dpo import StepDpoConfig, decoder, run_step_dpo
 from selftaught.methods.vstar import VstarConfig, run_vstar
-from selftaught.prompts import PromptStyle, bare, styled
+from selftaught.prompts import PromptStyle, bare
 from selftaught.records import read_rollouts
 from selftaught.run_folder import Watch, hold, link_tree, read_rows, write_config
 from selftaught.samplers import Engine
@@ -283,7 +283,11 @@ def _style(run: Run, method: str, config: Any, summary: Row) -> PromptStyle:
     """How a method's final model is asked: as in its own measurement."""
     if method != "star":
         return run.tuned
-    style = styled(run.task.prompt, config.prompt)
+    style = run.task.styled(
+        config.prompt,
+        system_prompt=config.system_prompt or "",
+        chat_template_kwargs=config.chat_template_kwargs,
+    )
     return bare(style) if summary["best"] and not config.prompt_later else style
 
 

@@ -141,8 +141,9 @@ def run_stage(
         case "outcome":
             config = outcome_config(stage.checkpoints, **stage.options)
             judged = [
-                Judged(row["prompt"], tuple(row["ids"]), row["right"],
-                       row.get("chat_template_kwargs"))  # fmt: skip
+                Judged(
+                    row["prompt"], tuple(row["ids"]), row["right"], row.get("chat_template_kwargs")
+                )
                 for row in read_jsonl(stage.rows)
             ]
             train = partial(train_outcome, stage.model, judged)

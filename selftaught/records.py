@@ -113,7 +113,9 @@ def plain_fields(record: Any) -> dict[str, Any]:
     fields = vars(record)
     if isinstance(record, Rollout | Problem):
         return fields
-    return {name: value for name, value in fields.items() if value is not None or name not in OPTIONAL}
+    return {
+        name: value for name, value in fields.items() if value is not None or name not in OPTIONAL
+    }
 
 
 OPTIONAL = frozenset(("completion_ids", "chat_template_kwargs"))
@@ -187,7 +189,9 @@ def read_examples(path: Path) -> list["Example"]:
             )
         where = f"{path}, row {number}"
         examples.append(
-            Example(row["prompt"], row["completion"], _ids_in(row, where), _template_options(row, where))
+            Example(
+                row["prompt"], row["completion"], _ids_in(row, where), _template_options(row, where)
+            )
         )
     return examples
 

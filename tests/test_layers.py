@@ -13,7 +13,7 @@ PACKAGE = ROOT / "selftaught"
 
 BELOW_EVALUATION = {
     "grading", "tasks", "rollouts", "selection", "training", "embedded", "metrics", "samplers",
-    "prompts", "answers", "equations", "records", "run_folder", "status",
+    "prompts", "answers", "equations", "records", "rendering", "run_folder", "status",
 }  # fmt: skip
 MAY_IMPORT: dict[str, set[str]] = {
     "records": set(),
@@ -25,13 +25,14 @@ MAY_IMPORT: dict[str, set[str]] = {
     "quiet": set(),
     "wheel_models": set(),
     "prompts": {"records"},
-    "samplers": {"cluster", "records", "thought_marks"},
+    "rendering": {"records", "thought_marks"},
+    "samplers": {"cluster", "records", "rendering", "thought_marks"},
     "run_folder": {"records"},
     "status": {"run_folder"},
     "tasks": {"answers", "prompts", "records", "thought_marks"},
     "rollouts": {"prompts", "samplers", "records"},
     "selection": {"equations", "prompts", "records"},
-    "training": {"records", "thought_marks"},
+    "training": {"records", "rendering", "thought_marks"},
     "cluster": set(),
     "launch": {"cluster", "records", "training"},
     "embedded": {"tasks", "prompts", "records"},
@@ -40,7 +41,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "bulk": {"grading", "prompts", "records", "selection", "tasks"},
     "report": BELOW_EVALUATION | {"evaluation", "plots"},
     "steps": {"metrics", "records"},
-    "verifier": {"prompts", "records", "samplers", "training"},
+    "verifier": {"prompts", "records", "rendering", "samplers", "training"},
     "candidates": {"answers", "metrics", "records"},
     "method_pages": {"evaluation", "plots", "records", "report", "run_folder"},
     "step_pages": {"metrics", "records", "report", "steps"},

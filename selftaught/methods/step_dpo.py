@@ -467,7 +467,7 @@ def step_pairs(size: Size) -> tuple[list[Preference], Row]:
     """Lines 6 and 7: every wrong completion, cut after its first pit, under a right one."""
     config = _config(size)
     tokenizer = open_tokenizer(size.sft)
-    decode, end = decoder(tokenizer), tokenizer.eos_token_id
+    decode = decoder(tokenizer)
     wrong = chosen_wrong(size)
     found = valued(size, wrong, "continuations")
     right = _right_by_problem(size)
@@ -488,7 +488,7 @@ def step_pairs(size: Size) -> tuple[list[Preference], Row]:
         if others:
             chosen = _chosen(config, _drawn(size, one.rollout, others), before, decode)
             made = step_preferences(one, rule=config.rule, form=config.form, chosen=[chosen],
-                                    decode=decode, end=end)  # fmt: skip
+                                    decode=decode, end=chosen.token_ids[-1])  # fmt: skip
             options = size.run.tuned.chat_template_kwargs or None
             pairs += [replace(pair, chat_template_kwargs=options) for pair in made]
     mean = f"{sum(pits) / len(pits) + 1:.1f}" if pits else "none"

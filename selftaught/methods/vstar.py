@@ -16,7 +16,7 @@ Where we differ from the paper stands in docs/methods/vstar.md.
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -46,7 +46,7 @@ from selftaught.methods.shared import (
     write_summary,
 )
 from selftaught.metrics import difference_interval
-from selftaught.records import Example, Preference, Rollout, write_atomically
+from selftaught.records import Example, Preference, Rollout, plain_fields, write_atomically
 from selftaught.run_folder import (
     Watch,
     hold,

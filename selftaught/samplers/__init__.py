@@ -5,7 +5,9 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from selftaught.records import Text
+from selftaught.rendering import TemplateOptions
 from selftaught.samplers.base import Closing, Sampler, SamplingParams
+from selftaught.thought_marks import ThoughtMarks
 
 if TYPE_CHECKING:
     from selftaught.samplers.scoring import TransformersScorer
@@ -18,6 +20,7 @@ __all__ = [
     "as_seen",
     "open_sampler",
     "open_scorer",
+    "prompt_opens_thought",
 ]
 
 
@@ -107,8 +110,24 @@ def _check_options(what: str, opened: Callable[..., object], options: Iterable[s
         )
 
 
-def as_seen(model: str, prompt: Text) -> str:
-    """The prompt exactly as a model reads it, special tokens and chat template included."""
+def as_seen(model: str, prompt: Text, options: TemplateOptions | None = None) -> str:
+    """The prompt exactly as a model reads it, special tokens and chat template included.
+
+    Args:
+        options: variables of the chat template (`chat_template_kwargs`), for messages.
+
+    Raises:
+        ValueError: the chat template refuses the messages, or no answer to them can be learned.
+    """
     from selftaught.samplers.loading import prompt_as_seen
 
-    return prompt_as_seen(model, prompt)
+    return prompt_as_seen(model, prompt, options)
+
+
+def prompt_opens_thought(
+    model: str, prompt: Text, marks: ThoughtMarks, options: TemplateOptions | None = None
+) -> bool:
+    """Return whether a prompt, as a model reads it, ends inside a thought."""
+    from selftaught.samplers.loading import prompt_opens_thought
+
+    return prompt_opens_thought(model, prompt, marks, options)

@@ -4,13 +4,14 @@ Shapes: B rows, V vocabulary.
 """
 
 from collections.abc import Sequence
+from contextlib import suppress
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from selftaught.records import Completion, FinishReason
-from selftaught.rendering import completion_text, silent_ids
+from selftaught.records import Completion, FinishReason, Text
+from selftaught.rendering import completion_text, opens_thought, silent_ids, turn_ending
 from selftaught.samplers.base import SamplingParams, draw_number, without_stop
 from selftaught.thought_marks import THINK, ThoughtMarks
 
@@ -45,6 +46,30 @@ def _nucleus(probability_BV: Tensor, top_p: float) -> Tensor:
     before = likely.cumsum(-1) - likely
     kept = likely.masked_fill(before >= top_p, 0.0)
     return torch.zeros_like(probability_BV).scatter_(-1, token, kept)
+
+
+def endings(
+    tokenizer: PreTrainedTokenizerBase,
+    eos: Sequence[int],
+    prompts: Sequence[Text],
+    params: SamplingParams,
+) -> "list[Ending]":
+    """When the completions of each prompt end; one object for all prompts that open a thought.
+
+    Args:
+        eos: the model's own end tokens. The one that the chat template ends an answer with is added,
+            because a model's files need not name it, as those of base models do not.
+    """
+    options, marks = params.chat_template_kwargs, params.thought_marks
+    asked = next((prompt for prompt in prompts if not isinstance(prompt, str)), None)
+    ends = [*eos]
+    if asked is not None:
+        with suppress(ValueError):  # a template that writes no answers
+            ends.append(turn_ending(tokenizer, asked, options)[-1])
+    plain, opened = (
+        Ending(tokenizer, ends, params.stop, marks, opened=opens) for opens in (False, True)
+    )
+    return [opened if opens_thought(tokenizer, one, marks, options) else plain for one in prompts]
 
 
 class Ending:

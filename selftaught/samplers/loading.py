@@ -125,7 +125,7 @@ def prompt_as_seen(model: str, prompt: Text, options: TemplateOptions | None = N
     ids = prompt_tokens(tokenizer, prompt, model, "shown", options)
     if not isinstance(prompt, str):
         turn_ending(tokenizer, prompt, options)
-    return str(tokenizer.decode(ids))
+    return str(tokenizer.decode(list(ids)))
 
 
 def prompt_opens_thought(
@@ -225,22 +225,6 @@ def end_tokens(
     configured = (generation or GenerationConfig()).eos_token_id
     ends = configured if isinstance(configured, list) else [configured]
     return sorted({end for end in [*ends, tokenizer.eos_token_id] if end is not None})
-
-
-def turn_end_tokens(
-    tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Text], options: TemplateOptions | None
-) -> list[int]:
-    """Return the token with which the chat template ends an answer; none for text prompts.
-
-    A model's files need not name it among its end tokens, as those of base models do not.
-    """
-    asked = next((prompt for prompt in prompts if not isinstance(prompt, str)), None)
-    if asked is None:
-        return []
-    try:
-        return [turn_ending(tokenizer, asked, options)[-1]]
-    except ValueError:  # a template that writes no answers; the model's end tokens are left
-        return []
 
 
 def check_vocabulary(model: PreTrainedModel, texts: Iterable[Sequence[int]]) -> None:

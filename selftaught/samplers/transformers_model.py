@@ -15,9 +15,8 @@ from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from selftaught.records import Completion, Text
-from selftaught.rendering import opens_thought
 from selftaught.samplers.base import Closing, SamplingParams, checked_begun, checked_keys
-from selftaught.samplers.drawing import Ending, uniforms
+from selftaught.samplers.drawing import Ending, endings, uniforms
 from selftaught.samplers.loading import (
     check_vocabulary,
     end_tokens,
@@ -25,7 +24,6 @@ from selftaught.samplers.loading import (
     fitting_tokens,
     free_memory,
     opened,
-    turn_end_tokens,
 )
 from selftaught.samplers.plain import PlainLoop
 from selftaught.samplers.shared_prefix import SharedPrefixLoop, plan, shared_prefix_loop
@@ -91,17 +89,17 @@ class TransformersSampler(Closing):
         tokens = [
             self._tokens(prompt, key, params) for prompt, key in zip(prompts, keys, strict=True)
         ]
-        endings = self._endings(prompts, params)
+        ended_by = endings(self._tokenizer, self._eos, prompts, params)
         done: dict[tuple[int, int], Completion] = {}
 
         def finished(at: tuple[int, int], token_ids: Sequence[int]) -> None:
-            done[at] = endings[at[0]].completion(token_ids)
+            done[at] = ended_by[at[0]].completion(token_ids)
             if progress is not None:
                 progress(1)
 
         indices = range(params.first, params.first + params.n)
         asked: dict[Ending, list[tuple[int, int]]] = {}
-        for prompt, ending in enumerate(endings):
+        for prompt, ending in enumerate(ended_by):
             if ending.ended(written[prompt]):
                 for index in indices:
                     finished((prompt, index), written[prompt])
@@ -110,17 +108,6 @@ class TransformersSampler(Closing):
         for ending, some in asked.items():
             self._complete(some, tokens, written, keys, params, ending, finished)
         return [[done[prompt, index] for index in indices] for prompt in range(len(prompts))]
-
-    def _endings(self, prompts: Sequence[Text], params: SamplingParams) -> list[Ending]:
-        """When each prompt's completions end; the same object for all that open a thought or not."""
-        options = params.chat_template_kwargs
-        eos = [*self._eos, *turn_end_tokens(self._tokenizer, prompts, options)]
-        marks = params.thought_marks
-        made = [
-            Ending(self._tokenizer, eos, params.stop, marks, opened=opens)
-            for opens in (False, True)
-        ]
-        return [made[opens_thought(self._tokenizer, one, marks, options)] for one in prompts]
 
     def _complete(
         self,

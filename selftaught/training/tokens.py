@@ -48,9 +48,7 @@ def written_ids(rollout: Rollout, tokenizer: Any) -> tuple[int, ...] | None:
     return ids_of_text(rollout.completion, rollout.token_ids, tokenizer)
 
 
-def ids_of_text(
-    text: str, ids: Sequence[int] | None, tokenizer: Any
-) -> tuple[int, ...] | None:
+def ids_of_text(text: str, ids: Sequence[int] | None, tokenizer: Any) -> tuple[int, ...] | None:
     """Return the sampled tokens that read as the text, without what ended them.
 
     Args:
