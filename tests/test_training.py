@@ -5,7 +5,6 @@ import json
 import math
 import subprocess
 import sys
-from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -17,7 +16,7 @@ from transformers import (
     set_seed,
 )
 
-from selftaught.records import Example, Preference, Problem, Rollout
+from selftaught.records import Example, Preference, Problem, Rollout, to_json
 from selftaught.training import (
     Judged,
     completion_ids,
@@ -305,7 +304,7 @@ def observed_dpo(model: Path, preferences: list[Preference], settings, out: Path
 
     done = fitting.fit(
         model, lambda tokenizer: preference_rows(preferences, tokenizer, settings.max_length),
-        [asdict(one) for one in preferences], settings, open_trainer, out=out,
+        list(preferences), settings, open_trainer, out=out,
         load=fitting.causal_lm, **options,
     )  # fmt: skip
     return done, used[0]
@@ -329,7 +328,7 @@ def test_sides_that_are_texts_end_with_one_end_token(tiny_model_dir: Path):
     assert tokenizer.decode(row["rejected_ids"]) == "3 + 40 =<|end|>"
 
 
-def test_sides_that_are_messages_end_as_the_template_ends_them(tiny_model_dir: Path):
+def test_sides_that_are_messages_end_where_sampling_stops(tiny_model_dir: Path):
     tokenizer = AutoTokenizer.from_pretrained(tiny_model_dir)
     tokenizer.chat_template = (
         "{% for one in messages %}<{{ one.role }}>{{ one.content }}.{% endfor %}"
@@ -339,11 +338,13 @@ def test_sides_that_are_messages_end_as_the_template_ends_them(tiny_model_dir: P
     three, four = ([{"role": "assistant", "content": text}] for text in ("3", "4"))
     (row,), _ = preference_rows([Preference(prompt, three, four)], tokenizer, 48)
     assert tokenizer.decode(row["prompt_ids"]) == "<user>1+2.<assistant>"
-    assert tokenizer.decode(row["chosen_ids"]) == "3."
-    assert tokenizer.decode(row["rejected_ids"]) == "4."
+    # The template's "." is no token that sampling stops at, so the end-of-text token is learned.
+    assert tokenizer.decode(row["chosen_ids"]) == "3<|end|>"
+    assert tokenizer.decode(row["rejected_ids"]) == "4<|end|>"
     tokenizer.chat_template += "{% if add_generation_prompt %}<think>{% endif %}"
-    with pytest.raises(ValueError, match="template changes the prompt"):
-        preference_rows([Preference(prompt, three, four)], tokenizer, 48)
+    (row,), _ = preference_rows([Preference(prompt, three, four)], tokenizer, 48)
+    assert tokenizer.decode(row["prompt_ids"]) == "<user>1+2.<assistant><think>"
+    assert tokenizer.decode(row["chosen_ids"]) == "3<|end|>"
 
 
 def test_preferences_that_do_not_fit_are_dropped_whole_and_counted(tiny_model_dir: Path):
@@ -761,13 +762,13 @@ def test_rows_become_the_same_table_in_parts(tiny_model_dir: Path):
 
 
 def test_a_training_is_known_by_the_hash_of_all_it_is_made_of(tmp_path: Path):
-    """As trainings made before are: of one JSON text, records as `asdict` has them."""
+    """As trainings made before are: of one JSON text, records as their files have them."""
     options = config(tmp_path)
     preference = Preference("p\ud800", "c", "r", (1, 2), chosen_ids=(3,))
     judged = Judged("p", (1, 2), True)
     talk = Example([{"role": "user", "content": "\u00e9"}], [{"role": "assistant", "content": "2"}])
     for made_of in ([*EXAMPLES, talk], [preference] * 2, [judged], [], ()):
-        plain = [asdict(one) for one in made_of]
+        plain = [json.loads(to_json(one)) for one in made_of]
         told = {name: getattr(options, name) for name in fitting.DECIDING}
         text = json.dumps(["m", plain, told, None], ensure_ascii=True, default=str, sort_keys=True)
         wanted = hashlib.sha256(text.encode()).hexdigest()[:16]
