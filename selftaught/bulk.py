@@ -27,7 +27,7 @@ from selftaught.records import Rollout, parse_json_line, rollouts_in, to_json, w
 from selftaught.selection import (
     DistinctBy,
     NothingToLearn,
-    example,
+    example_of,
     iter_at_most,
     keep_correct,
     keep_distinct,
@@ -143,7 +143,8 @@ def choose(
     """Make examples of those graded rollouts of some stores that pass the filters, in one file.
 
     What comes out is what `keep_correct`, `keep_sound`, `keep_distinct` and `keep_at_most` would leave of
-    all rollouts at once, in the same order. Held are the texts of those that `keep_distinct` keeps.
+    all rollouts at once, in the same order. Held are the texts and token ids of those that `keep_distinct`
+    keeps.
 
     Args:
         keep: the filters, in order.
@@ -178,9 +179,7 @@ def choose(
     first = next(kept, None)
     if first is None:
         raise NothingToLearn(f"None of {counts['rollouts']} rollouts passed: {', '.join(keep)}.")
-    count = write_jsonl(
-        out, (example(style, one.problem, one.completion) for one in chain([first], kept))
-    )
+    count = write_jsonl(out, (example_of(style, one) for one in chain([first], kept)))
     return count, counts["rollouts"]
 
 
@@ -254,11 +253,11 @@ def _work(errand: Errand, workers: int | None) -> Iterator[Work]:
 
 
 def _kept(block: Block, filters: Sequence[str]) -> Done:
-    """What passes the filters, without prompts and tokens, which examples do not need."""
+    """What passes the filters, without prompts, which examples do not need."""
     kept = found = list(_rollouts(block))
     for name in filters:
         kept = FILTERS[name](kept)
-    slim = [replace(one, prompt="", token_ids=None) for one in kept]
+    slim = [replace(one, prompt="") for one in kept]
     return Done({"rollouts": len(found)}, _written(slim))
 
 

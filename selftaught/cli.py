@@ -69,7 +69,13 @@ class AskOptions:
     limit: int | None = None
     """Only the first so many problems."""
     prompt: Literal["few_shot", "bare", "chat"] = "few_shot"
-    """What stands before a question: the task's worked examples, nothing, or a chat template."""
+    """What stands before a question: the task's worked examples, nothing, or a chat template, which
+    also gets the task's instruction on how to state the answer."""
+    system_prompt: str | None = None
+    """With --prompt chat: the system message."""
+    chat_template_kwargs: dict[str, Any] = field(default_factory=dict)
+    """With --prompt chat: variables of the model's chat template, such as
+    --chat-template-kwargs.enable_thinking false."""
     hint: bool = False
     """Show the gold answer in the question, as rationalization does."""
     n: int = 1
@@ -134,6 +140,11 @@ class SelectOptions:
     """The task's own options."""
     prompt: Literal["few_shot", "bare", "chat"] = "bare"
     """The prompt in training."""
+    system_prompt: str | None = None
+    """With --prompt chat: the system message."""
+    chat_template_kwargs: dict[str, Any] = field(default_factory=dict)
+    """With --prompt chat: variables of the model's chat template, such as
+    --chat-template-kwargs.enable_thinking false."""
     out: Path = Path("runs/examples.jsonl")
     """Where the examples go."""
     workers: int | None = None
@@ -460,10 +471,12 @@ def _iteration_line(row: dict[str, Any]) -> str:
     funnel = row["funnel"]
     dropped = ", ".join(f"{count} {why}" for why, count in funnel["dropped"].items()) or "none"
     sampled, rationalized = (sum(funnel[kind].values()) for kind in ("sampled", "rationalized"))
+    from_text = row["training"].get("tokenized from text", 0)
+    told = f"{from_text} tokenized from text · " if from_text else ""
     return (
         f"iteration {row['iteration']:<3} kept {funnel['kept']} of {sampled} · rationalized "
         f"{funnel['kept rationalized']} of {rationalized} · dropped: {dropped} · "
-        f"train loss {row['training']['loss']:.3f} · {_bold(held_out)} · {seconds}"
+        f"{told}train loss {row['training']['loss']:.3f} · {_bold(held_out)} · {seconds}"
     )
 
 
@@ -475,6 +488,10 @@ def _ending(config: "StarConfig", summary: dict[str, Any]) -> str:
     asked = _task_flags(config.task, config.task_options)
     if config.prompt != "few_shot":
         asked += f" --prompt {config.prompt}"
+    if config.system_prompt:
+        asked += f" --system-prompt {shlex.quote(config.system_prompt)}"
+    for key, value in config.chat_template_kwargs.items():
+        asked += f" --chat-template-kwargs.{key} {shlex.quote(json.dumps(value))}"
     if config.max_tokens is not None:
         asked += f" --max_tokens {config.max_tokens}"
     base, best = (
@@ -548,7 +565,7 @@ def _select(options: Namespace) -> int:
 
     stores = [Path(store) for store in options.pop("rollouts")]
     how = SelectOptions(**_values(options))
-    style = _style(open_task(how.task, **how.task_options), how.prompt)
+    style = _style(open_task(how.task, **how.task_options), how)
     kept, count = choose(
         stores, how.out, how.keep, style,
         distinct_by=how.distinct_by, at_most=how.at_most, workers=how.workers,
@@ -578,7 +595,8 @@ def _train(options: Namespace) -> int:
         done = launch(stage, launch_of(how), advance)
     _remember(how, how.out)
     what = "examples" if kind == "sft" else "preferences"
-    _say(f"{done.steps} steps on {done.trained_on} {what} ({done.too_long} too long), "
+    told = f", {done.from_text} tokenized from text" if done.from_text else ""
+    _say(f"{done.steps} steps on {done.trained_on} {what} ({done.too_long} too long{told}), "
          f"loss {done.loss:.3f}: {done.model}")  # fmt: skip
     return DONE
 
@@ -695,10 +713,10 @@ def _asked(ask: AskOptions) -> "tuple[Task, Any, Any, Any]":
     from selftaught.tasks import open_task
 
     task = open_task(ask.task, **ask.task_options)
-    style = _style(task, ask.prompt)
+    style = _style(task, ask)
     params = SamplingParams(
         n=ask.n, temperature=ask.temperature, top_p=ask.top_p, seed=ask.seed,
-        max_tokens=ask.max_tokens or task.max_tokens,
+        max_tokens=ask.max_tokens or task.max_tokens, thought_marks=task.thought_marks,
     )  # fmt: skip
     shown = hinted(style, task.hint) if ask.hint else style
     return task, task.problems(ask.split)[: ask.limit], shown, params
@@ -715,10 +733,12 @@ def _opened(ask: AskOptions) -> Any:
     return open_sampler(ask.sampler, _model(ask.model), **ask.sampler_options)
 
 
-def _style(task: "Task", name: str) -> Any:
-    from selftaught.prompts import styled
-
-    return styled(task.prompt, name)
+def _style(task: "Task", how: AskOptions | SelectOptions) -> Any:
+    return task.styled(
+        how.prompt,
+        system_prompt=how.system_prompt or "",
+        chat_template_kwargs=how.chat_template_kwargs,
+    )
 
 
 def _model(name: str) -> str:

@@ -34,7 +34,7 @@ from selftaught.methods.star import StarConfig, open_star, run_star
 from selftaught.methods.step_dpo import StepDpoConfig, decoder, open_step_dpo, run_step_dpo
 from selftaught.methods.vstar import VstarConfig, open_vstar, run_vstar
 from selftaught.preflight import check_method_options
-from selftaught.prompts import PromptStyle, bare, styled
+from selftaught.prompts import PromptStyle, bare
 from selftaught.records import read_rollouts
 from selftaught.run_folder import Watch, hold, link_tree, read_rows, write_config
 from selftaught.samplers import Engine
@@ -299,7 +299,11 @@ def _style(run: Run, method: str, config: Any, summary: Row) -> PromptStyle:
     """How a method's final model is asked: as in its own measurement."""
     if method != "star":
         return run.tuned
-    style = styled(run.task.prompt, config.prompt)
+    style = run.task.styled(
+        config.prompt,
+        system_prompt=config.system_prompt or "",
+        chat_template_kwargs=config.chat_template_kwargs,
+    )
     return bare(style) if summary["best"] and not config.prompt_later else style
 
 

@@ -139,7 +139,9 @@ def run_stage(
             train = partial(train_dpo, stage.model, read_preferences(stage.rows))
         case "outcome":
             judged = [
-                Judged(row["prompt"], tuple(row["ids"]), row["right"])
+                Judged(
+                    row["prompt"], tuple(row["ids"]), row["right"], row.get("chat_template_kwargs")
+                )
                 for row in read_jsonl(stage.rows)
             ]
             train = partial(train_outcome, stage.model, judged)

@@ -49,6 +49,11 @@ class SolveOptions:
     """The task's own options."""
     prompt: Literal["few_shot", "bare", "chat"] = "bare"
     """What stands before a question."""
+    system_prompt: str | None = None
+    """With --prompt chat: the system message."""
+    chat_template_kwargs: dict[str, Any] = field(default_factory=dict)
+    """With --prompt chat: variables of the model's chat template, such as
+    --chat-template-kwargs.enable_thinking false."""
     file: Path | None = None
     """Questions: JSONL with a column question, or text with one per line."""
     out: Path | None = None

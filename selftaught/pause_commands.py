@@ -147,7 +147,6 @@ def _evaluate(how: EvaluateOptions, bar: Bar) -> None:
     from selftaught.embedded import embedded_model
     from selftaught.evaluation import evaluate
     from selftaught.pause import PAUSE, paused, refuse_without_pause
-    from selftaught.prompts import styled
     from selftaught.report import markdown_table
     from selftaught.run_folder import hold
     from selftaught.samplers import open_sampler
@@ -156,14 +155,18 @@ def _evaluate(how: EvaluateOptions, bar: Bar) -> None:
 
     task = open_task(how.task, **how.task_options)
     problems = task.problems(how.split)[: how.limit]
-    params = SamplingParams(temperature=0.0, max_tokens=how.max_tokens or task.max_tokens)
+    params = SamplingParams(
+        temperature=0.0,
+        max_tokens=how.max_tokens or task.max_tokens,
+        thought_marks=task.thought_marks,
+    )
     name = str(embedded_model()) if how.model == "embedded" else how.model
     if how.filler is None and any(how.pauses):
         refuse_without_pause(name)
     found = []
     with hold(how.out), open_sampler("transformers", name) as sampler:
         for count in how.pauses:
-            style = paused(styled(task.prompt, how.prompt), count, how.filler or PAUSE)
+            style = paused(task.styled(how.prompt), count, how.filler or PAUSE)
             store = how.out / f"{'pauses' if how.filler is None else 'fillers'}-{count}.jsonl"
             with bar("evaluating", len(problems)) as advance:
                 found.append(

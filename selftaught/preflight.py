@@ -4,7 +4,6 @@ The model's configuration, tokenizer and weight headers are read, its weights ar
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from itertools import chain
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -88,14 +87,14 @@ def check_texts(
         ValueError: a prompt does not fit the context with `max_tokens`, or no training prompt leaves
             room within `max_length`.
     """
-    prompts = chain.from_iterable(
-        ((problem.id, style(problem)) for problem in problems) for style, problems in asked
-    )
-    check_prompts(model, prompts, max_tokens, config.sampler, config.sampler_options)
+    for style, problems in asked:
+        prompts = ((problem.id, style(problem)) for problem in problems)
+        check_prompts(model, prompts, max_tokens, config.sampler, config.sampler_options,
+                      style.chat_template_kwargs)  # fmt: skip
     style, problems = taught
     if max_length is None or not problems:
         return 0
-    too_long = count_too_long(model, map(style, problems), max_length)
+    too_long = count_too_long(model, map(style, problems), max_length, style.chat_template_kwargs)
     if too_long == len(problems):
         raise ValueError(
             f"max_length must leave room for a completion; got {max_length}, and each of the "

@@ -6,8 +6,9 @@ its own, and the answer read from the end is then the wrong one.
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 from selftaught.records import Message, Problem, Text
 
@@ -45,6 +46,12 @@ class PromptStyle:
     """What is done to every problem, worked examples too, before it is shown: a hint."""
     as_messages: bool = False
     """Messages for the model's chat template instead of text."""
+    instruction: str = ""
+    """How to state the answer; follows every question of messages, after a blank line."""
+    system: str = ""
+    """The system message before the first question of messages; empty: none."""
+    chat_template_kwargs: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    """Variables of the model's chat template, such as `enable_thinking`; for messages only."""
 
     def __call__(self, problem: Problem) -> Text:
         """The prompt for a problem."""
@@ -53,6 +60,8 @@ class PromptStyle:
             shown = [asked + self.answer.format(rationale=worked) for asked, worked in shots]
             return "".join(shown) + self._question(problem)
         messages: list[Message] = []
+        if self.system:
+            messages.append({"role": "system", "content": self.system})
         for asked, worked in shots:
             messages.append({"role": "user", "content": asked})
             messages.append({"role": "assistant", "content": worked})
@@ -67,7 +76,8 @@ class PromptStyle:
         return whole[: min(ends, default=len(whole))]
 
     def _question(self, problem: Problem) -> str:
-        return self.question.format(question=self.ask(problem).question)
+        asked = self.question.format(question=self.ask(problem).question)
+        return f"{asked}\n\n{self.instruction}" if self.instruction and self.as_messages else asked
 
     def digest(self, problems: Sequence[Problem]) -> str:
         """A hash of the prompts themselves: two styles that show the same text are the same."""
@@ -94,19 +104,42 @@ def hinted(style: PromptStyle, hint: Ask) -> PromptStyle:
     return replace(style, name=f"{style.name} with hint", ask=hint)
 
 
-def styled(style: PromptStyle, name: str) -> PromptStyle:
-    """A task's style as named on a command line: few_shot (as it is), bare or chat.
+def styled(
+    style: PromptStyle,
+    name: str,
+    *,
+    instruction: str = "",
+    system: str = "",
+    chat_template_kwargs: Mapping[str, Any] | None = None,
+) -> PromptStyle:
+    """Return a task's style as named on a command line: few_shot (as it is), bare or chat.
+
+    Args:
+        instruction: of chat, how to state the answer; follows every question.
+        system: of chat, the system message.
+        chat_template_kwargs: of chat, variables of the model's chat template.
 
     Raises:
-        ValueError: no style has this name.
+        ValueError: no style has this name, or a system message or template variables are given for
+            a style without messages.
     """
+    if name != "chat" and (system or chat_template_kwargs):
+        raise ValueError(
+            "--system-prompt and --chat-template-kwargs are for messages; give --prompt chat with "
+            f"them (got prompt {name!r}), or leave them out."
+        )
     match name:
         case "few_shot":
             return style
         case "bare":
             return bare(style)
         case "chat":
-            return chat(style)
+            return replace(
+                chat(style),
+                instruction=instruction,
+                system=system,
+                chat_template_kwargs=dict(chat_template_kwargs or {}),
+            )
         case _:
             raise ValueError(
                 f"No prompt style is called {name!r}; there are: few_shot, bare, chat."

@@ -5,7 +5,7 @@ Every file of a run is made of these. They are frozen: change one with `dataclas
 
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -76,7 +76,9 @@ class Example:
     prompt: Text
     completion: Text
     completion_ids: tuple[int, ...] | None = None
-    """The tokens that were sampled, with the one that ended them; None: tokenize the text."""
+    """The tokens that were sampled, with those that ended them; None: tokenize the text."""
+    chat_template_kwargs: Mapping[str, Any] | None = None
+    """Variables of the chat template, for messages."""
 
 
 @dataclass(frozen=True)
@@ -94,6 +96,8 @@ class Preference:
     """Tokens of the completion that stand before both, and bear no loss."""
     chosen_ids: tuple[int, ...] | None = None
     rejected_ids: tuple[int, ...] | None = None
+    chat_template_kwargs: Mapping[str, Any] | None = None
+    """Variables of the chat template, for messages."""
 
 
 def to_json(record: Rollout | Example | Preference | Problem) -> str:
@@ -101,8 +105,22 @@ def to_json(record: Rollout | Example | Preference | Problem) -> str:
     return _ENCODED(record)
 
 
-_ENCODED: Callable[[Any], str] = json.JSONEncoder(ensure_ascii=False, default=vars).encode
-"""`vars` of a record are its fields in their order; `asdict` would copy each in depth first."""
+def plain_fields(record: Any) -> dict[str, Any]:
+    """Return the fields of a record in their order; those of `OPTIONAL` only where they are set.
+
+    `asdict` would copy each in depth first.
+    """
+    fields = vars(record)
+    if isinstance(record, Rollout | Problem):
+        return fields
+    return {
+        name: value for name, value in fields.items() if value is not None or name not in OPTIONAL
+    }
+
+
+OPTIONAL = frozenset(("completion_ids", "chat_template_kwargs"))
+"""Columns that files of examples and preferences have only where there is a value."""
+_ENCODED: Callable[[Any], str] = json.JSONEncoder(ensure_ascii=False, default=plain_fields).encode
 
 
 def rollout_from(row: dict[str, Any]) -> Rollout:
@@ -158,17 +176,48 @@ def read_examples(path: Path) -> list["Example"]:
     """The examples of a JSONL file.
 
     Raises:
-        ValueError: a row lacks the columns prompt or completion; says which and what there is.
+        ValueError: a row lacks the columns prompt or completion, or its optional columns
+            completion_ids or chat_template_kwargs hold something else than token ids and variables;
+            says which and what there is.
     """
     examples = []
-    for row in read_jsonl(path):
+    for number, row in enumerate(read_jsonl(path), 1):
         if missing := {"prompt", "completion"} - set(row):
             raise ValueError(
                 f"{path}: expected the columns prompt and completion; {', '.join(sorted(missing))} "
                 f"is missing among {', '.join(row)}."
             )
-        examples.append(Example(row["prompt"], row["completion"]))
+        where = f"{path}, row {number}"
+        examples.append(
+            Example(
+                row["prompt"], row["completion"], _ids_in(row, where), _template_options(row, where)
+            )
+        )
     return examples
+
+
+def _ids_in(row: dict[str, Any], where: str) -> tuple[int, ...] | None:
+    """Return the token ids of a row's column completion_ids, or None where it has none."""
+    ids = row.get("completion_ids")
+    if ids is None:
+        return None
+    if not isinstance(ids, list) or not all(type(one) is int and one >= 0 for one in ids):
+        raise ValueError(
+            f"{where}: expected a list of token ids in the column completion_ids; got "
+            f"{str(ids)[:60]!r}. Correct it or leave the column out."
+        )
+    return tuple(ids)
+
+
+def _template_options(row: dict[str, Any], where: str) -> dict[str, Any] | None:
+    """Return the variables of a row's column chat_template_kwargs, or None where it has none."""
+    options = row.get("chat_template_kwargs")
+    if options is None or isinstance(options, dict):
+        return options or None
+    raise ValueError(
+        f"{where}: expected an object in the column chat_template_kwargs; got {str(options)[:60]!r}. "
+        "Correct it or leave the column out."
+    )
 
 
 def read_preferences(path: Path) -> list["Preference"]:
@@ -178,7 +227,7 @@ def read_preferences(path: Path) -> list["Preference"]:
         ValueError: a row lacks the columns prompt, chosen or rejected; says which and what there is.
     """
     preferences = []
-    for row in read_jsonl(path):
+    for number, row in enumerate(read_jsonl(path), 1):
         if missing := {"prompt", "chosen", "rejected"} - set(row):
             raise ValueError(
                 f"{path}: expected the columns prompt, chosen and rejected; "
@@ -189,6 +238,7 @@ def read_preferences(path: Path) -> list["Preference"]:
             Preference(
                 row["prompt"], row["chosen"], row["rejected"], tuple(row.get("begun") or ()),
                 *(None if one is None else tuple(one) for one in ids),
+                chat_template_kwargs=_template_options(row, f"{path}, row {number}"),
             )
         )  # fmt: skip
     return preferences

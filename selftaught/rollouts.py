@@ -17,7 +17,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from threading import Lock
 from typing import Any
@@ -88,13 +88,10 @@ def fill(
     Args and errors are those of `collect`.
     """
     check_ids(problems)
-    params = replace(params, stop=tuple(dict.fromkeys((*params.stop, *prompt.stop))))
+    params = params.for_prompt(prompt.stop, prompt.chat_template_kwargs)
     ids = [problem.id for problem in problems]
     written = checked_begun(begun, ids, params.max_tokens)
     size = max(1, UNIT // params.n)
-    options = asdict(params) | {"stop": list(params.stop)}
-    if params.first == 0:
-        del options["first"]  # as in the headers of stores made before there was a first
     header = {
         "format": FORMAT,
         "model": sampler.model,
@@ -104,7 +101,7 @@ def fill(
         "answers": _digest((problem.id, problem.gold) for problem in problems),
         "origin": origin,
         "unit": size,
-        "params": options,
+        "params": params.stored(),
     }
     if begun is not None:
         header["begun"] = _digest(written)

@@ -196,17 +196,34 @@ def make_examples(rollouts: Iterable[Rollout], style: PromptStyle) -> list[Examp
     """Examples to imitate: each problem in `style`, whatever prompt its completion came from.
 
     With a style that gives no hint, a rationalized completion is learned as if the model had found
-    it unaided (Section 3.2 of Zelikman et al. 2022, arXiv:2203.14465).
+    it unaided (Section 3.2 of Zelikman et al. 2022, arXiv:2203.14465). The tokens that were sampled go
+    with the example, unless the completion was cut by length.
     """
-    return [example(style, rollout.problem, rollout.completion) for rollout in rollouts]
+    return [example_of(style, rollout) for rollout in rollouts]
 
 
-def example(style: PromptStyle, problem: Problem, completion: str) -> Example:
-    """A problem in a style and the completion to imitate, both as text or both as messages."""
+def example_of(style: PromptStyle, rollout: Rollout) -> Example:
+    """Return a rollout as an example; see `make_examples`."""
+    ids = rollout.token_ids if rollout.finish_reason == "stop" else None
+    return example(style, rollout.problem, rollout.completion, ids)
+
+
+def example(
+    style: PromptStyle,
+    problem: Problem,
+    completion: str,
+    completion_ids: tuple[int, ...] | None = None,
+) -> Example:
+    """A problem in a style and the completion to imitate, both as text or both as messages.
+
+    Args:
+        completion_ids: the tokens of the completion as they were sampled, with what ended them.
+    """
     prompt = style(problem)
     if isinstance(prompt, str):
-        return Example(prompt, completion)
-    return Example(prompt, [{"role": "assistant", "content": completion}])
+        return Example(prompt, completion, completion_ids)
+    answer = [{"role": "assistant", "content": completion}]
+    return Example(prompt, answer, completion_ids, style.chat_template_kwargs or None)
 
 
 def gold_rollouts(problems: Iterable[Problem], style: PromptStyle) -> list[Rollout]:
@@ -266,6 +283,7 @@ def preference(
     return Preference(
         style(better.problem), better.completion, worse.completion,
         chosen_ids=ids(better), rejected_ids=ids(worse),
+        chat_template_kwargs=style.chat_template_kwargs or None,
     )  # fmt: skip
 
 

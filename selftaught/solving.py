@@ -9,7 +9,6 @@ from typing import Any, Literal
 
 from selftaught.candidates import vote
 from selftaught.embedded import embedded_model
-from selftaught.prompts import styled
 from selftaught.records import Completion, Problem, parse_json_line, read_jsonl
 from selftaught.samplers import Closing, SamplingParams, open_sampler
 from selftaught.tasks import open_task
@@ -46,6 +45,8 @@ class Solver(Closing):
         score, reference: see `Verifier`.
         sampler, sampler_options: where the generator lives; see `open_sampler`.
         task, task_options, prompt: how the question is put and its answer read.
+        system_prompt, chat_template_kwargs: with the prompt chat, the system message and variables of
+            the model's chat template.
 
     Raises:
         ValueError: n is below 1, or an option that the sampler, the task or the verifier refuses.
@@ -63,6 +64,8 @@ class Solver(Closing):
         task: str = "arithmetic",
         task_options: dict[str, Any] | None = None,
         prompt: str = "bare",
+        system_prompt: str | None = None,
+        chat_template_kwargs: dict[str, Any] | None = None,
         temperature: float = 0.7,
         top_p: float = 1.0,
         max_tokens: int | None = None,
@@ -73,12 +76,18 @@ class Solver(Closing):
         from selftaught.verifier import Verifier
 
         self._task = open_task(task, **(task_options or {}))
-        self._style = styled(self._task.prompt, prompt)
+        self._style = self._task.styled(
+            prompt,
+            system_prompt=system_prompt or "",
+            chat_template_kwargs=chat_template_kwargs,
+        )
         self._by, self._score = by, score
         self._task_options = {name: str(value) for name, value in (task_options or {}).items()}
         self.n = n
-        self.params = SamplingParams(n=n, temperature=temperature if n > 1 else 0.0, top_p=top_p,
-                                     max_tokens=max_tokens or self._task.max_tokens, seed=seed)  # fmt: skip
+        self.params = SamplingParams(
+            n=n, temperature=temperature if n > 1 else 0.0, top_p=top_p, seed=seed,
+            max_tokens=max_tokens or self._task.max_tokens, thought_marks=self._task.thought_marks,
+        ).for_prompt(self._style.stop, self._style.chat_template_kwargs)  # fmt: skip
         named = str(embedded_model()) if model == "embedded" else model
         self._sampler = open_sampler(sampler, named, **(sampler_options or {}))
         known = ("dtype", "device")
@@ -90,7 +99,9 @@ class Solver(Closing):
     @property
     def made_of(self) -> dict[str, Any]:
         """What decides the answers: the weights and how candidates are drawn and chosen."""
+        options = self._style.chat_template_kwargs
         return {
+            **({"chat_template_kwargs": dict(options)} if options else {}),
             "generator": self._sampler.fingerprint,
             "verifier": self._verifier.fingerprint if self._verifier else None,
             "score": self._score if self._verifier else None,

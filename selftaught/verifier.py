@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from selftaught.prompts import PromptStyle
 from selftaught.records import Completion, Problem, Rollout
+from selftaught.rendering import prompt_ids
 from selftaught.samplers import Closing, open_scorer
 from selftaught.training import completion_ids, written_ids
 
@@ -71,9 +72,8 @@ class Verifier(Closing):
         for at, rollout in enumerate(rollouts):
             grouped.setdefault(rollout.problem.id, []).append(at)
         groups = list(grouped.values())
-        prompts = [style(rollouts[group[0]].problem) for group in groups]
         totals = [
-            self._summed(scorer, rollouts, prompts, groups, progress if at == 0 else None)
+            self._summed(scorer, rollouts, style, groups, progress if at == 0 else None)
             for at, scorer in enumerate(self._scorers)
         ]
         if self._score == "reward":
@@ -84,7 +84,7 @@ class Verifier(Closing):
         self,
         scorer: Any,
         rollouts: Sequence[Rollout],
-        prompts: Sequence[Any],
+        style: PromptStyle,
         groups: Sequence[Sequence[int]],
         progress: Callable[[int], None] | None,
     ) -> list[float]:
@@ -99,7 +99,12 @@ class Verifier(Closing):
                 scorer.model,
             )
         ids = [completion_ids(rollout, tokenizer) for rollout in rollouts]
-        found = scorer.log_probs(prompts, [[ids[at] for at in group] for group in groups], progress=progress)  # fmt: skip
+        found = scorer.log_probs(
+            [style(rollouts[group[0]].problem) for group in groups],
+            [[ids[at] for at in group] for group in groups],
+            options=style.chat_template_kwargs,
+            progress=progress,
+        )
         scores = [0.0] * len(rollouts)
         for group, candidates in zip(groups, found, strict=True):
             for at, each in zip(group, candidates, strict=True):
@@ -134,10 +139,10 @@ class OutcomeModel:
         """One number per rollout, in their order; above 0 the model holds it for right."""
         import torch
 
-        from selftaught.training.fitting import prompt_tokens
-
+        options = style.chat_template_kwargs
         texts = [
-            [*prompt_tokens(style(one.problem), self._tokenizer), *completion_ids(one, self._tokenizer)]
+            [*prompt_ids(self._tokenizer, style(one.problem), options),
+             *completion_ids(one, self._tokenizer)]
             for one in rollouts
         ]  # fmt: skip
         scores = [0.0] * len(texts)
@@ -159,6 +164,7 @@ def as_rollouts(
 ) -> list[Rollout]:
     """A problem's completions as rollouts, to be scored."""
     return [
-        Rollout(problem, prompt, one.text, one.finish_reason, model, index, token_ids=one.token_ids)
+        Rollout(problem, prompt, one.text, one.finish_reason, model, index,
+                token_ids=one.token_ids, thought_open=one.thought_open)
         for index, one in enumerate(completions)
-    ]
+    ]  # fmt: skip

@@ -13,7 +13,7 @@ PACKAGE = ROOT / "selftaught"
 
 BELOW_EVALUATION = {
     "grading", "tasks", "rollouts", "selection", "training", "embedded", "metrics", "samplers",
-    "prompts", "answers", "equations", "records", "run_folder", "status",
+    "prompts", "answers", "equations", "records", "rendering", "run_folder", "status",
 }  # fmt: skip
 MAY_IMPORT: dict[str, set[str]] = {
     "records": set(),
@@ -29,13 +29,14 @@ MAY_IMPORT: dict[str, set[str]] = {
     "quiet": {"samplers"},
     "wheel_models": set(),
     "prompts": {"records"},
-    "samplers": {"cluster", "option_types", "records", "thought_marks"},
+    "rendering": {"records", "thought_marks"},
+    "samplers": {"cluster", "option_types", "records", "rendering", "thought_marks"},
     "run_folder": {"answers", "records"},
     "status": {"run_folder"},
     "tasks": {"answers", "latex", "prompts", "quantities", "records", "thought_marks"},
     "rollouts": {"prompts", "samplers", "records"},
     "selection": {"equations", "prompts", "records"},
-    "training": {"option_types", "records", "samplers", "thought_marks"},
+    "training": {"option_types", "records", "rendering", "samplers", "thought_marks"},
     "cluster": set(),
     "launch": {"cluster", "records", "training"},
     "embedded": {"tasks", "prompts", "records"},
@@ -45,7 +46,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "preflight": {"launch", "option_types", "prompts", "records", "samplers", "training"},
     "report": BELOW_EVALUATION | {"evaluation", "plots", "printable"},
     "steps": {"metrics", "records"},
-    "verifier": {"prompts", "records", "samplers", "training"},
+    "verifier": {"prompts", "records", "rendering", "samplers", "training"},
     "candidates": {"latex", "metrics", "quantities", "records"},
     "method_pages": {"evaluation", "plots", "printable", "records", "report", "run_folder"},
     "step_pages": {"metrics", "records", "report", "steps"},

@@ -73,7 +73,7 @@ class Talk(http.server.BaseHTTPRequestHandler):
             fault = self.server.fault(raw, tried)
             if fault is None:
                 time.sleep(self.server.seconds)
-                self.say(200, answer(body))
+                self.say(200, self.server.made(body))
             else:
                 fault(self, body)
         except OSError:
@@ -112,6 +112,8 @@ class Hostile(http.server.ThreadingHTTPServer):
         self.seconds = 0.0
         self.lock = threading.Lock()
         self.down_after: int | None = None
+        self.made: Callable[[Body], Body] = answer
+        """What a request is answered with, after its faults."""
 
     @property
     def url(self) -> str:
@@ -1110,3 +1112,114 @@ def test_transformers_serve_gives_the_completions_of_transformers(
                 assert mine[0].token_ids is None
         with pytest.raises(ValueError, match="it serves 'tests/tiny"):
             OpenAISampler("another", base_url=url)
+
+
+# ---------------------------------------------------------------- models that reason
+
+
+def reasoned(message: Body, finish: str = "stop", **usage: Any) -> Callable[[Body], Body]:
+    """Answers with a message, whatever is asked."""
+    counted = {"prompt_tokens": 1, "completion_tokens": 20, **usage}
+    choice = {"index": 0, "finish_reason": finish, "message": {"role": "assistant"} | message}
+    return lambda body: {"choices": [choice], "usage": counted}
+
+
+def asked_once(server: Hostile, prompt: Text, **options: Any) -> Completion:
+    with open_sampler("openai", "m", base_url=server.url, retries=0) as sampler:
+        return sampler.sample([prompt], SamplingParams(**options))[0][0]
+
+
+@contextmanager
+def answering(made: Callable[[Body], Body]) -> Iterator[Hostile]:
+    with serving() as server:
+        server.made = made
+        yield server
+
+
+TALK: Text = [{"role": "user", "content": "3+4"}]
+COUNTED = {"completion_tokens_details": {"reasoning_tokens": 12}}
+
+
+@pytest.mark.parametrize("name", ["reasoning_content", "reasoning"])
+def test_reasoning_in_a_field_of_its_own_is_kept_between_marks(name: str):
+    with answering(reasoned({name: "3+4 is 7.", "content": "#7"}, **COUNTED)) as server:
+        one = asked_once(server, TALK)
+        assert one == Completion("<think>3+4 is 7.</think>#7", "stop")
+        marked = asked_once(server, TALK, thought_marks=("[T]", "[/T]"))
+        assert marked.text == "[T]3+4 is 7.[/T]#7"
+
+
+@pytest.mark.parametrize(
+    ("message", "finish", "text"),
+    [
+        ({"reasoning": None, "reasoning_content": "", "content": "#7"}, "stop", "#7"),
+        ({"reasoning": "3+", "content": None}, "length", "<think>3+"),
+        ({"reasoning": "3+4", "content": None}, "stop", "<think>3+4</think>"),
+        ({"reasoning": "3+4", "content": "#"}, "length", "<think>3+4</think>#"),
+        ({"reasoning": "3+4", "content": "<think>3+4</think>#7"}, "stop", "<think>3+4</think>#7"),
+        ({"reasoning": {"odd": 1}, "content": "#7"}, "stop", "#7"),
+    ],
+)
+def test_what_such_fields_may_hold(message: Body, finish: str, text: str):
+    with answering(reasoned(message, finish)) as server:
+        one = asked_once(server, TALK)
+    assert (one.text, one.finish_reason) == (text, finish)
+
+
+def test_a_server_that_hides_the_reasoning_is_refused_by_name():
+    with answering(reasoned({"content": "#7"}, **COUNTED)) as server:
+        with pytest.raises(
+            ValueError, match=r"counts 12 reasoning tokens of m.*enable_thinking false"
+        ):
+            asked_once(server, TALK)
+        server.made = reasoned({"content": "<think>so</think>#7"}, **COUNTED)  # shown in the text
+        assert asked_once(server, TALK).text == "<think>so</think>#7"
+        server.made = reasoned({"content": "#7"}, completion_tokens_details={"reasoning_tokens": 0})
+        assert asked_once(server, TALK).text == "#7"
+        server.made = reasoned({"content": "#7"}, completion_tokens_details="none")
+        assert asked_once(server, TALK).text == "#7"
+
+
+def test_template_variables_are_sent_with_messages_and_only_then():
+    with answering(answer) as server:
+        asked_once(server, TALK, chat_template_kwargs={"enable_thinking": False})
+        asked_once(server, TALK)
+        asked_once(server, "3+4=")
+    sent = [body.get("chat_template_kwargs") for _, body in server.asked]
+    assert sent == [{"enable_thinking": False}, None, None]
+
+
+def thinking(whole: str) -> Callable[[Body], Body]:
+    """A server that ends its text at the first stop string it is sent, thought or not."""
+
+    def made(body: Body) -> Body:
+        places = [whole.find(one) for one in body.get("stop", []) if one in whole]
+        text = whole[: min(places, default=len(whole))]
+        return {"choices": [{"index": 0, "finish_reason": "stop", "text": text}]}
+
+    return made
+
+
+@pytest.mark.parametrize(
+    ("whole", "text", "requests"),
+    [
+        ("<think>a\n\nb</think>\n\n7\n\nQ: 8", "<think>a\n\nb</think>\n\n7", 2),
+        ("<think>a</think>\n\n7\n\nQ: 8", "<think>a</think>\n\n7", 2),
+        (" 7\n\n<think>a", " 7", 1),
+        (" 7", " 7", 1),
+        ("<think>a\n\nb", "<think>a\n\nb", 2),
+    ],
+)
+def test_a_text_that_was_stopped_in_a_thought_is_asked_for_again(whole, text, requests):
+    with answering(thinking(whole)) as server:
+        one = asked_once(server, "Q: 7\nA:", stop=("\n\n",))
+    assert one.text == text
+    stops = [body.get("stop") for _, body in server.asked]
+    assert stops == [["\n\n"], None][:requests]
+
+
+def test_after_a_prompt_that_opens_a_thought_stop_strings_are_not_sent():
+    with answering(thinking("a\n\nb</think>7\n\nQ: 8")) as server:
+        one = asked_once(server, "Q: 7\nA: <think>", stop=("\n\n",))
+    assert one == Completion("a\n\nb</think>7", "stop", None, True)
+    assert [body.get("stop") for _, body in server.asked] == [None]

@@ -2,6 +2,7 @@
 
 import random
 import re
+from dataclasses import replace
 from itertools import product
 
 import pytest
@@ -322,3 +323,31 @@ def test_a_problems_own_rationale_is_a_right_rollout():
     assert pairs_of(found) == list(product([" 2 and 2 are 4.", "4"], ["5"]))
     (told,) = gold_rollouts([worked], chat(BARE))
     assert told.completion == "2 and 2 are 4."
+
+
+# The tokens that were sampled go with an example
+
+
+def test_examples_have_the_tokens_of_the_rollouts_that_are_kept():
+    problem = Problem("p", "1+1", "2")
+    made = [
+        Rollout(problem, "Q", text, finish, "m", index, token_ids=ids, outcome="right")
+        for index, (text, finish, ids) in enumerate(
+            [
+                ("2", "stop", (5, 0)),
+                ("2 ", "stop", (6, 0)),
+                ("two", "stop", None),
+                ("22", "length", (7,)),
+            ]
+        )
+    ]
+    style = PromptStyle("bare")
+    examples = make_examples(keep_distinct(made), style)
+    assert [one.completion_ids for one in examples] == [(5, 0), None, None]
+    talk = replace(style, as_messages=True, chat_template_kwargs={"enable_thinking": False})
+    (first, *_) = make_examples(made, talk)
+    assert first.completion == [{"role": "assistant", "content": "2"}]
+    assert (first.completion_ids, first.chat_template_kwargs) == (
+        (5, 0),
+        {"enable_thinking": False},
+    )

@@ -5,11 +5,11 @@ import json
 import math
 import subprocess
 import sys
-from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 import torch
+from small_tokenizers import CHATML, byte_level
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
@@ -17,7 +17,15 @@ from transformers import (
     set_seed,
 )
 
-from selftaught.records import Example, Preference, Problem, Rollout
+from selftaught.records import (
+    Example,
+    Preference,
+    Problem,
+    Rollout,
+    read_examples,
+    to_json,
+    write_jsonl,
+)
 from selftaught.training import (
     Judged,
     completion_ids,
@@ -305,7 +313,7 @@ def observed_dpo(model: Path, preferences: list[Preference], settings, out: Path
 
     done = fitting.fit(
         model, lambda tokenizer: preference_rows(preferences, tokenizer, settings.max_length),
-        [asdict(one) for one in preferences], settings, open_trainer, out=out,
+        list(preferences), settings, open_trainer, out=out,
         load=fitting.causal_lm, **options,
     )  # fmt: skip
     return done, used[0]
@@ -329,7 +337,7 @@ def test_sides_that_are_texts_end_with_one_end_token(tiny_model_dir: Path):
     assert tokenizer.decode(row["rejected_ids"]) == "3 + 40 =<|end|>"
 
 
-def test_sides_that_are_messages_end_as_the_template_ends_them(tiny_model_dir: Path):
+def test_sides_that_are_messages_end_where_sampling_stops(tiny_model_dir: Path):
     tokenizer = AutoTokenizer.from_pretrained(tiny_model_dir)
     tokenizer.chat_template = (
         "{% for one in messages %}<{{ one.role }}>{{ one.content }}.{% endfor %}"
@@ -339,11 +347,13 @@ def test_sides_that_are_messages_end_as_the_template_ends_them(tiny_model_dir: P
     three, four = ([{"role": "assistant", "content": text}] for text in ("3", "4"))
     (row,), _ = preference_rows([Preference(prompt, three, four)], tokenizer, 48)
     assert tokenizer.decode(row["prompt_ids"]) == "<user>1+2.<assistant>"
-    assert tokenizer.decode(row["chosen_ids"]) == "3."
-    assert tokenizer.decode(row["rejected_ids"]) == "4."
+    # The template's "." is no token that sampling stops at, so the end-of-text token is learned.
+    assert tokenizer.decode(row["chosen_ids"]) == "3<|end|>"
+    assert tokenizer.decode(row["rejected_ids"]) == "4<|end|>"
     tokenizer.chat_template += "{% if add_generation_prompt %}<think>{% endif %}"
-    with pytest.raises(ValueError, match="template changes the prompt"):
-        preference_rows([Preference(prompt, three, four)], tokenizer, 48)
+    (row,), _ = preference_rows([Preference(prompt, three, four)], tokenizer, 48)
+    assert tokenizer.decode(row["prompt_ids"]) == "<user>1+2.<assistant><think>"
+    assert tokenizer.decode(row["chosen_ids"]) == "3<|end|>"
 
 
 def test_preferences_that_do_not_fit_are_dropped_whole_and_counted(tiny_model_dir: Path):
@@ -761,15 +771,140 @@ def test_rows_become_the_same_table_in_parts(tiny_model_dir: Path):
 
 
 def test_a_training_is_known_by_the_hash_of_all_it_is_made_of(tmp_path: Path):
-    """As trainings made before are: of one JSON text, records as `asdict` has them."""
+    """As trainings made before are: of one JSON text, records as their files have them."""
     options = config(tmp_path)
     preference = Preference("p\ud800", "c", "r", (1, 2), chosen_ids=(3,))
     judged = Judged("p", (1, 2), True)
     talk = Example([{"role": "user", "content": "\u00e9"}], [{"role": "assistant", "content": "2"}])
     for made_of in ([*EXAMPLES, talk], [preference] * 2, [judged], [], ()):
-        plain = [asdict(one) for one in made_of]
+        plain = [json.loads(to_json(one)) for one in made_of]
         told = {name: getattr(options, name) for name in fitting.DECIDING}
         text = json.dumps(["m", plain, told, None], ensure_ascii=True, default=str, sort_keys=True)
         wanted = hashlib.sha256(text.encode()).hexdigest()[:16]
         assert fitting._made_from("some/m", made_of, options, None) == wanted
         assert fitting._made_from("m", plain, options, None) == wanted
+
+
+# What is learned is what was sampled
+
+
+def spelled(folder: Path, text: str) -> tuple[int, ...]:
+    """The text letter by letter: tokens that a model may draw and a tokenizer would join."""
+    ids = tuple(one for letter in text for one in tokens(folder, letter))
+    assert ids != tokens(folder, text)
+    return ids
+
+
+def test_the_tokens_that_were_sampled_are_learned_and_not_those_of_the_text(tiny_model_dir: Path):
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model_dir)
+    end = tokenizer.eos_token_id
+    own = spelled(tiny_model_dir, " The answer is 19.")
+    for ending in ((end,), tokens(tiny_model_dir, "\n\n"), tokens(tiny_model_dir, "\n\nQ:")):
+        example = Example("Q: 12+7\nA:", " The answer is 19.", (*own, *ending))
+        rows, _ = tokenized([example], tokenizer, None)
+        assert tuple(one for one in rows[0]["labels"] if one != -100) == (*own, end)
+        assert rows[0]["input_ids"] == [*tokenizer("Q: 12+7\nA:")["input_ids"], *own, end]
+        assert rows.from_text == 0
+
+
+def test_tokens_of_another_tokenizer_are_made_anew_counted_and_told(
+    tiny_model_dir: Path, caplog: pytest.LogCaptureFixture
+):
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model_dir)
+    sampled = (*spelled(tiny_model_dir, "answer"), tokenizer.eos_token_id)
+    examples = [
+        Example("Q", "answer", sampled),
+        Example("Q", "answer", (5, 6, 7)),
+        Example("Q", "answer", (10**6,)),
+        Example("Q", "answer"),
+    ]
+    rows, _ = tokenized(examples, tokenizer, None)
+    assert rows.from_text == 3
+    assert "2 of 4 completions are tokenized from their text" in caplog.text
+    made = [*tokens(tiny_model_dir, "answer"), tokenizer.eos_token_id]
+    assert [row["labels"][1:] for row in rows][1:] == [made] * 3
+    caplog.clear()
+    tokenized(examples[-1:], tokenizer, None)  # a rationale by hand is no surprise
+    assert not caplog.text
+
+
+def test_how_many_were_made_from_text_is_in_the_training(tiny_model_dir: Path, tmp_path: Path):
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model_dir)
+    sampled = (*tokens(tiny_model_dir, "3"), tokenizer.eos_token_id)
+    examples = [Example("1+2=", "3", sampled), Example("1+2=", "3")]
+    options = config(tmp_path, max_steps=1)
+    for _ in range(2):  # made, and read back
+        done = train_sft(tiny_model_dir, examples, options, out=tmp_path / "model")
+        assert done.from_text == 1
+
+
+def test_special_tokens_inside_a_completion_are_learned():
+    tokenizer = byte_level(special=("<|think|>", "<|/think|>"))
+    ids = tuple(tokenizer("<|think|>3*7=21<|/think|>#### 21</s>")["input_ids"])
+    with_marks = Example("Q", "<|think|>3*7=21<|/think|>#### 21", ids)
+    as_stored_before = Example("Q", "3*7=21#### 21", ids)
+    rows, _ = tokenized([with_marks, as_stored_before], tokenizer, None)
+    assert [tuple(row["labels"][1:]) for row in rows] == [ids, ids]
+    assert rows.from_text == 0
+
+
+def test_the_end_token_is_learned_where_padding_is_the_same_token():
+    """TRL's own collator, on rows of unequal length."""
+    from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
+
+    tokenizer = byte_level(pad="</s>")
+    end = tokenizer.eos_token_id
+    assert tokenizer.pad_token_id == end
+    rows, _ = tokenized([Example("Q", "7"), Example("Q", "70000")], tokenizer, None)
+    batch = DataCollatorForLanguageModeling(pad_token_id=end)(list(rows))
+    assert (batch["labels"] == end).sum(-1).tolist() == [1, 1]
+    assert batch["labels"][0].tolist()[2:] == [end, -100, -100, -100, -100]
+    assert batch["attention_mask"][0].tolist() == [1, 1, 1, 0, 0, 0, 0]
+
+
+def test_a_chat_ends_with_the_token_that_ended_it_when_it_was_sampled():
+    tokenizer = byte_level(template=CHATML)
+    asked = [{"role": "user", "content": "1+1"}]
+    ids = tuple(tokenizer("2")["input_ids"])
+    turn, end = tokenizer.convert_tokens_to_ids("<|im_end|>"), tokenizer.eos_token_id
+    for sampled, wanted in (((*ids, turn), turn), ((*ids, end), end), (ids, turn), (None, turn)):
+        example = Example(asked, [{"role": "assistant", "content": "2"}], sampled)
+        (row,), _ = tokenized([example], tokenizer, None)
+        assert tuple(one for one in row["labels"] if one != -100) == (*ids, wanted)
+
+
+def test_several_messages_are_learned_as_the_template_writes_them():
+    tokenizer = byte_level(template=CHATML)
+    asked = [{"role": "user", "content": "1+1"}]
+    turns = [
+        {"role": "assistant", "content": "2"},
+        {"role": "user", "content": "+1"},
+        {"role": "assistant", "content": "3"},
+    ]
+    (row,), _ = tokenized([Example(asked, turns)], tokenizer, None)
+    assert tokenizer.decode([one for one in row["labels"] if one != -100]) == (
+        "2<|im_end|>\n<|im_start|>user\n+1<|im_end|>\n<|im_start|>assistant\n3<|im_end|>\n"
+    )
+
+
+def test_examples_keep_their_tokens_in_files(tmp_path: Path):
+    path = tmp_path / "examples.jsonl"
+    asked, said = [{"role": "user", "content": "1+1"}], [{"role": "assistant", "content": "2"}]
+    examples = [
+        Example("Q", "A"),
+        Example("Q", "A", (1, 2)),
+        Example(asked, said, (), {"enable_thinking": False}),
+    ]
+    write_jsonl(path, examples)
+    assert read_examples(path) == examples
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    assert list(lines[0]) == ["prompt", "completion"]
+    assert list(lines[2]) == ["prompt", "completion", "completion_ids", "chat_template_kwargs"]
+
+
+@pytest.mark.parametrize("ids", ["12", [1.0], [True], [-1], [[1]], {"a": 1}])
+def test_a_column_that_holds_no_token_ids_is_named(tmp_path: Path, ids):
+    path = tmp_path / "examples.jsonl"
+    path.write_text(json.dumps({"prompt": "Q", "completion": "A", "completion_ids": ids}) + "\n")
+    with pytest.raises(ValueError, match=r"row 1: expected a list of token ids"):
+        read_examples(path)

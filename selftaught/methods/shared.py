@@ -15,7 +15,7 @@ from selftaught.evaluation import Evaluation, evaluate, graded_beside
 from selftaught.grading import check_gold
 from selftaught.launch import Kind, Stage, launch, launch_of
 from selftaught.preflight import check_settings, check_texts
-from selftaught.prompts import PromptStyle, bare, styled
+from selftaught.prompts import PromptStyle, bare
 from selftaught.records import (
     Example,
     Preference,
@@ -27,7 +27,7 @@ from selftaught.records import (
 )
 from selftaught.rollouts import collect_up_to
 from selftaught.run_folder import Watch, check_config, read_rows, timed, write_rows
-from selftaught.samplers import Engine, SamplingParams, as_seen
+from selftaught.samplers import Engine, SamplingParams, as_seen, prompt_opens_thought
 from selftaught.selection import (
     DistinctBy,
     NothingToLearn,
@@ -63,6 +63,11 @@ class MethodConfig:
     prompt: Literal["few_shot", "bare", "chat"] = "few_shot"
     """How the base model is asked where the task has no rationales of its own; fine-tuned models are
     asked without worked examples, by the chat template with "chat"."""
+    system_prompt: str | None = None
+    """With --prompt chat: the system message."""
+    chat_template_kwargs: dict[str, Any] = field(default_factory=dict)
+    """With --prompt chat: variables of the model's chat template, such as
+    --chat-template-kwargs.enable_thinking false."""
     seed_samples: int = 1
     """Where the task has no rationales: completions of the base model per problem, the right ones of
     which stand in for them; 1 is greedy."""
@@ -156,7 +161,16 @@ class MethodConfig:
 
     def plain(self) -> Row:
         """The config as plain values for YAML."""
-        return {name: _plain(value) for name, value in asdict(self).items()}
+        return without_unused({name: _plain(value) for name, value in asdict(self).items()})
+
+
+def without_unused(config: Row) -> Row:
+    """Return a config without options that came later than the first runs and are not used.
+
+    So that runs that were begun before can be continued.
+    """
+    unused = {name for name in ("system_prompt", "chat_template_kwargs") if not config[name]}
+    return {name: value for name, value in config.items() if name not in unused}
 
 
 def _plain(value: Any) -> Any:
@@ -187,8 +201,17 @@ class Run:
     @property
     def tuned(self) -> PromptStyle:
         """How fine-tuned models are asked, in training too."""
-        style = styled(self.task.prompt, self.config.prompt)
-        return style if style.as_messages else bare(style)
+        return self.asked if self.asked.as_messages else bare(self.asked)
+
+    @property
+    def asked(self) -> PromptStyle:
+        """How the base model is asked."""
+        config = self.config
+        return self.task.styled(
+            config.prompt,
+            system_prompt=config.system_prompt or "",
+            chat_template_kwargs=config.chat_template_kwargs,
+        )
 
     @property
     def params(self) -> SamplingParams:
@@ -199,6 +222,7 @@ class Run:
             top_p=config.top_p,
             max_tokens=config.max_tokens or self.task.max_tokens,
             seed=config.seed,
+            thought_marks=self.task.thought_marks,
         )
 
     def kept(self, rollouts: Sequence[Rollout]) -> list[Rollout]:
@@ -239,13 +263,39 @@ def open_run(
     run = Run(config, task, base, train, test, watch or Watch(), engine)
     options = trainer_options(config)
     check_settings(config, base, [("sft", options), *trainings])
+    told = any(problem.rationale is not None for problem in train)
+    check_chat(run.tuned, task, base, train[0], rationales=told)
     asked = [(run.tuned, train), (run.tuned, test)]
-    if not any(problem.rationale is not None for problem in train):
-        asked.append((styled(task.prompt, config.prompt), train))
+    if not told:
+        asked.append((run.asked, train))
     too_long = check_texts(
         config, base, asked, (run.tuned, train), run.params.max_tokens, options["max_length"]
     )
     return replace(run, too_long=too_long)
+
+
+def check_chat(
+    style: PromptStyle, task: Task, model: str, problem: Problem, *, rationales: bool
+) -> None:
+    """Refuse a chat template whose answers could not be learned as they are sampled.
+
+    Args:
+        rationales: texts that the model did not write are to be learned: the task's own.
+
+    Raises:
+        ValueError: names the model and says what to change.
+    """
+    if not style.as_messages:
+        return
+    prompt, options = style(problem), style.chat_template_kwargs
+    as_seen(model, prompt, options)
+    if rationales and prompt_opens_thought(model, prompt, task.thought_marks, options):
+        raise ValueError(
+            f"The chat template of {model} ends a prompt with {task.thought_marks[0]}, and the "
+            "task's own rationales and answers do not end a thought, so a model that learned them "
+            "would never answer. Turn it off where the template can "
+            "(--chat-template-kwargs.enable_thinking false), or use --prompt few_shot or bare."
+        )
 
 
 def plan(run: Run, changeable: Sequence[str] = ()) -> str:
@@ -260,7 +310,7 @@ def plan(run: Run, changeable: Sequence[str] = ()) -> str:
     config = run.config
     check_config(config.out, config.plain(), changeable)
     told = sum(problem.rationale is not None for problem in run.train)
-    style = run.tuned if told else styled(run.task.prompt, config.prompt)
+    style = run.tuned if told else run.asked
     problem = run.train[0]
     lines = [
         f"Model     {run.base}",
@@ -274,7 +324,7 @@ def plan(run: Run, changeable: Sequence[str] = ()) -> str:
         "Settings  " + ", ".join(f"{one.name} {getattr(config, one.name)}" for one in fields(config)
                                  if one.name not in ("model", "task", "task_options", "out")),
         f"First prompt ({problem.id}, gold {problem.gold}), between the lines:",
-        "-" * 72, as_seen(run.base, style(problem)), "-" * 72,
+        "-" * 72, as_seen(run.base, style(problem), style.chat_template_kwargs), "-" * 72,
     ]  # fmt: skip
     return "\n".join(lines)
 
@@ -308,8 +358,7 @@ def _own_rationales(run: Run, problems: Sequence[Problem], folder: Path) -> list
         run.params, n=n, temperature=run.config.temperature if n > 1 else 0.0,
         seed=run.config.seed + 900_000,
     )  # fmt: skip
-    style = styled(run.task.prompt, run.config.prompt)
-    rollouts = sampled(run, run.base, problems, style, params, folder / "seed-rollouts.jsonl")
+    rollouts = sampled(run, run.base, problems, run.asked, params, folder / "seed-rollouts.jsonl")
     kept = keep_distinct(run.kept(rollouts))
     if not kept:
         raise NothingToLearn(
@@ -406,7 +455,8 @@ def train_on(
 def training_row(training: Training) -> Row:
     """What a row says of a fine-tuning."""
     return {"steps": training.steps, "loss": training.loss, "tokens": training.tokens,
-            "trained on": training.trained_on, "too long": training.too_long}  # fmt: skip
+            "trained on": training.trained_on, "too long": training.too_long,
+            "tokenized from text": training.from_text}  # fmt: skip
 
 
 def told_apart(training: Training) -> str:

@@ -24,8 +24,9 @@ from selftaught.embedded import embedded_model
 from selftaught.evaluation import Evaluation, evaluate, graded_beside
 from selftaught.grading import check_gold
 from selftaught.launch import PLACE, Stage, launch, launch_of
+from selftaught.methods.shared import check_chat, without_unused
 from selftaught.preflight import Asked, check_settings, check_texts
-from selftaught.prompts import PromptStyle, bare, hinted, styled
+from selftaught.prompts import PromptStyle, bare, hinted
 from selftaught.records import (
     OUTCOMES,
     Example,
@@ -87,6 +88,11 @@ class StarConfig:
 
     prompt: Literal["few_shot", "bare", "chat"] = "few_shot"
     """What stands before a question when sampling: the task's worked examples (Section 3.1)."""
+    system_prompt: str | None = None
+    """With --prompt chat: the system message."""
+    chat_template_kwargs: dict[str, Any] = field(default_factory=dict)
+    """With --prompt chat: variables of the model's chat template, such as
+    --chat-template-kwargs.enable_thinking false."""
     prompt_later: bool = True
     """Worked examples from the second iteration on too, as the paper unless it says otherwise
     (Section 4.1); false: the authors' --no_prompt."""
@@ -241,8 +247,17 @@ class Star:
     def prompt(self, iteration: int) -> PromptStyle:
         """The prompt with which the model of an iteration (0: the base) is sampled."""
         later = iteration > 0 and not self.config.prompt_later
-        style = styled(self.task.prompt, self.config.prompt)
-        return bare(style) if later else style
+        return bare(self.asked) if later else self.asked
+
+    @property
+    def asked(self) -> PromptStyle:
+        """The prompt named in the config."""
+        config = self.config
+        return self.task.styled(
+            config.prompt,
+            system_prompt=config.system_prompt or "",
+            chat_template_kwargs=config.chat_template_kwargs,
+        )
 
     def kept(self, rollouts: Sequence[Rollout]) -> list[Rollout]:
         """What is learned from."""
@@ -251,8 +266,7 @@ class Star:
 
     def training_prompt(self) -> PromptStyle:
         """The prompt in training: without worked examples, unless asked for."""
-        style = styled(self.task.prompt, self.config.prompt)
-        return style if self.config.prompt_in_training else bare(style)
+        return self.asked if self.config.prompt_in_training else bare(self.asked)
 
     def problems(self, iteration: int) -> Sequence[Problem]:
         """The training problems of an iteration."""
@@ -326,6 +340,7 @@ def run_iteration(star: Star, iteration: int) -> Row:
             "steps": training.steps,
             "loss": training.loss,
             "tokens": training.tokens,
+            "tokenized from text": training.from_text,
             "log": training.log,
         },
         "seconds": seconds,
@@ -412,10 +427,12 @@ def open_star(config: StarConfig, watch: Watch | None = None, engine: Engine | N
         top_p=config.top_p,
         max_tokens=config.max_tokens or task.max_tokens,
         seed=config.seed,
+        thought_marks=task.thought_marks,
     )
     base = str(embedded_model()) if config.model == "embedded" else config.model
     engine = engine or Engine(config.sampler, config.sampler_options)
     star = Star(config, task, base, train, validation, test, params, watch or Watch(), engine)
+    check_chat(star.training_prompt(), task, base, train[0], rationales=config.baselines)
     options = _options(star, 1)
     last = {"seed": config.seed + config.iterations} | config.training
     check_settings(config, base, [("sft", options), ("sft", options | last)])
@@ -443,7 +460,8 @@ def plan(config: StarConfig) -> str:
     star = open_star(config)
     check_config(config.out, plain(config), CHANGEABLE)
     problems = star.problems(1)
-    prompt = as_seen(star.base, star.prompt(0)(problems[0]))
+    style = star.prompt(0)
+    prompt = as_seen(star.base, style(problems[0]), style.chat_template_kwargs)
     asked = len(problems) * config.n
     steps = f"{config.steps(1)} optimizer steps" if config.schedule != "epochs" else f"{config.num_train_epochs:g} epochs"  # fmt: skip
     batch = config.per_device_train_batch_size * config.gradient_accumulation_steps
@@ -481,7 +499,7 @@ def plan(config: StarConfig) -> str:
 
 def plain(config: StarConfig) -> Row:
     """The config as plain values for YAML."""
-    return asdict(config) | {"out": str(config.out)}
+    return without_unused(asdict(config) | {"out": str(config.out)})
 
 
 def _base_row(star: Star) -> Row:

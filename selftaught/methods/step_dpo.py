@@ -58,6 +58,7 @@ from selftaught.records import (
     read_rollouts,
     write_atomically,
 )
+from selftaught.rendering import TemplateOptions, prompt_ids
 from selftaught.rollouts import collect
 from selftaught.run_folder import Watch, hold, publish, read_rows, timed, write_config, write_rows
 from selftaught.samplers import Engine
@@ -478,7 +479,7 @@ def step_pairs(size: Size) -> tuple[list[Preference], Row]:
     """Lines 6 and 7: every wrong completion, cut after its first pit, under a right one."""
     config = _config(size)
     tokenizer = open_tokenizer(size.sft)
-    decode, end = decoder(tokenizer), tokenizer.eos_token_id
+    decode = decoder(tokenizer)
     wrong = chosen_wrong(size)
     found = valued(size, wrong, "continuations")
     right = _right_by_problem(size)
@@ -498,8 +499,10 @@ def step_pairs(size: Size) -> tuple[list[Preference], Row]:
             others, before = right[one.rollout.problem.id], 0
         if others:
             chosen = _chosen(config, _drawn(size, one.rollout, others), before, decode)
-            pairs += step_preferences(one, rule=config.rule, form=config.form, chosen=[chosen],
-                                      decode=decode, end=end)  # fmt: skip
+            made = step_preferences(one, rule=config.rule, form=config.form, chosen=[chosen],
+                                    decode=decode, end=chosen.token_ids[-1])  # fmt: skip
+            options = size.run.tuned.chat_template_kwargs or None
+            pairs += [replace(pair, chat_template_kwargs=options) for pair in made]
     mean = f"{sum(pits) / len(pits) + 1:.1f}" if pits else "none"
     return pairs, {"wrong": len(wrong), "valued": len(found), "with a pit": len(pits),
                    "pairs": len(pairs), "mean step of the pit": mean}  # fmt: skip
@@ -571,18 +574,23 @@ def _weighted(size: Size, folder: Path) -> tuple[Any, Row]:
         *valued(size, right, "continuations-right"),
     ]
     tokenizer = open_tokenizer(size.sft)
-    rows = [weighted_row(one, tokenizer, run.tuned(one.rollout.problem), config.advantage_beta) for one in both]  # fmt: skip
+    rows = [
+        weighted_row(one, tokenizer, run.tuned(one.rollout.problem), config.advantage_beta,
+                     run.tuned.chat_template_kwargs)
+        for one in both
+    ]  # fmt: skip
     write_rows(folder / "weighted.jsonl", rows)
     options = trainer_options(config)
     training = train_on(run, "weighted", size.sft, folder / "weighted.jsonl", options, len(rows))
     return training, {"told": f"{len(both):,} completions"}
 
 
-def weighted_row(one: ValuedRollout, tokenizer: Any, prompt: Any, beta: float) -> Row:
+def weighted_row(
+    one: ValuedRollout, tokenizer: Any, prompt: Any, beta: float,
+    options: TemplateOptions | None = None,
+) -> Row:  # fmt: skip
     """A completion whose tokens' losses weigh exp(A / beta) of their step."""
-    from selftaught.training.fitting import prompt_tokens
-
-    head = prompt_tokens(prompt, tokenizer)
+    head = prompt_ids(tokenizer, prompt, options)
     weights = [
         math.exp(gain / beta)
         for index, gain in enumerate(one.advantages)

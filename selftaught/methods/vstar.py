@@ -17,7 +17,7 @@ Where we differ from the paper stands in docs/methods/vstar.md.
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -48,7 +48,7 @@ from selftaught.methods.shared import (
     write_summary,
 )
 from selftaught.metrics import difference_interval
-from selftaught.records import Example, Preference, Rollout, write_atomically
+from selftaught.records import Example, Preference, Rollout, plain_fields, write_atomically
 from selftaught.run_folder import (
     Watch,
     hold,
@@ -403,12 +403,13 @@ def _outcome(run: Run, collected: Sequence[Rollout]) -> Row:
     tokenizer = open_tokenizer(_model(run, 0))
     everything = keep_distinct([*seed_rollouts(run, run.train, config.out / "sft"), *collected])
     judged = [
-        Judged(run.tuned(one.problem), completion_ids(one, tokenizer), bool(one.correct))
+        Judged(run.tuned(one.problem), completion_ids(one, tokenizer), bool(one.correct),
+               run.tuned.chat_template_kwargs or None)
         for one in everything
-    ]
+    ]  # fmt: skip
     options = _outcome_options(config)
     rows = config.out / "outcome" / "judged.jsonl"
-    write_rows(rows, [asdict(one) for one in judged])
+    write_rows(rows, [plain_fields(one) for one in judged])
     training = train_on(run, "outcome", _model(run, 0), rows, options, len(judged))
     right = sum(one.right for one in judged)
     return {

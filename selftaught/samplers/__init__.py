@@ -6,7 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 from selftaught.option_types import check_names, check_options
 from selftaught.records import Text
+from selftaught.rendering import TemplateOptions
 from selftaught.samplers.base import Closing, Sampler, SamplingParams
+from selftaught.thought_marks import ThoughtMarks
 
 if TYPE_CHECKING:
     from selftaught.samplers.scoring import TransformersScorer
@@ -23,6 +25,7 @@ __all__ = [
     "count_too_long",
     "open_sampler",
     "open_scorer",
+    "prompt_opens_thought",
 ]
 
 
@@ -123,12 +126,14 @@ def check_prompts(
     max_tokens: int,
     sampler: str = "transformers",
     options: Mapping[str, Any] | None = None,
+    template: TemplateOptions | None = None,
 ) -> None:
     """Check that prompts fit into the model's context with `max_tokens`, as its sampler will.
 
     Args:
         prompts: names, for errors, with prompts.
         sampler, options: what will sample them; vLLM's `max_model_len` is a context of its own.
+        template: variables of the chat template, for messages.
 
     Raises:
         ValueError: a prompt does not fit, is empty, or cannot be rendered; names it.
@@ -137,14 +142,16 @@ def check_prompts(
 
     options = options or {}
     engine = options.get("engine", "transformers") if sampler == "ray" else sampler
-    check_fitting(model, prompts, max_tokens, context_of(model, engine, options))
+    check_fitting(model, prompts, max_tokens, context_of(model, engine, options), template)
 
 
-def count_too_long(model: str, prompts: Iterable[Text], length: int) -> int:
+def count_too_long(
+    model: str, prompts: Iterable[Text], length: int, template: TemplateOptions | None = None
+) -> int:
     """How many prompts leave no room for a completion and its end token within `length` tokens."""
     from selftaught.samplers.loading import longer_than
 
-    return longer_than(model, prompts, length - 2)
+    return longer_than(model, prompts, length - 2, template)
 
 
 class Engine(Closing):
@@ -192,8 +199,24 @@ def open_scorer(model: str, **options: object) -> "TransformersScorer":
     return TransformersScorer(model, **options)  # type: ignore[arg-type]
 
 
-def as_seen(model: str, prompt: Text) -> str:
-    """The prompt exactly as a model reads it, special tokens and chat template included."""
+def as_seen(model: str, prompt: Text, options: TemplateOptions | None = None) -> str:
+    """The prompt exactly as a model reads it, special tokens and chat template included.
+
+    Args:
+        options: variables of the chat template (`chat_template_kwargs`), for messages.
+
+    Raises:
+        ValueError: the chat template refuses the messages, or no answer to them can be learned.
+    """
     from selftaught.samplers.loading import prompt_as_seen
 
-    return prompt_as_seen(model, prompt)
+    return prompt_as_seen(model, prompt, options)
+
+
+def prompt_opens_thought(
+    model: str, prompt: Text, marks: ThoughtMarks, options: TemplateOptions | None = None
+) -> bool:
+    """Return whether a prompt, as a model reads it, ends inside a thought."""
+    from selftaught.samplers.loading import prompt_opens_thought
+
+    return prompt_opens_thought(model, prompt, marks, options)

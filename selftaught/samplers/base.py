@@ -2,12 +2,15 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
 from types import TracebackType
-from typing import Protocol, Self
+from typing import Any, Protocol, Self
 
 from selftaught.records import Completion, Text, parse_json_line
+from selftaught.rendering import check_template_options
+from selftaught.thought_marks import THINK, ThoughtMarks, checked_marks, outside_thoughts
 
 UNIT = 512
 """Completions that are asked for in one call and stored together: what a killed run asks again, for each
@@ -25,12 +28,18 @@ class SamplingParams:
     top_p: float = 1.0
     max_tokens: int = 256
     stop: tuple[str, ...] = ()
-    """Strings that end a completion; they are cut from its text."""
+    """Strings that end a completion outside its thoughts; they are cut from its text."""
     seed: int = 0
     first: int = 0
     """Index of the first sample: `first=8, n=4` gives the last four of `n=12`."""
+    thought_marks: ThoughtMarks = THINK
+    """The texts that open and end a thought."""
+    chat_template_kwargs: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    """Variables of the model's chat template, such as `enable_thinking`; for messages only."""
 
     def __post_init__(self) -> None:
+        checked_marks(self.thought_marks)
+        check_template_options(self.chat_template_kwargs)
         for name, holds, want in (
             ("n", self.n >= 1, "at least 1"),
             ("temperature", self.temperature >= 0, "0 (greedy) or more"),
@@ -46,6 +55,83 @@ class SamplingParams:
                 f"n={self.n} with temperature 0 gives {self.n} equal completions; "
                 "set a temperature above 0 or n to 1."
             )
+
+    def for_prompt(
+        self, stop: Sequence[str], chat_template_kwargs: Mapping[str, Any]
+    ) -> "SamplingParams":
+        """Return these options with the stop strings and template variables of a prompt style."""
+        return replace(
+            self,
+            stop=tuple(dict.fromkeys((*self.stop, *stop))),
+            chat_template_kwargs={**self.chat_template_kwargs, **chat_template_kwargs},
+        )
+
+    def stored(self) -> dict[str, Any]:
+        """Return the options as a store's header has them.
+
+        Options that came later than the first stores are left out where they are not used.
+        """
+        options = asdict(self) | {"stop": list(self.stop)}
+        if self.first == 0:
+            del options["first"]
+        if self.thought_marks == THINK:
+            del options["thought_marks"]
+        else:
+            options["thought_marks"] = list(self.thought_marks)
+        if not self.chat_template_kwargs:
+            del options["chat_template_kwargs"]
+        return options
+
+
+def stop_at(
+    text: str, stop: Sequence[str], marks: ThoughtMarks = THINK, *, opened: bool = False
+) -> int | None:
+    """Return where the first stop string outside a thought begins, or None.
+
+    A stop string inside a thought does not end a completion, and neither does one that is part of
+    the white space between a thought and the answer.
+
+    Args:
+        opened: the prompt ended inside a thought, which the text continues.
+    """
+    found = [at for one in stop for at in _places(text, one)[:1]]
+    if not found or not (opened or marks[0] in text or marks[1] in text):
+        return min(found, default=None)
+    closed = list(_ignored(text, marks, opened))
+    found = [
+        at
+        for one in stop
+        for at in _places(text, one)
+        if not any(start <= at and at + len(one) <= end for start, end in closed)
+    ]
+    return min(found, default=None)
+
+
+def _places(text: str, stop: str) -> list[int]:
+    """Return where a stop string begins in a text, overlapping places included."""
+    return [match.start() for match in re.finditer(f"(?={re.escape(stop)})", text)]
+
+
+def _ignored(text: str, marks: ThoughtMarks, opened: bool) -> Iterator[tuple[int, int]]:
+    """Yield the spans in which stop strings are ignored: thoughts, and the white space after them."""
+    begin, end = marks
+    before = 0
+    for start, finish in [*outside_thoughts(text, marks, opened=opened), (len(text), len(text))]:
+        if start > before:
+            inner = before + len(begin) * text.startswith(begin, before)
+            ended = start - len(end) if text.endswith(end, inner, start) else start
+            yield inner, ended
+            if ended < start:
+                yield start, start + len(text[start:]) - len(text[start:].lstrip())
+        before = finish
+
+
+def without_stop(
+    text: str, stop: Sequence[str], marks: ThoughtMarks = THINK, *, opened: bool = False
+) -> str | None:
+    """Return the text before the first stop string outside a thought, or None if there is none."""
+    at = stop_at(text, stop, marks, opened=opened)
+    return None if at is None else text[:at]
 
 
 @dataclass(frozen=True)

@@ -4,13 +4,16 @@ Shapes: B rows, V vocabulary.
 """
 
 from collections.abc import Sequence
+from contextlib import suppress
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from selftaught.records import Completion
-from selftaught.samplers.base import SamplingParams, draw_number
+from selftaught.records import Completion, FinishReason, Text
+from selftaught.rendering import completion_text, opens_thought, silent_ids, turn_ending
+from selftaught.samplers.base import SamplingParams, draw_number, without_stop
+from selftaught.thought_marks import THINK, ThoughtMarks
 
 NUCLEUS = 512
 """Tokens looked at before a whole vocabulary is sorted for top_p."""
@@ -45,6 +48,30 @@ def _nucleus(probability_BV: Tensor, top_p: float) -> Tensor:
     return torch.zeros_like(probability_BV).scatter_(-1, token, kept)
 
 
+def endings(
+    tokenizer: PreTrainedTokenizerBase,
+    eos: Sequence[int],
+    prompts: Sequence[Text],
+    params: SamplingParams,
+) -> "list[Ending]":
+    """When the completions of each prompt end; one object for all prompts that open a thought.
+
+    Args:
+        eos: the model's own end tokens. The one that the chat template ends an answer with is added,
+            because a model's files need not name it, as those of base models do not.
+    """
+    options, marks = params.chat_template_kwargs, params.thought_marks
+    asked = next((prompt for prompt in prompts if not isinstance(prompt, str)), None)
+    ends = [*eos]
+    if asked is not None:
+        with suppress(ValueError):  # a template that writes no answers
+            ends.append(turn_ending(tokenizer, asked, options)[-1])
+    plain, opened = (
+        Ending(tokenizer, ends, params.stop, marks, opened=opens) for opens in (False, True)
+    )
+    return [opened if opens_thought(tokenizer, one, marks, options) else plain for one in prompts]
+
+
 class Ending:
     """When a completion ends, and what its text then is.
 
@@ -54,24 +81,30 @@ class Ending:
     """
 
     def __init__(
-        self, tokenizer: PreTrainedTokenizerBase, eos: Sequence[int], stop: Sequence[str]
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        eos: Sequence[int],
+        stop: Sequence[str],
+        marks: ThoughtMarks = THINK,
+        *,
+        opened: bool = False,
     ) -> None:
         special = dict(zip(tokenizer.all_special_tokens, tokenizer.all_special_ids, strict=True))
-        # Special tokens are not part of the text, so as a stop string each is an end token.
+        # A special token is one token, so as a stop string it is an end token.
         self.eos = sorted({*eos, *(special[text] for text in stop if text in special)})
         self._tokenizer = tokenizer
-        self._special = frozenset(special.values())
+        self._silent = frozenset((*self.eos, *silent_ids(tokenizer)))
         self.stop = [text for text in stop if text not in special]
+        self._marks, self.opened = marks, opened
         self._suspects: dict[int, bool] = {}
         self._table_V = torch.full((0,), -1, dtype=torch.int8)
 
     def text(self, token_ids: Sequence[int]) -> str:
-        """The text of tokens, without special ones."""
-        text = self._tokenizer.decode(
-            list(token_ids), skip_special_tokens=True, clean_up_tokenization_spaces=False
-        )
-        assert isinstance(text, str)
-        return text
+        """The text of a completion's tokens, without end, begin and padding tokens at its end.
+
+        Other special tokens are part of the text: they may be the marks around a thought.
+        """
+        return completion_text(self._tokenizer, token_ids, self._silent)
 
     def suspects(self, token_B: Tensor) -> Tensor:
         """Which rows have drawn a token that can be the last of a stop string."""
@@ -92,9 +125,9 @@ class Ending:
     def _can_end_a_stop(self, token: int) -> bool:
         """False only if no stop string can end inside this token, whatever stands before it."""
         alone = self.text([token])
-        if not alone:  # special or unknown tokens add no text; others may, after another
+        if not alone:  # end and unknown tokens add no text; others may, after another
             known = self._tokenizer.convert_ids_to_tokens(token) is not None
-            return known and token not in self._special
+            return known and token not in self._silent
         if "\ufffd" in alone:  # part of a character
             return True
         # Some tokenizers drop the space before the first word.
@@ -105,23 +138,41 @@ class Ending:
         )
 
     def cut(self, token_ids: Sequence[int]) -> str | None:
-        """The text before the first stop string, or None where there is none."""
+        """The text before the first stop string outside a thought, or None where there is none."""
+        if not self.stop:
+            return None
+        return without_stop(self.text(token_ids), self.stop, self._marks, opened=self.opened)
+
+    def ignored(self, token_ids: Sequence[int]) -> bool:
+        """Whether the text has stop strings, and every one is in a thought."""
         text = self.text(token_ids)
-        found = [at for at in (text.find(stop) for stop in self.stop) if at >= 0]
-        return text[: min(found)] if found else None
+        return any(stop in text for stop in self.stop) and self.cut(token_ids) is None
 
     def ended(self, token_ids: Sequence[int]) -> bool:
         """Whether tokens are a completion that has ended, by its last token or a stop string."""
         if not token_ids:
             return False
-        return token_ids[-1] in self.eos or (bool(self.stop) and self.cut(token_ids) is not None)
+        return token_ids[-1] in self.eos or self.cut(token_ids) is not None
 
     def completion(self, token_ids: Sequence[int]) -> Completion:
-        """The completion that these tokens are, the ones that ended it included."""
+        """The completion that these tokens are, the ones that ended it included.
+
+        Tokens after the first stop string are left out.
+        """
         ids = tuple(token_ids)
-        text = self.cut(ids) if self.stop else None
+        text = self.cut(ids)
         if text is not None:
-            return Completion(text, "stop", ids)
-        if ids[-1] in self.eos:
-            return Completion(self.text(ids[:-1]), "stop", ids)
-        return Completion(self.text(ids), "length", ids)
+            return Completion(text, "stop", self._up_to_stop(ids), self.opened)
+        finish: FinishReason = "stop" if ids[-1] in self.eos else "length"
+        return Completion(self.text(ids), finish, ids, self.opened)
+
+    def _up_to_stop(self, ids: tuple[int, ...]) -> tuple[int, ...]:
+        """The fewest first tokens whose text has the stop string, by bisection."""
+        few, enough, middle = 0, len(ids), len(ids) - 1
+        while enough - few > 1:
+            if self.cut(ids[:middle]) is None:
+                few = middle
+            else:
+                enough = middle
+            middle = (few + enough) // 2
+        return ids[:enough]

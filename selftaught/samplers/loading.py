@@ -22,7 +22,9 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from selftaught.records import Text
+from selftaught.rendering import TemplateOptions, opens_thought, prompt_ids, turn_ending
 from selftaught.samplers.weights import check_weights, load_model
+from selftaught.thought_marks import ThoughtMarks
 
 CONTEXT_NAMES = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length", "n_ctx")
 """What configurations call the longest text a model can read."""
@@ -121,33 +123,53 @@ def free_memory() -> None:
         torch.cuda.empty_cache()
 
 
-def prompt_as_seen(model: str, prompt: Text) -> str:
-    """The prompt decoded from the tokens the model reads, special tokens and template included."""
+def prompt_as_seen(model: str, prompt: Text, options: TemplateOptions | None = None) -> str:
+    """Return the prompt decoded from the tokens the model reads, special tokens included.
+
+    Raises:
+        ValueError: the model's chat template refuses the prompt, or no answer to it can be learned.
+    """
     tokenizer = load_tokenizer(model)
-    return str(tokenizer.decode(_encoded(tokenizer, prompt)))
+    ids = prompt_tokens(tokenizer, prompt, model, "shown", options)
+    if not isinstance(prompt, str):
+        turn_ending(tokenizer, prompt, options)
+    return str(tokenizer.decode(list(ids)))
+
+
+def prompt_opens_thought(
+    model: str, prompt: Text, marks: ThoughtMarks, options: TemplateOptions | None = None
+) -> bool:
+    """Return whether a prompt, as the model reads it, ends inside a thought."""
+    return opens_thought(load_tokenizer(model), prompt, marks, options)
 
 
 def prompt_tokens(
-    tokenizer: PreTrainedTokenizerBase, prompt: Text, model: str, which: str
+    tokenizer: PreTrainedTokenizerBase,
+    prompt: Text,
+    model: str,
+    which: str,
+    options: TemplateOptions | None = None,
 ) -> tuple[int, ...]:
     """The prompt as the model reads it.
 
     Args:
         model: its name, for errors.
         which: the prompt, for errors: "of 'p1'", "at index 3".
+        options: variables of the chat template.
 
     Raises:
-        ValueError: it has no tokens, or is messages and the model has no chat template.
+        ValueError: it has no tokens, or is messages and the model has no chat template or one that
+            refuses them.
     """
     if not isinstance(prompt, str) and tokenizer.chat_template is None:
         raise ValueError(
             f"Expected a model with a chat template for the messages {which}, got {model}, which "
             "has none; use a text prompt, or an instruction-tuned model."
         )
-    ids = _encoded(tokenizer, prompt)
+    ids = prompt_ids(tokenizer, prompt, options)
     if not ids:
         raise ValueError(f"The prompt {which} is empty: expected at least one token.")
-    return tuple(ids)
+    return ids
 
 
 def fitting_tokens(
@@ -158,6 +180,7 @@ def fitting_tokens(
     model: str,
     context: int | None,
     beside: int = 0,
+    options: TemplateOptions | None = None,
 ) -> tuple[int, ...]:
     """The prompt as the model reads it, with room for the completion.
 
@@ -165,11 +188,12 @@ def fitting_tokens(
         key: the prompt's name and `model`: its name, for errors.
         context: the longest text the model can read; None: not known.
         beside: tokens the model reads beside those of the text.
+        options: variables of the chat template.
 
     Raises:
         ValueError: they do not fit, or see `prompt_tokens`.
     """
-    ids = prompt_tokens(tokenizer, prompt, model, f"of {key!r}")
+    ids = prompt_tokens(tokenizer, prompt, model, f"of {key!r}", options)
     if context is not None and len(ids) + max_tokens + beside > context:
         thought = f" and a thought's {beside}" if beside else ""
         raise ValueError(
@@ -217,7 +241,11 @@ times its bytes, and tokens that a tokenizer adds. An ASCII character is one tok
 
 
 def check_fitting(
-    model: str, prompts: Iterable[tuple[str, Text]], max_tokens: int, context: int | None
+    model: str,
+    prompts: Iterable[tuple[str, Text]],
+    max_tokens: int,
+    context: int | None,
+    options: TemplateOptions | None = None,
 ) -> None:
     """Check that each prompt fits into the context with `max_tokens`.
 
@@ -228,14 +256,16 @@ def check_fitting(
     room = math.inf if context is None else context - max_tokens
     for key, prompt in prompts:
         if not _surely_fits(prompt, room):
-            fitting_tokens(tokenizer, prompt, key, max_tokens, model, context)
+            fitting_tokens(tokenizer, prompt, key, max_tokens, model, context, options=options)
 
 
-def longer_than(model: str, prompts: Iterable[Text], length: int) -> int:
+def longer_than(
+    model: str, prompts: Iterable[Text], length: int, options: TemplateOptions | None = None
+) -> int:
     """How many prompts have more than `length` tokens."""
     tokenizer = load_tokenizer(model)
     return sum(
-        not _surely_fits(prompt, length) and len(_encoded(tokenizer, prompt)) > length
+        not _surely_fits(prompt, length) and len(prompt_ids(tokenizer, prompt, options)) > length
         for prompt in prompts
     )
 
@@ -278,21 +308,6 @@ def end_tokens(
     configured = (generation or GenerationConfig()).eos_token_id
     ends = configured if isinstance(configured, list) else [configured]
     return sorted({end for end in [*ends, tokenizer.eos_token_id] if end is not None})
-
-
-def _encoded(tokenizer: PreTrainedTokenizerBase, prompt: Text) -> list[int]:
-    """The tokens of a prompt; a last message by the assistant is one to be continued."""
-    if isinstance(prompt, str):
-        return tokenizer(prompt).input_ids
-    continued = prompt[-1]["role"] == "assistant"
-    text = tokenizer.apply_chat_template(
-        prompt,
-        add_generation_prompt=not continued,
-        continue_final_message=continued,
-        tokenize=False,
-    )
-    # The template writes the special tokens itself.
-    return tokenizer(str(text), add_special_tokens=False).input_ids
 
 
 def check_vocabulary(model: PreTrainedModel, texts: Iterable[Sequence[int]]) -> None:

@@ -1,6 +1,11 @@
 """A model behind a server that speaks OpenAI's protocol: vLLM, llama.cpp, TGI, `transformers serve`,
 or a hosted one.
 
+The reasoning that a server returns in a field of its own (`reasoning_content` or `reasoning`) is put
+back before the answer, between the marks of a thought; a server that hides it is refused. A completion
+that the server ended at a stop string inside a thought is asked for again without stop strings, which
+are then found here.
+
 Text goes to /completions, messages to /chat/completions. Nothing that comes back is trusted: its size
 and types are checked, and what is not an answer is asked for again. A server's weights cannot be seen.
 """
@@ -12,23 +17,26 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import CancelledError, Future, as_completed
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, TypeGuard, TypeVar
 
 from selftaught.records import Completion, FinishReason, Text
-from selftaught.samplers.base import Closing, SamplingParams, Usage, checked_begun
+from selftaught.samplers.base import Closing, SamplingParams, Usage, checked_begun, without_stop
 from selftaught.samplers.server_line import Refused, ServerLine, Wrong, check_url, is_count
+from selftaught.thought_marks import ThoughtMarks, after_thought
 
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
 PLAIN = {
-    "vllm": {"top_k": -1, "min_p": 0.0, "repetition_penalty": 1.0},
+    # Special tokens may be the marks around a thought; other servers leave them out or do not tell.
+    "vllm": {"top_k": -1, "min_p": 0.0, "repetition_penalty": 1.0, "skip_special_tokens": False},
     "llamacpp": {"top_k": 0, "min_p": 0.0, "typical_p": 1.0, "repeat_penalty": 1.0},
 }
-"""What turns off a known server's own defaults, which would change the distribution drawn from."""
+"""What turns off a known server's own defaults, which would change the distribution drawn from or
+the text that comes back."""
 FINISHED: dict[str, FinishReason] = {"stop": "stop", "length": "length", "content_filter": "length"}
 
 
@@ -200,8 +208,9 @@ class OpenAISampler(Closing):
             n = len(ask.part) if self._n_per_request > 1 else 1
             if n < len(ask.part):
                 return [one for at in ask.part for one in await self._completions(ask.only(at))]
+            read = partial(_choices, n=n, marks=ask.params.thought_marks)
             try:
-                choices = await self._line.ask(path, body, partial(_choices, n=n), ask.key)
+                choices = await self._line.ask(path, body, read, ask.key)
             except Refused as refused:
                 if self._switched(body, refused):
                     continue
@@ -210,7 +219,11 @@ class OpenAISampler(Closing):
                 else:
                     raise self._refusal(refused, ask, path) from None
             if choices:
-                return [self._completion(choice, ask) for choice in choices]
+                self._refuse_hidden(choices, ask)
+                return [
+                    await self._whole(choice, ask, at)
+                    for choice, at in zip(choices, ask.part, strict=True)
+                ]
             logger.warning("%s does not give %d samples at a time; asked one by one.", self._url, n)
             self._n_per_request = 1
 
@@ -230,30 +243,60 @@ class OpenAISampler(Closing):
             body.pop(name, None)
         if len(ask.part) > 1:
             body["n"] = len(ask.part)
-        if params.stop:
+        if params.stop and not ask.stops_here:
             body["stop"] = list(params.stop)
+        if chat and params.chat_template_kwargs:
+            body["chat_template_kwargs"] = dict(params.chat_template_kwargs)
         if self._kind == "vllm":
             body["return_token_ids"] = True
         if _is_open(ask.prompt):
             body |= {"add_generation_prompt": False, "continue_final_message": True}
         return ("chat/completions" if chat else "completions"), body
 
-    def _completion(self, choice: "_Choice", ask: "_Ask") -> Completion:
+    async def _whole(self, choice: "_Choice", ask: "_Ask", index: int) -> Completion:
+        """The completion of a sample; asked for again where the server ended it inside a thought."""
+        by_string = choice.by_string or (self._kind != "vllm" and choice.finish_reason == "stop")
+        if by_string and not ask.stops_here and _in_thought(choice.text, ask):
+            (made,) = await self._completions(replace(ask.only(index), stop_here=True))
+            return made
+        return await self._completion(choice, ask)
+
+    async def _completion(self, choice: "_Choice", ask: "_Ask") -> Completion:
         if choice.finish_reason == "content_filter":
             logger.warning("A completion of %r was cut by the server's content filter.", ask.key)
         self._line.check_secret(choice.text)
-        text = cut(choice.text, ask.params.stop)
+        text = _cut(choice.text, ask)
         finish = FINISHED[choice.finish_reason] if text is None else "stop"
-        ids = choice.token_ids if self._kind == "vllm" else None
-        return Completion(choice.text if text is None else text, finish, ids)
+        ids = choice.token_ids if self._kind == "vllm" and not choice.reasoned else None
+        if ids and text is not None and ask.stops_here:
+            ids = await self._up_to_stop(ids, len(ids), ask)
+        return Completion(choice.text if text is None else text, finish, ids, ask.opened)
+
+    def _refuse_hidden(self, choices: "Sequence[_Choice]", ask: "_Ask") -> None:
+        """Refuse a server that counts reasoning and does not show it.
+
+        Raises:
+            ValueError: names the server and the model.
+        """
+        hidden = max(choice.hidden for choice in choices)
+        if hidden:
+            raise ValueError(
+                f"The server at {self._url} counts {hidden} reasoning tokens of {self.model} for "
+                f"{ask.key!r} and does not return their text, so what is stored would be bare answers "
+                "without the reasoning to learn. Use a server that returns it, turn it off "
+                "(--chat-template-kwargs.enable_thinking false where the model's template knows it), or "
+                "use another model."
+            )
 
     async def _continued(self, ask: "_Ask") -> Completion:
         """The whole of a completion that is begun, by a vLLM server's own tokenizer."""
         before = await self._text(ask.begun, ask)
-        if (text := cut(before, ask.params.stop)) is not None:
-            return Completion(text, "stop", ask.begun)
+        if (text := _cut(before, ask)) is not None:
+            return Completion(text, "stop", ask.begun, ask.opened)
         if await self._ends_a_text(ask.begun[-1], ask):
-            return Completion(await self._text(ask.begun[:-1], ask), "stop", ask.begun)
+            text = await self._text(ask.begun[:-1], ask)
+            return Completion(text, "stop", ask.begun, ask.opened)
+        options = ask.params.chat_template_kwargs
         asked = (
             {"prompt": ask.prompt}
             if isinstance(ask.prompt, str)
@@ -261,23 +304,29 @@ class OpenAISampler(Closing):
                 "messages": ask.prompt,
                 "add_generation_prompt": not _is_open(ask.prompt),
                 "continue_final_message": _is_open(ask.prompt),
+                **({"chat_template_kwargs": dict(options)} if options else {}),
             }
         )
         tokens = await self._at_root("tokenize", asked, ask, lambda answer: _ids(answer["tokens"]))
         ids = ask.begun
+        if _in_thought(before, ask):
+            ask = replace(ask, stop_here=True)
         while True:
             choice = await self._one(self._going_on(ask, tokens, ids), ask)
             fresh = choice.token_ids or ()
             ids += fresh
             text = await self._text(ids[:-1] if choice.by_token else ids, ask)
-            before_stop = cut(text, ask.params.stop)
+            before_stop = _cut(text, ask)
             # Where a prompt ends within a character, vLLM takes it for a part of the completion and
             # may find a stop string there: such a completion has not ended.
             if before_stop is not None or not choice.by_string or len(ids) == ask.params.max_tokens:
                 break
+            if _in_thought(text, ask):
+                ask = replace(ask, stop_here=True)
         if before_stop is None:
-            return Completion(text, "stop" if choice.by_token else "length", ids)
-        return Completion(before_stop, "stop", await self._up_to_stop(ids, len(fresh), ask))
+            return Completion(text, "stop" if choice.by_token else "length", ids, ask.opened)
+        ids = await self._up_to_stop(ids, len(fresh), ask)
+        return Completion(before_stop, "stop", ids, ask.opened)
 
     def _going_on(self, ask: "_Ask", tokens: Sequence[int], ids: tuple[int, ...]) -> dict[str, Any]:
         """The request for what follows token ids. Its seed goes by their number too."""
@@ -292,7 +341,7 @@ class OpenAISampler(Closing):
             "return_token_ids": True,
             **PLAIN["vllm"],
         }
-        return body | ({"stop": list(params.stop)} if params.stop else {})
+        return body | ({"stop": list(params.stop)} if params.stop and not ask.stops_here else {})
 
     async def _up_to_stop(self, ids: tuple[int, ...], fresh: int, ask: "_Ask") -> tuple[int, ...]:
         """The fewest tokens whose text has a stop string in it, up to `fresh` less than all.
@@ -301,7 +350,7 @@ class OpenAISampler(Closing):
         """
         few, enough, middle = len(ids) - fresh, len(ids), len(ids) - 1
         while enough - few > 1:
-            if cut(await self._text(ids[:middle], ask), ask.params.stop) is None:
+            if _cut(await self._text(ids[:middle], ask), ask) is None:
                 few = middle
             else:
                 enough = middle
@@ -326,7 +375,7 @@ class OpenAISampler(Closing):
         """The choice that the server makes of token ids, its own token ids included."""
 
         def read(answer: dict[str, Any]) -> _Choice:
-            (choice,) = _choices(answer, 1)
+            (choice,) = _choices(answer, 1, ask.params.thought_marks)
             if choice.token_ids is None:
                 raise Wrong("token ids are missing")
             return choice
@@ -450,10 +499,22 @@ def seed_of(seed: int, key: str, index: int) -> int:
     return int.from_bytes(hashlib.sha256(name).digest()[:4], "big") >> 1
 
 
-def cut(text: str, stop: Sequence[str]) -> str | None:
-    """The text before the first stop string, or None where there is none."""
-    found = [at for at in map(text.find, stop) if at >= 0]
-    return text[: min(found)] if found else None
+def _cut(text: str, ask: "_Ask") -> str | None:
+    """The text before the first stop string outside a thought, or None where there is none."""
+    params = ask.params
+    return without_stop(text, params.stop, params.thought_marks, opened=ask.opened)
+
+
+def _in_thought(text: str, ask: "_Ask") -> bool:
+    """Whether a server that ended a completion with a stop string did so in a thought, or right after.
+
+    The stop string itself is not in what servers return.
+    """
+    if not ask.params.stop:
+        return False
+    return not (
+        after_thought(text, ask.params.thought_marks, opened=ask.opened) or ""
+    ).strip() and (ask.opened or any(mark in text for mark in ask.params.thought_marks))
 
 
 # ---------------------------------------------------------------- what is asked and answered
@@ -469,9 +530,23 @@ class _Ask:
     part: range
     """Indices of the samples."""
     params: SamplingParams
+    stop_here: bool = False
+    """Stop strings are not sent to the server, and are found here."""
+
+    @property
+    def stops_here(self) -> bool:
+        """Whether stop strings are found here, because a server would find them in a thought."""
+        return self.stop_here or self.opened
+
+    @property
+    def opened(self) -> bool:
+        """Whether the prompt ends inside a thought, as far as it is known here: text is."""
+        return isinstance(self.prompt, str) and self.prompt.rstrip().endswith(
+            self.params.thought_marks[0]
+        )
 
     def only(self, index: int) -> "_Ask":
-        return _Ask(self.prompt, self.key, self.begun, range(index, index + 1), self.params)
+        return replace(self, part=range(index, index + 1))
 
 
 @dataclass(frozen=True)
@@ -483,6 +558,10 @@ class _Choice:
     token_ids: tuple[int, ...] | None
     by_string: bool
     """Whether a stop string ended it; only vLLM tells."""
+    reasoned: bool = False
+    """Whether the reasoning came in a field of its own."""
+    hidden: int = 0
+    """Reasoning tokens that the server counts and does not return."""
 
     @property
     def by_token(self) -> bool:
@@ -490,7 +569,7 @@ class _Choice:
         return self.finish_reason == "stop" and not self.by_string
 
 
-def _choices(answer: dict[str, Any], n: int) -> list[_Choice]:
+def _choices(answer: dict[str, Any], n: int, marks: ThoughtMarks) -> list[_Choice]:
     """The n choices by their index, or none where several were asked for and fewer came."""
     choices = answer.get("choices")
     if not isinstance(choices, list) or not all(isinstance(one, dict) for one in choices):
@@ -502,10 +581,42 @@ def _choices(answer: dict[str, Any], n: int) -> list[_Choice]:
     by_index = {one.get("index"): one for one in choices}
     if sorted(map(str, by_index)) != sorted(map(str, range(n))):
         raise Wrong("the numbers of the choices are wrong")
-    return [_choice(by_index[at]) for at in range(n)]
+    made = [_choice(by_index[at], marks) for at in range(n)]
+    hidden = _reasoning_tokens(answer)
+    if not hidden or any(one.reasoned or _marked(one.text, marks) for one in made):
+        return made
+    return [replace(one, hidden=hidden) if "message" in by_index[at] else one
+            for at, one in enumerate(made)]  # fmt: skip
 
 
-def _choice(choice: dict[str, Any]) -> _Choice:
+def _marked(text: str, marks: ThoughtMarks) -> bool:
+    return any(mark in text for mark in marks)
+
+
+def _reasoning_tokens(answer: dict[str, Any]) -> int:
+    """How many reasoning tokens a server counts, 0 where it does not say so."""
+    usage = answer.get("usage")
+    details = usage.get("completion_tokens_details") if isinstance(usage, dict) else None
+    count = details.get("reasoning_tokens") if isinstance(details, dict) else None
+    return count if is_count(count) and count > 0 else 0
+
+
+def _with_reasoning(message: dict[str, Any], text: str, reason: str, marks: ThoughtMarks) -> str:
+    """The content of a message after its reasoning, where that came in a field of its own.
+
+    The fields are `reasoning_content` (vLLM, SGLang, llama.cpp, DeepSeek) and `reasoning` (later vLLM,
+    OpenRouter). A thought that was cut by length is not closed.
+    """
+    begin, end = marks
+    found = (message.get(name) for name in ("reasoning_content", "reasoning"))
+    thought = next((one for one in found if isinstance(one, str) and one), None)
+    if thought is None or text.lstrip().startswith(begin):
+        return text
+    cut = reason != "stop" and not text
+    return f"{begin}{thought}" if cut else f"{begin}{thought}{end}{text}"
+
+
+def _choice(choice: dict[str, Any], marks: ThoughtMarks) -> _Choice:
     reason = choice.get("finish_reason")
     if reason not in FINISHED:
         raise Wrong(f"an unknown finish_reason: {str(reason)[:50]}")
@@ -513,12 +624,14 @@ def _choice(choice: dict[str, Any]) -> _Choice:
         message = choice["message"]
         if not isinstance(message, dict) or "content" not in message:
             raise Wrong("a message has no content")
-        text = "" if message["content"] is None else message["content"]  # all of it was thought
+        content = _text("" if message["content"] is None else message["content"])
+        text = _with_reasoning(message, content, reason, marks)
     else:
-        text = choice.get("text")
+        content = text = choice.get("text")
     ids = choice.get("token_ids")
     by_string = reason == "stop" and isinstance(choice.get("stop_reason"), str)
-    return _Choice(_text(text), reason, None if ids is None else _ids(ids), by_string)
+    reasoned = text != content
+    return _Choice(_text(text), reason, None if ids is None else _ids(ids), by_string, reasoned)
 
 
 def _entries(answer: dict[str, Any]) -> list[dict[str, Any]]:

@@ -22,6 +22,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from selftaught.records import Text
+from selftaught.rendering import TemplateOptions
 from selftaught.samplers.base import Closing
 from selftaught.samplers.loading import (
     check_vocabulary,
@@ -112,6 +113,7 @@ class TransformersScorer(Closing):
         prompts: Sequence[Text],
         completions: Sequence[Sequence[Sequence[int]]],
         *,
+        options: TemplateOptions | None = None,
         progress: Callable[[int], None] | None = None,
     ) -> list[list[list[float]]]:
         """The natural logarithm of every token's probability, as `[prompt][candidate][token]`.
@@ -119,6 +121,7 @@ class TransformersScorer(Closing):
         Args:
             completions: for every prompt its candidates, each the ids of its tokens. A token's
                 probability is that after the prompt and the candidate's tokens before it.
+            options: variables of the chat template (`chat_template_kwargs`), for messages.
             progress: called with the number of candidates that have just been scored.
 
         Raises:
@@ -131,7 +134,7 @@ class TransformersScorer(Closing):
                 f"{len(prompts)}."
             )
         pairs = zip(prompts, completions, strict=True)
-        texts = [self._tokens(at, *pair) for at, pair in enumerate(pairs)]
+        texts = [self._tokens(at, *pair, options) for at, pair in enumerate(pairs)]
         rows = list(dict.fromkeys(texts))
         number_of = {row: number for number, row in enumerate(rows)}
         places: dict[_Candidate, list[tuple[int, int]]] = {}
@@ -153,10 +156,14 @@ class TransformersScorer(Closing):
         return scores
 
     def _tokens(
-        self, at: int, prompt: Text, candidates: Sequence[Sequence[int]]
+        self,
+        at: int,
+        prompt: Text,
+        candidates: Sequence[Sequence[int]],
+        options: TemplateOptions | None,
     ) -> tuple[int, ...]:
         """The prompt as the model reads it, with room for its longest candidate."""
-        ids = prompt_tokens(self.tokenizer, prompt, self.model, f"at index {at}")
+        ids = prompt_tokens(self.tokenizer, prompt, self.model, f"at index {at}", options)
         check_vocabulary(self._model, candidates)
         longest = max(map(len, candidates), default=0)
         if self._context is not None and len(ids) + longest > self._context:

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 
 from selftaught.records import Completion, Text
-from selftaught.samplers.base import Closing, SamplingParams, checked_begun
+from selftaught.samplers.base import Closing, SamplingParams, checked_begun, without_stop
 
 Script = Callable[[Text, int], str | Completion]
 Continuation = Callable[[Text, tuple[int, ...], int], str | Completion]
@@ -12,7 +12,8 @@ Continuation = Callable[[Text, tuple[int, ...], int], str | Completion]
 class ScriptedSampler(Closing):
     """Answers every prompt with `script(prompt, sample index)`.
 
-    A plain string is cut at the first stop string, as a model's text would be. A completion that is
+    A plain string is cut at the first stop string, as a model's text would be, and continues the
+    thought that a text prompt ends with. A completion that is
     begun is answered with `continued(prompt, begun tokens, sample index)`, the whole completion;
     without `continued` it is refused.
     """
@@ -53,7 +54,8 @@ class ScriptedSampler(Closing):
             self.asked.append(prompt)
             indices = range(params.first, params.first + params.n)
             answers = (self._answer(prompt, tokens, index) for index in indices)
-            completions.append([_ended(answer, params.stop) for answer in answers])
+            opened = isinstance(prompt, str) and prompt.rstrip().endswith(params.thought_marks[0])
+            completions.append([_ended(answer, params, opened) for answer in answers])
             if progress is not None:
                 progress(params.n)
         return completions
@@ -70,8 +72,8 @@ class ScriptedSampler(Closing):
         """Nothing to give back."""
 
 
-def _ended(answer: str | Completion, stop: Sequence[str]) -> Completion:
+def _ended(answer: str | Completion, params: SamplingParams, opened: bool) -> Completion:
     if isinstance(answer, Completion):
         return answer
-    found = [at for at in (answer.find(text) for text in stop) if at >= 0]
-    return Completion(answer[: min(found)] if found else answer, "stop")
+    text = without_stop(answer, params.stop, params.thought_marks, opened=opened)
+    return Completion(answer if text is None else text, "stop", thought_open=opened)

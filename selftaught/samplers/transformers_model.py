@@ -16,7 +16,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from selftaught.records import Completion, Text
 from selftaught.samplers.base import Closing, SamplingParams, checked_begun, checked_keys
-from selftaught.samplers.drawing import Ending, uniforms
+from selftaught.samplers.drawing import Ending, endings, uniforms
 from selftaught.samplers.loading import (
     check_vocabulary,
     end_tokens,
@@ -104,26 +104,26 @@ class TransformersSampler(Closing):
         written = checked_begun(begun, keys, params.max_tokens)
         check_vocabulary(self._described, written)
         tokens = [
-            self._tokens(prompt, key, params.max_tokens)
-            for prompt, key in zip(prompts, keys, strict=True)
+            self._tokens(prompt, key, params) for prompt, key in zip(prompts, keys, strict=True)
         ]
-        ending = Ending(self._tokenizer, self._eos, params.stop)
+        ended_by = endings(self._tokenizer, self._eos, prompts, params)
         done: dict[tuple[int, int], Completion] = {}
 
         def finished(at: tuple[int, int], token_ids: Sequence[int]) -> None:
-            done[at] = ending.completion(token_ids)
+            done[at] = ended_by[at[0]].completion(token_ids)
             if progress is not None:
                 progress(1)
 
         indices = range(params.first, params.first + params.n)
-        asked = []
-        for prompt in range(len(prompts)):
+        asked: dict[Ending, list[tuple[int, int]]] = {}
+        for prompt, ending in enumerate(ended_by):
             if ending.ended(written[prompt]):
                 for index in indices:
                     finished((prompt, index), written[prompt])
             else:
-                asked += [(prompt, index) for index in indices]
-        self._complete(asked, tokens, written, keys, params, ending, finished)
+                asked.setdefault(ending, []).extend((prompt, index) for index in indices)
+        for ending, some in asked.items():
+            self._complete(some, tokens, written, keys, params, ending, finished)
         return [[done[prompt, index] for index in indices] for prompt in range(len(prompts))]
 
     def _complete(
@@ -173,16 +173,17 @@ class TransformersSampler(Closing):
         )
         return PlainLoop(self._model, self._described)
 
-    def _tokens(self, prompt: Text, key: str, max_tokens: int) -> tuple[int, ...]:
+    def _tokens(self, prompt: Text, key: str, params: SamplingParams) -> tuple[int, ...]:
         """The prompt as the model reads it, with room for the completion."""
         return fitting_tokens(
-            self._tokenizer, prompt, key, max_tokens, self.model, self._context, self._beside
-        )
+            self._tokenizer, prompt, key, params.max_tokens, self.model, self._context,
+            self._beside, params.chat_template_kwargs,
+        )  # fmt: skip
 
     def check(self, prompts: Sequence[Text], params: SamplingParams, keys: Sequence[str]) -> None:
         """Refuse prompts that do not fit the model's context; see `Sampler`."""
         for prompt, key in zip(prompts, keys, strict=True):
-            self._tokens(prompt, key, params.max_tokens)
+            self._tokens(prompt, key, params)
 
     def close(self) -> None:
         """Give the memory back."""

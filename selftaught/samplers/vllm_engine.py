@@ -38,7 +38,7 @@ from selftaught.samplers.base import (
     checked_keys,
     draw_number,
 )
-from selftaught.samplers.drawing import Ending
+from selftaught.samplers.drawing import Ending, endings
 from selftaught.samplers.loading import (
     end_tokens,
     fitting_tokens,
@@ -177,22 +177,24 @@ class VllmSampler(Closing):
         keys = checked_keys(keys, prompts)
         written = checked_begun(begun, keys, params.max_tokens)
         self._check_vocabulary(written)
-        ending = Ending(self._tokenizer, self._eos, params.stop)
-        asked = {
-            "temperature": params.temperature, "top_p": params.top_p, "stop": ending.stop,
-            "stop_token_ids": ending.eos,
-        }  # fmt: skip
+        ended_by = endings(self._tokenizer, self._eos, prompts, params)
         indices = range(params.first, params.first + params.n)
         requests: dict[tuple[int, int], _Request] = {}
+        onward: dict[tuple[int, int], _Request] = {}
         done: dict[tuple[int, int], Completion] = {}
         try:
             for place, (prompt, key) in enumerate(zip(prompts, keys, strict=True)):
-                own = written[place]
+                own, ending = written[place], ended_by[place]
                 if ending.ended(own):
                     done |= {(place, index): ending.completion(own) for index in indices}
                     continue
-                tokens = [*self._tokens(prompt, key, params.max_tokens), *own]
-                options = asked | {"max_tokens": params.max_tokens - len(own)}
+                tokens = [*self._tokens(prompt, key, params), *own]
+                options = {
+                    "temperature": params.temperature, "top_p": params.top_p,
+                    # The engine does not know where a thought is, and would stop inside it.
+                    "stop": [] if ending.opened else ending.stop, "stop_token_ids": ending.eos,
+                    "max_tokens": params.max_tokens - len(own),
+                }  # fmt: skip
                 fresh = {}
                 for index in indices:
                     seed = draw_number(params.seed, key, index) if params.temperature else None
@@ -205,16 +207,51 @@ class VllmSampler(Closing):
                 answered.result()
                 if progress is not None:
                     progress(1)
+            drawn = {
+                at: _Drawn.of(one.answer.result(), written[at[0]]) for at, one in requests.items()
+            }
+            onward = self._onward(drawn, requests, ended_by, keys, params)
+            self._ask(onward.values())
+            drawn |= {
+                at: _Drawn.of(one.answer.result(), drawn[at].ids) for at, one in onward.items()
+            }
         finally:
-            self._forget(requests.values())
-        for (place, index), one in requests.items():
-            done[place, index] = _completion(ending, written[place], one.answer.result())
+            self._forget([*requests.values(), *onward.values()])
+        for (place, index), one in drawn.items():
+            done[place, index] = _completion(ended_by[place], one)
         return [[done[place, index] for index in indices] for place in range(len(prompts))]
+
+    def _onward(
+        self,
+        drawn: "Mapping[tuple[int, int], _Drawn]",
+        requests: "Mapping[tuple[int, int], _Request]",
+        ended_by: Sequence[Ending],
+        keys: Sequence[str],
+        params: SamplingParams,
+    ) -> "dict[tuple[int, int], _Request]":
+        """Requests for the rest of the completions that the engine ended inside a thought.
+
+        They go on from their own tokens without stop strings, which are found here afterwards.
+        """
+        found = {}
+        for (place, index), one in drawn.items():
+            room = params.max_tokens - len(one.ids)
+            if one.reason != "stop" or room < 1 or not ended_by[place].ignored(one.ids):
+                continue
+            if one.ids[-1] in ended_by[place].eos:
+                continue
+            request, key = requests[place, index], f"{keys[place]}\0{len(one.ids)}"
+            seed = draw_number(params.seed, key, index) if params.temperature else None
+            own = len(one.ids) - one.fresh
+            tokens = [*request.tokens, *one.ids[own:]]
+            options = request.options | {"stop": [], "max_tokens": room}
+            found[place, index] = _Request(next(self._numbers), tokens, options, seed)
+        return found
 
     def check(self, prompts: Sequence[Text], params: SamplingParams, keys: Sequence[str]) -> None:
         """Refuse prompts that do not fit the model's context; see `Sampler`."""
         for prompt, key in zip(prompts, keys, strict=True):
-            self._tokens(prompt, key, params.max_tokens)
+            self._tokens(prompt, key, params)
 
     def close(self) -> None:
         """End the child and every process it has started; what is still asked for ends with an error."""
@@ -227,9 +264,11 @@ class VllmSampler(Closing):
         self._child.close()
         self._fail(ChildProcessError(f"The sampler of {self.model} was closed."))
 
-    def _tokens(self, prompt: Text, key: str, max_tokens: int) -> tuple[int, ...]:
-        context = self._child.told["context"]
-        return fitting_tokens(self._tokenizer, prompt, key, max_tokens, self.model, context)
+    def _tokens(self, prompt: Text, key: str, params: SamplingParams) -> tuple[int, ...]:
+        return fitting_tokens(
+            self._tokenizer, prompt, key, params.max_tokens, self.model,
+            self._child.told["context"], options=params.chat_template_kwargs,
+        )  # fmt: skip
 
     def _check_vocabulary(self, texts: Iterable[Sequence[int]]) -> None:
         count = self._child.told["vocabulary"]
@@ -330,10 +369,28 @@ def _calls_that_fill(requests: int) -> int:
     return max(4, -(-2 * requests // UNIT))
 
 
-def _completion(ending: Ending, begun: tuple[int, ...], answer: dict[str, Any]) -> Completion:
-    """The whole completion; the engine's word for why it ended is taken where ours is "length"."""
-    made = ending.completion((*begun, *answer["tokens"]))
-    if made.finish_reason == "length" and answer["reason"] == "stop":
+@dataclass(frozen=True)
+class _Drawn:
+    """The tokens of a completion so far, and why the engine ended it."""
+
+    ids: tuple[int, ...]
+    fresh: int
+    """How many of them, at the end, the last request gave."""
+    reason: str
+
+    @classmethod
+    def of(cls, answer: dict[str, Any], before: tuple[int, ...]) -> "_Drawn":
+        """What an answer adds to the tokens before it."""
+        return cls((*before, *answer["tokens"]), len(answer["tokens"]), answer["reason"])
+
+
+def _completion(ending: Ending, drawn: _Drawn) -> Completion:
+    """The whole completion; the engine's word for why it ended is taken where ours is "length".
+
+    Not where it ended it at a stop string inside a thought.
+    """
+    made = ending.completion(drawn.ids)
+    if made.finish_reason == "length" and drawn.reason == "stop" and not ending.ignored(drawn.ids):
         return replace(made, finish_reason="stop")
     return made
 
@@ -550,6 +607,8 @@ async def _drawn(
         params = VllmParams(
             **message["options"], seed=seed, output_kind=RequestOutputKind.FINAL_ONLY,
             detokenize=bool(message["options"]["stop"]),
+            # Stop strings are looked for in the text that the parent reads, marks of thoughts included.
+            skip_special_tokens=False, spaces_between_special_tokens=False,
         )  # fmt: skip
         prompt = {"prompt_token_ids": message["prompt"]}
         async for output in engine.generate(prompt, params, str(number)):

@@ -78,6 +78,7 @@ def arithmetic(
         equal=same_number,
         hint=answer_in_brackets,
         direct="#{answer}",
+        instruction="Reason step by step. End with # and the sum, and nothing after it, such as #86.",
         group=lambda problem: digits_of(problem.question),
         max_tokens=11 * lengths[-1] + 8,
         facts="generated; Zelikman et al. 2022 (arXiv:2203.14465), Section 4.2",

@@ -2,13 +2,22 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from selftaught.answers import GRADING_VERSION, Verdict
-from selftaught.prompts import PromptStyle
+from selftaught.prompts import PromptStyle, styled
 from selftaught.records import Problem
 from selftaught.thought_marks import THINK, ThoughtMarks, after_thought
+
+BOXED = "Please reason step by step, and put your final answer within \\boxed{}."
+"""The customary instruction of mathematical models."""
+STATED = 'Please reason step by step, and end with "The answer is" and your final answer.'
+LETTERED = (
+    'Please reason step by step, and end with "The answer is (X).", where X is the letter of your '
+    "choice."
+)
 
 
 @dataclass(frozen=True)
@@ -42,6 +51,31 @@ class Task:
     """One line: source, licence, paper."""
     thought_marks: ThoughtMarks = THINK
     """The texts that open and end a thought; no answer is read inside one."""
+    instruction: str = ""
+    """How a chat model is told to state its answer, in the form that `extract` reads."""
+
+    def styled(
+        self,
+        name: str,
+        *,
+        system_prompt: str = "",
+        chat_template_kwargs: Mapping[str, Any] | None = None,
+    ) -> PromptStyle:
+        """Return the task's prompt in a style: few_shot, bare, or chat with the instruction.
+
+        Args:
+            system_prompt, chat_template_kwargs: for chat only; see `PromptStyle`.
+
+        Raises:
+            ValueError: see `selftaught.prompts.styled`.
+        """
+        return styled(
+            self.prompt,
+            name,
+            instruction=self.instruction,
+            system=system_prompt,
+            chat_template_kwargs=chat_template_kwargs,
+        )
 
     options: str = ""
     """The options that the task was opened with, as JSON."""

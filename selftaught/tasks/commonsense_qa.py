@@ -11,7 +11,7 @@ from pathlib import Path
 from selftaught.answers import choice_letter, same_choice
 from selftaught.prompts import PromptStyle
 from selftaught.records import Problem
-from selftaught.tasks.base import Task, split_named
+from selftaught.tasks.base import LETTERED, Task, split_named
 from selftaught.tasks.rows import Row, file_rows, hub_rows
 
 
@@ -107,6 +107,7 @@ def commonsense_qa(data_dir: str | None = None, validation: int = 500) -> Task:
         equal=same_choice,
         hint=hint,
         direct="The answer is ({answer}).",
+        instruction=LETTERED,
         facts="CommonsenseQA 1.11, MIT licence, Talmor et al. 2019 (arXiv:1811.00937)",
     )
 

@@ -30,7 +30,7 @@ from selftaught.latex import (
 )
 from selftaught.prompts import PromptStyle
 from selftaught.records import Problem
-from selftaught.tasks.base import Task, answer_in_brackets, split_named
+from selftaught.tasks.base import BOXED, Task, answer_in_brackets, split_named
 from selftaught.tasks.rows import Row, file_rows, hub_rows
 
 if TYPE_CHECKING:
@@ -135,6 +135,7 @@ def competition_math(
         hint=answer_in_brackets,
         prove=prove,
         direct="The answer is \\boxed{{{answer}}}.",
+        instruction=BOXED,
         group=level,
         max_tokens=512,
         facts="MATH, MIT licence, Hendrycks et al. 2021 (arXiv:2103.03874)",

@@ -19,7 +19,7 @@ from typing import Any, Protocol
 from selftaught.answers import Verdict, same_number, same_text, stated_number, stated_text
 from selftaught.prompts import PromptStyle
 from selftaught.records import Problem
-from selftaught.tasks.base import Task, answer_in_brackets, split_named
+from selftaught.tasks.base import STATED, Task, answer_in_brackets, split_named
 from selftaught.tasks.question_file import Columns, read_shots
 
 SPLITS = ("test", "validation", "train")
@@ -95,6 +95,7 @@ def gym(
         extract=_extraction([problem.gold for part in splits.values() for problem in part]),
         equal=_scored(name, config or {}, drawn) if name in SCORED else _same,
         hint=answer_in_brackets,
+        instruction=STATED,
         facts="reasoning-gym, Apache-2.0, Stojanovski et al. 2025 (arXiv:2505.24760)",
     )
 

@@ -24,7 +24,14 @@ from selftaught.answers import (
 from selftaught.prompts import PromptStyle
 from selftaught.quantities import quantity
 from selftaught.records import Problem
-from selftaught.tasks.base import Task, answer_in_brackets, split_named
+from selftaught.tasks.base import (
+    BOXED,
+    LETTERED,
+    STATED,
+    Task,
+    answer_in_brackets,
+    split_named,
+)
 from selftaught.tasks.rows import Row, file_rows, hub_rows, is_file
 
 Kind = Literal["number", "text", "choice", "latex"]
@@ -119,6 +126,7 @@ def question_file(
         hint=answer_in_brackets,
         prove=reading.prove,
         direct=reading.direct,
+        instruction={"choice": LETTERED, "text": STATED}.get(kind, BOXED),
         max_tokens=max_tokens,
         facts=f"questions from {path}",
     )

@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from selftaught.records import Preference, Text
-from selftaught.training.fitting import Row, Training, causal_lm, fit, prompt_tokens, trl_config
-from selftaught.training.sft import conversation, end_token
+from selftaught.rendering import continuing_ids, prompt_ids
+from selftaught.training.fitting import Row, Training, causal_lm, fit, trl_config
+from selftaught.training.tokens import end_token, taught_ids
 
 if TYPE_CHECKING:
     from peft import LoraConfig
@@ -117,11 +118,11 @@ def preference_rows(
         raise ValueError("Expected at least one preference to train on, got none.")
     rows = []
     for one in preferences:
-        prompt_ids = [*prompt_tokens(one.prompt, tokenizer), *one.begun]
-        chosen = _side(one.prompt, one.chosen, one.chosen_ids, tokenizer)
-        rejected = _side(one.prompt, one.rejected, one.rejected_ids, tokenizer)
-        if max_length is None or len(prompt_ids) + max(len(chosen), len(rejected)) <= max_length:
-            rows.append({"prompt_ids": prompt_ids, "chosen_ids": chosen, "rejected_ids": rejected})
+        asked = [*prompt_ids(tokenizer, one.prompt, one.chat_template_kwargs), *one.begun]
+        chosen = _side(one, one.chosen, one.chosen_ids, tokenizer)
+        rejected = _side(one, one.rejected, one.rejected_ids, tokenizer)
+        if max_length is None or len(asked) + max(len(chosen), len(rejected)) <= max_length:
+            rows.append({"prompt_ids": asked, "chosen_ids": chosen, "rejected_ids": rejected})
     if not rows:
         raise ValueError(
             f"All {len(preferences)} preferences are longer than max_length={max_length} tokens; "
@@ -131,13 +132,11 @@ def preference_rows(
 
 
 def _side(
-    prompt: Text, text: Text, ids: Sequence[int] | None, tokenizer: "PreTrainedTokenizerBase"
+    one: Preference, text: Text, ids: Sequence[int] | None, tokenizer: "PreTrainedTokenizerBase"
 ) -> list[int]:
     """The tokens of one side of a preference."""
     if ids is not None:
         return list(ids)
     if isinstance(text, str):
-        return [*tokenizer(text, add_special_tokens=False)["input_ids"], end_token(tokenizer)]  # type: ignore[list-item]
-    assert not isinstance(prompt, str)
-    head, whole = conversation(prompt, text, tokenizer)
-    return whole[len(head) :]
+        return [*continuing_ids(tokenizer, text), end_token(tokenizer)]
+    return list(taught_ids(one.prompt, text, None, tokenizer, one.chat_template_kwargs)[1])

@@ -18,7 +18,7 @@ from dataclasses import dataclass, is_dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from selftaught.records import write_atomically
+from selftaught.records import plain_fields, write_atomically
 from selftaught.training.options import checked_config
 
 if TYPE_CHECKING:
@@ -54,6 +54,8 @@ class Training:
     """`step`, `loss`, `learning_rate` as logged; of preferences also reward accuracy and margin."""
     tokens: int = 0
     """Tokens read in all passes, prompts included."""
+    from_text: int = 0
+    """Examples whose completion was tokenized from its text, not taken as it was sampled."""
 
 
 def trl_config(kind: str, output_dir: Path, ours: dict[str, Any], options: dict[str, Any]) -> Any:
@@ -264,7 +266,8 @@ def _done(trainer: Any, result: Any, out: Path, rows: Sequence[Row], too_long: i
     lengths = [sum(len(row[key]) for key in TOKENS if key in row) for row in rows]
     tokens = round(sum(lengths) * (trainer.state.epoch or 0))
     loss = _mean_loss(log, result.training_loss)
-    return Training(out, result.global_step, loss, len(rows), too_long, log, tokens)
+    from_text = getattr(rows, "from_text", 0)  # only of rows that are made of examples
+    return Training(out, result.global_step, loss, len(rows), too_long, log, tokens, from_text)
 
 
 def causal_lm(model: str) -> Any:
@@ -272,13 +275,6 @@ def causal_lm(model: str) -> Any:
     from selftaught.samplers.weights import load_model
 
     return load_model(model, dtype="float32")
-
-
-def prompt_tokens(prompt: Any, tokenizer: Any) -> list[int]:
-    """The tokens of a prompt as the samplers give it to a model."""
-    if isinstance(prompt, str):
-        return tokenizer(prompt)["input_ids"]
-    return tokenizer.apply_chat_template(prompt, add_generation_prompt=True, return_dict=False)
 
 
 def _dataset(rows: Sequence[Row], part: int = 10_000) -> Any:
@@ -394,7 +390,7 @@ def _pieces(value: Any, depth: int) -> Iterator[str]:
     if not depth or not isinstance(value, list | tuple):
         yield json.dumps(
             value, ensure_ascii=True, sort_keys=True,
-            default=lambda one: vars(one) if is_dataclass(one) else str(one),
+            default=lambda one: plain_fields(one) if is_dataclass(one) else str(one),
         )  # fmt: skip
         return
     yield "["
@@ -423,7 +419,8 @@ def _save(model: Any, tokenizer: Any, done: Training, made_from: str) -> None:
     model.save_pretrained(partial)
     tokenizer.save_pretrained(partial)
     report = {"steps": done.steps, "loss": done.loss, "trained_on": done.trained_on,
-              "too_long": done.too_long, "log": done.log, "tokens": done.tokens, "made_from": made_from}  # fmt: skip
+              "too_long": done.too_long, "log": done.log, "tokens": done.tokens,
+              "from_text": done.from_text, "made_from": made_from}  # fmt: skip
     write_atomically(partial / "training.json", json.dumps(report) + "\n")
     shutil.rmtree(done.model, ignore_errors=True)
     partial.rename(done.model)

@@ -5,13 +5,14 @@ wrong ones. TRL's RewardTrainer learns from pairs, so this is transformers' own 
 rests, with the model's own loss.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from selftaught.records import Text
-from selftaught.training.fitting import Row, Training, fit, prompt_tokens
+from selftaught.rendering import prompt_ids
+from selftaught.training.fitting import Row, Training, fit
 from selftaught.training.options import checked_config
 from selftaught.training.sft import fitting
 
@@ -27,6 +28,8 @@ class Judged:
     prompt: Text
     ids: tuple[int, ...]
     right: bool
+    chat_template_kwargs: Mapping[str, Any] | None = None
+    """Variables of the chat template, for messages."""
 
 
 def outcome_config(output_dir: Path, /, *, max_length: int, **options: Any) -> "TrainingArguments":
@@ -70,7 +73,10 @@ def train_outcome(
     def rows(tokenizer: "PreTrainedTokenizerBase") -> tuple[list[Row], int]:
         made = [
             {
-                "input_ids": [*prompt_tokens(one.prompt, tokenizer), *one.ids],
+                "input_ids": [
+                    *prompt_ids(tokenizer, one.prompt, one.chat_template_kwargs),
+                    *one.ids,
+                ],
                 "labels": [float(one.right)],
             }
             for one in judged

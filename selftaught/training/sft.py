@@ -1,17 +1,21 @@
 """Supervised fine-tuning, with loss on completions only: TRL's `SFTTrainer`."""
 
+import logging
 from array import array
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
-from selftaught.records import Example, Message
+from selftaught.records import Example
 from selftaught.training.fitting import Row, Training, causal_lm, fit, trl_config
+from selftaught.training.tokens import taught_ids
 
 if TYPE_CHECKING:
     from peft import LoraConfig
     from transformers import PreTrainedTokenizerBase
     from trl import SFTConfig
+
+logger = logging.getLogger(__name__)
 
 IGNORED = -100
 """The label of a token without loss, in torch and transformers."""
@@ -183,6 +187,8 @@ class TokenRows(Sequence[Row]):
 
     def __init__(self) -> None:
         self._ids, self._ends, self._prompts = array("i"), array("q", [0]), array("q")
+        self.from_text = 0
+        """Rows whose completion was tokenized from its text, not taken as it was sampled."""
 
     def append(self, ids: Sequence[int], prompt: int) -> None:
         """Add a row of token ids, of which the first `prompt` bear no loss."""
@@ -211,64 +217,34 @@ def tokenized(
 ) -> tuple[TokenRows, int]:
     """Rows of `input_ids` and `labels`, and how many examples were longer than `max_length` tokens.
 
-    The prompt's labels are ignored; an end-of-text token (for messages: the template's own ending)
-    follows the completion and is learned.
+    The prompt's labels are ignored. What is learned are the tokens that were sampled, where the
+    example has them and they read as its completion; otherwise those of its text, and the token that
+    ends a text or, after messages, what the chat template ends an answer with. How many rows are made
+    from text is in `rows.from_text`.
 
     Raises:
         ValueError: there are no examples, or none fits.
     """
     if not examples:
         raise ValueError("Expected at least one example to train on, got none.")
-    rows = TokenRows()
+    rows, foreign = TokenRows(), 0
     for example in examples:
-        prompt_ids, ids = _token_ids(example, tokenizer)
-        if max_length is None or len(ids) <= max_length:
-            rows.append(ids, len(prompt_ids))
+        head, learned, sampled = taught_ids(
+            example.prompt, example.completion, example.completion_ids, tokenizer,
+            example.chat_template_kwargs,
+        )  # fmt: skip
+        foreign += not sampled and example.completion_ids is not None
+        if max_length is None or len(head) + len(learned) <= max_length:
+            rows.append([*head, *learned], len(head))
+            rows.from_text += not sampled
+    if foreign:
+        logger.warning(
+            "%d of %d completions are tokenized from their text: to the tokenizer of %s their stored "
+            "tokens do not read as the text, so another tokenizer wrote them.",
+            foreign,
+            len(examples),
+            tokenizer.name_or_path or "the model",
+        )
     if not rows:
         raise _none_fits(len(examples), max_length, "examples")
     return rows, len(examples) - len(rows)
-
-
-def _token_ids(example: Example, tokenizer: Any) -> tuple[list[int], list[int]]:
-    """The tokens of the prompt, and of the prompt with its completion and ending."""
-    prompt, completion = example.prompt, example.completion
-    if isinstance(prompt, list) and isinstance(completion, list):
-        return conversation(prompt, completion, tokenizer)
-    if not isinstance(prompt, str) or not isinstance(completion, str):
-        raise ValueError("Expected prompt and completion both as text or both as messages.")
-    head = tokenizer(prompt)["input_ids"]
-    whole = tokenizer(prompt + completion)["input_ids"]
-    if whole[: len(head)] != head:  # the border falls inside a token: keep the prompt as sampled
-        whole = head + tokenizer(completion, add_special_tokens=False)["input_ids"]
-    return head, [*whole, end_token(tokenizer)]
-
-
-def conversation(
-    prompt: list[Message], completion: list[Message], tokenizer: Any
-) -> tuple[list[int], list[int]]:
-    """The tokens of messages, and of them with their answer and the template's ending.
-
-    Raises:
-        ValueError: the template changes the messages once the answer is there.
-    """
-    whole = tokenizer.apply_chat_template(prompt + completion, return_dict=False)
-    head = tokenizer.apply_chat_template(prompt, add_generation_prompt=True, return_dict=False)
-    if whole[: len(head)] != head:
-        raise ValueError(
-            "The model's chat template changes the prompt once the answer is there, so the "
-            "loss cannot be kept to the answer; use a text prompt (--prompt few_shot or bare)."
-        )
-    return head, whole
-
-
-def end_token(tokenizer: Any) -> int:
-    """The token that ends a completion.
-
-    Raises:
-        ValueError: the tokenizer has none.
-    """
-    if tokenizer.eos_token_id is None:
-        raise ValueError(
-            "The tokenizer has no end-of-text token (eos_token), which ends a rationale."
-        )
-    return tokenizer.eos_token_id
