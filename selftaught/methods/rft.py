@@ -145,7 +145,7 @@ def open_rft(config: RftConfig, watch: Watch | None = None, engine: Engine | Non
         check_model(config.generator)
         prompts = ((one.id, run.tuned(one)) for one in run.train)
         check_prompts(config.generator, prompts, run.params.max_tokens, config.sampler,
-                      config.sampler_options)  # fmt: skip
+                      config.sampler_options, run.tuned.chat_template_kwargs)  # fmt: skip
     run.read["pooled"] = _pooled(run, config)
     return run
 
