@@ -159,6 +159,8 @@ def _solve(values: dict[str, Any]) -> int:
     ask = SolveOptions(**values)
     if (question is None) == (ask.file is None):
         raise ValueError("Expected either a question or --file, got both or neither.")
+    if question is not None and question.encode("utf-8", "replace").decode() != question:
+        raise ValueError(f"Expected a question in UTF-8 text, got {question[:100]!r}.")
     if ask.verifier is None and (ask.by, ask.score, ask.reference) != ("best", "sum", None):
         raise ValueError(
             "--by, --score and --reference are about a verifier; give one by --verifier."

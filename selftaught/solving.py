@@ -12,6 +12,7 @@ from selftaught.embedded import embedded_model
 from selftaught.records import Completion, Problem, parse_json_line, read_jsonl
 from selftaught.samplers import Closing, SamplingParams, open_sampler
 from selftaught.tasks import open_task
+from selftaught.tasks.rows import Row, checked
 
 SHOWN = 4
 """Candidates that are drawn, and told of, at a time."""
@@ -201,6 +202,7 @@ def read_questions(path: Path) -> list[str]:
     if path.suffix == ".jsonl":
         questions = []
         for number, row in enumerate(read_jsonl(path), 1):
+            checked(Row(f"{path}, row {number}", row))
             if not isinstance(row.get("question"), str):
                 raise ValueError(
                     f"{path}, row {number}: expected a text in the column question, got the columns "

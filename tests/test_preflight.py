@@ -288,7 +288,7 @@ def test_a_prompt_that_is_said_to_fit_unread_fits(tiny_model_dir):
     ]
     rng = random.Random(0)
     for _ in range(300):
-        letters = rng.choice(["aZ9 .\n", "é½ßﷺ", "数学 x", "👩\u200d👧 a"])
+        letters = rng.choice(["aZ9 .\n", "éç½ﷺ", "数学 x", "👩\u200d👧 a"])
         text = "".join(rng.choice(letters) for _ in range(rng.randrange(1, 60)))
         for tokenizer in tokenizers:
             count = len(tokenizer(text).input_ids)

@@ -241,6 +241,7 @@ def test_questions_are_read_from_lines_or_from_a_column(tmp_path: Path):
         ("q.txt", b"12+34\n\xff\n", r"q.txt: expected UTF-8 text, got byte 0xff at byte 6"),
         ("q.jsonl", b"", "q.jsonl holds no question"),
         ("q.jsonl", b'{"question": "1+1"}\n{"text": "1", "id": 2}', r"row 2: .* got the columns text, id"),
+        ("q.jsonl", b'{"question": "\\udc80"}', r"row 1: .*'question', got half a character"),
         ("q.jsonl", b'{"question": 7}', r"row 1: expected a text in the column question"),
         ("q.jsonl", b'{"question": "1+1"}\n12+34', r"q.jsonl, line 2: expected one JSON object"),
         ("q.jsonl", b'{"question": "\xff"}', r"q.jsonl, line 1: expected UTF-8"),

@@ -77,7 +77,7 @@ def _jsonl_rows(path: Path) -> list[Row]:
     for number, line in _lines(path):
         if line.strip():
             where = f"{path}, line {number}"
-            rows.append(_checked(Row(where, parse_json_line(line, where, parse=_DECODER.decode))))
+            rows.append(checked(Row(where, parse_json_line(line, where, parse=_DECODER.decode))))
     return rows
 
 
@@ -103,7 +103,7 @@ def _json_rows(path: Path) -> list[Row]:
             value, at = _DECODER.raw_decode(text, _after_space(text, at + 1))
         if not isinstance(value, dict):
             raise ValueError(f"{where}: expected a JSON object, got {type(value).__name__}.")
-        rows.append(_checked(Row(where, value)))
+        rows.append(checked(Row(where, value)))
         at = after = _after_space(text, at)
         ended = text[at : at + 1] == "]"
         if not ended and text[at : at + 1] != ",":
@@ -186,7 +186,7 @@ def _csv_rows(path: Path, delimiter: str) -> list[Row]:
                         f"{len(values)}; put values that hold {SEPARATORS[delimiter]} in double quotes."
                     )
                 elif values:
-                    rows.append(_checked(Row(where, dict(zip(header, values, strict=True)))))
+                    rows.append(checked(Row(where, dict(zip(header, values, strict=True)))))
                 begun = reader.line_num + 1
         except csv.Error as error:
             since = f" in the row that begins at line {begun}" if begun < reader.line_num else ""
@@ -289,7 +289,7 @@ def _not_utf_8(where: str, line: bytes, error: UnicodeDecodeError) -> ValueError
     )
 
 
-def _checked(row: Row) -> Row:
+def checked(row: Row) -> Row:
     """Refuse text that no tokenizer or UTF-8 file can hold.
 
     Raises:
@@ -368,7 +368,7 @@ def _batches(path: Path, opened: Any) -> Iterator[Row]:
             columns[name] = column.to_pylist() if texts is None else texts
         for at in range(len(batch)):
             number += 1
-            yield _checked(
+            yield checked(
                 Row(f"{path}, row {number}", {name: columns[name][at] for name in columns})
             )
 
