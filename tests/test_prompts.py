@@ -100,3 +100,25 @@ def test_the_digest_is_the_same_on_every_machine_and_in_every_version():
 
 def test_a_lone_surrogate_from_a_data_file_can_be_hashed():
     assert len(bare(STYLE).digest([replace(PROBLEM, question="\ud800")])) == 16
+
+
+def test_chat_says_how_to_answer_and_may_have_a_system_message():
+    style = styled(
+        PromptStyle("s"), "chat", instruction="Use \\boxed{}.", system="Be brief.",
+        chat_template_kwargs={"enable_thinking": False},
+    )  # fmt: skip
+    assert style(Problem("p", "1+1 {x}?", "2")) == [
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": "1+1 {x}?\n\nUse \\boxed{}."},
+    ]
+    assert bare(style).chat_template_kwargs == {"enable_thinking": False}
+    assert (
+        styled(PromptStyle("s"), "bare", instruction="Use #.")(Problem("p", "1", "1")) == "Q: 1\nA:"
+    )
+
+
+@pytest.mark.parametrize("given", [{"system": "Be brief."}, {"chat_template_kwargs": {"a": 1}}])
+@pytest.mark.parametrize("name", ["few_shot", "bare"])
+def test_what_is_for_messages_is_refused_without_them(name: str, given: dict):
+    with pytest.raises(ValueError, match="give --prompt chat"):
+        styled(PromptStyle("s"), name, **given)

@@ -430,3 +430,29 @@ def test_rollouts_that_are_read_have_in_common_what_is_equal(tmp_path: Path):
     assert seen[0].token_ids[0] is seen[1].token_ids[0] is seen[5].token_ids[1]  # type: ignore[index]
     assert [type(token) for token in seen[4].token_ids or ()] == [bool, float]
     assert [type(token) for token in seen[5].token_ids or ()] == [int, int]
+
+
+def test_new_sampling_options_are_in_a_header_only_where_they_are_used():
+    """So that stores made before there were any are continued."""
+    old = {"n": 1, "temperature": 0.0, "top_p": 1.0, "max_tokens": 256, "stop": [], "seed": 0}
+    assert SamplingParams().stored() == old
+    used = SamplingParams(
+        thought_marks=("[T]", "[/T]"), chat_template_kwargs={"enable_thinking": False}
+    )
+    assert used.stored() == old | {
+        "thought_marks": ["[T]", "[/T]"], "chat_template_kwargs": {"enable_thinking": False},
+    }  # fmt: skip
+
+
+def test_other_template_variables_are_another_experiment(tmp_path: Path, scripted_sampler):
+    problems = [Problem("p", "1+1", "2")]
+    on, off = (
+        PromptStyle("c", as_messages=True, chat_template_kwargs={"enable_thinking": value})
+        for value in (True, False)
+    )
+    store = tmp_path / "r.jsonl"
+    with scripted_sampler(lambda prompt, index: "2") as sampler:
+        collect(sampler, problems, on, SamplingParams(), store=store)
+        collect(sampler, problems, on, SamplingParams(), store=store)
+        with pytest.raises(ValueError, match="the sampling options"):
+            collect(sampler, problems, off, SamplingParams(), store=store)
