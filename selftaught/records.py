@@ -111,6 +111,8 @@ def plain_fields(record: Any) -> dict[str, Any]:
     `asdict` would copy each in depth first.
     """
     fields = vars(record)
+    if isinstance(record, Rollout) and not record.thought_open:
+        return {name: value for name, value in fields.items() if name != "thought_open"}
     if isinstance(record, Rollout | Problem):
         return fields
     return {
