@@ -159,7 +159,15 @@ def add_arguments(parser: ArgumentParser, given: list[str]) -> None:
         )
         if name == "generate":
             sub.add_argument("prompt", help="the text to continue; - reads it from standard input")
-        sub.add_class_arguments(OPTIONS[name], as_group=False)
+        sub.add_class_arguments(OPTIONS[name], as_group=False, skip={"stop"})
+        if name == "generate":
+            sub.add_argument(
+                "--stop",
+                type=str,
+                nargs="+",
+                default=[],
+                help="stop strings: the text ends before any of them",
+            )
 
 
 def run(options: Namespace, bar: Bar) -> int:
@@ -198,9 +206,15 @@ def _train(how: TrainOptions, bar: Bar) -> None:
     from selftaught.run_folder import hold
 
     logging.disable_progress_bar()
+    _at_least(2, length=how.length)
+    _at_least(0, held_out=how.held_out, seed=how.seed)
+    _at_least(1, per_device_train_batch_size=how.per_device_train_batch_size, gradient_accumulation_steps=how.gradient_accumulation_steps,
+              save_steps=how.save_steps, lora_r=how.lora_r)  # fmt: skip
     set_seed(how.seed)
     model, tokenizer = _opened_to_train(how)
     config = model.quiet_config
+    if why := config.without_reinforcement:
+        raise ValueError(why)
     _refuse_too_long(model, how.length + config.lookahead, "--length or --quiet.thought_tokens")
     texts = spans(
         texts_of(how), tokenizer, length=how.length, least=config.lookahead + 2, seed=how.seed
@@ -267,6 +281,7 @@ def _evaluate(how: EvaluateOptions, bar: Bar) -> None:
     from selftaught.quiet.scoring import measure
     from selftaught.quiet.texts import consecutive, spans
 
+    _at_least(1, batch_size=how.batch_size)
     model, tokenizer = _open(how.model)
     _refuse_too_long(model, how.length, "--length")
     cut = consecutive(spans(texts_of(how), tokenizer, length=how.length, least=2))
@@ -285,9 +300,15 @@ def _generate(how: GenerateOptions, prompt: str) -> None:
         def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
             super().on_finalized_text(printable(text), stream_end)
 
+    _at_least(1, max_new_tokens=how.max_new_tokens)
+    _at_least(0, temperature=how.temperature, thought_temperature=how.thought_temperature)
+    if "" in how.stop:
+        raise ValueError("--stop must not be empty text, which every text begins with.")
     model, tokenizer = _open(how.model)
     text = sys.stdin.read() if prompt == "-" else prompt
     ids = tokenizer(text, return_tensors="pt").to(model.base.device)
+    if ids.input_ids.shape[1] == 0:
+        raise ValueError("Expected a prompt of at least one token, got an empty text.")
     _refuse_too_long(model, ids.input_ids.shape[1] + how.max_new_tokens, "--max_new_tokens")
     stops: Any = [StopStringCriteria(tokenizer, how.stop)] if how.stop else []
     streamer = (
@@ -371,13 +392,21 @@ def _opened_to_train(how: TrainOptions) -> "tuple[QuietLM, PreTrainedTokenizerBa
 
 
 def _refuse_too_long(model: "QuietLM", tokens: int, what: str) -> None:
-    limit = model.base.config.get_text_config().max_position_embeddings
+    config = model.base.config.get_text_config()
+    limit = getattr(config, "max_position_embeddings", None)
     needed = tokens + model.tokens_beside
-    if tokens < 2 or needed > limit:
+    if tokens < 2 or (limit is not None and needed > limit):
         raise ValueError(
             f"{tokens} tokens of text and what a thought adds are {needed}, and the model takes "
             f"{limit}; a text has at least 2. Change {what}."
         )
+
+
+def _at_least(least: int, **given: float) -> None:
+    """Refuse options below a number."""
+    for name, value in given.items():
+        if value < least:
+            raise ValueError(f"--{name} must be at least {least}; got {value:g}.")
 
 
 def texts_of(how: TextOptions) -> Iterator[str]:

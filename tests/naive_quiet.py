@@ -122,9 +122,15 @@ def naive_loss(model: QuietLM, ids: Tensor, mask: Tensor, thoughts: Tensor) -> T
                 -advantage * log_prob
                 for advantage, log_prob in zip(advantages(config, mixed), whole, strict=True)
             ]
-    loss = config.base_nll_weight * torch.stack(base_nll).mean()
-    loss = loss + config.nll_weight * sum(torch.stack(k).mean() for k in talk_nll) / ahead
+    loss = config.base_nll_weight * mean_loss(config, base_nll)
+    loss = loss + config.nll_weight * sum(mean_loss(config, k) for k in talk_nll) / ahead
     return loss + config.reinforce_weight * sum(policy) / policy_count
+
+
+def mean_loss(config: QuietConfig, losses: list[Tensor]) -> Tensor:
+    """The mean; the authors leave losses of exactly 0 out."""
+    kept = [one for one in losses if one != 0] if config.drop_zero_losses else losses
+    return torch.stack(kept).mean()
 
 
 def advantages(config: QuietConfig, mixed: list[list[tuple[Tensor, Tensor]]]) -> list[float]:

@@ -150,7 +150,7 @@ def test_thoughts_depend_on_the_seed_and_not_on_chunks():
 
 
 def test_greedy_thoughts_are_those_of_ordinary_greedy_decoding():
-    model = quiet(tiny(), small(temperature=0.0))
+    model = quiet(tiny(), small(temperature=0.0, reinforce_weight=0.0))
     ids, mask = texts([7, 7])
     thoughts = model(ids, mask).thought_BNJS
     never = [START, END, PAD]
@@ -296,3 +296,124 @@ def test_a_chunks_graph_is_gone_before_the_next_ones(monkeypatch: pytest.MonkeyP
     ids, mask = texts([9, 6])
     model(ids, mask, seed=0)
     assert counts == [0, 0, 0, 0]
+
+
+# --- losses of exactly 0, labels, lengths, baselines ---------------------------------------------
+
+
+def constant(config: QuietConfig) -> QuietLM:
+    """Whatever it reads, it predicts token 5 with certainty; token 7 costs 1000 nats, others 2000."""
+    base = tiny().float()
+    logits = torch.full((base.config.vocab_size,), -2000.0)
+    logits[5], logits[7] = 0.0, -1000.0
+    with torch.no_grad():
+        base.model.norm.weight.zero_()
+        base.model.norm.bias.zero_()
+        base.model.norm.bias[0] = 1.0
+        base.lm_head.weight.zero_()
+        base.lm_head.weight[:, 0] = logits
+    return QuietLM(base, config, start=START, end=END, pad=PAD, check=False)
+
+
+@pytest.mark.parametrize("chunk", [1, 100])
+def test_the_authors_leave_losses_of_exactly_0_out_of_their_means(chunk: int):
+    """Targets 5, 7, 5, 9 cost 0, 1000, 0, 2000 nats; without the zeros their mean is 3000 / 2.
+
+    With 2 lookahead tokens the first has these four targets and the second 7, 5, 9: 1000, 0, 2000. The
+    loss is half the base's mean and half the mean over both, and no thought differs from another.
+    """
+    ids = torch.tensor([[1, 5, 7, 5, 9]])
+    sizes = {"thoughts": 2, "lookahead": 2, "thought_tokens": 1, "positions_per_chunk": chunk}
+    out = constant(QuietConfig.authors_code(**sizes))(ids, seed=0)
+    assert out.nll_without.item() == 1500
+    assert out.nll_with_K.tolist() == [1500, 1500]
+    assert out.loss.item() == 1500
+    whole = constant(QuietConfig.authors_code(**sizes, drop_zero_losses=False))(ids, seed=0)
+    assert whole.nll_without.item() == 750
+    assert whole.nll_with_K.tolist() == [750, 1000]
+    assert whole.loss.item() == 0.5 * 750 + 0.5 * 875
+
+
+def test_losses_of_exactly_0_give_no_gradient_and_change_no_other():
+    config = QuietConfig.authors_code(
+        thoughts=2, lookahead=3, thought_tokens=2, reinforce_weight=3.0, positions_per_chunk=3
+    )
+    base = tiny()
+    with torch.no_grad():
+        base.lm_head.weight *= 400  # in float64 a probability is 1 from 37 nats on
+    model = quiet(base, config)
+    ids, mask = texts([9, 7])
+    with torch.no_grad():
+        sure = [int(states(model, ids[0, : at + 1])[1][-1].argmax()) for at in range(8)]
+        ids[0, 4], ids[0, 7] = sure[3], int(states(model, ids[0, :7])[1][-1].argmax())
+        out = model(ids, mask, thoughts=drawn(config, ids))
+    assert (out.log_prob_without_BT[0, :8] == 0).any()
+    assert_equal_to_naive(model, ids, mask)
+
+
+def test_a_batch_of_zero_losses_only_has_no_loss():
+    out = constant(QuietConfig.authors_code(thoughts=1, lookahead=1, thought_tokens=1))(
+        torch.tensor([[1, 5, 5, 5]]), seed=0
+    )
+    assert out.loss.item() == 0
+
+
+def test_labels_that_are_all_ignored_are_refused():
+    model = quiet(tiny(), small())
+    ids, mask = texts([6])
+    with pytest.raises(ValueError, match="at least one token to predict after the first"):
+        model(ids, mask, torch.full_like(ids, -100))
+    only_first = torch.full_like(ids, -100)
+    only_first[:, 0] = ids[:, 0]  # nothing predicts the first token
+    with pytest.raises(ValueError, match="at least one token to predict after the first"):
+        model(ids, mask, only_first)
+    with pytest.raises(ValueError, match=r"labels of the shape of input_ids, \[1, 6\]"):
+        model(ids, mask, ids[:, 1:])
+    model(ids, mask, ids)
+
+
+def test_texts_that_do_not_fit_the_context_are_refused():
+    """12 positions hold 7 tokens, a thought of 3 with its start and end, and no more."""
+    model = quiet(tiny(max_position_embeddings=12), small(lookahead=2))
+    model(texts([7])[0])
+    with pytest.raises(ValueError, match=r"A text of 8 tokens, with a thought of 5 .* takes 12"):
+        model(texts([8])[0])
+    model(*texts([7, 3]))
+    with pytest.raises(ValueError, match="takes 12"):
+        model.generate(texts([5])[0], max_new_tokens=3)
+    model.generate(texts([5])[0], max_new_tokens=2)
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"thoughts": 1}, "thoughts=1 the baseline 'log_mean' is the thought itself"),
+        ({"temperature": 0.0}, "At temperature=0 the 2 thoughts"),
+        ({"temperature": 0.0, "baseline": "mean_log"}, "At temperature=0 the 2 thoughts"),
+        ({"thoughts": 1, "reinforce_weight": 0.0}, None),
+        ({"thoughts": 1, "thought_tokens": 0}, None),
+        ({"thoughts": 1, "baseline": "mean_log"}, None),
+        ({"thoughts": 1, "baseline": "mean_log", "temperature": 0.0}, None),
+        ({}, None),
+    ],
+)
+def test_settings_that_reinforce_nothing_are_told(changes: dict, told: str | None):
+    """An advantage is 0 where a thought is compared with itself or with its equals."""
+    config = small(**changes)
+    model, ids = quiet(tiny(), config), texts([9])[0]
+    assert (told is None) == (config.without_reinforcement is None)
+    if told is None:
+        out = model(ids, seed=0)
+    else:
+        with pytest.warns(UserWarning, match=told):
+            out = model(ids, seed=0)
+    if told is not None:
+        assert out.positive == 0 and out.reinforce == 0
+
+
+@pytest.mark.parametrize(
+    "changes", [{"thoughts": 2.5}, {"lookahead": "2"}, {"thought_tokens": None}]
+)
+def test_numbers_that_are_not_whole_are_refused(changes: dict):
+    with pytest.raises(ValueError, match="must be a whole number; got"):
+        QuietConfig(**changes)

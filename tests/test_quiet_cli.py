@@ -130,3 +130,74 @@ def test_bad_input_is_refused_in_words(
 def test_a_model_that_does_not_think_is_refused(tiny_model_dir: Path, texts: Path, capsys):
     assert main(["quiet", "evaluate", "--model", str(tiny_model_dir), "--text", str(texts)]) == 2
     assert "make_quiet" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_several_stop_strings_may_be_given(run: Path, capsys):
+    write = ["quiet", "generate", "Q: What is 1 + 1?\nA:", "--model", str(run / "model"),
+             "--max_new_tokens", "8"]  # fmt: skip
+    assert main(write) == 0
+    free = capsys.readouterr().out.rstrip("\n")
+    assert main([*write, "--stop", "[zzz]", free[2]]) == 0
+    assert capsys.readouterr().out.rstrip("\n") == free[: free.index(free[2])]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("more", "told"),
+    [
+        (["generate", "Q", "--max_new_tokens", "0"], "--max_new_tokens must be at least 1; got 0"),
+        (
+            ["generate", "Q", "--max_new_tokens", "-3"],
+            "--max_new_tokens must be at least 1; got -3",
+        ),
+        (["generate", "Q", "--max_new_tokens", "999999"], "Change --max_new_tokens"),
+        (["generate", "", "--max_new_tokens", "3"], "at least one token"),
+        (["generate", "Q", "--temperature", "-1"], "--temperature must be at least 0"),
+        (["generate", "Q", "--stop", ""], "--stop must not be empty"),
+        (["generate", "Q", "--thoughts", "0"], "at least one thought"),
+        (["evaluate", "--batch_size", "0", "--text", "TEXTS"], "--batch_size must be at least 1"),
+        (["evaluate", "--length", "0", "--text", "TEXTS"], "Change --length"),
+        (["evaluate", "--text", "BINARY"], "UTF-8"),
+        (["evaluate", "--limit", "0", "--text", "TEXTS"], "limit must be at least 1"),
+        (["explore", "--tokens", "0", "--text", "TEXTS"], "Change --tokens"),
+        (["explore", "--text", "BINARY"], "UTF-8"),
+    ],
+)
+def test_wrong_input_ends_in_a_line_that_says_what_to_change(
+    more: list[str], told: str, run: Path, texts: Path, tmp_path: Path, capsys
+):
+    (tmp_path / "binary.txt").write_bytes(bytes(range(256)))
+    places = {"TEXTS": str(texts), "BINARY": str(tmp_path / "binary.txt")}
+    given = [places.get(one, one) for one in more]
+    assert main(["quiet", *given, "--model", str(run / "model")]) == 2
+    said = capsys.readouterr().err
+    assert told in said and "Traceback" not in said
+
+
+@pytest.mark.parametrize(
+    ("more", "told"),
+    [
+        (["--length", "0"], "--length must be at least 2"),
+        (["--held_out", "-1"], "--held_out must be at least 0"),
+        (
+            ["--per_device_train_batch_size", "0"],
+            "--per_device_train_batch_size must be at least 1",
+        ),
+        (["--quiet.thoughts", "1"], "Set thoughts=2"),
+        (["--quiet.thoughts", "many"], "whole number"),
+        (["--quiet.nonsense", "1"], "nonsense"),
+    ],
+)
+def test_wrong_training_options_end_in_a_line(
+    more: list[str], told: str, tiny_model_dir: Path, texts: Path, tmp_path: Path, capsys
+):
+    assert main(training(tiny_model_dir, texts, tmp_path / "run", *more)) == 2
+    said = capsys.readouterr().err
+    assert told in said and "Traceback" not in said
+
+
+def test_a_quiet_folder_that_is_damaged_is_named(tmp_path: Path, capsys):
+    (tmp_path / "quiet.json").write_text('{"config": {"thoughts": 2, "nonsense": 1}}')
+    assert main(["quiet", "generate", "Q", "--model", str(tmp_path)]) == 2
+    assert "is not what save_quiet writes" in capsys.readouterr().err

@@ -171,3 +171,113 @@ def test_what_makes_no_sense_is_refused():
         thinking.generate(ids, max_new_tokens=2, thoughts=0)
     with pytest.raises(ValueError, match="at least one token, got an empty one"):
         thinking.generate(ids[:, :0], max_new_tokens=2)
+
+
+# --- fields of the generation configuration ------------------------------------------------------
+
+
+@pytest.mark.parametrize("field", [
+    {"num_beams": 3}, {"repetition_penalty": 1.2}, {"no_repeat_ngram_size": 2}, {"typical_p": 0.9},
+    {"min_new_tokens": 4}, {"min_length": 9}, {"bad_words_ids": [[3]]}, {"suppress_tokens": [3]},
+    {"max_time": 1.0}, {"guidance_scale": 2.0}, {"return_dict_in_generate": True},
+    {"output_scores": True}, {"forced_eos_token_id": 3}, {"sequence_bias": [[[3], 1.0]]},
+    {"prompt_lookup_num_tokens": 3}, {"penalty_alpha": 0.6}, {"dola_layers": "high"},
+    {"exponential_decay_length_penalty": (3, 1.1)}, {"top_h": 0.5}, {"epsilon_cutoff": 0.1},
+])  # fmt: skip
+def test_fields_that_are_not_followed_are_refused_by_name(field: dict):
+    thinking = model()
+    ids, _ = texts([5])
+    [(name, _)] = field.items()
+    config = GenerationConfig(max_new_tokens=2)
+    setattr(config, name, field[name])
+    with pytest.raises(ValueError, match=rf"cannot generate with {name}="):
+        thinking.generate(ids, generation_config=config)
+    with pytest.raises(ValueError, match=rf"cannot generate with {name}="):
+        thinking.generate(ids, max_new_tokens=2, **field)
+
+
+def test_every_field_is_followed_or_has_no_effect_or_is_refused():
+    """No field of this version of transformers may be ignored in silence."""
+    from selftaught.quiet.generation import HONOURED, WITHOUT_EFFECT, check_generation
+
+    for name in vars(GenerationConfig()):
+        if name.startswith("_") or name in HONOURED or name in WITHOUT_EFFECT:
+            continue
+        config = GenerationConfig()
+        setattr(config, name, 0.123)
+        with pytest.raises(ValueError, match=name):
+            check_generation(config)
+    check_generation(GenerationConfig(**GenerationConfig._get_default_generation_params()))
+
+
+def test_a_misspelt_option_is_refused():
+    with pytest.raises(ValueError, match="no option 'max_tokens'"):
+        model().generate(texts([5])[0], max_tokens=3)
+
+
+def first_choices(thinking: QuietLM, ids: Tensor, **how: object) -> set[int]:
+    many = ids.repeat(200, 1)
+    return set(thinking.generate(many, max_new_tokens=1, do_sample=True, **how)[:, -1].tolist())
+
+
+def test_limits_of_sampling_are_those_of_their_definitions():
+    thinking = model()
+    ids, _ = texts([5])
+    with torch.no_grad(), thoughtful(thinking.base):
+        log_p = next(next_logits(thinking, ids, torch.ones_like(ids), thoughts=1, thought_temperature=0.0,
+                                 think_when=ThinkWhen(), ends=[], seed=0))[0]  # fmt: skip
+    chance, order = log_p.softmax(-1).sort(descending=True)
+    assert first_choices(thinking, ids, top_k=1) == {int(order[0])}
+    assert first_choices(thinking, ids, top_k=3, temperature=5.0) == set(order[:3].tolist())
+    # The smallest set of the likeliest tokens whose probabilities reach top_p.
+    share = float(chance[:2].sum()) - 1e-6
+    assert first_choices(thinking, ids, top_p=share) == set(order[:2].tolist())
+    least = float(chance[3] / chance[0]) - 1e-6
+    assert first_choices(thinking, ids, min_p=least) <= set(order[:4].tolist())
+    # Temperature comes first: at a high one the same share needs more tokens.
+    assert len(first_choices(thinking, ids, top_p=share, temperature=5.0)) > 2
+    assert len(first_choices(thinking, ids, temperature=5.0)) > 3
+    greedy = thinking.generate(ids, max_new_tokens=4)
+    assert torch.equal(
+        thinking.generate(ids, max_new_tokens=4, do_sample=True, temperature=0.0), greedy
+    )
+
+
+def test_several_texts_of_a_prompt_and_stop_strings(tiny_model_dir):
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from selftaught.quiet.folder import make_quiet
+
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model_dir)
+    base = AutoModelForCausalLM.from_pretrained(tiny_model_dir)
+    thinking = make_quiet(base, tokenizer, QuietConfig(thought_tokens=2, lookahead=2))
+    ids = tokenizer("Q: What is 12 + 7?\nA:", return_tensors="pt").input_ids
+    many = thinking.generate(ids, max_new_tokens=6, do_sample=True, num_return_sequences=3)
+    assert len(many) == 3 and len({tuple(row.tolist()) for row in many}) > 1
+    with pytest.raises(ValueError, match=r"num_return_sequences=3 without sampling"):
+        thinking.generate(ids, max_new_tokens=6, num_return_sequences=3)
+    free = thinking.generate(ids, max_new_tokens=12, eos_token_id=-1)
+    new = free[0, ids.shape[1] :]
+    stop = tokenizer.decode(new[3:4])
+    config = GenerationConfig(max_new_tokens=12, stop_strings=[stop], eos_token_id=None)
+    stopped = thinking.generate(ids, generation_config=config, tokenizer=tokenizer)
+    first = next(at for at in range(len(new)) if stop in tokenizer.decode(new[: at + 1]))
+    assert torch.equal(stopped[0], free[0, : ids.shape[1] + first + 1])
+    with pytest.raises(ValueError, match="stop_strings needs the tokenizer"):
+        thinking.generate(ids, generation_config=config)
+
+
+@pytest.mark.parametrize("given", [0, -3, 2.5])
+def test_a_number_of_new_tokens_that_makes_no_sense_is_refused(given: object):
+    with pytest.raises(ValueError, match="max_new_tokens must be a whole number of at least 1"):
+        model().generate(texts([5])[0], max_new_tokens=given)
+
+
+def test_max_length_counts_the_prompt():
+    thinking = model()
+    ids, _ = texts([5])
+    assert thinking.generate(ids, max_length=8).shape == (1, 8)
+    with pytest.raises(ValueError, match="max_length=5 leaves no new token"):
+        thinking.generate(ids, max_length=5)
+    with pytest.raises(ValueError, match="temperature must be at least 0"):
+        thinking.generate(ids, max_new_tokens=1, temperature=-1.0)

@@ -322,3 +322,45 @@ def test_short_texts_are_skipped_and_counted(tiny_model_dir: Path):
     assert spans(["", "Q", "Q: What is 12 + 7?"], tokenizer, length=8, least=4).skipped == 2
     with pytest.raises(ValueError, match=r"at least 4 tokens.*got 2 texts, none of them as long"):
         spans(["", "Q"], tokenizer, length=8, least=4)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "told"),
+    [
+        ("a.txt", b"ab\xff\xfe", r"UTF-8 in .*a\.txt.*byte 2 is not UTF-8"),
+        ("a.bin", b"ab\0cd", r"UTF-8 in .*a\.bin.*character 2 is NUL"),
+        (
+            "a.jsonl",
+            b'{"text": "x"}\n{"text": "\xe9"}\n',
+            r"a\.jsonl.*line 2, byte 10 is not UTF-8",
+        ),
+        ("a.parquet", b"PAR1 and no more", r"a\.parquet could not be read as Parquet"),
+    ],
+)
+def test_files_that_are_no_text_are_refused(name: str, content: bytes, told: str, tmp_path: Path):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ValueError, match=told):
+        list(read_texts(str(tmp_path / name)))
+
+
+def test_a_folder_without_texts_and_a_limit_of_none_are_refused(tmp_path: Path):
+    (tmp_path / "picture.png").write_bytes(b"x")
+    with pytest.raises(ValueError, match="found none"):
+        list(read_texts(str(tmp_path)))
+    with pytest.raises(ValueError, match="limit must be at least 1; got 0"):
+        list(read_texts(str(tmp_path), limit=0))
+
+
+def test_training_without_any_advantage_is_refused(tiny_model_dir: Path, tmp_path: Path):
+    from transformers import AutoModelForCausalLM
+
+    from selftaught.quiet.folder import make_quiet
+    from selftaught.quiet.model import QuietConfig
+    from selftaught.quiet.training import quiet_arguments, train_quiet
+
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model_dir)
+    base = AutoModelForCausalLM.from_pretrained(tiny_model_dir)
+    model = make_quiet(base, tokenizer, QuietConfig(thoughts=1, thought_tokens=2))
+    arguments = quiet_arguments(tmp_path / "c", max_steps=1, use_cpu=True)
+    with pytest.raises(ValueError, match=r"thoughts=1.*Set thoughts=2, or baseline='mean_log'"):
+        train_quiet(model, tokenizer, Spans([[1] * 9], 8), arguments, out=tmp_path)

@@ -9,6 +9,7 @@ import hashlib
 import json
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -83,7 +84,7 @@ def open_quiet(folder: Path, dtype: str = "auto") -> tuple[QuietLM, PreTrainedTo
             f"Expected a folder with {SETTINGS}, got {folder} without; make a model that thinks "
             "of an ordinary one with make_quiet."
         )
-    told = json.loads((folder / SETTINGS).read_text(encoding="utf-8"))
+    told = _settings(folder / SETTINGS)
     read_header(folder / MIXING)
     check_weights(str(folder))
     tokenizer = AutoTokenizer.from_pretrained(folder)
@@ -95,13 +96,25 @@ def open_quiet(folder: Path, dtype: str = "auto") -> tuple[QuietLM, PreTrainedTo
         )
     model = QuietLM(
         base,
-        QuietConfig(**told["config"]),
+        told["config"],
         start=told["start"],
         end=told["end"],
         pad=_pad(tokenizer),
     )
     model.load_heads(load_file(folder / MIXING))
     return model, tokenizer
+
+
+def _settings(path: Path) -> dict[str, Any]:
+    """What `save_quiet` wrote, with `config` as a `QuietConfig`."""
+    try:
+        told = json.loads(path.read_text(encoding="utf-8"))
+        needed = {name: told[name] for name in ("config", "start", "end", "base")}
+        return needed | {"config": QuietConfig(**needed["config"])}
+    except (ValueError, TypeError, KeyError) as error:
+        raise ValueError(
+            f"{path} is not what save_quiet writes ({error!r}); take the whole folder from its run."
+        ) from error
 
 
 def _id(tokenizer: PreTrainedTokenizerBase, token: str) -> int:

@@ -10,6 +10,7 @@ K lookahead tokens, D hidden width, V vocabulary.
 """
 
 import math
+import warnings
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
@@ -100,6 +101,9 @@ class QuietConfig:
     """Weight of the loss without thoughts: none in Algorithm 1; 0.5 in the code."""
     last_position_learns: bool = True
     """Whether REINFORCE uses the last position with a whole lookahead; the code leaves it out."""
+    drop_zero_losses: bool = False
+    """Whether tokens whose loss is exactly 0 are left out of the means of both losses, as in the
+    authors' code (which marks padding that way); costs a pass without gradients."""
     positions: Literal["all", "uniform", "entropy"] = "all"
     """Which positions think: all (the paper), or a share of them, drawn uniformly or by the entropy
     of the prediction without a thought; each then counts for as many as it stands for."""
@@ -132,7 +136,11 @@ class QuietConfig:
             ("chunk_megabytes", 1),
         ):
             given = getattr(self, name)
-            if given is not None and given < least:
+            if given is None and name == "positions_per_chunk":
+                continue
+            if type(given) is not int:
+                raise ValueError(f"{name} must be a whole number; got {given!r}.")
+            if given < least:
                 raise ValueError(f"{name} must be at least {least}; got {given}.")
         for name in ("temperature", "reinforce_temperature", "head_rate", "embedding_scale"):
             given = getattr(self, name)
@@ -145,6 +153,27 @@ class QuietConfig:
             )
         if not 0 < self.positions_share <= 1:
             raise ValueError(f"positions_share must be in (0, 1]; got {self.positions_share}.")
+
+    @property
+    def without_reinforcement(self) -> str | None:
+        """Why REINFORCE has nothing to learn from although it has a weight, and what to change.
+
+        None where it has: an advantage compares thoughts of one position with each other.
+        """
+        if self.reinforce_weight == 0 or self.thought_tokens == 0:
+            return None
+        change = "or set reinforce_weight=0 to train without REINFORCE."
+        if self.thoughts == 1 and self.baseline == "log_mean":
+            return (
+                "With thoughts=1 the baseline 'log_mean' is the thought itself, so every advantage is 0 and "
+                f"no thought is reinforced. Set thoughts=2, or baseline='mean_log', {change}"
+            )
+        if self.thoughts > 1 and self.temperature == 0:
+            return (
+                f"At temperature=0 the {self.thoughts} thoughts of a position are the same, so every "
+                f"advantage is 0 and no thought is reinforced. Set temperature=1, {change}"
+            )
+        return None
 
     @classmethod
     def paper(cls, **changes: Any) -> "QuietConfig":
@@ -183,6 +212,7 @@ class QuietConfig:
             "nll_weight": 0.5,
             "base_nll_weight": 0.5,
             "last_position_learns": False,
+            "drop_zero_losses": True,
         }
         return cls(**(found | changes))
 
@@ -348,14 +378,19 @@ class QuietLM(nn.Module):
                 of random numbers, so that every step draws others.
 
         Raises:
-            ValueError: texts of fewer than two tokens, which have nothing to predict, or a chunk's
-                memory that is too small for one position.
+            ValueError: texts of fewer than two tokens, which have nothing to predict, texts that with a
+                thought are longer than the model's context, labels that are all ignored, or a
+                chunk's memory that is too small for one position.
         """
         if input_ids.shape[1] < 2:
             raise ValueError(
                 f"Expected texts of at least 2 tokens, got {input_ids.shape[1]}: there is no next "
                 "token to predict; leave such texts out."
             )
+        self.check_length(input_ids, attention_mask, max(0, self.quiet_config.lookahead - 2))
+        why = self.quiet_config.without_reinforcement
+        if why and thoughts is None and torch.is_grad_enabled() and self.training:
+            warnings.warn(why, stacklevel=2)
         seed = int(torch.randint(2**62, ())) if seed is None else seed
         draw = torch.Generator().manual_seed(seed)
         targets = self._targets(input_ids, attention_mask, labels)
@@ -364,6 +399,9 @@ class QuietLM(nn.Module):
             prefix = read(self.base, input_ids, attention_mask, gradients)
             head = language_head(self.base)
             without_BT = text_log_probs(head, prefix.hidden_BTD, targets.next_BT, HEAD_TOKENS)
+            if self.quiet_config.drop_zero_losses:
+                text = (without_BT != 0).sum().clamp(min=1)
+                targets = replace(targets, counts=replace(targets.counts, text=text))
             where = self._positions(prefix, targets, draw)
             thought_BNJS, surprise = self._think(prefix, where.position_BJ, draw, thoughts)
             parts: list[_Learned] = []
@@ -376,12 +414,64 @@ class QuietLM(nn.Module):
                 return learned.loss
 
             chunks = self._chunks(len(input_ids), where.position_BJ.shape[1])
+            if self.quiet_config.drop_zero_losses:
+                counted = self._nonzero_losses(
+                    prefix, without_BT, where, chunks, thought_BNJS, targets
+                )
+                targets = replace(targets, counts=replace(targets.counts, lookahead_K=counted))
             loss = _in_chunks(learn, chunks, prefix, without_BT, gradients, list(self.parameters()))
-        nll_without = -without_BT.sum() / targets.counts.text
+        nll_without = -(without_BT * self._counted(without_BT)).sum() / targets.counts.text
         loss = loss + self.quiet_config.base_nll_weight * nll_without
         out = _output(loss, nll_without, without_BT, parts)
         out.position_BJ, out.thought_BNJS, out.entropy = where.position_BJ, thought_BNJS, surprise
         return out
+
+    def check_length(self, ids_BT: Tensor, mask_BT: Tensor | None = None, more: int = 0) -> None:
+        """Refuse texts that do not fit the model's context together with a thought.
+
+        Args:
+            more: tokens beside those of the text and of a thought.
+
+        Raises:
+            ValueError: names the number of tokens and the limit.
+        """
+        config = self.base.config.get_text_config()
+        limit = getattr(config, "max_position_embeddings", None)
+        longest = ids_BT.shape[1] if mask_BT is None else int(mask_BT.bool().sum(1).max())
+        needed = longest + self.tokens_beside + more
+        if limit is not None and needed > limit:
+            raise ValueError(
+                f"A text of {longest} tokens, with a thought of {self.tokens_beside} (start and end "
+                f"included) and {more} more, is {needed} tokens; {type(self.base).__name__} takes "
+                f"{limit}. Shorten the text, the thoughts or the number of new tokens."
+            )
+
+    def _counted(self, log_prob: Tensor) -> Tensor | float:
+        """1 for every loss in the means, 0 for one of exactly 0 where those are left out."""
+        return (log_prob != 0).to(log_prob.dtype) if self.quiet_config.drop_zero_losses else 1.0
+
+    @torch.no_grad()
+    def _nonzero_losses(
+        self,
+        prefix: Prefix,
+        without_BT: Tensor,
+        where: "_Where",
+        chunks: Sequence[slice],
+        thought_BNJS: Tensor,
+        targets: Targets,
+    ) -> Tensor:
+        """How many losses after thoughts are not exactly 0, for each lookahead token: `[K]`."""
+        total = torch.zeros(
+            self.quiet_config.lookahead, dtype=without_BT.dtype, device=without_BT.device
+        )
+        for chunk in chunks:
+            here, thought = where.part(chunk), thought_BNJS[:, :, chunk]
+            states = talk(self.base, prefix, here.position_BJ, thought, self.quiet_config.lookahead, self.marks)  # fmt: skip
+            learned = self._learn(here, prefix, without_BT, thought, *states, targets)
+            known_BJK = at_positions(targets.lookahead_BTK, here.position_BJ) != IGNORED
+            counts_BNJK = (learned.log_prob_BNJK != 0) & known_BJK[:, None]
+            total += (counts_BNJK * here.factor_BJ[:, None, :, None]).sum((0, 1, 2))
+        return total.clamp(min=1)
 
     def mixed_logits(self, without_BD: Tensor, with_BND: Tensor) -> Tensor:
         """Log-probabilities of the next token, the mean of the probabilities after each thought: `[B, V]`."""
@@ -462,6 +552,11 @@ class QuietLM(nn.Module):
     def _targets(self, ids_BT: Tensor, mask_BT: Tensor | None, labels_BT: Tensor | None) -> Targets:
         lookahead = self.quiet_config.lookahead
         labels_BT = ids_BT if labels_BT is None else labels_BT
+        if labels_BT.shape != ids_BT.shape:
+            raise ValueError(
+                f"Expected labels of the shape of input_ids, {list(ids_BT.shape)}, got "
+                f"{list(labels_BT.shape)}."
+            )
         if mask_BT is not None:
             labels_BT = labels_BT.masked_fill(mask_BT == 0, IGNORED)
         ignored = labels_BT.new_full((len(ids_BT), lookahead), IGNORED)
@@ -469,6 +564,11 @@ class QuietLM(nn.Module):
         lookahead_BTK = shifted_BT.unfold(1, lookahead, 1)[:, : ids_BT.shape[1]]
         if mask_BT is not None:  # padding on the left would predict the text's first tokens
             lookahead_BTK = lookahead_BTK.masked_fill((mask_BT == 0)[..., None], IGNORED)
+        if not bool((lookahead_BTK[..., 0] != IGNORED).any()):
+            raise ValueError(
+                "Expected labels with at least one token to predict after the first, got none: all are "
+                f"{IGNORED} or padding. Leave such texts out."
+            )
         end = ids_BT.shape[1] - lookahead - (0 if self.quiet_config.last_position_learns else 1)
         within_T = torch.arange(ids_BT.shape[1], device=ids_BT.device) < end
         if self.quiet_config.last_position_learns:
@@ -508,7 +608,7 @@ class QuietLM(nn.Module):
         )
         log_prob_BNJK = log_prob_BNJK * known_BJK[:, None]
         factor_BNJ = where.factor_BJ[:, None].to(log_prob_BNJK.dtype)
-        stands_BNJK = factor_BNJ[..., None] * known_BJK[:, None]
+        stands_BNJK = factor_BNJ[..., None] * known_BJK[:, None] * self._counted(log_prob_BNJK)
         nll_K = -(log_prob_BNJK * stands_BNJK).sum((0, 1, 2)) / counts.lookahead_K
         loss = config.nll_weight * nll_K.mean()
         gained = rewards(config.baseline, without_BJK, log_prob_BNJK)

@@ -62,6 +62,7 @@ def score(
         top: how many of the likeliest next tokens to return.
     """
     check_thoughts(thoughts, temperature)
+    model.check_length(ids_BT, mask_BT)
     base, config = model.base, model.quiet_config
     learning = model.training
     model.eval()
@@ -149,6 +150,8 @@ def measure(
     Raises:
         ValueError: there is nothing to predict.
     """
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1; got {batch_size}.")
     if not spans:
         raise ValueError("Expected spans of at least two tokens to measure, got none.")
     order = sorted(spans, key=lambda one: len(one[1]))

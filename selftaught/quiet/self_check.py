@@ -31,7 +31,7 @@ from selftaught.quiet.attention import (
 )
 from selftaught.quiet.thoughts import Marks, input_matrix, language_head, output_matrix, read, talk
 
-TEXT, THOUGHT, LOOKAHEAD = 12, 3, 2
+TEXT, THOUGHT, LOOKAHEAD = 8, 2, 2
 AGREEMENT = {torch.float64: 1e-4, torch.float32: 1e-3}
 """Largest difference of a logit, in standard deviations of the logits; 0.5 for shorter types, where
 rounding alone gives 0.2."""

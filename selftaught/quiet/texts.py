@@ -30,8 +30,11 @@ def read_texts(
     of the Hub is streamed, not stored; `subset` is its configuration, where it has several.
 
     Raises:
-        ValueError: nothing is there, or a row has no such column or no text in it.
+        ValueError: nothing is there, a file is not text, a row has no such column or no text in it, or
+            the limit is below 1.
     """
+    if limit is not None and limit < 1:
+        raise ValueError(f"limit must be at least 1; got {limit}.")
     found = _read(Path(source), source, column, split, subset)
     for number, text in enumerate(found):
         if limit is not None and number >= limit:
@@ -43,27 +46,60 @@ def _read(path: Path, source: str, column: str, split: str, subset: str | None) 
     if path.is_dir() and any(path.glob("*.parquet")):
         path = path / "*.parquet"
     if path.suffix == ".parquet":
-        from datasets import load_dataset
-
-        rows = load_dataset("parquet", data_files=str(path), split="train", streaming=True)
-        yield from _column(rows, column, str(path))
+        yield from _column(_parquet(path), column, str(path))
     elif path.suffix in (".jsonl", ".json"):
         yield from _column(_json_lines(path), column, source)
     elif path.is_dir():
-        for one in sorted(path.iterdir()):
-            if one.suffix in SUFFIXES:
-                yield from _read(one, str(one), column, split, subset)
+        found = [one for one in sorted(path.iterdir()) if one.suffix in SUFFIXES]
+        if not found:
+            raise ValueError(
+                f"Expected files of the kinds {', '.join(SUFFIXES)} in the folder {path}, found none."
+            )
+        for one in found:
+            yield from _read(one, str(one), column, split, subset)
     elif path.exists():
-        yield path.read_text(encoding="utf-8", errors="replace")
+        yield _text_file(path)
     else:
         yield from _column(_hub(source, subset, split), column, source)
+
+
+def _parquet(path: Path) -> Iterator[Any]:
+    from datasets import load_dataset
+
+    try:
+        yield from load_dataset("parquet", data_files=str(path), split="train", streaming=True)
+    except Exception as error:  # pyarrow and datasets raise many kinds
+        raise ValueError(f"{path} could not be read as Parquet ({error}).") from error
+
+
+def _text_file(path: Path) -> str:
+    """The text of a file in UTF-8."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(_not_text(path, f"byte {error.start:,} is not UTF-8")) from None
+    if "\0" in text:
+        raise ValueError(_not_text(path, f"character {text.index(chr(0)):,} is NUL"))
+    return text
+
+
+def _not_text(path: Path, why: str) -> str:
+    return (
+        f"Expected text in UTF-8 in {path}, got binary data or another encoding ({why}). Convert it "
+        "first (iconv -t UTF-8), or take the file out."
+    )
 
 
 def _json_lines(path: Path) -> Iterator[dict[str, Any]]:
     if not path.exists():
         raise ValueError(f"There is no file {path}.")
-    with path.open(encoding="utf-8") as lines:
-        for number, line in enumerate(lines, 1):
+    with path.open("rb") as lines:
+        for number, raw in enumerate(lines, 1):
+            try:
+                line = raw.decode("utf-8-sig" if number == 1 else "utf-8")
+            except UnicodeDecodeError as error:
+                why = f"line {number}, byte {error.start:,} is not UTF-8"
+                raise ValueError(_not_text(path, why)) from None
             if line.strip():
                 try:
                     row = json.loads(line)
@@ -140,6 +176,8 @@ def spans(
     Raises:
         ValueError: no text, or none that is long enough.
     """
+    if length < 2:
+        raise ValueError(f"length must be at least 2 tokens; got {length}.")
     kept: list[list[int]] = []
     count = 0
     for text in texts:

@@ -96,8 +96,11 @@ def train_quiet(
             end. See `with_lora`.
 
     Raises:
-        ValueError: `out` belongs to another training, or a loss is not a number.
+        ValueError: `out` belongs to another training, a loss is not a number, or the settings leave
+            REINFORCE without any advantage.
     """
+    if why := model.quiet_config.without_reinforcement:
+        raise ValueError(why)
     checkpoints, log = out / "checkpoints", out / "log.json"
     made_from = _made_from(model, spans, arguments, [_adapter(peft_model)])
     if check_run(out, made_from):
@@ -314,6 +317,8 @@ def _made_from(model: QuietLM, spans: Spans, arguments: TrainingArguments, more:
     settings = asdict(model.quiet_config)
     for name in ("positions_per_chunk", "chunk_megabytes"):
         settings.pop(name)  # memory, not results
+    if not settings["drop_zero_losses"]:
+        settings.pop("drop_zero_losses")  # as before there was this option
     options = {name: getattr(arguments, name) for name in DECIDING}
     first = [fingerprint(model.base), model.moved.detach().cpu().tolist()]
     whole = [settings, options, more, first, spans.length, spans.seed]

@@ -362,11 +362,11 @@ def _loaded(model: str | Path, kind: str, **options: Any) -> tuple[Any, dict[str
     reports: list[str] = []
 
     def keep(record: logging.LogRecord) -> bool:
-        """Take transformers' table of the same findings out of the log."""
-        is_report = "LOAD REPORT" in record.getMessage()
-        if is_report:
-            reports.append(record.getMessage())
-        return not is_report
+        """Take transformers' messages about the same findings out of the log."""
+        message = record.getMessage()
+        if "LOAD REPORT" in message:
+            reports.append(message)
+        return "LOAD REPORT" not in message and "checkpoint seem corrupted" not in message
 
     logger = logging.getLogger("transformers.modeling_utils")
     logger.addFilter(keep)
