@@ -121,4 +121,4 @@ def test_an_answer_as_the_instruction_wants_it_is_read(tmp_path: Path, kind: str
     answer = task.answer(said)
     assert answer is not None and task.equal(gold, answer).equal
     (message,) = task.styled("chat")(Problem("p", "q", gold))
-    assert message == {"role": "user", "content": f"q\n\n{task.instruction}"}  # type: ignore[comparison-overlap]
+    assert message == {"role": "user", "content": f"q\n\n{task.instruction}"}

@@ -240,3 +240,16 @@ def test_an_engine_that_cannot_start_says_why(wide_model_dir: Path, monkeypatch)
         match=r"vLLM did not start .* ended with exit code 1.*KVCACHE_SPACE, in GiB",
     ):
         open_sampler("vllm", str(wide_model_dir), dtype="float32")
+
+
+def test_a_stop_string_inside_a_thought_does_not_end_a_completion(engine, wide_model_dir: Path):
+    """The engine stops there; the completion goes on from its tokens, to where it goes without stops."""
+    prompts = ["Q: What is 3 + 5?\nA: <think>", "Q: What is 3 + 5?\nA:"]
+    begun = [(), tuple(engine._tokenizer("<think>so ", add_special_tokens=False)["input_ids"])]
+    free = SamplingParams(max_tokens=40)
+    whole = [samples[0] for samples in engine.sample(prompts, free, begun=begun)]
+    stop = [one.text[12:14] for one in whole]
+    again = engine.sample(prompts, SamplingParams(max_tokens=40, stop=tuple(stop)), begun=begun)
+    for (one,), other in zip(again, whole, strict=True):
+        assert (one.text, one.finish_reason) == (other.text, other.finish_reason)
+    assert [one.thought_open for (one,) in again] == [True, False]
