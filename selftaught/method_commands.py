@@ -155,7 +155,7 @@ def _line(row: dict[str, Any]) -> str:
 def _solve(values: dict[str, Any]) -> int:
     from selftaught.solving import Solver, read_questions, solve_file
 
-    question = values.pop("question")
+    question: str | None = values.pop("question")
     ask = SolveOptions(**values)
     if (question is None) == (ask.file is None):
         raise ValueError("Expected either a question or --file, got both or neither.")
@@ -169,7 +169,7 @@ def _solve(values: dict[str, Any]) -> int:
                    if one.name not in ("file", "out")}) as solver:  # fmt: skip
         if ask.file is not None:
             return _solve_file(solver, read_questions(ask.file), ask, solve_file)
-        solution = solver.solve(question, seen=lambda index, one: print(_candidate(index, one), flush=True))  # fmt: skip
+        solution = solver.solve(question or "", seen=lambda index, one: print(_candidate(index, one), flush=True))  # fmt: skip
     if solution.scores is not None:
         print("scores  " + " ".join(f"{score:.2f}" for score in solution.scores))
     print(f"answer  {printable(str(solution.answer))}  ({solution.support} of {len(solution.completions)} candidates)")  # fmt: skip

@@ -199,7 +199,11 @@ def _alive(pid: int) -> bool:
 
 
 def test_a_gold_answer_that_cannot_be_read_is_named_before_a_run() -> None:
-    problems = [Problem("good", "?", "5"), Problem("bad-7", "?", "fives"), Problem("bad-8", "?", "")]
+    problems = [
+        Problem("good", "?", "5"),
+        Problem("bad-7", "?", "fives"),
+        Problem("bad-8", "?", ""),
+    ]
     check_gold(problems[:1], make_task(same_number))
     with pytest.raises(ValueError, match=r"2 of 3 problems.*'bad-7': 'fives'.*'bad-8'.*Correct or"):
         check_gold(problems, make_task(same_number))

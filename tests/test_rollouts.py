@@ -425,7 +425,9 @@ def test_rollouts_that_are_read_have_in_common_what_is_equal(tmp_path: Path):
         ids = row["token_ids"]
         assert one == Rollout(**row | {"problem": Problem(**row["problem"]), "token_ids": ids and tuple(ids) if ids != [] else ()})  # fmt: skip
         fields = asdict(one)
-        del fields["thought_open"]  # written only where it is true, as in stores of earlier versions
+        del fields[
+            "thought_open"
+        ]  # written only where it is true, as in stores of earlier versions
         assert json.loads(to_json(one)) == json.loads(json.dumps(fields))
         assert to_json(one) == json.dumps(fields, ensure_ascii=False)
         assert json.loads(to_json(replace(one, thought_open=True)))["thought_open"] is True

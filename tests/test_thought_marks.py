@@ -26,7 +26,9 @@ from selftaught.thought_marks import after_thought, checked_marks, outside_thoug
         ("<think>", False, None),
     ],
 )
-def test_the_answer_stands_after_the_last_thought(text: str, opened: bool, after: str | None) -> None:
+def test_the_answer_stands_after_the_last_thought(
+    text: str, opened: bool, after: str | None
+) -> None:
     assert after_thought(text, opened=opened) == after
 
 
