@@ -23,6 +23,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "thought_marks": set(),
     "equations": set(),
     "metrics": set(),
+    "option_forms": set(),
+    "__main__": {"cli"},
     "plots": set(),
     "quiet": set(),
     "wheel_models": set(),
@@ -70,7 +72,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     | {"pause", "quiet", "quiet_commands", "evaluation", "report"},
     "cli": BELOW_EVALUATION
     | {"evaluation", "report", "methods", "wheel_models", "quiet_commands", "pause_commands"}
-    | {"launch", "method_commands", "bulk"},
+    | {"launch", "method_commands", "bulk", "option_forms", "__main__"},
     "__init__": BELOW_EVALUATION | {"evaluation"},
 }
 DOORS: dict[str, set[str]] = {

@@ -435,7 +435,10 @@ def plan(config: StarConfig) -> str:
 
 def plain(config: StarConfig) -> Row:
     """The config as plain values for YAML."""
-    return asdict(config) | {"out": str(config.out)}
+    return {
+        name: str(value) if isinstance(value, Path) else value
+        for name, value in asdict(config).items()
+    }
 
 
 def _base_row(star: Star) -> Row:
