@@ -1,21 +1,29 @@
-"""Language models that teach themselves to reason; the public names that need no torch."""
+"""Language models that teach themselves to reason; the public names that need no torch.
 
-from selftaught.embedded import embedded_model
-from selftaught.evaluation import Evaluation, evaluate
-from selftaught.grading import grade
-from selftaught.prompts import PromptStyle, bare, chat, hinted
-from selftaught.records import Completion, Example, Preference, Problem, Rollout
-from selftaught.rollouts import collect
-from selftaught.samplers import SamplingParams, open_sampler
-from selftaught.selection import (
-    NothingToLearn,
-    keep_at_most,
-    keep_correct,
-    keep_distinct,
-    make_examples,
-    unsolved,
-)
-from selftaught.tasks import Task, open_task
+A name is imported when it is first used, so that `import selftaught` and the start of the command line
+take milliseconds.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from selftaught.embedded import embedded_model
+    from selftaught.evaluation import Evaluation, evaluate
+    from selftaught.grading import grade
+    from selftaught.prompts import PromptStyle, bare, chat, hinted
+    from selftaught.records import Completion, Example, Preference, Problem, Rollout
+    from selftaught.rollouts import collect
+    from selftaught.samplers import SamplingParams, open_sampler
+    from selftaught.selection import (
+        NothingToLearn,
+        keep_at_most,
+        keep_correct,
+        keep_distinct,
+        make_examples,
+        unsolved,
+    )
+    from selftaught.tasks import Task, open_task
 
 __all__ = [
     "Completion",
@@ -43,3 +51,35 @@ __all__ = [
     "open_task",
     "unsolved",
 ]
+
+_MODULES = {
+    "embedded": ("embedded_model",),
+    "evaluation": ("Evaluation", "evaluate"),
+    "grading": ("grade",),
+    "prompts": ("PromptStyle", "bare", "chat", "hinted"),
+    "records": ("Completion", "Example", "Preference", "Problem", "Rollout"),
+    "rollouts": ("collect",),
+    "samplers": ("SamplingParams", "open_sampler"),
+    "selection": (
+        "NothingToLearn",
+        "keep_at_most",
+        "keep_correct",
+        "keep_distinct",
+        "make_examples",
+        "unsolved",
+    ),
+    "tasks": ("Task", "open_task"),
+}
+"""The public names of each module."""
+_MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULE_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    found = globals()[name] = getattr(import_module(f"{__name__}.{_MODULE_OF[name]}"), name)
+    return found
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

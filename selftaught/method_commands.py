@@ -72,25 +72,27 @@ class SolveOptions:
     """The sampler's own options, such as --sampler_options.batch_size 64."""
 
 
-def add_arguments(command: str, parser: ArgumentParser, given: Sequence[str]) -> None:
-    """The options of a command; without --model or --config, those of the small model."""
+def add_arguments(command: str, parser: ArgumentParser, given: Sequence[str]) -> type:
+    """Add the options of a command and return the dataclass that holds them.
+
+    Without --model or --config the defaults are those of the small model.
+    """
     parser.add_argument(
         "--config", action=ActionConfigFile, help="a YAML file of options; flags go on top"
     )
     if command == "solve":
         parser.add_argument("question", help="a question; or use --file", nargs="?")
         parser.add_class_arguments(SolveOptions, as_group=False)
-        return
+        return SolveOptions
     module, options, _, _ = METHODS[command]
     config = getattr(import_module(module), options)
     parser.add_class_arguments(config, as_group=False)
-    parser.add_argument("--dry_run", type=bool, default=False,
-                        help="print the plan, the first prompt and the settings, and stop")  # fmt: skip
     named = {one.split("=")[0] for one in given}
     if not named & {"--model", "--config"}:
         # The number of completions at a time is an option of the default sampler only.
         small = config.small(**({"sampler_options": {}} if "--sampler" in named else {}))
         parser.set_defaults({one.name: getattr(small, one.name) for one in fields(small)})
+    return config
 
 
 def run(command: str, options: Namespace, bar: Callable[..., Any]) -> int:

@@ -78,9 +78,8 @@ class EvaluateOptions:
 OPTIONS = {"train": TrainOptions, "evaluate": EvaluateOptions}
 
 
-def add_arguments(parser: ArgumentParser, given: list[str]) -> None:
-    """The subcommands of `selftaught pause`."""
-    del given
+def add_arguments(parser: ArgumentParser, given: list[str]) -> list[type]:
+    """Add the subcommands of `selftaught pause` and return the dataclass with the chosen one's options."""
     commands = parser.add_subcommands(required=True, dest="action")
     for name, about in ABOUT.items():
         sub = ArgumentParser(description=about[0].upper() + about[1:] + ".")
@@ -89,6 +88,8 @@ def add_arguments(parser: ArgumentParser, given: list[str]) -> None:
             "--config", action=ActionConfigFile, help="a YAML file of options; flags go on top"
         )
         sub.add_class_arguments(OPTIONS[name], as_group=False)
+    chosen = [one for one in given if not one.startswith("-")]
+    return [OPTIONS[one] for one in chosen[1:2] if one in OPTIONS]
 
 
 def run(options: Namespace, bar: Bar) -> int:

@@ -147,9 +147,8 @@ class ExploreOptions(ThinkOptions, TextOptions):
 OPTIONS = {"train": TrainOptions, "evaluate": EvaluateOptions, "generate": GenerateOptions, "explore": ExploreOptions}  # fmt: skip
 
 
-def add_arguments(parser: ArgumentParser, given: list[str]) -> None:
-    """The subcommands of `selftaught quiet`."""
-    del given
+def add_arguments(parser: ArgumentParser, given: list[str]) -> list[type]:
+    """Add the subcommands of `selftaught quiet` and return the dataclass with the chosen one's options."""
     commands = parser.add_subcommands(required=True, dest="action")
     for name, about in ABOUT.items():
         sub = ArgumentParser(description=about[0].upper() + about[1:] + ".")
@@ -159,15 +158,9 @@ def add_arguments(parser: ArgumentParser, given: list[str]) -> None:
         )
         if name == "generate":
             sub.add_argument("prompt", help="the text to continue; - reads it from standard input")
-        sub.add_class_arguments(OPTIONS[name], as_group=False, skip={"stop"})
-        if name == "generate":
-            sub.add_argument(
-                "--stop",
-                type=str,
-                nargs="+",
-                default=[],
-                help="stop strings: the text ends before any of them",
-            )
+        sub.add_class_arguments(OPTIONS[name], as_group=False)
+    chosen = [one for one in given if not one.startswith("-")]
+    return [OPTIONS[one] for one in chosen[1:2] if one in OPTIONS]
 
 
 def run(options: Namespace, bar: Bar) -> int:

@@ -23,7 +23,9 @@ MAY_IMPORT: dict[str, set[str]] = {
     "thought_marks": set(),
     "equations": set(),
     "metrics": set(),
+    "option_forms": set(),
     "option_types": set(),
+    "__main__": {"cli"},
     "plots": set(),
     "printable": set(),
     "quiet": {"samplers"},
@@ -75,7 +77,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     | {"pause", "quiet", "quiet_commands", "evaluation", "report"},
     "cli": BELOW_EVALUATION
     | {"evaluation", "report", "methods", "wheel_models", "quiet_commands", "pause_commands"}
-    | {"launch", "method_commands", "bulk", "printable"},
+    | {"launch", "method_commands", "bulk", "option_forms", "printable", "__main__"},
     "__init__": BELOW_EVALUATION | {"evaluation"},
 }
 DOORS: dict[str, set[str]] = {

@@ -499,7 +499,12 @@ def plan(config: StarConfig) -> str:
 
 def plain(config: StarConfig) -> Row:
     """The config as plain values for YAML."""
-    return without_unused(asdict(config) | {"out": str(config.out)})
+    return without_unused(
+        {
+            name: str(value) if isinstance(value, Path) else value
+            for name, value in asdict(config).items()
+        }
+    )
 
 
 def _base_row(star: Star) -> Row:

@@ -1,0 +1,46 @@
+"""Write `questions.jsonl` and `shots.jsonl`: an example of your own questions, for `question_file`.
+
+    python recipes/own_questions.py [FOLDER]
+
+The questions are sums of three two-digit numbers, each with its final answer and no solution. The eight
+worked examples show how a solution is written and are not among the questions.
+"""
+
+import json
+import random
+import sys
+from pathlib import Path
+
+QUESTIONS, SHOTS = 2000, 8
+
+
+def rows(seed: int = 0) -> list[dict[str, str]]:
+    """Different questions with their solutions, the worked examples first."""
+    draw = random.Random(seed)
+    found: dict[str, dict[str, str]] = {}
+    while len(found) < QUESTIONS + SHOTS:
+        a, b, c = (draw.randint(10, 99) for _ in range(3))
+        question = f"What is {a} + {b} + {c}?"
+        steps = f"{a} + {b} = {a + b}. {a + b} + {c} = {a + b + c}."
+        found[question] = {
+            "question": question,
+            "answer": str(a + b + c),
+            "rationale": f"{steps} The answer is {a + b + c}.",
+        }
+    return list(found.values())
+
+
+def write(folder: Path) -> None:
+    """Write both files into a folder, which is made if it does not exist."""
+    folder.mkdir(parents=True, exist_ok=True)
+    shots, questions = (made := rows())[:SHOTS], made[SHOTS:]
+    for row in questions:
+        del row["rationale"]
+    for name, listed in (("questions", questions), ("shots", shots)):
+        text = "".join(json.dumps(row) + "\n" for row in listed)
+        (folder / f"{name}.jsonl").write_text(text, encoding="utf-8")
+        print(folder / f"{name}.jsonl")
+
+
+if __name__ == "__main__":
+    write(Path(sys.argv[1] if len(sys.argv) > 1 else "."))
