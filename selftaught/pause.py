@@ -14,6 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from selftaught.hub import check_model_name
 from selftaught.prompts import PromptStyle
 from selftaught.records import Example
 
@@ -102,6 +103,7 @@ def refuse_without_pause(model: str) -> None:
     """
     from transformers import AutoTokenizer
 
+    check_model_name(model)
     if PAUSE not in AutoTokenizer.from_pretrained(model).get_vocab():
         raise ValueError(
             f"Expected a model that knows {PAUSE}, got {model}; train one with selftaught pause "
@@ -123,6 +125,7 @@ def add_pause_token(model: str, out: Path) -> Path:
     from selftaught.samplers.weights import load_model
 
     base = load_model(model, dtype="float32")
+    check_model_name(model)
     tokenizer = AutoTokenizer.from_pretrained(model)
     if tokenizer.add_tokens([PAUSE], special_tokens=True):
         old: Any = base.get_input_embeddings().weight

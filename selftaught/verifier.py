@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+from selftaught.hub import check_model_name
 from selftaught.prompts import PromptStyle
 from selftaught.records import Completion, Problem, Rollout
 from selftaught.rendering import prompt_ids
@@ -131,6 +132,7 @@ class OutcomeModel:
         self.model = str(model)
         self._batch_size = batch_size
         check_weights(self.model)
+        check_model_name(self.model)
         self._tokenizer = AutoTokenizer.from_pretrained(self.model)
         loaded = load_model(self.model, "sequence_classification")
         self._model = loaded.to(device).eval()

@@ -21,6 +21,7 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
+from selftaught.hub import check_model_name
 from selftaught.records import Text
 from selftaught.rendering import TemplateOptions, opens_thought, prompt_ids, turn_ending
 from selftaught.samplers.weights import check_weights, load_model
@@ -87,6 +88,7 @@ def load_tokenizer(model: str) -> PreTrainedTokenizerBase:
                 f"Expected a tokenizer in the model folder {folder}, found none; save it there "
                 "with tokenizer.save_pretrained(folder)."
             )
+    check_model_name(model)
     return AutoTokenizer.from_pretrained(model)
 
 

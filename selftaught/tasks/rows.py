@@ -12,6 +12,7 @@ from itertools import chain
 from pathlib import Path
 from typing import IO, Any, AnyStr, NamedTuple
 
+from selftaught.hub import check_data_set
 from selftaught.records import parse_json_line
 
 ENDINGS = (".jsonl", ".json", ".csv", ".parquet", ".tsv")
@@ -400,6 +401,7 @@ def hub_rows(name: str, config: str | None, split: str) -> list[Row]:
     """
     from datasets import load_dataset
 
+    check_data_set(name)
     try:
         rows = load_dataset(name, config, split=split)
     except (ConnectionError, FileNotFoundError) as error:

@@ -18,6 +18,7 @@ from dataclasses import dataclass, is_dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from selftaught.hub import check_model_name
 from selftaught.records import plain_fields, write_atomically
 from selftaught.training.options import checked_config
 
@@ -147,6 +148,7 @@ def fit(
     logging.disable_progress_bar()  # the bars of loading and saving would break ours
 
     check_weights(str(model))
+    check_model_name(str(model))
     tokenizer = AutoTokenizer.from_pretrained(str(model))
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token

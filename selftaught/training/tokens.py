@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
+from selftaught.hub import check_model_name
 from selftaught.records import Message, Rollout, Text
 from selftaught.rendering import (
     TemplateOptions,
@@ -24,6 +25,7 @@ def open_tokenizer(model: str) -> Any:
     """The tokenizer of a model."""
     from transformers import AutoTokenizer
 
+    check_model_name(model)
     return AutoTokenizer.from_pretrained(model)
 
 
