@@ -297,7 +297,7 @@ def test_a_data_set_the_hub_does_not_have(monkeypatch):
     stand_in.load_dataset = load_dataset  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "datasets", stand_in)
     monkeypatch.setattr("selftaught.tasks.rows.check_data_set", lambda name: None)
-    refused("someone/none", r"no file here .*cannot be loaded from the Hugging Face hub", FileNotFoundError)
+    refused("someone/none", "neither a file here nor .*Couldn't reach", FileNotFoundError)
 
 
 def test_unknown_kinds_splits_and_options(tmp_path):
