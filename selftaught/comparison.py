@@ -8,7 +8,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_type_hints
 
 from selftaught.candidates import Candidates, candidates_of, chosen, powers, share
 from selftaught.evaluation import Evaluation
@@ -33,6 +33,7 @@ from selftaught.methods.shared import (
 from selftaught.methods.star import StarConfig, run_star
 from selftaught.methods.step_dpo import StepDpoConfig, decoder, run_step_dpo
 from selftaught.methods.vstar import VstarConfig, run_vstar
+from selftaught.option_types import check_types
 from selftaught.prompts import PromptStyle, bare, styled
 from selftaught.records import read_rollouts
 from selftaught.run_folder import Watch, hold, link_tree, read_rows, write_config
@@ -71,6 +72,7 @@ class CompareConfig(MethodConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        self._refuse_unknown()
         self.refuse(
             ("budget", self.budget >= 1, "at least 1"),
             ("candidates", self.candidates >= 1, "at least 1"),
@@ -86,6 +88,18 @@ class CompareConfig(MethodConfig):
                 "without methods and sizes",
             ),
         )
+
+    def _refuse_unknown(self) -> None:
+        """Refuse options that a method does not have, before any method runs."""
+        kinds = (("star", StarConfig), ("rft", RftConfig), ("vstar", VstarConfig), ("step_dpo", StepDpoConfig))  # fmt: skip
+        for name, kind in kinds:
+            options, known = getattr(self, name), {one.name for one in fields(kind)} - {"out"}
+            if unknown := sorted(set(options) - known):
+                raise ValueError(
+                    f"{name} has no option {', '.join(unknown)} in a comparison; it has "
+                    f"{', '.join(sorted(known))}."
+                )
+            check_types(name, options, get_type_hints(kind))
 
 
 CHANGEABLE = ("out", "methods", *PLACE)

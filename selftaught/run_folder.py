@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from time import perf_counter
-from typing import Any
+from typing import IO, Any
 
 import yaml
 
@@ -40,6 +40,8 @@ class Watch:
 def hold(folder: Path, name: str = "run.lock") -> Iterator[None]:
     """Hold a run folder for this process; the hold ends with the process, however it ends.
 
+    Without `fcntl`, which only POSIX systems have, nothing keeps a second process out.
+
     Args:
         name: of the lock file; one of its own holds a single file of the folder.
 
@@ -47,8 +49,6 @@ def hold(folder: Path, name: str = "run.lock") -> Iterator[None]:
         BlockingIOError: another process holds the folder; says which.
         OSError: the folder cannot be made or written.
     """
-    import fcntl
-
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock = (folder / name).open("a+", encoding="utf-8")
@@ -60,7 +60,7 @@ def hold(folder: Path, name: str = "run.lock") -> Iterator[None]:
         ) from error
     with lock:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _lock(lock)
         except BlockingIOError as error:
             lock.seek(0)
             holder = lock.read().strip() or "another process"
@@ -73,6 +73,15 @@ def hold(folder: Path, name: str = "run.lock") -> Iterator[None]:
         lock.write(f"process {os.getpid()} on {socket.gethostname()}")
         lock.flush()
         yield
+
+
+def _lock(file: IO[str]) -> None:
+    """Lock a file for this process, on systems with `fcntl`."""
+    try:
+        import fcntl
+    except ImportError:
+        return
+    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 def write_config(folder: Path, config: Mapping[str, Any], changeable: Sequence[str]) -> None:
@@ -148,7 +157,7 @@ def _commit() -> str | None:
         asked = subprocess.run(
             ["git", "-C", str(here), "rev-parse", "--short", "HEAD"],
             capture_output=True,
-            text=True,
+            encoding="utf-8",
             timeout=5,
             check=True,
         )

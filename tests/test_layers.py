@@ -24,18 +24,19 @@ MAY_IMPORT: dict[str, set[str]] = {
     "equations": set(),
     "metrics": set(),
     "option_forms": set(),
+    "option_types": set(),
     "__main__": {"cli"},
     "plots": set(),
-    "quiet": set(),
+    "quiet": {"option_types"},
     "wheel_models": set(),
     "prompts": {"records"},
-    "samplers": {"cluster", "records", "thought_marks"},
+    "samplers": {"cluster", "option_types", "records", "thought_marks"},
     "run_folder": {"answers", "records"},
     "status": {"run_folder"},
     "tasks": {"answers", "latex", "prompts", "quantities", "records", "thought_marks"},
     "rollouts": {"prompts", "samplers", "records"},
     "selection": {"equations", "prompts", "records"},
-    "training": {"records", "thought_marks"},
+    "training": {"option_types", "records", "thought_marks"},
     "cluster": set(),
     "launch": {"cluster", "records", "training"},
     "embedded": {"tasks", "prompts", "records"},
@@ -53,7 +54,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     | {"verifier"},
     "solving": {"candidates", "embedded", "prompts", "records", "samplers", "tasks", "verifier"},
     "comparison": BELOW_EVALUATION
-    | {"candidates", "evaluation", "launch", "method_pages", "methods", "steps"},
+    | {"candidates", "evaluation", "launch", "method_pages", "methods", "option_types", "steps"},
     "method_commands": {"comparison", "methods", "report", "run_folder", "solving"},
     "pause": {"prompts", "records"},
     "quiet_pages": {"plots", "report", "records"},
@@ -72,7 +73,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     | {"pause", "quiet", "quiet_commands", "evaluation", "report"},
     "cli": BELOW_EVALUATION
     | {"evaluation", "report", "methods", "wheel_models", "quiet_commands", "pause_commands"}
-    | {"launch", "method_commands", "bulk", "option_forms", "__main__"},
+    | {"launch", "method_commands", "bulk", "option_forms", "option_types", "__main__"},
     "__init__": BELOW_EVALUATION | {"evaluation"},
 }
 DOORS: dict[str, set[str]] = {

@@ -1,9 +1,10 @@
 """Where a model can live; `open_sampler` opens one by name."""
 
 import inspect
-from collections.abc import Callable, Iterable, Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, get_type_hints
 
+from selftaught.option_types import check_types
 from selftaught.records import Text
 from selftaught.samplers.base import Closing, Sampler, SamplingParams
 
@@ -97,14 +98,16 @@ def open_scorer(model: str, **options: object) -> "TransformersScorer":
     return TransformersScorer(model, **options)  # type: ignore[arg-type]
 
 
-def _check_options(what: str, opened: Callable[..., object], options: Iterable[str]) -> None:
-    """Refuse options that the thing opened does not have; its first parameter is the model."""
+def _check_options(what: str, opened: type, options: Mapping[str, object]) -> None:
+    """Refuse options that the class does not have, and values of other types; its first parameter is
+    the model."""
     known = list(inspect.signature(opened).parameters)[1:]
     if unknown := sorted(set(options) - set(known)):
         raise ValueError(
             f"{what} has no option {', '.join(map(repr, unknown))}; "
             f"its options are {', '.join(known)}."
         )
+    check_types(what, options, get_type_hints(opened.__init__))
 
 
 def as_seen(model: str, prompt: Text) -> str:

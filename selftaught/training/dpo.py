@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from trl import DPOConfig
 
 
-def dpo_config(output_dir: Path, **options: Any) -> "DPOConfig":
+def dpo_config(output_dir: Path, /, **options: Any) -> "DPOConfig":
     """TRL's own `DPOConfig`; what is set here suits small models on any device, all can be given.
 
     Raises:

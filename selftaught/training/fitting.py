@@ -12,12 +12,13 @@ import math
 import os
 import shutil
 import zipfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, is_dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_type_hints
 
+from selftaught.option_types import check_types
 from selftaught.records import write_atomically
 
 if TYPE_CHECKING:
@@ -64,6 +65,7 @@ def trl_config(kind: str, output_dir: Path, ours: dict[str, Any], options: dict[
     import torch
     import trl
 
+    check_arguments(f"TRL's {kind}", getattr(trl, kind), options)
     shared = {
         "use_cpu": not torch.accelerator.is_available(),  # said, or bf16 is refused there
         "report_to": "none",
@@ -85,6 +87,17 @@ def trl_config(kind: str, output_dir: Path, ours: dict[str, Any], options: dict[
             f"TRL's {kind} refused the training options: {error}. "
             f"Its fields are listed at https://huggingface.co/docs/trl/{page}_trainer."
         ) from None
+
+
+def check_arguments(name: str, kind: type, options: Mapping[str, Any]) -> None:
+    """Refuse training options of another type than the field, and the folder, which the run sets.
+
+    Raises:
+        ValueError: names the option.
+    """
+    if "output_dir" in options:
+        raise ValueError("output_dir is set by the run; choose its folder with --out.")
+    check_types(name, options, get_type_hints(kind))
 
 
 def lora_config(*, r: int, alpha: int, target_modules: str) -> "LoraConfig":

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from selftaught.records import Text
-from selftaught.training.fitting import Row, Training, fit, prompt_tokens
+from selftaught.training.fitting import Row, Training, check_arguments, fit, prompt_tokens
 from selftaught.training.sft import fitting
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ class Judged:
     right: bool
 
 
-def outcome_config(output_dir: Path, *, max_length: int, **options: Any) -> "TrainingArguments":
+def outcome_config(output_dir: Path, /, *, max_length: int, **options: Any) -> "TrainingArguments":
     """transformers' `TrainingArguments` with the defaults of the other trainings here.
 
     Raises:
@@ -40,6 +40,7 @@ def outcome_config(output_dir: Path, *, max_length: int, **options: Any) -> "Tra
     ours = {"use_cpu": not torch.accelerator.is_available(), "report_to": "none", "remove_unused_columns": False, "logging_nan_inf_filter": False,
             "logging_steps": 1, "disable_tqdm": True, "save_total_limit": 1,
             "dataloader_pin_memory": False, "ddp_find_unused_parameters": False}  # fmt: skip
+    check_arguments("TrainingArguments", TrainingArguments, options)
     try:
         config = TrainingArguments(output_dir=str(output_dir), **(ours | options))
     except TypeError as error:

@@ -17,7 +17,7 @@ IGNORED = -100
 """The label of a token without loss, in torch and transformers."""
 
 
-def sft_config(output_dir: Path, **options: Any) -> "SFTConfig":
+def sft_config(output_dir: Path, /, **options: Any) -> "SFTConfig":
     """TRL's own `SFTConfig`; what is set here suits small models on any device, all can be given.
 
     Raises:
