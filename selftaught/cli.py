@@ -247,6 +247,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     warnings.filterwarnings("ignore", category=UserWarning, module="torch")
+    for stream in (sys.stdout, sys.stderr):  # a terminal may lack a sign that a model writes
+        with suppress(AttributeError, ValueError):
+            stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     place: list[Path] = []
     with _interruptible():
         try:
@@ -813,10 +816,12 @@ _COMMANDS: dict[str, Callable[["Namespace"], int]] = {
 
 def _asked(ask: AskOptions) -> "tuple[Task, Any, Any, Any]":
     """The task, its problems, the prompt and the sampling options of a command."""
+    from selftaught.option_types import check_count
     from selftaught.prompts import hinted
     from selftaught.samplers.base import SamplingParams
     from selftaught.tasks import open_task
 
+    check_count("limit", ask.limit)
     task = open_task(ask.task, **ask.task_options)
     style = _style(task, ask)
     params = SamplingParams(

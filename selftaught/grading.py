@@ -9,7 +9,6 @@ import contextlib
 import importlib
 import json
 import os
-import resource
 import signal
 import subprocess
 import sys
@@ -284,6 +283,8 @@ def serve() -> None:
     """What a worker process runs: one comparison per line of standard input, until it closes."""
     answers = answers_only()
     if sys.platform == "linux":
+        import resource
+
         resource.setrlimit(resource.RLIMIT_AS, (MOST_MEMORY, MOST_MEMORY))
     errand = json.loads(sys.stdin.buffer.readline())
     prove = vars(importlib.import_module(errand["module"]))[errand["name"]]
@@ -291,10 +292,12 @@ def serve() -> None:
     answers.write(b"true\n")
     answers.flush()
     for line in sys.stdin.buffer:
-        # An orphan is ended by the kernel, however deep in a computation it is.
-        signal.setitimer(signal.ITIMER_REAL, errand["seconds"] + 5)
+        # An orphan is ended by the kernel, however deep in a computation it is (POSIX only).
+        if hasattr(signal, "setitimer"):
+            signal.setitimer(signal.ITIMER_REAL, errand["seconds"] + 5)
         verdict = _judged(prove, *json.loads(line))
-        signal.setitimer(signal.ITIMER_REAL, 0)
+        if hasattr(signal, "setitimer"):
+            signal.setitimer(signal.ITIMER_REAL, 0)
         answers.write(json.dumps(verdict).encode() + b"\n")
         answers.flush()
 

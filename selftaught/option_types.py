@@ -55,6 +55,16 @@ def check_types(what: str, annotated: Any, options: Mapping[str, object]) -> Non
             )
 
 
+def check_count(name: str, value: int | None) -> None:
+    """Check that a number of things is at least 1, where it is given.
+
+    Raises:
+        ValueError: names the option and the value.
+    """
+    if value is not None and value < 1:
+        raise ValueError(f"{name} must be at least 1; got {value}.")
+
+
 def is_of_type(value: object, hint: Any) -> bool:
     """Whether a value as a command line or YAML gives it is one of a type hint.
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from time import perf_counter
-from typing import Any
+from typing import IO, Any
 
 import yaml
 
@@ -41,6 +41,8 @@ class Watch:
 def hold(folder: Path, name: str = "run.lock") -> Iterator[None]:
     """Hold a run folder for this process; the hold ends with the process, however it ends.
 
+    Without `fcntl`, which only POSIX systems have, nothing keeps a second process out.
+
     Args:
         name: of the lock file; one of its own holds a single file of the folder.
 
@@ -48,8 +50,6 @@ def hold(folder: Path, name: str = "run.lock") -> Iterator[None]:
         BlockingIOError: another process holds the folder; says which.
         OSError: the folder cannot be made or written.
     """
-    import fcntl
-
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock = (folder / name).open("a+", encoding="utf-8")
@@ -61,7 +61,7 @@ def hold(folder: Path, name: str = "run.lock") -> Iterator[None]:
         ) from error
     with lock:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _lock(lock)
         except BlockingIOError as error:
             lock.seek(0)
             holder = lock.read().strip() or "another process"
@@ -74,6 +74,15 @@ def hold(folder: Path, name: str = "run.lock") -> Iterator[None]:
         lock.write(f"process {os.getpid()} on {socket.gethostname()}")
         lock.flush()
         yield
+
+
+def _lock(file: IO[str]) -> None:
+    """Lock a file for this process, on systems with `fcntl`."""
+    try:
+        import fcntl
+    except ImportError:
+        return
+    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 def write_config(folder: Path, config: Mapping[str, Any], changeable: Sequence[str]) -> None:
@@ -167,7 +176,7 @@ def _commit() -> str | None:
         asked = subprocess.run(
             ["git", "-C", str(here), "rev-parse", "--short", "HEAD"],
             capture_output=True,
-            text=True,
+            encoding="utf-8",
             timeout=5,
             check=True,
         )

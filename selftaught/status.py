@@ -179,9 +179,11 @@ def read_status(run: Path) -> dict[str, Any]:
 
 
 def _held(lock: Path) -> bool:
-    """Whether a process holds a lock file."""
-    import fcntl
-
+    """Whether a process holds a lock file; without `fcntl` it is not known and taken to be so."""
+    try:
+        import fcntl
+    except ImportError:
+        return True
     try:
         with lock.open("r", encoding="utf-8") as file:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)

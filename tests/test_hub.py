@@ -23,7 +23,7 @@ def no_hub(monkeypatch: pytest.MonkeyPatch):
 def test_an_unreachable_model_fails_within_seconds_and_names_the_ways_out(monkeypatch):
     monkeypatch.setattr("huggingface_hub.hf_api.constants.ENDPOINT", "http://127.0.0.1:9")
     started = time.monotonic()
-    with pytest.raises(FileNotFoundError, match="no folder here.*hub.*get-model smollm2"):
+    with pytest.raises(FileNotFoundError, match=r"no folder here.*hub.*get-model smollm2"):
         check_model_name("somebody/nothing-of-this-name")
     assert time.monotonic() - started < hub.SECONDS + 5
 
@@ -49,7 +49,7 @@ def test_offline_mode_is_named(monkeypatch):
 
 
 def test_an_unreachable_data_set_fails_the_same_way():
-    with pytest.raises(FileNotFoundError, match="no file here.*hub.*local copy"):
+    with pytest.raises(FileNotFoundError, match=r"no file here.*hub.*local copy"):
         check_data_set("somebody/nothing-of-this-name")
     with pytest.raises(FileNotFoundError, match="no file here"):
         hub_rows("somebody/nothing-of-this-name", None, "train")

@@ -29,7 +29,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "__main__": {"cli"},
     "plots": set(),
     "printable": set(),
-    "quiet": {"samplers"},
+    "quiet": {"option_types", "samplers"},
     "wheel_models": set(),
     "prompts": {"records"},
     "rendering": {"records", "thought_marks"},
@@ -79,7 +79,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     | {"pause", "quiet", "quiet_commands", "evaluation", "report"},
     "cli": BELOW_EVALUATION
     | {"evaluation", "report", "methods", "wheel_models", "quiet_commands", "pause_commands"}
-    | {"launch", "method_commands", "bulk", "option_forms", "printable", "__main__"},
+    | {"launch", "method_commands", "bulk", "option_forms", "option_types", "printable"}
+    | {"__main__"},
     "__init__": BELOW_EVALUATION | {"evaluation"},
 }
 DOORS: dict[str, set[str]] = {

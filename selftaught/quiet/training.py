@@ -8,7 +8,6 @@ state depend on the seed and the step only.
 import hashlib
 import json
 import random
-import resource
 import shutil
 import sys
 import time
@@ -30,6 +29,7 @@ from transformers import (
 )
 from transformers.trainer_utils import set_seed
 
+from selftaught.option_types import check_types
 from selftaught.quiet.folder import fingerprint, save_quiet
 from selftaught.quiet.model import QuietLM, QuietOutput
 from selftaught.quiet.scoring import DECILES
@@ -46,13 +46,16 @@ DECIDING = (
 )  # fmt: skip
 
 
-def quiet_arguments(output_dir: Path, **options: Any) -> TrainingArguments:
+def quiet_arguments(output_dir: Path, /, **options: Any) -> TrainingArguments:
     """Transformers' own `TrainingArguments`; what is set here is the paper's or keeps every loss seen.
 
     Raises:
         ValueError: an option that transformers does not know, or fp16, whose range is too small for
             REINFORCE at the published weight.
     """
+    if "output_dir" in options:
+        raise ValueError("output_dir is set by the run; choose its folder with --out.")
+    check_types("TrainingArguments", TrainingArguments, options)
     if options.get("fp16"):
         raise ValueError(
             "fp16 cannot hold REINFORCE's gradients at the published weight; use bf16."
@@ -281,9 +284,13 @@ def _gains(out: QuietOutput, inputs: dict[str, Any]) -> Tensor:
 
 
 def peak_memory() -> float:
-    """The most memory this process has held, in GB: of the accelerator where there is one."""
+    """Peak memory of this process in GB: of the accelerator if there is one, NaN if it is not known."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated() / 1e9
+    try:
+        import resource
+    except ImportError:  # not a POSIX system
+        return float("nan")
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9
 

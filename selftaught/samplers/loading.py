@@ -95,6 +95,13 @@ def load_tokenizer(model: str) -> PreTrainedTokenizerBase:
 def _load_model(model: str, dtype: str, device: str) -> PreTrainedModel:
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise ValueError(
+            f"Expected a device that this machine has, such as cpu or cuda, got {device!r}: "
+            f"{str(error).splitlines()[0]}"
+        ) from None
     transformers_logging.disable_progress_bar()  # it would break the caller's own
     loaded: PreTrainedModel = load_model(model, dtype=dtype)
     return loaded.to(torch.device(device))  # type: ignore[arg-type]
