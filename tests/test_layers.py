@@ -55,7 +55,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "solving": {"candidates", "embedded", "prompts", "records", "samplers", "tasks", "verifier"},
     "comparison": BELOW_EVALUATION
     | {"candidates", "evaluation", "launch", "method_pages", "methods", "option_types", "steps"},
-    "method_commands": {"comparison", "methods", "report", "run_folder", "solving"},
+    "method_commands": {"comparison", "methods", "report", "run_folder", "solving", "status"},
     "pause": {"prompts", "records"},
     "quiet_pages": {"plots", "report", "records"},
     "quiet_explore": {"quiet", "quiet_pages"},
@@ -64,13 +64,14 @@ MAY_IMPORT: dict[str, set[str]] = {
         "quiet_pages",
         "quiet_explore",
         "embedded",
+        "option_types",
         "records",
         "run_folder",
         "samplers",
         "status",
     },
     "pause_commands": BELOW_EVALUATION
-    | {"pause", "quiet", "quiet_commands", "evaluation", "report"},
+    | {"option_types", "pause", "quiet", "quiet_commands", "evaluation", "report"},
     "cli": BELOW_EVALUATION
     | {"evaluation", "report", "methods", "wheel_models", "quiet_commands", "pause_commands"}
     | {"launch", "method_commands", "bulk", "option_forms", "option_types", "__main__"},
