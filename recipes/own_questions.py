@@ -2,7 +2,7 @@
 
     python recipes/own_questions.py [FOLDER]
 
-The questions are sums of three numbers from 1 to 30, each with its final answer and no solution. The eight
+The questions are sums of three two-digit numbers, each with its final answer and no solution. The eight
 worked examples show how a solution is written and are not among the questions.
 """
 
@@ -19,7 +19,7 @@ def rows(seed: int = 0) -> list[dict[str, str]]:
     draw = random.Random(seed)
     found: dict[str, dict[str, str]] = {}
     while len(found) < QUESTIONS + SHOTS:
-        a, b, c = (draw.randint(1, 30) for _ in range(3))
+        a, b, c = (draw.randint(10, 99) for _ in range(3))
         question = f"What is {a} + {b} + {c}?"
         steps = f"{a} + {b} = {a + b}. {a + b} + {c} = {a + b + c}."
         found[question] = {

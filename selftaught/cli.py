@@ -5,7 +5,7 @@ Only what the chosen subcommand needs is imported, so that `--help` comes at onc
 
 import signal
 
-from selftaught.__main__ import INTERRUPTED, end_at_once
+from selftaught.__main__ import INTERRUPTED, end_at_once, ended
 
 if __name__ == "__main__":  # before the other imports, which take longer
     signal.signal(signal.SIGINT, end_at_once)
@@ -264,30 +264,31 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 _INTERRUPTED = threading.Event()
-_LOST = threading.Event()
+_AGAIN = threading.Event()
+"""Set while the next interrupt is one that was put off, not another Ctrl-C."""
 
 
 @contextmanager
 def _interruptible() -> Iterator[None]:
     """Handle Ctrl-C as `KeyboardInterrupt`, once; a second Ctrl-C ends the process.
 
-    Python drops an exception that is raised inside a callback of C code, as during an import, and
-    passes it to `sys.unraisablehook`. Such an interrupt is raised again.
+    Python drops an exception that is raised inside a callback of C code and passes it to
+    `sys.unraisablehook`. Such an interrupt is raised again.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
     before, hook = signal.signal(signal.SIGINT, _interrupt), sys.unraisablehook
 
-    def again(dropped: Any) -> None:
-        if _INTERRUPTED.is_set() and issubclass(dropped.exc_type, KeyboardInterrupt):
-            _LOST.set()
-            _thread.interrupt_main()
+    def dropped(what: Any) -> None:
+        if _INTERRUPTED.is_set() and issubclass(what.exc_type, KeyboardInterrupt):
+            _put_off()
         else:
-            hook(dropped)
+            hook(what)
 
     _INTERRUPTED.clear()
-    sys.unraisablehook = again
+    _AGAIN.clear()
+    sys.unraisablehook = dropped
     try:
         yield
     finally:
@@ -296,11 +297,31 @@ def _interruptible() -> Iterator[None]:
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:
-    if _INTERRUPTED.is_set() and not _LOST.is_set():
+    again = _AGAIN.is_set()
+    _AGAIN.clear()
+    if _INTERRUPTED.is_set() and not again:
         end_at_once(number, frame)
     _INTERRUPTED.set()
-    _LOST.clear()
-    raise KeyboardInterrupt
+    if _importing(frame):  # an exception there can end the process from C++ code, as in torch
+        _put_off()
+    else:
+        raise KeyboardInterrupt
+
+
+def _put_off() -> None:
+    """Interrupt this process a little later."""
+    _AGAIN.set()
+    timer = threading.Timer(0.05, _thread.interrupt_main)
+    timer.daemon = True
+    timer.start()
+
+
+def _importing(frame: FrameType | None) -> bool:
+    while frame is not None:
+        if frame.f_code.co_filename.startswith("<frozen importlib"):
+            return True
+        frame = frame.f_back
+    return False
 
 
 def _failed(error: BaseException, given: Sequence[str], place: Path | None) -> int:
@@ -316,12 +337,13 @@ def _failed(error: BaseException, given: Sequence[str], place: Path | None) -> i
     if isinstance(error, BrokenPipeError) and _stdout_closed():
         return FAILED
     bad_input = isinstance(error, ValueError | OSError | ImportError)
-    if bad_input and (_raised_here(error) or (isinstance(error, OSError) and error.filename)):
-        _tell(f"selftaught: error: {_words(error)}{_advice(error)}")
+    words = _words(error, place)
+    if bad_input and (_raised_here(error) or (isinstance(error, OSError) and error.strerror)):
+        _tell(f"selftaught: error: {words}")
         return BAD_INPUT
     log = _traceback_file(error, given, place)
     name = "" if bad_input else f"{type(error).__name__}: "
-    _tell(f"selftaught: error: {name}{_words(error)}{_advice(error)}\n"
+    _tell(f"selftaught: error: {name}{words}\n"
           f"selftaught did not expect this error. Its traceback is in {log}.")  # fmt: skip
     return BAD_INPUT if bad_input else FAILED
 
@@ -332,19 +354,24 @@ def _raised_here(error: BaseException) -> bool:
     return Path(last[0].f_code.co_filename).is_relative_to(Path(__file__).parent)
 
 
-def _words(error: BaseException) -> str:
-    """The message of an error; of the operating system's, without its number."""
-    if not isinstance(error, OSError) or not error.strerror:
-        return str(error) or type(error).__name__
-    return error.strerror + (f": {error.filename}" if error.filename else "")
+def _words(error: BaseException, place: Path | None) -> str:
+    """The message of an error; of the operating system's, with the path and, if the disk is full, with
+    what to do about it."""
+    words = str(error) or type(error).__name__
+    if isinstance(error, OSError) and error.strerror:
+        words = error.strerror
+        if error.filename:
+            words += f": {error.filename}"
+        elif error.errno is not None and words == os.strerror(error.errno) and place is not None:
+            words += f", while {place} was written"
+    if FULL in words and "make room" not in words:
+        words += (
+            ". Free space on that disk, then repeat the command: it continues from what is stored."
+        )
+    return words
 
 
-def _advice(error: BaseException) -> str:
-    """What to do about a full disk, however the error says it."""
-    full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
-    if not full and "No space left on device" not in str(error):
-        return ""
-    return ". Free space on this disk, then repeat the command: it continues from what is stored."
+FULL = os.strerror(errno.ENOSPC)
 
 
 def _stdout_closed() -> bool:
@@ -632,6 +659,7 @@ def _task_flags(task: str, options: dict[str, Any]) -> str:
 
 def _sample(options: "Namespace") -> int:
     from selftaught.rollouts import fill
+    from selftaught.run_folder import remember
 
     ask = AskOptions(**_values(options))
     _, problems, style, params = _asked(ask)
@@ -646,7 +674,7 @@ def _sample(options: "Namespace") -> int:
             sampler, problems, style, params, store=ask.out, progress=advance,
             origin="rationalized" if ask.hint else "sampled",
         )  # fmt: skip
-    _remember(ask, ask.out)
+    remember(ask, ask.out)
     _say(f"{count} rollouts in {ask.out}")
     _say(f"Next: selftaught grade{_task_flags(ask.task, ask.task_options)} {ask.out}")
     return DONE
@@ -655,12 +683,13 @@ def _sample(options: "Namespace") -> int:
 def _grade(options: "Namespace") -> int:
     from selftaught.bulk import grade_stores
     from selftaught.records import OUTCOMES
+    from selftaught.run_folder import remember
 
     stores = [Path(store) for store in options.pop("rollouts")]
     how = GradeOptions(**_values(options))
     with _told(how.out, "grade"):
         counts = grade_stores(stores, how.out, how.task, how.task_options, workers=how.workers)
-    _remember(how, how.out)
+    remember(how, how.out)
     told = ", ".join(f"{counts.get(outcome, 0)} {outcome}" for outcome in OUTCOMES)
     _say(f"{told}: {how.out}")
     return DONE
@@ -668,6 +697,7 @@ def _grade(options: "Namespace") -> int:
 
 def _select(options: "Namespace") -> int:
     from selftaught.bulk import choose
+    from selftaught.run_folder import remember
     from selftaught.tasks import open_task
 
     stores = [Path(store) for store in options.pop("rollouts")]
@@ -678,7 +708,7 @@ def _select(options: "Namespace") -> int:
             stores, how.out, how.keep, style,
             distinct_by=how.distinct_by, at_most=how.at_most, workers=how.workers,
         )  # fmt: skip
-    _remember(how, how.out)
+    remember(how, how.out)
     _say(f"{kept} of {count} rollouts kept: {how.out}")
     _say(f"Next: selftaught train sft --model MODEL --data {how.out}")
     return DONE
@@ -686,6 +716,7 @@ def _select(options: "Namespace") -> int:
 
 def _train(options: "Namespace") -> int:
     from selftaught.launch import PLACE, Stage, launch, launch_of
+    from selftaught.run_folder import remember
 
     kind = options.pop("kind")
     if kind not in ("sft", "dpo"):
@@ -702,7 +733,7 @@ def _train(options: "Namespace") -> int:
         watch.progress("training", max(how.max_steps, 0)) as advance,
     ):
         done = launch(stage, launch_of(how), advance)
-    _remember(how, how.out)
+    remember(how, how.out)
     what = "examples" if kind == "sft" else "preferences"
     told = f", {done.from_text} tokenized from text" if done.from_text else ""
     _say(f"{done.steps} steps on {done.trained_on} {what} ({done.too_long} too long{told}), "
@@ -714,6 +745,7 @@ def _evaluate(options: "Namespace") -> int:
     from selftaught.evaluation import evaluate
     from selftaught.records import write_atomically
     from selftaught.report import markdown_table
+    from selftaught.run_folder import remember
 
     ask = EvaluateOptions(**_values(options))
     task, problems, style, params = _asked(ask)
@@ -726,7 +758,7 @@ def _evaluate(options: "Namespace") -> int:
         evaluation = evaluate(
             sampler, task, problems, style, params, store=ask.out, name=ask.model, progress=advance
         )
-    _remember(ask, ask.out)
+    remember(ask, ask.out)
     result = ask.out.with_name(ask.out.stem + ".evaluation.json")
     write_atomically(result, json.dumps(evaluation.to_dict(), indent=2) + "\n")
     print(markdown_table([evaluation]))
@@ -895,22 +927,9 @@ def _accounted(sampler: Any, out: Path) -> Iterator[None]:
         print(f"Server: {usage}." + (f" All in all: {whole}." if before.requests else ""))
 
 
-def _remember(options: Any, out: Path) -> None:
-    """Write the resolved options beside what they made."""
-    import yaml
-
-    from selftaught.records import write_atomically
-
-    values = {name: str(value) if isinstance(value, Path) else value for name, value in asdict(options).items()}  # fmt: skip
-    path = out.with_name(out.stem + ".config.yaml")
-    write_atomically(path, yaml.safe_dump(values, sort_keys=False, allow_unicode=True))
-
-
 @contextmanager
 def _bar(stage: str, total: int) -> Iterator[Callable[[int], Any] | None]:
     """A progress bar with rate and time left; nothing where nobody looks."""
-    if _INTERRUPTED.is_set():
-        raise KeyboardInterrupt
     if not sys.stderr.isatty():
         yield None
         return
@@ -937,4 +956,4 @@ def _tell(text: str) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(ended(main()))

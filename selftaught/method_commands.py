@@ -1,5 +1,6 @@
 """The command lines of RFT, V-STaR, per-step DPO and their comparison, and of best-of-n."""
 
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields
 from importlib import import_module
@@ -10,9 +11,9 @@ import yaml
 from jsonargparse import ActionConfigFile, ArgumentParser, Namespace
 
 from selftaught.printable import printable
-from selftaught.run_folder import Watch, read_rows
+from selftaught.run_folder import Watch, read_json, read_rows
 
-DONE = 0
+DONE, NO_ANSWER = 0, 3
 
 METHODS = {
     "rft": ("selftaught.methods.rft", "RftConfig", "run_rft", "open_rft"),
@@ -99,7 +100,7 @@ def run(command: str, options: Namespace, bar: Callable[..., Any]) -> int:
     """Run a command; returns its exit code."""
     values = {name: options[name] for name in vars(options)}
     if command == "solve":
-        return _solve(values)
+        return _solve(values, bar)
     module, name, function, opened = METHODS[command]
     room = import_module(module)
     dry_run = values.pop("dry_run")
@@ -129,13 +130,53 @@ def run(command: str, options: Namespace, bar: Callable[..., Any]) -> int:
 
 
 def report_of(folder: Path) -> Callable[[Path], Path] | None:
-    """What writes the page of a run folder of one of these methods; None for any other folder."""
-    config = folder / "config.yaml"
-    if not config.is_file():
-        return None
-    told = yaml.safe_load(config.read_text(encoding="utf-8")) or {}
+    """What writes the page of a run folder of one of these methods; None for STaR's and other folders.
+
+    Raises:
+        ValueError: the folder is another command's, whose page is written by that command or which has
+            none; says where its results are.
+    """
+    status, config = read_json(folder / "status.json") or {}, folder / "config.yaml"
+    told = (yaml.safe_load(config.read_text(encoding="utf-8")) or {}) if config.is_file() else {}
+    if not isinstance(told, dict):
+        raise ValueError(f"{config}: expected options and their values, got {type(told).__name__}.")
     found = next((name for name, option in TOLD_BY.items() if option in told), None)
-    return import_module(METHODS[found][0]).report if found else None
+    if found:
+        return import_module(METHODS[found][0]).report
+    if "preset" in told or status.get("method") == "Quiet-STaR":
+        return _quiet_page
+    if "pauses" in told:
+        raise ValueError(
+            f"{folder} holds measurements with pauses, which have no page. Repeat the command with "
+            f"--config {config} to print their table; nothing is measured again."
+        )
+    if (folder / "config.json").is_file():
+        raise ValueError(
+            f"{folder} is a model. Give the run folder that it is in, or measure it: selftaught "
+            f"evaluate --model {folder}."
+        )
+    stores = sorted(path.name for path in folder.glob("*.jsonl"))
+    if stores and not told and "metrics.jsonl" not in stores:
+        raise ValueError(
+            f"{folder} holds stores of single stages ({', '.join(stores[:3])}) and no run; only runs "
+            "have a page. `selftaught evaluate` prints a table."
+        )
+    return None
+
+
+def _quiet_page(folder: Path) -> Path:
+    """The page of a Quiet-STaR run, which its training writes when it ends.
+
+    Raises:
+        ValueError: the training has not ended.
+    """
+    page = folder / "report.html"
+    if not page.is_file():
+        raise ValueError(
+            f"{folder} is a run of Quiet-STaR that has not ended; it writes its page, {page}, when it "
+            f"ends. See where it stands with: selftaught status {folder}"
+        )
+    return page
 
 
 def _line(row: dict[str, Any]) -> str:
@@ -154,7 +195,7 @@ def _line(row: dict[str, Any]) -> str:
     return f"{row['name']:<24} {' · '.join([*told, seconds])}"
 
 
-def _solve(values: dict[str, Any]) -> int:
+def _solve(values: dict[str, Any], bar: Callable[..., Any]) -> int:
     from selftaught.solving import Solver, read_questions, solve_file
 
     question: str | None = values.pop("question")
@@ -170,10 +211,15 @@ def _solve(values: dict[str, Any]) -> int:
     with Solver(**{one.name: getattr(ask, one.name) for one in fields(ask)
                    if one.name not in ("file", "out")}) as solver:  # fmt: skip
         if ask.file is not None:
-            return _solve_file(solver, read_questions(ask.file), ask, solve_file)
+            return _solve_file(solver, read_questions(ask.file), ask, solve_file, bar)
         solution = solver.solve(question or "", seen=lambda index, one: print(_candidate(index, one), flush=True))  # fmt: skip
     if solution.scores is not None:
         print("scores  " + " ".join(f"{score:.2f}" for score in solution.scores))
+    if solution.answer is None:
+        print(
+            _no_answer(ask, f"any of the {len(solution.completions)} candidates"), file=sys.stderr
+        )
+        return NO_ANSWER
     print(f"answer  {printable(str(solution.answer))}  ({solution.support} of {len(solution.completions)} candidates)")  # fmt: skip
     print(printable(solution.completion))
     return DONE
@@ -183,11 +229,44 @@ def _candidate(index: int, completion: Any) -> str:
     return f"[{index + 1}] {printable(' '.join(completion.text.split())[:160])}"
 
 
-def _solve_file(solver: Any, questions: Sequence[Any], ask: SolveOptions, solve_file: Any) -> int:
-    from selftaught.run_folder import hold
+def _solve_file(
+    solver: Any,
+    questions: Sequence[Any],
+    ask: SolveOptions,
+    solve_file: Any,
+    bar: Callable[..., Any],
+) -> int:
+    from selftaught.run_folder import hold, remember
+    from selftaught.status import reported, status_file
 
     out = ask.out or Path("runs/solved.jsonl")
-    with hold(out.parent, f"{out.name}.lock"):
-        count = solve_file(solver, questions, out, told=lambda one: print(printable(f"{one.question[:60]}  ->  {one.answer}  ({one.support} of {len(one.completions)})"), flush=True))  # fmt: skip
-    print(printable(f"{count} answers in {out}"))
+    with (
+        hold(out.parent, f"{out.name}.lock"),
+        reported(status_file(out), "solve", Watch(progress=bar)) as watch,
+        watch.progress("solving", len(questions)) as advance,
+    ):
+
+        def told(one: Any) -> None:
+            print(printable(f"{one.question[:60]}  ->  {one.answer}  ({one.support} of {len(one.completions)})"), flush=True)  # fmt: skip
+            if advance is not None:
+                advance(1)
+
+        count = solve_file(solver, questions, out, told=told)
+    remember(ask, out)
+    answered = sum(row.get("answer") is not None for row in read_rows(out)[1:])
+    print(f"{answered} of {count} questions answered: {out}")
+    if not answered:
+        print(_no_answer(ask, f"any candidate of the {count} questions"), file=sys.stderr)
+        return NO_ANSWER
     return DONE
+
+
+def _no_answer(ask: SolveOptions, where: str) -> str:
+    """What is said where no candidate has an answer that can be read."""
+    small = ask.model == "embedded" and ask.sampler == "transformers"
+    known = "The model in this package only adds numbers, written as 48+17; give another with --model. " if small else ""  # fmt: skip
+    return (
+        f"selftaught: no answer could be read from {where}. {known}The task {ask.task!r} must fit the "
+        "question and the way the model states an answer (--task, --prompt); a completion that was cut "
+        "at --max-tokens has none."
+    )

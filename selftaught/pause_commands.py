@@ -108,7 +108,8 @@ def _train(how: TrainOptions, bar: Bar) -> None:
     from selftaught.embedded import embedded_model
     from selftaught.pause import VARIANTS, add_pause_token, pause_rows, with_pauses
     from selftaught.records import read_examples
-    from selftaught.run_folder import hold
+    from selftaught.run_folder import Watch, hold, remember
+    from selftaught.status import reported, status_file
     from selftaught.training import sft_config, train_rows, train_sft
 
     in_text, in_examples = VARIANTS[how.variant]
@@ -124,7 +125,8 @@ def _train(how: TrainOptions, bar: Bar) -> None:
     start = how.out.with_name(f"{how.out.name}.start-{made_of}")
     with (
         hold(how.out.parent, f"{how.out.name}.lock"),
-        bar("training", max(how.max_steps, 0)) as advance,
+        reported(status_file(how.out), "pause train", Watch(progress=bar)) as watch,
+        watch.progress("training", max(how.max_steps, 0)) as advance,
     ):
         add_pause_token(name, start)
         if how.data is not None:
@@ -140,6 +142,7 @@ def _train(how: TrainOptions, bar: Bar) -> None:
 
             made_of = [texts, share, how.length]
             done = train_rows(start, rows, made_of, config, out=how.out, progress=advance)
+    remember(how, how.out)
     print(f"{done.steps} steps on {done.trained_on} rows ({done.too_long} too long), "
           f"loss {done.loss:.3f}: {done.model}")  # fmt: skip
 
@@ -147,13 +150,16 @@ def _train(how: TrainOptions, bar: Bar) -> None:
 def _evaluate(how: EvaluateOptions, bar: Bar) -> None:
     from selftaught.embedded import embedded_model
     from selftaught.evaluation import evaluate
+    from selftaught.option_types import check_count
     from selftaught.pause import PAUSE, paused, refuse_without_pause
     from selftaught.report import markdown_table
-    from selftaught.run_folder import hold
+    from selftaught.run_folder import Watch, hold, remember
     from selftaught.samplers import open_sampler
     from selftaught.samplers.base import SamplingParams
+    from selftaught.status import reported
     from selftaught.tasks import open_task
 
+    check_count("limit", how.limit)
     task = open_task(how.task, **how.task_options)
     problems = task.problems(how.split)[: how.limit]
     params = SamplingParams(
@@ -165,11 +171,16 @@ def _evaluate(how: EvaluateOptions, bar: Bar) -> None:
     if how.filler is None and any(how.pauses):
         refuse_without_pause(name)
     found = []
-    with hold(how.out), open_sampler("transformers", name) as sampler:
+    with (
+        hold(how.out),
+        reported(how.out / "status.json", "pause evaluate", Watch(progress=bar)) as watch,
+        open_sampler("transformers", name) as sampler,
+    ):
+        remember(how, how.out)
         for count in how.pauses:
             style = paused(task.styled(how.prompt), count, how.filler or PAUSE)
             store = how.out / f"{'pauses' if how.filler is None else 'fillers'}-{count}.jsonl"
-            with bar("evaluating", len(problems)) as advance:
+            with watch.progress("evaluating", len(problems)) as advance:
                 found.append(
                     evaluate(
                         sampler, task, problems, style, params, store=store,

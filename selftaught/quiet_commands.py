@@ -406,8 +406,10 @@ def _at_least(least: int, **given: float) -> None:
 
 def texts_of(how: TextOptions) -> Iterator[str]:
     """The texts that a command is given."""
+    from selftaught.option_types import check_count
     from selftaught.quiet.texts import read_texts
 
+    check_count("limit", how.limit)
     if not how.text:
         raise ValueError("Expected --text: a file, a folder or a data set of the Hub.")
     return read_texts(

@@ -95,12 +95,13 @@ def read_run(folder: Path) -> Run:
             "neither. Give the folder that `selftaught star --out` wrote."
         )
     rows = read_rows(folder / "metrics.jsonl")
-    if any("validation" not in row for row in rows):
+    config = folder / "config.yaml"
+    told = (yaml.safe_load(config.read_text(encoding="utf-8")) or {}) if config.is_file() else {}
+    if any("validation" not in row for row in rows) or (told and "rationalization" not in told):
         raise ValueError(
             f"{folder} is no run of STaR, and only those are put side by side; its own page is written "
             "by `selftaught report` with this folder alone, and `selftaught compare` compares methods."
         )
-    config = folder / "config.yaml"
     return Run(
         folder,
         rows,

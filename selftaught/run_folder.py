@@ -10,7 +10,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from time import perf_counter
@@ -147,6 +147,22 @@ def _refuse_other_grading(folder: Path) -> None:
             "would not be comparable. Give another folder with --out; the old one stays as it is, and "
             "`selftaught report` still shows it."
         )
+
+
+def remember(options: Any, out: Path) -> None:
+    """Write the resolved options of a command beside its output, or into its run folder.
+
+    Args:
+        options: a dataclass.
+        out: the file, model folder or run folder that the command made.
+    """
+    values = {
+        name: str(value) if isinstance(value, Path) else value
+        for name, value in asdict(options).items()
+    }
+    held = (out / "run.lock").exists()
+    path = out / "config.yaml" if held else out.with_name(out.stem + ".config.yaml")
+    write_atomically(path, yaml.safe_dump(values, sort_keys=False, allow_unicode=True))
 
 
 def versions() -> dict[str, Any]:

@@ -108,10 +108,22 @@ class Status:
         self._written = time.monotonic()
         self._told["updated"] = _now()
         partial = self._path.with_name(f"{self._path.name}.partial")
-        with suppress(OSError):
+        text = json.dumps(self._told, indent=1) + "\n"
+        try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
-            partial.write_text(json.dumps(self._told, indent=1) + "\n", encoding="utf-8")
+            partial.write_text(text, encoding="utf-8")
             partial.replace(self._path)
+        except OSError:
+            if self._told["state"] != "running":
+                self._overwrite(text)
+
+    def _overwrite(self, text: str) -> None:
+        """Write the last state over the file in place: a full disk has no room for a second file."""
+        with suppress(OSError):
+            self._path.with_name(f"{self._path.name}.partial").unlink(missing_ok=True)
+            with self._path.open("r+b") as file:
+                file.write(text.encode())
+                file.truncate()
 
 
 @contextmanager

@@ -59,7 +59,15 @@ MAY_IMPORT: dict[str, set[str]] = {
     "solving": {"candidates", "embedded", "prompts", "records", "samplers", "tasks", "verifier"},
     "comparison": BELOW_EVALUATION
     | {"candidates", "evaluation", "launch", "method_pages", "methods", "preflight", "steps"},
-    "method_commands": {"comparison", "methods", "printable", "report", "run_folder", "solving"},
+    "method_commands": {
+        "comparison",
+        "methods",
+        "printable",
+        "report",
+        "run_folder",
+        "solving",
+        "status",
+    },
     "pause": {"hub", "prompts", "records", "samplers"},
     "quiet_pages": {"plots", "printable", "report", "records"},
     "quiet_explore": {"quiet", "quiet_pages"},
@@ -70,13 +78,14 @@ MAY_IMPORT: dict[str, set[str]] = {
         "quiet_explore",
         "embedded",
         "printable",
+        "option_types",
         "records",
         "run_folder",
         "samplers",
         "status",
     },
     "pause_commands": BELOW_EVALUATION
-    | {"pause", "quiet", "quiet_commands", "evaluation", "report"},
+    | {"option_types", "pause", "quiet", "quiet_commands", "evaluation", "report"},
     "cli": BELOW_EVALUATION
     | {"evaluation", "report", "methods", "wheel_models", "quiet_commands", "pause_commands"}
     | {"launch", "method_commands", "bulk", "option_forms", "option_types", "printable"}
