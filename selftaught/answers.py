@@ -70,23 +70,83 @@ _JOINED = re.compile(
     r"|(?!.*\b(?:rather|no|not|actually|wait|so|then|thus|hence|therefore|gives?|is|now)\b)"
     r"[^.\n]{0,30}\b(?:and|or)\b[^.\n]{0,30}"
 )
-_OPEN_BEFORE = re.compile(
+_MARKUP_BEFORE = re.compile(r"(?:\\\$|\\[(\[]|[ \t$*]|\\displaystyle|\\[,;:! ])++$")
+_BEFORE = re.compile(
+    r"(?:^|\n|[.,:;!?=)\]\"'“”’>→⇒—–]|\\(?:implies|Rightarrow|rightarrow|Longrightarrow|to|therefore|q?quad|item|\\)"
+    r"|\\(?:text|math)[a-z]*\{|[A-Za-z]{2,}|\bI|\ba|(?:^|\n)[ \t]*+[-+*#>]++|[^\x00-\x7f])$"
+)
+"""What may stand directly before a box: a sign, a word, or a list bullet; else it is part of a formula."""
+_NOT_BEFORE = re.compile(
     r"(?:\b(?:not|never|neither|nor|or|about|approximately|roughly|around|over|under|than|least|most|between"
-    r"|nearly|almost|exceeds?|below|above|without|except|plus|minus|negative|times)[\s:$]*+"
-    r"|n't[\s:$]*+"
-    r"|\\(?:neq?|leq?|geq?|lt|gt|approx|sim|pm|times|cdot|sqrt|log|ln|in)[ {$]*+"
-    r"|[<>≤≥≈≠~±√][ $]*+|[0-9)}A-Za-z][ \t]*+[*/^+×÷][ $]*+|-\$?|[0-9])$"
+    r"|nearly|almost|exceeds?|below|above|without|except|plus|minus|negative|times|by)"
+    r"|n't|(?<!\\)\\(?:neq?|leq?|geq?|lt|gt|approx|sim|pm|times|cdot|sqrt|sin|cos|tan|log|ln|in|equiv)|[≈≠±√≥≤~<>])$"
 )
 _PERCENT_AFTER = re.compile(r"[ \t$*]*+(?:\\\)|\\\])?[ \t$*]*+(?:\\?%|per ?cent\b)")
-_OPEN_AFTER = re.compile(
-    r"[ \t$*]*+(?:\\\)|\\\])?[ \t$*]*+(?:[-–+*/^×÷±][ ]?(?:[0-9(\\$]|[A-Za-z]\b)|\\(?:times|cdot|pm|pi|sqrt|frac|div)\b"
-    r"|!(?=[ ]?[-+*/=])|(?:hundred|thousand|million|billion|trillion|dozen|hundreds|thousands|millions|k|K|M)\b"
-    r"|(?:or|and) (?:more|less|fewer|above|below|greater|so|higher|lower|maybe|perhaps|possibly|even|[0-9$\\])"
-    r"|(?:to|through) [0-9$\\]"
-    r"|is(?:n't| not| wrong| incorrect| false| impossible)\b"
-    r"|\((?:approximately|approx|not|roughly|about|maybe|perhaps)\b"
-    r"|(?:approximately|roughly|maybe|perhaps|possibly)\b)"
+_MARKUP_AFTER = re.compile(r"(?:[ \t]*+(?:[$*]|\\\)|\\\]|\\[,;: ]))*+")
+_CLAUSE = re.compile(r"[^\n.,;:!?(—–]*+")
+_GOES_ON = re.compile(
+    r"(?:as|because|since|so|which|for|when|where|that|from|thus|hence|therefore)\b"
+    r"|and (?!.*[0-9\\])|is (?:the|our|my|your) (?!wrong|incorrect|lower|upper|opposite)|is (?:correct|right)\b",
+    re.IGNORECASE,
 )
+_OTHER_AFTER = re.compile(
+    r"[ \t$*]*+(?:[.,;:] ?)?(?:(?:or|and) (?:maybe |perhaps |possibly )?[-$\\]{0,2}[0-9]|[.,:][0-9]|\{,\}[0-9]|! ?[-=+*/^0-9]|!\$)"
+)
+
+
+def _stands_alone(text: str, start: int, end: int) -> bool:
+    """Whether a box is the whole of what is stated, and no part of a formula or a longer phrase."""
+    before = text[max(0, start - 60) : start]
+    bare = _MARKUP_BEFORE.sub("", before)
+    spaced = bare != before
+    dash = bare.endswith("-") and (
+        not before.endswith(("-", "-$")) and not bare.endswith(("=-", "= -", "(-"))
+    )
+    if _NOT_BEFORE.search(bare):
+        return False
+    if bare and not dash:
+        if bare.endswith("(") and re.match(r"[ $]*\)", text[end : end + 10]):
+            return True
+        if not _BEFORE.search(bare) or (
+            not spaced
+            and re.search(r"[A-Za-z]$", bare)
+            and len(re.findall(r"[A-Za-z]+$", bare)[0]) == 1
+        ):
+            return False
+    markup = _MARKUP_AFTER.match(text, end)
+    after = markup.end() if markup else end
+    following = text[after : after + 1]
+    if following.isalnum() or following in set("^_{'\"²³|/+×÷±\\") - (
+        {"\\"}
+        if text.startswith(
+            (
+                "\\text",
+                "\\mathrm",
+                "\\%",
+                "\\\\",
+                "\\qquad",
+                "\\quad",
+                "\\tag",
+                "\\end",
+                "\\blacksquare",
+                "\\square",
+            ),
+            after,
+        )
+        else set()
+    ):
+        return False
+    if _OTHER_AFTER.match(text, end):
+        return False
+    clause = _CLAUSE.match(text, after)
+    tail = clause[0][:200].replace("$", " ").strip(" *\t)]") if clause else ""
+    tail = re.sub(r"\\(?:q?quad|tag.*|end.*|blacksquare|square|\\)$", "", tail).strip()
+    tail = tail.rstrip("}") if "{" not in tail else tail
+    if not re.search(r"[A-Za-z0-9]", tail) or _GOES_ON.match(tail):
+        return True
+    return quantity(f"5 {tail}") is not None
+
+
 _PROSE = re.compile(
     r"\b(?:answers?|(?:correct|right|best)[ ](?:option|choice))(?:\*\*)?(?:[ ](?:to|for)[ ][^.\n:=]{1,80}?)?"
     r"(?:(?P<not>[ ]?(?:isn't|aren't|is[ ]not|are[ ]not|cannot[ ]be|can't[ ]be|wasn't|was[ ]not))\b"
@@ -95,9 +155,12 @@ _PROSE = re.compile(
 )
 _NOT_OURS = re.compile(
     r"\b(?:wrong|incorrect|false|naive|tempting|possible|initial|first|previous|earlier|old|other|another|bad"
-    r"|intermediate|partial|approximate|expected|suggested)[ ]$"
+    r"|intermediate|partial|approximate|expected|suggested|least|common)[ ]$"
     r"|\b(?:if|suppose|supposing|assume|assuming|unless|whether|imagine|say|says|said|claims?|claimed"
-    r"|believes?|thought|guess|guessed|pretend|hypothesis)(?:,? that)?,? (?:the |my |our |her |his |their )?$",
+    r"|believes?|thought|guess|guessed|pretend|hypothesis)(?:,? that)?[,:]? (?:the |my |our |her |his |their )?$"
+    r"|\b(?:don't|do not|doesn't|does not|not true|untrue|false|doubt|no way|mistakes?|people|might|can't|cannot"
+    r"|first glance|first sight|wrong|unlikely|hardly|deny|denies|isn't|is not|not equal|never|some say)\b"
+    r"[^.!?\n,;]{0,60}$",
     re.IGNORECASE,
 )
 """What makes the answer that follows one of somebody else, or of an assumption."""
@@ -112,13 +175,43 @@ _NEXT_QUESTION = re.compile(
     r"|<\|im_start\|>user|^### ?(?:Question|Problem|Instruction)",
     re.MULTILINE,
 )
+_AFTER_SENTENCE = r"(?:^|[.!?\n…*$)}]|[-–—]|\bbut|,)[ \t]*+(?:(?:but|hmm|oh|ah|so),? ++)?"
 _TAKEN_BACK = re.compile(
-    r"(?:^|[.!?\n…*$)}]|[-–—]|\bbut|,)[ \t]*+(?:(?:but|hmm|oh|ah),? ++)?(?:wait|hold on|actually|oops|sorry"
-    r"|correction|scratch that|on second thought|hmm+|i made an?|i was wrong"
-    r"|(?:that|this|it)(?:'s| is) (?:wrong|incorrect|not (?:right|correct|the answer))|not quite)\b"
-    r"|(?:[.!?\n…*$)}]|\bbut|,)[ \t]*+(?:but )?no[,.:!]",
+    rf"{_AFTER_SENTENCE}(?:wait|hold on|oops|sorry|correction|scratch that|on second thought|on reflection|nope"
+    r"|i made an?|i was wrong|not quite|(?:this|that) contradicts"
+    r"|(?:that|this|it)(?:'s| is) (?:wrong|incorrect|not (?:right|correct|the answer))"
+    r"|(?:that|this|it) can(?:'t|not| not) be)\b"
+    r"|(?:[.!?\n…*$)}]|\bbut|,)[ \t]*+(?:but )?no[,.:!]"
+    r"|\balso (?:correct|right|possible|valid|works)\b|\b(?:fits|is) better\b",
     re.IGNORECASE,
 )
+"""Words that take an answer back."""
+_LOOKED_AT_AGAIN = re.compile(
+    rf"{_AFTER_SENTENCE}(?:actually|hmm+|wait|or (?:maybe |perhaps |possibly )?[-$\\]?[0-9A-Z]"
+    r"|re-?check\w*|(?:let me |let us |let's )?(?:double[- ]?check|re-?check|verify|reconsider|redo)|final result)\b",
+    re.IGNORECASE,
+)
+"""Words after which another number takes the answer back, and the same number confirms it."""
+_LAST_NUMBER = re.compile(r"[0-9]++(?:[.,][0-9]++)*+")
+_NEXT_LINE = re.compile(r"\s*+(?:or\b|[-$]?[0-9][0-9.,]*+[ \t]*+(?:\n|$))", re.IGNORECASE)
+
+
+def _taken_back(text: str, start: int, end: int, phrase: str) -> bool:
+    """Whether the text after an answer takes it back."""
+    rest = text[start:end]
+    if _TAKEN_BACK.search(rest):
+        confirmed = _LAST_NUMBER.findall(phrase)[-1:] == _LAST_NUMBER.findall(rest)[-1:] != []
+        return not (
+            confirmed and re.search(r"(?i)\bwait\b|\bno,", rest) and not _WRONG.search(rest)
+        )
+    again = _LOOKED_AT_AGAIN.search(rest)
+    if again is None:
+        return False
+    numbers = _LAST_NUMBER.findall(rest, again.start())
+    return bool(numbers) and numbers[-1:] != _LAST_NUMBER.findall(phrase)[-1:]
+
+
+_WRONG = re.compile(r"\b(?:wrong|incorrect|mistake|not right|not correct)\b", re.IGNORECASE)
 
 
 def places(text: str) -> list[Place]:
@@ -169,20 +262,21 @@ def _boxes(text: str) -> list[Place]:
             if bare is None:
                 continue  # the word \boxed in an instruction
             content, end = bare[0], bare.end()
-        if content and _OPEN_BEFORE.search(text, max(0, match.start() - 60), match.start()):
-            joined = groups and _JOINED.fullmatch(text, groups[-1][1], match.start())
-            content = content if joined else ""
+        joined = groups and _JOINED.fullmatch(text, groups[-1][1], match.start())
         if content and _PERCENT_AFTER.match(text, end):
             content += "%"
-        elif content and _OPEN_AFTER.match(text, end) and not _joins_next(text, end):
-            content = ""
+        elif content and not joined and not _joins_next(text, end):
+            denied = _NOT_OURS.search(text, max(0, match.start() - 80), match.start())
+            content = content if not denied and _stands_alone(text, match.start(), end) else ""
         if (
             groups
             and match.start() - groups[-1][1] <= 40
             and _JOINED.fullmatch(text, groups[-1][1], match.start())
         ):
-            start, _, contents = groups.pop()
-            groups.append((start, end, contents if content in contents else [*contents, content]))
+            start, before, contents = groups.pop()
+            named = "=" in text[before : match.start()]  # x = 5 and y = 5 are two answers
+            again = content in contents and not named
+            groups.append((start, end, contents if again else [*contents, content]))
         else:
             groups.append((match.start(), end, [content]))
     return [
@@ -215,7 +309,7 @@ def _prose(text: str, boxes: Sequence[int]) -> list[Place]:
     heads = [
         (match.start(), match.end(), match["not"] or "")
         for match in _PROSE.finditer(text)
-        if not _NOT_OURS.search(text, max(0, match.start() - 40), match.start())
+        if not _NOT_OURS.search(text, max(0, match.start() - 80), match.start())
     ]
     heads += [(match.start(), match.end(), "") for match in _LABEL.finditer(text)]
     if opening := _OPENING_A.match(text):
@@ -295,8 +389,11 @@ def stated(text: str, kind: Kind, alone: Callable[[str], str | None]) -> str | N
         end += len(sentence(chosen.phrase)) - len(chosen.phrase)
     following = _NEXT_QUESTION.search(text, chosen.end)
     until = following.start() if following else len(text)
-    taken_back = chosen.kind != "marker" and _TAKEN_BACK.search(text, end, until)
-    return None if taken_back else chosen.phrase
+    below = _NEXT_LINE.match(text, chosen.end) if chosen.kind == "prose" else None
+    stated_numbers = _LAST_NUMBER.findall(sentence(chosen.phrase))[-1:]
+    if below is not None and _LAST_NUMBER.findall(below[0]) != stated_numbers:
+        return None
+    return None if _taken_back(text, end, until, sentence(chosen.phrase)) else chosen.phrase
 
 
 def _of_markers(markers: Sequence[Place], text: str, kind: Kind) -> Place | None:
@@ -317,9 +414,9 @@ def _of_markers(markers: Sequence[Place], text: str, kind: Kind) -> Place | None
 
 
 def _same_sentence(before: Place, after: Place) -> bool:
-    return (
-        before.end > after.start and len(sentence(before.phrase)) > after.start - before.start - 40
-    )
+    """Whether a place begins within the first sentence of the phrase before it."""
+    sentence_end = before.end - len(before.phrase) + len(sentence(before.phrase))
+    return after.start < sentence_end
 
 
 def _disagrees(place: Place, value: Any, kind: Kind) -> bool:
@@ -400,8 +497,9 @@ _DENIED = frozenset(
 """Words that may not follow a letter directly: the phrase then chooses another letter, or none."""
 _NO_CHOICE = _DENIED - {"and"} | frozenset(
     "but anything unlikely be out exclude excluded excluding eliminate eliminated besides instead than "
-    "opposite doubt any all none worst least if".split()
+    "opposite doubt any all none worst least if unlike hardly longer".split()
 )
+_LEADS_AWAY = [[word] for word in "from before after to of than beyond like different".split()]
 """Words that may not stand before a letter in brackets."""
 
 
@@ -437,10 +535,13 @@ def _choice_reader(letters: str, *, tail_too: bool = True) -> Callable[[str], st
                 return letter
             words = re.findall(r"[a-z']+", rest.lower())
             follows = other.search(rest) or [one for one in single.findall(rest) if one not in "AI"]
-            wrong = {"wrong", "incorrect"} & set(words) or bool(_DENIED & set(words[:1]))
+            wrong = {"wrong", "incorrect", "eliminated", "excluded"} & set(words) or bool(
+                _DENIED & set(words[:1])
+            )
             return None if follows or wrong or rest.lstrip()[:1] in "/&|" else letter
         match = tail.fullmatch(plain) if tail_too else None
-        if match is None or _NO_CHOICE & set(re.findall(r"[a-z']+", match[1].lower())):
+        words = re.findall(r"[a-z']+", match[1].lower()) if match else []
+        if match is None or _NO_CHOICE & set(words) or words[-1:] in _LEADS_AWAY:
             return None
         return match[2].upper()
 
@@ -456,7 +557,11 @@ def _choice_alone(
         return None
     last = re.split(r"(?<=[.!?])\s+(?=[A-Z(*\\])", lines[-1][-400:])[-1]
     letters = {found.upper() for found in bracketed.findall(last)}
-    if len(letters) <= 1 and read(last) is not None:
+    everywhere = {found.upper() for found in bracketed.findall(text)}
+    led = re.match(
+        r"(?:so|thus|therefore|hence|it is|it must be|i choose|i pick)\b", last, re.IGNORECASE
+    )
+    if len(letters) <= 1 and read(last) is not None and (led or everywhere <= {read(last)}):
         return last
     first = read(lines[0]) if len(lines[0]) <= 20 else None
     named = {found.upper() for found in bracketed.findall(text)}

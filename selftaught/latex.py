@@ -6,7 +6,7 @@ What `same_expression` leaves undecided goes to math-verify and sympy, in
 
 import re
 
-from selftaught.answers import Kind, Verdict, closing_brace, same_choice, sentence, stated
+from selftaught.answers import Kind, Verdict, closing_brace, sentence, stated
 from selftaught.quantities import ascii_signs, quantity, same_quantity, unit_named
 
 # --- extraction ----------------------------------------------------------------------------------
@@ -30,7 +30,7 @@ def _formula(phrase: str) -> str:
     inline = phrase.count("$") - phrase.count("\\$")
     if inline >= 4 and inline % 2 == 0 and "$$" not in phrase:
         phrase = re.sub(r"(?<!\\)\$", " ", phrase)
-    return phrase.rstrip(".").strip()
+    return _without_stop(phrase.strip()).strip()
 
 
 def _formula_alone(text: str) -> str | None:
@@ -55,8 +55,13 @@ def same_expression(gold: str, answer: str) -> Verdict:
     left, right = without_name(normalised(gold), _last_side(normalised(answer), gold))
     if not left:
         return Verdict(None, "empty gold")
-    if _bracketed_letter(gold) and (choice := same_choice(gold, answer)).equal is not None:
-        return choice
+    letter, other = _letter(gold), _letter(answer)
+    if letter is not None and other is not None:
+        bracketed = "(" in gold
+        same = letter.upper() == other.upper() if bracketed else letter == other
+        return Verdict(same, "choice")
+    if {connective(gold), connective(answer)} == {"and", "or"}:
+        return Verdict(False, "and, or")
     if _literal(left) == _literal(right):
         return Verdict(True, "literal")
     number, other = quantity(left, strict=True), quantity(right, strict=True)
@@ -133,8 +138,17 @@ def _words(text: str) -> str:
     return " ".join(text.split()).strip(" \"'`*.").casefold()
 
 
-def _bracketed_letter(text: str) -> bool:
-    return bool(re.fullmatch(r"\([A-Za-z]\)|[A-Z]", _no_text(normalised(text))))
+def _letter(text: str) -> str | None:
+    """The letter of an answer that is one letter and nothing else, in brackets or as text or not."""
+    found = re.fullmatch(r"\(?([A-Za-z])\)?", _no_text(normalised(text)))
+    return found[1] if found and ("(" in text or "text" in text or found[1].isupper()) else None
+
+
+def connective(text: str) -> str:
+    """Return the word between the relations of an answer, "and" or "or"; "" where there is none."""
+    words = set(re.findall(r"(?<![A-Za-z])(?:and|or)(?![A-Za-z])", text))
+    relations = re.findall(r"[<>=]|\\(?:le|ge|lt|gt|leq|geq|ne|neq)(?![A-Za-z])", text)
+    return words.pop() if len(words) == 1 and len(relations) > 1 else ""
 
 
 _ALL_REALS = re.compile(
@@ -152,13 +166,18 @@ def normalised(text: str) -> str:
         text = pattern.sub(meant, text)
     if not re.search(r"[(\[{]", text):
         text = _THOUSANDS.sub(lambda match: re.sub("[, ]", "", match[0]), text)
-    return text.rstrip(" .").strip()
+    return _without_stop(text.strip()).strip()
+
+
+def _without_stop(text: str) -> str:
+    """The text without one full stop at its end; an ellipsis stays, because it leaves a number open."""
+    return text[:-1] if text.endswith(".") and not text.endswith("..") else text
 
 
 def _unwrapped(text: str) -> str:
     for _ in range(8):  # deeper wrapping than this is no answer of anybody's
         before = text
-        text = text.strip().rstrip(".:").strip()
+        text = _without_stop(text.strip().removesuffix(":")).strip()
         for opened, closed in _WRAPPERS:
             inner = text[len(opened) : len(text) - len(closed)]
             whole = text.startswith(opened) and text.endswith(closed)

@@ -109,4 +109,8 @@ def check_method_options(name: str, config: type, options: Mapping[str, Any]) ->
     Raises:
         ValueError: an option is unknown or of another type; names it.
     """
+    if "out" in options:
+        raise ValueError(
+            f"The method {name!r} gets its folder from the comparison; leave its option 'out' out."
+        )
     check_options(f"The method {name!r}", config, options)

@@ -147,7 +147,8 @@ _IN_WORDS = re.compile(
 _OTHER_VALUE = frozenset(
     # more digits than the number itself has, or another number beside it
     "hundred hundreds thousand thousands million millions billion billions trillion trillions quadrillion "
-    "lakh crore dozen dozens score scores gross grand k m bn mn mil mio tens ones "
+    "lakh crore mln mrd bil thou pair couple century centuries decade ago morning afternoon evening night sigma "
+    "loss lost debt deficit red owe owes owed dozen dozens score scores gross grand k m bn mn mil mio tens ones "
     "half halves third thirds quarter quarters fourth fourths fifth fifths sixth sixths seventh sevenths "
     "eighth eighths ninth ninths tenth tenths hundredth hundredths thousandth thousandths "
     "first second-place twice thrice double triple "
@@ -206,6 +207,11 @@ for _name, _spellings in {
     "unit": "unit units",
 }.items():  # fmt: skip
     _UNITS |= dict.fromkeys(_spellings.split(), _name)
+_CAPITALS = frozenset(
+    "kW Hz kHz KHz MB GB KB kB Pa mL USD EUR GBP JPY INR Rs Kg KG Km KM Cm CM Ft FT In Lbs LBS Oz MPH mph Day Cup".split()
+)
+"""Spellings of short units that have capitals."""
+_CURRENCIES = {"US$": "dollar", "C$": "canadian dollar", "A$": "australian dollar"}
 _MONEY = frozenset({"dollar", "cent", "euro", "gbp", "penny", "yen", "rupee", "pound"})
 _POWERS = {"square": "2", "sq": "2", "cubic": "3", "cu": "3"}
 _SAME_UNITS = (frozenset({"pound", "lb"}), frozenset({"pound", "gbp"}))
@@ -220,6 +226,8 @@ def _unit_name(word: str) -> str | None:
     if len(word) == 1 and word.isalpha():
         return _UNITS.get(word) if word.islower() else {"L": "liter", "N": "newton", "J": "joule", "W": "watt",
                                                         "V": "volt"}.get(word)  # fmt: skip
+    if len(word) <= 3 and word.isalpha() and not word.islower() and word not in _CAPITALS:
+        return None  # MW is no mW, and Mb no MB
     return _UNITS.get(word.lower())
 
 
@@ -244,7 +252,9 @@ def _unit_of(rest: str, money: str, attached: bool) -> _Unit | None:
     if attached and tokens and _unit_name(tokens[0][0]) is None and tokens[0][0] not in "%°":
         return None  # 3x, 7th, 0x1F
     name, used, letter = _known_unit(tokens)
-    rest_words = [word.lower() for word, _ in tokens[used:]]
+    rest_words = [
+        word if len(word) <= 3 and not word.islower() else word.lower() for word, _ in tokens[used:]
+    ]
     if any(not word[0].isalpha() for word in rest_words) or any(
         power for _, power in tokens[used:]
     ):
@@ -270,9 +280,12 @@ def _changes_value(word: str, place: int) -> bool:
     if low == "m":
         return False  # metres; as millions only after a currency, see _known_unit
     return (
-        low in _OTHER_VALUE
+        any(
+            part in _OTHER_VALUE or part.removesuffix("s") in _OTHER_VALUE
+            for part in low.split("-")
+        )
         or low in _NUMBER_WORDS
-        or (place > 0 and low in ("times",))
+        or (place > 0 and low == "times")
         or bool(re.fullmatch(r"[0-9]+(?:st|nd|rd|th)", low))
         or low in ("st", "nd", "rd", "th")
         or low.removesuffix("s") in _NUMBER_WORDS
@@ -438,10 +451,7 @@ def value_part(phrase: str) -> str | None:
         words = re.findall(r"[A-Za-z']+", side.replace("\\", " "))
         if not side or not _ARITHMETIC.fullmatch(side):
             return None
-        if any(
-            word.lower() in _OTHER_VALUE - {"m", "k", "pi", "sqrt", "log", "max", "min"}
-            for word in words
-        ):
+        if any(word.lower() in _OTHER_VALUE - {"m", "k", "pi"} for word in words):
             return None
         if not _NAME.fullmatch(side) and _has_variable(side):
             return None  # "2x = 38" is no value, nor is "x = 3 y = 4"
@@ -460,9 +470,7 @@ def _read(phrase: str, nouns: bool) -> Quantity | None:
     if match is not None:
         value, end = _value_of(match), match.end()
         written = match["money"] or ""
-        money = _UNITS.get(written.lower().strip(" uscaA")[-1:] or "", "") or _UNITS.get(
-            written.strip().lower(), ""
-        )
+        money = _CURRENCIES.get(written.strip()) or _UNITS.get(written.strip().lower(), "")
         negative = (match["sign"] or "+").lower() in ("-", "minus", "negative")
         negative ^= match["sign2"] == "-"
         if match["sign"] and match["sign2"]:

@@ -20,6 +20,26 @@ LETTERED = (
 )
 
 
+def _function_key(function: Any, *, by_name: bool) -> object:
+    """What tells a function from another: its name, and where that may not suffice its code and values.
+
+    Args:
+        by_name: the name suffices, because the options of the task tell its functions apart.
+    """
+    if function is None:
+        return None
+    name = [getattr(function, "__module__", ""), getattr(function, "__qualname__", "")]
+    code = getattr(function, "__code__", None)
+    if by_name:
+        return name
+    if code is None:
+        return [*name, repr(function)]
+    held = [repr(cell.cell_contents) for cell in function.__closure__ or ()]
+    constants = [repr(one) for one in code.co_consts]
+    return [*name, code.co_code.hex(), constants, list(code.co_names), held,
+            repr(function.__defaults__)]  # fmt: skip
+
+
 @dataclass(frozen=True)
 class Task:
     """A kind of problem: where it comes from, how it is asked, read and compared."""
@@ -88,9 +108,7 @@ class Task:
         stored grades with another key are computed again.
         """
         functions = [
-            None
-            if one is None
-            else f"{getattr(one, '__module__', '')}.{getattr(one, '__qualname__', '')}"
+            _function_key(one, by_name=bool(self.options))
             for one in (self.extract, self.equal, self.prove)
         ]
         rules = [GRADING_VERSION, self.name, self.options, self.thought_marks, functions]

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from selftaught.answers import Verdict, last_boxed
 from selftaught.latex import (
+    connective,
     normalised,
     same_expression,
     same_units,
@@ -207,11 +208,7 @@ def symbolically_equal(gold: str, answer: str) -> bool:
         re.findall("[A-Z]", _COMMAND.sub("", right))
     ):
         return False  # the parser reads every letter as a small one
-    if {_connective(gold), _connective(answer)} == {"and", "or"} and _RELATION_SIGN.search(
-        left + right
-    ):
-        return False  # "x > 1 and x < 3" is no "x > 1 or x < 3"
-    left, right = _as_intervals(left, right, joined=_connective(gold) or _connective(answer))
+    left, right = _as_intervals(left, right, joined=connective(gold) or connective(answer))
     parts = _parts(left)
     unreadable = [text for text in _leaves(parts) if not _parsed(text)]
     if unreadable:
@@ -245,16 +242,6 @@ _RELATION = r"(?:<|>|\\(?:le|ge|lt|gt)(?![A-Za-z]))"
 _BOUND = re.compile(rf"([A-Za-z]) ?({_RELATION}) ?([^<>=]+)|([^<>=]+?) ?({_RELATION}) ?([A-Za-z])")
 _BOUNDS = re.compile(rf"([^<>=]+?) ?({_RELATION}) ?([A-Za-z]) ?({_RELATION}) ?([^<>=]+)")
 _ELEMENT = re.compile(r"([A-Za-z]) ?\\in(?![A-Za-z]) ?")
-
-
-_RELATION_SIGN = re.compile(r"[<>]|\\(?:le|ge|lt|gt)(?![A-Za-z])")
-
-
-def _connective(text: str) -> str:
-    """The word between the relations of an answer, "and" or "or", or "" where there is none."""
-    words = set(re.findall(r"(?<![A-Za-z])(?:and|or)(?![A-Za-z])", text))
-    relations = len(_RELATION_SIGN.findall(normalised(text)))
-    return words.pop() if len(words) == 1 and relations > 1 else ""
 
 
 def _as_intervals(left: str, right: str, joined: str = "") -> tuple[str, str]:
@@ -407,7 +394,9 @@ def _matched(gold: Any, answer: Any, same: Callable[[Any, Any], bool]) -> bool:
 
 _REPEATING = re.compile(r"([0-9]++)\.([0-9]*+)\\overline ?\{([0-9]++)\}")
 _DECIMAL = re.compile(r"([0-9]*+)\.([0-9]++)")
-_UNREADABLE = re.compile(r"\\[lc]?dots|\.\.\.|…|[0-9] [0-9]|[0-9]\}?_|\\text|[%$!?#&@]{2}")
+_UNREADABLE = re.compile(
+    r"\\(?:approx|sim|simeq|equiv|cong|propto)(?![A-Za-z])|[≈≡~']|\\[lc]?dots|\.\.\.|…|[0-9] [0-9]|[0-9]\}?_|\\text|[%$!?#&@]{2}"
+)
 
 
 def _as_fraction(decimal: re.Match[str]) -> str:

@@ -85,6 +85,8 @@ def gym(
     }
     examples = own or [_answered(entry, at) for at, entry in enumerate(drawn["shots"])]
 
+    extract = _extraction([problem.gold for part in splits.values() for problem in part])
+
     def shown(problem: Problem) -> Sequence[Problem]:
         return _like(problem, examples) if own is CHAIN_SUM else examples
 
@@ -92,8 +94,12 @@ def gym(
         name=f"gym {name}",
         problems=lambda split: split_named(lambda: splits, split, f"gym {name}"),
         prompt=PromptStyle(name="few-shot", shots=shown),
-        extract=_extraction([problem.gold for part in splits.values() for problem in part]),
-        equal=_scored(name, config or {}, drawn) if name in SCORED else _same,
+        extract=extract,
+        equal=_scored(name, config or {}, drawn)
+        if name in SCORED
+        else same_number
+        if extract is stated_number
+        else _same,
         hint=answer_in_brackets,
         instruction=STATED,
         facts="reasoning-gym, Apache-2.0, Stojanovski et al. 2025 (arXiv:2505.24760)",
@@ -200,10 +206,27 @@ def stated_lines(completion: str) -> str | None:
 # --- comparing -----------------------------------------------------------------------------------
 
 
+_PLAIN_NUMBER = re.compile(r"-?(?:0|[1-9][0-9]*)(?:\.[0-9]+)?")
+
+
 def _same(gold: str, answer: str) -> Verdict:
-    """Equal as numbers where both are numbers, else as text."""
-    number = same_number(gold, answer)
-    return number if number.equal is not None else same_text(gold, answer)
+    """Equal as text, line by line; or as numbers where both are written plainly.
+
+    A string such as "0110" or "5e3" is no number here, and a grid keeps its lines.
+    """
+    if _PLAIN_NUMBER.fullmatch(gold) and _PLAIN_NUMBER.fullmatch(answer):
+        return same_number(gold, answer)
+    lines, others = gold.strip().splitlines(), answer.strip().splitlines()
+    if len(lines) <= 1:
+        return same_text(gold, answer)
+    return Verdict(
+        len(lines) == len(others)
+        and all(
+            bool(same_text(one or "-", other or "-").equal)
+            for one, other in zip(lines, others, strict=True)
+        ),
+        "text",
+    )
 
 
 def _scored(

@@ -70,6 +70,13 @@ def ids_of_text(text: str, ids: Sequence[int] | None, tokenizer: Any) -> tuple[i
         ends = length and ids[length - 1] in silent
         if not ends and _read(tokenizer, ids[:length], special=True) == text:
             return ids[:length]
+    for length in lengths[1:]:
+        # A stop string may begin inside a token, such as ".\n\n": what of that token is text is
+        # tokenized by itself, and all tokens before it stay as sampled.
+        before = _read(tokenizer, ids[:length], special=True)
+        cut = text.startswith(before) and len(before) < len(text)
+        if cut and _read(tokenizer, ids[: length + 1], special=True).startswith(text):
+            return (*ids[:length], *continuing_ids(tokenizer, text[len(before) :]))
     special = set(tokenizer.all_special_ids)
     if not special & set(ids[:-1]):
         return None  # without special tokens inside, the texts of old stores are the same
