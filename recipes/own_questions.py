@@ -2,7 +2,7 @@
 
     python recipes/own_questions.py [FOLDER]
 
-The questions are sums of three two-digit numbers, each with its final answer and no solution. The eight
+The questions are sums of four numbers from 2 to 9, each with its final answer and no solution. The eight
 worked examples show how a solution is written and are not among the questions.
 """
 
@@ -11,7 +11,7 @@ import random
 import sys
 from pathlib import Path
 
-QUESTIONS, SHOTS = 2000, 8
+QUESTIONS, SHOTS = 1500, 8
 
 
 def rows(seed: int = 0) -> list[dict[str, str]]:
@@ -19,13 +19,14 @@ def rows(seed: int = 0) -> list[dict[str, str]]:
     draw = random.Random(seed)
     found: dict[str, dict[str, str]] = {}
     while len(found) < QUESTIONS + SHOTS:
-        a, b, c = (draw.randint(10, 99) for _ in range(3))
-        question = f"What is {a} + {b} + {c}?"
-        steps = f"{a} + {b} = {a + b}. {a + b} + {c} = {a + b + c}."
+        a, b, c, d = (draw.randint(2, 9) for _ in range(4))
+        first, second, answer = a + b, a + b + c, a + b + c + d
+        steps = f"{a} + {b} = {first}. {first} + {c} = {second}. {second} + {d} = {answer}."
+        question = f"What is {a} + {b} + {c} + {d}?"
         found[question] = {
             "question": question,
-            "answer": str(a + b + c),
-            "rationale": f"{steps} The answer is {a + b + c}.",
+            "answer": str(answer),
+            "rationale": f"{steps} The answer is {answer}.",
         }
     return list(found.values())
 

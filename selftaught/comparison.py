@@ -45,6 +45,10 @@ from selftaught.training import open_tokenizer
 
 Method = Literal["star", "rft", "vstar", "step_dpo"]
 NAMES = {"star": "STaR", "rft": "RFT", "vstar": "V-STaR", "step_dpo": "per-step DPO"}
+TOLERATED = 0.1
+"""How far from the budget a method may sample before the report says so."""
+FEW_STEPS = 10
+"""Optimizer steps below which the report says that a method hardly trained."""
 PILOT = 64
 """Problems whose completions say how long one is."""
 
@@ -290,9 +294,42 @@ def _row(run: Run, method: str, config: Any) -> Row:
     return {
         "model": str(model), "test": greedy.to_dict(), "sampled tokens": drawn,
         "trained tokens": trained, "minutes": summary["minutes"],
+        "budget": _budget(run), "last steps": _last_steps(config.out),
         "settings": {key: value for key, value in asdict(config).items() if key in ("k", "n", "iterations", "wrong_per_problem")},
         **_choices(run, among, scored),
     }  # fmt: skip
+
+
+def _budget(run: Run) -> int:
+    """The tokens that each method may sample."""
+    assert isinstance(run.config, CompareConfig)
+    return run.config.budget
+
+
+def _last_steps(out: Path) -> int:
+    """Optimizer steps of the last training of a method's run."""
+    steps = [
+        row["training"]["steps"] for row in read_rows(out / "metrics.jsonl") if "training" in row
+    ]
+    return steps[-1] if steps else 0
+
+
+def budget_notes(rows: Sequence[Row]) -> str:
+    """Which methods sampled another number of tokens than the budget, or hardly trained."""
+    notes = []
+    for row in rows:
+        if budget := row.get("budget"):
+            sampled, share = row["sampled tokens"], row["sampled tokens"] / budget
+            if abs(share - 1) > TOLERATED:
+                notes.append(f"{row['name']} sampled {sampled:,} tokens, {share:.0%} of the budget of {budget:,}.")  # fmt: skip
+            if 0 < row["last steps"] < FEW_STEPS:
+                notes.append(f"{row['name']}'s last training had only {row['last steps']} optimizer step{'s' * (row['last steps'] > 1)}.")  # fmt: skip
+    if not notes:
+        return ""
+    return (
+        "Not at an equal budget: " + " ".join(notes) + " Numbers of samples are whole and are "
+        "planned from a pilot; a larger --budget or more problems brings the methods closer together."
+    )
 
 
 def _style(run: Run, method: str, config: Any, summary: Row) -> PromptStyle:
@@ -408,7 +445,7 @@ def report(out: Path) -> Path:
         f"The same {count} test problems for all; 95% intervals. Tokens sampled are those drawn to "
         "learn from, the seed set's included; tokens trained, all that trainings read."
     )
-    section = Section("Methods side by side", words, [Table(head, body)],
+    section = Section("Methods side by side", words, [Table(head, body, budget_notes(rows))],
                       [Figure("Right among k candidates", lines, "candidates, k")])  # fmt: skip
     finest = max(rows, key=lambda row: accuracy_of(row).accuracy)
     lead = f"Best greedy accuracy: {finest['name']}, {shown(accuracy_of(finest))}."

@@ -97,7 +97,8 @@ def read_run(folder: Path) -> Run:
     rows = read_rows(folder / "metrics.jsonl")
     config = folder / "config.yaml"
     told = (yaml.safe_load(config.read_text(encoding="utf-8")) or {}) if config.is_file() else {}
-    if any("validation" not in row for row in rows) or (told and "rationalization" not in told):
+    begun = not rows and bool(told) and "rationalization" not in told  # by another command
+    if begun or any("validation" not in row for row in rows):
         raise ValueError(
             f"{folder} is no run of STaR, and only those are put side by side; its own page is written "
             "by `selftaught report` with this folder alone, and `selftaught compare` compares methods."

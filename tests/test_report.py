@@ -411,7 +411,7 @@ def test_a_run_that_goes_on_shows_the_best_so_far(tmp_path):
 def test_a_run_without_any_measurement_says_what_is_missing(tmp_path):
     folder = tmp_path / "empty"
     folder.mkdir()
-    (folder / "config.yaml").write_text("task: arithmetic\n")
+    (folder / "config.yaml").write_text("task: arithmetic\nrationalization: true\n")
     page = Page(run_report(folder).read_text())
     assert "Nothing is measured yet" in page.text and "no versions.json" in page.text
     assert page.articles == 0 and "svg" not in page.tags
