@@ -4,6 +4,13 @@
 
 The questions are sums of four numbers from 2 to 9, each with its final answer and no solution. The eight
 worked examples show how a solution is written and are not among the questions.
+
+The command and the results are in README.md, "Your model, your questions". Tried before, with the same
+model and one iteration: trained at 2e-4 without decay and asked with worked examples, such sums fell from
+36 to 9 of 100 validation questions (the same examples at 1e-4 with linear decay: 42 of 100 with
+worked examples in the prompt, 81 of 100 without). Sums of three two-digit numbers: 10.0% to 22.0% and
+12.0% (seeds 0 and 1, 200 test questions), because only 54 to 62 solutions were kept.
+These settings were found on 100 questions of another draw of such sums, some of which are in both.
 """
 
 import json

@@ -70,14 +70,21 @@ def _unreachable(name: str, kind: Literal["model", "dataset"]) -> str | None:
     from huggingface_hub import HfApi, constants
 
     folder = f"{kind}s--{name.replace('/', '--')}"
-    if (Path(constants.HF_HUB_CACHE) / folder / "snapshots").is_dir():
-        return None
+    cached = (Path(constants.HF_HUB_CACHE) / folder / "snapshots").is_dir()
     if constants.is_offline_mode() or os.environ.get("HF_DATASETS_OFFLINE") == "1":
-        return "it is not in the local cache, and HF_HUB_OFFLINE forbids a download."
+        return (
+            None
+            if cached
+            else "it is not in the local cache, and HF_HUB_OFFLINE forbids a download."
+        )
     try:
         HfApi().repo_info(name, repo_type=kind, timeout=SECONDS)
     except Exception as error:  # of the library, its HTTP client or the operating system
         status = getattr(getattr(error, "response", None), "status_code", None)
+        if cached:
+            if status is None:
+                _stay_offline()
+            return None
         if status in (401, 403, 404):
             return (
                 f"it has no {kind} of this name, or one that needs a token (HF_TOKEN) or the acceptance "
@@ -86,3 +93,14 @@ def _unreachable(name: str, kind: Literal["model", "dataset"]) -> str | None:
         reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
         return f"{constants.ENDPOINT} does not answer ({reason})."
     return None
+
+
+def _stay_offline() -> None:
+    """Set the offline mode of huggingface_hub in this process and in those that it starts.
+
+    Otherwise each file of a cached model is asked for with all retries, which takes minutes.
+    """
+    from huggingface_hub import constants
+
+    constants.HF_HUB_OFFLINE = True
+    os.environ["HF_HUB_OFFLINE"] = "1"

@@ -125,7 +125,6 @@ def add_pause_token(model: str, out: Path) -> Path:
     from selftaught.samplers.weights import load_model
 
     base = load_model(model, dtype="float32")
-    check_model_name(model)
     tokenizer = AutoTokenizer.from_pretrained(model)
     if tokenizer.add_tokens([PAUSE], special_tokens=True):
         old: Any = base.get_input_embeddings().weight

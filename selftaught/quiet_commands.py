@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any, Literal
 import yaml
 from jsonargparse import ActionConfigFile, ArgumentParser, Namespace
 
-from selftaught.hub import check_model_name
 from selftaught.printable import printable
 from selftaught.records import write_atomically
 
@@ -381,7 +380,6 @@ def _opened_to_train(how: TrainOptions) -> "tuple[QuietLM, PreTrainedTokenizerBa
         raise ValueError(f"Options of thinking were refused: {error}; see QuietConfig.") from None
     name = str(embedded_model()) if how.model == "embedded" else how.model
     base = load_model(name, dtype="float32")
-    check_model_name(name)
     tokenizer = AutoTokenizer.from_pretrained(name)
     return make_quiet(base.to(_device()), tokenizer, config), tokenizer
 

@@ -29,7 +29,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "__main__": {"cli"},
     "plots": set(),
     "printable": set(),
-    "quiet": {"option_types", "samplers"},
+    "quiet": {"hub", "option_types", "samplers"},
     "wheel_models": set(),
     "prompts": {"records"},
     "rendering": {"records", "thought_marks"},

@@ -12,6 +12,8 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from transformers import PreTrainedTokenizerBase
 
+from selftaught.hub import check_data_set
+
 SUFFIXES = (".txt", ".md", ".jsonl", ".json", ".parquet")
 """Files of a folder that are read; others are left alone."""
 
@@ -109,6 +111,7 @@ def _json_lines(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def _hub(source: str, subset: str | None, split: str) -> Iterable[Any]:
+    check_data_set(source)
     from datasets import load_dataset
 
     try:

@@ -12,6 +12,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from selftaught.hub import check_model_name
+
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 MAX_HEADER = 100_000_000
 """Bytes; the limit of the safetensors library."""
@@ -295,9 +297,11 @@ def load_model(
     Raises:
         ValueError: weights are missing, unexpected or of another shape, or a file is damaged; names the
             file and the tensors.
+        FileNotFoundError: the model is neither a folder nor can it be had from the hub.
     """
     from safetensors import SafetensorError
 
+    check_model_name(str(model))
     check_weights(str(model))
     try:
         loaded, info = _loaded(model, kind, **options)
