@@ -148,7 +148,7 @@ _OTHER_VALUE = frozenset(
     # more digits than the number itself has, or another number beside it
     "hundred hundreds thousand thousands million millions billion billions trillion trillions quadrillion "
     "lakh crore mln mrd bil thou pair couple century centuries decade ago morning afternoon evening night sigma "
-    "loss lost debt deficit red owe owes owed dozen dozens score scores gross grand k m bn mn mil mio tens ones "
+    "loss lost debt deficit owe owes owed dozen dozens score scores gross grand k m bn mn mil mio tens ones "
     "half halves third thirds quarter quarters fourth fourths fifth fifths sixth sixths seventh sevenths "
     "eighth eighths ninth ninths tenth tenths hundredth hundredths thousandth thousandths "
     "first second-place twice thrice double triple "

@@ -27,7 +27,7 @@ from selftaught.quantities import _NUMBER_WORDS, quantity, stated_value
     [
         ("The answer is $1,234.50.", "$1,234.50"),
         ("First 3.\n#### 1,000,000 dollars", "1,000,000 dollars"),
-        ("\\boxed{12} and then 99", "12"),
+        ("\\boxed{12} and then 99", None),
         ("The answer is 8. That took 3 steps.", "8"),
         ("The answer is 14 because 7 + 7 = 14.", "14"),
         ("**Answer:** 19", "19"),

@@ -74,7 +74,7 @@ def ids_of_text(text: str, ids: Sequence[int] | None, tokenizer: Any) -> tuple[i
         # A stop string may begin inside a token, such as ".\n\n": what of that token is text is
         # tokenized by itself, and all tokens before it stay as sampled.
         before = _read(tokenizer, ids[:length], special=True)
-        cut = text.startswith(before) and len(before) < len(text)
+        cut = length > 0 and text.startswith(before) and len(before) < len(text)
         if cut and _read(tokenizer, ids[: length + 1], special=True).startswith(text):
             return (*ids[:length], *continuing_ids(tokenizer, text[len(before) :]))
     special = set(tokenizer.all_special_ids)
