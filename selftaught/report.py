@@ -97,7 +97,9 @@ def read_run(folder: Path) -> Run:
     rows = read_rows(folder / "metrics.jsonl")
     config = folder / "config.yaml"
     try:
-        told = (yaml.safe_load(config.read_text(encoding="utf-8")) or {}) if config.is_file() else {}
+        told = (
+            (yaml.safe_load(config.read_text(encoding="utf-8")) or {}) if config.is_file() else {}
+        )
     except yaml.YAMLError:  # changed by hand; the page shows it as it is
         told = {}
     begun = not rows and bool(told) and "rationalization" not in told  # by another command
