@@ -222,7 +222,7 @@ def _same(gold: str, answer: str) -> Verdict:
     return Verdict(
         len(lines) == len(others)
         and all(
-            bool(same_text(one or "-", other or "-").equal)
+            bool(same_text(one.strip() or "-", other.strip() or "-").equal)
             for one, other in zip(lines, others, strict=True)
         ),
         "text",
