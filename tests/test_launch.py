@@ -359,18 +359,18 @@ def test_workers_end_with_the_process_that_started_them(
 def test_what_a_worker_refuses_reaches_the_caller_in_its_words(
     tiny_model_dir: Path, tmp_path: Path
 ):
-    with pytest.raises(ValueError, match=r"^All 16 examples are longer than max_length=2 tokens"):
-        launch(stage(tiny_model_dir, tmp_path / "run", max_length=2), TWO)
+    with pytest.raises(ValueError, match=r"^All 16 examples are longer than max_length=3 tokens"):
+        launch(stage(tiny_model_dir, tmp_path / "run", max_length=3), TWO)
     with pytest.raises(ValueError, match="TRL's SFTConfig refused the training options"):
         launch(stage(tiny_model_dir, tmp_path / "run", no_such_option=2), TWO)
     done = subprocess.run(
         [sys.executable, "-m", "selftaught.cli", "train", "sft", "--model", str(tiny_model_dir),
          "--data", str(tmp_path / "run" / "rows.jsonl"), "--out", str(tmp_path / "run" / "model"),
-         "--max-length", "2", "--launcher", "torchrun", "--num-processes", "2"],
+         "--max-length", "3", "--launcher", "torchrun", "--num-processes", "2"],
         capture_output=True, text=True,
     )  # fmt: skip
     assert done.returncode == 2
-    assert "selftaught: error: All 16 examples are longer than max_length=2" in done.stderr
+    assert "selftaught: error: All 16 examples are longer than max_length=3" in done.stderr
     assert not (tmp_path / "run" / "model").exists()
 
 

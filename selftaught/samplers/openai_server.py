@@ -292,7 +292,8 @@ class OpenAISampler(Closing):
         """The whole of a completion that is begun, by a vLLM server's own tokenizer."""
         before = await self._text(ask.begun, ask)
         if (text := _cut(before, ask)) is not None:
-            return Completion(text, "stop", ask.begun, ask.opened)
+            ids = await self._up_to_stop(ask.begun, len(ask.begun), ask)
+            return Completion(text, "stop", ids, ask.opened)
         if await self._ends_a_text(ask.begun[-1], ask):
             text = await self._text(ask.begun[:-1], ask)
             return Completion(text, "stop", ask.begun, ask.opened)
