@@ -12,7 +12,7 @@ import random
 import time
 
 from selftaught.records import Problem, Rollout
-from selftaught.selection import keep_distinct, keep_sound
+from selftaught.rollouts.selection import keep_distinct, keep_sound
 
 WORDS = ("apples", "pears", "plums", "cards", "coins", "books", "stamps", "shells")
 OPENINGS = ("Then there are", "So she has", "After that he has", "This leaves", "In all they have")

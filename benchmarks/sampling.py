@@ -21,7 +21,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenize
 from transformers.generation import ContinuousBatchingConfig, GenerationConfig
 
 from selftaught.samplers import SamplingParams
-from selftaught.samplers.transformers_model import TransformersSampler
+from selftaught.samplers.local.sampler import TransformersSampler
 
 STOP = "\n\n"
 

@@ -24,7 +24,7 @@ from sampling import SHOTS, STOP, completed, questions
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
 from selftaught.samplers import SamplingParams
-from selftaught.samplers.transformers_model import TransformersSampler
+from selftaught.samplers.local.sampler import TransformersSampler
 
 Tokens = tuple[int, ...]
 STEP = re.compile(r"[.!?](?=\s)|\n")

@@ -24,10 +24,10 @@ from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
-from selftaught.bulk import choose, grade_stores
 from selftaught.prompts import PromptStyle, bare
 from selftaught.records import Completion, Problem, Text, iter_rollouts, read_rollouts
-from selftaught.rollouts import fill
+from selftaught.rollouts.store import fill
+from selftaught.rollouts.streaming import choose, grade_stores
 from selftaught.samplers import SamplingParams
 from selftaught.samplers.scripted import ScriptedSampler
 

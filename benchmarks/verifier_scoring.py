@@ -23,8 +23,8 @@ from sampling import SHOTS, STOP, questions
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from selftaught.samplers import SamplingParams
-from selftaught.samplers.scoring import TransformersScorer
-from selftaught.samplers.transformers_model import TransformersSampler
+from selftaught.samplers.local.sampler import TransformersSampler
+from selftaught.samplers.local.scorer import TransformersScorer
 
 Scores = list[list[list[float]]]
 

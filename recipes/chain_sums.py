@@ -29,7 +29,7 @@ from typing import Any
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from selftaught.embedded import character_tokenizer
+from selftaught.models.embedded import character_tokenizer
 from selftaught.records import write_atomically
 
 Text = tuple[str, str]

@@ -15,10 +15,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from selftaught.candidates import share
+from selftaught.evaluation.candidates import share
 from selftaught.metrics import difference_interval, efficiency
 from selftaught.records import read_rollouts
-from selftaught.run_folder import read_rows
+from selftaught.runs.folder import read_rows
 
 
 def main() -> None:

@@ -25,12 +25,12 @@ from typing import Any
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from selftaught.embedded import character_tokenizer
-from selftaught.pause import PAUSE, add_pause_token, append_pauses
-from selftaught.quiet.folder import make_quiet, open_quiet
+from selftaught.methods.pause import PAUSE, add_pause_token, append_pauses
+from selftaught.models.embedded import character_tokenizer
+from selftaught.quiet.checkpoint import make_quiet, open_quiet
+from selftaught.quiet.evaluation import score
 from selftaught.quiet.model import QuietConfig, QuietLM
-from selftaught.quiet.scoring import score
-from selftaught.quiet.texts import padded, spans
+from selftaught.quiet.spans import padded, spans
 from selftaught.quiet.thoughts import input_matrix, output_matrix
 from selftaught.quiet.training import quiet_arguments, train_quiet
 from selftaught.records import write_atomically

@@ -8,14 +8,12 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from selftaught.embedded import embedded_model
-    from selftaught.evaluation import Evaluation, evaluate
-    from selftaught.grading import grade
+    from selftaught.evaluation.evaluator import Evaluation, evaluate
+    from selftaught.models.embedded import embedded_model
     from selftaught.prompts import PromptStyle, bare, chat, hinted
     from selftaught.records import Completion, Example, Preference, Problem, Rollout
-    from selftaught.rollouts import collect
-    from selftaught.samplers import SamplingParams, open_sampler
-    from selftaught.selection import (
+    from selftaught.rollouts.grading import grade
+    from selftaught.rollouts.selection import (
         NothingToLearn,
         keep_at_most,
         keep_correct,
@@ -23,6 +21,8 @@ if TYPE_CHECKING:
         make_examples,
         unsolved,
     )
+    from selftaught.rollouts.store import collect
+    from selftaught.samplers import SamplingParams, open_sampler
     from selftaught.tasks import Task, open_task
 
 __all__ = [
@@ -53,14 +53,14 @@ __all__ = [
 ]
 
 _MODULES = {
-    "embedded": ("embedded_model",),
-    "evaluation": ("Evaluation", "evaluate"),
-    "grading": ("grade",),
+    "models.embedded": ("embedded_model",),
+    "evaluation.evaluator": ("Evaluation", "evaluate"),
+    "rollouts.grading": ("grade",),
     "prompts": ("PromptStyle", "bare", "chat", "hinted"),
     "records": ("Completion", "Example", "Preference", "Problem", "Rollout"),
-    "rollouts": ("collect",),
+    "rollouts.store": ("collect",),
     "samplers": ("SamplingParams", "open_sampler"),
-    "selection": (
+    "rollouts.selection": (
         "NothingToLearn",
         "keep_at_most",
         "keep_correct",

@@ -1,4 +1,4 @@
-"""A worker of `selftaught.launch` in which accelerate takes two processes on CPUs for devices.
+"""A worker of `selftaught.training.launch` in which accelerate takes two processes on CPUs for devices.
 
 accelerate spreads a model over accelerators alone. Bent here: that there are some, which backend joins
 them (gloo) and where they are (the CPU); and that gathered weights, which FSDP2 copies from a device
@@ -41,7 +41,7 @@ PartialState.set_device = device  # type: ignore[method-assign]
 gathered, Accelerator.get_state_dict = Accelerator.get_state_dict, state_dict  # type: ignore
 
 if __name__ == "__main__":
-    from selftaught import launch
+    from selftaught.training import launch
 
     if os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true":
         torch.accelerator.is_available = lambda: True  # else accelerate leaves DeepSpeed out

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from selftaught.answers import (
+from selftaught.tasks.answers import (
     after_marker,
     choice_letter,
     closing_brace,
@@ -18,8 +18,8 @@ from selftaught.answers import (
     stated_number,
     stated_text,
 )
-from selftaught.latex import normalised, same_expression, split_unit, stated_latex
-from selftaught.quantities import _NUMBER_WORDS, quantity, stated_value
+from selftaught.tasks.latex import normalised, same_expression, split_unit, stated_latex
+from selftaught.tasks.quantities import _NUMBER_WORDS, quantity, stated_value
 
 
 @pytest.mark.parametrize(

@@ -10,12 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from selftaught import bulk
-from selftaught.bulk import choose, grade_stores
-from selftaught.grading import grade
 from selftaught.prompts import PromptStyle
 from selftaught.records import Problem, Rollout, read_rollouts, write_jsonl
-from selftaught.selection import (
+from selftaught.rollouts import streaming as bulk
+from selftaught.rollouts.grading import grade
+from selftaught.rollouts.selection import (
     NothingToLearn,
     keep_at_most,
     keep_correct,
@@ -23,6 +22,7 @@ from selftaught.selection import (
     keep_sound,
     make_examples,
 )
+from selftaught.rollouts.streaming import choose, grade_stores
 from selftaught.tasks import open_task
 
 STYLE = PromptStyle("bare")
@@ -221,10 +221,10 @@ def test_proofs_are_made_in_processes_of_the_processes(tmp_path: Path, answer: s
 LARGE = """
 import json, resource, sys
 from pathlib import Path
-from selftaught.bulk import choose, grade_stores
+from selftaught.rollouts.streaming import choose, grade_stores
 from selftaught.prompts import PromptStyle
 from selftaught.records import Completion, Problem
-from selftaught.rollouts import fill
+from selftaught.rollouts.store import fill
 from selftaught.samplers import SamplingParams
 from selftaught.samplers.scripted import ScriptedSampler
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from selftaught.candidates import candidates_of, chosen, powers, share, vote
+from selftaught.evaluation.candidates import candidates_of, chosen, powers, share, vote
 from selftaught.metrics import share_interval
 from selftaught.records import Problem, Rollout
 

@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from selftaught.cli import main
-from selftaught.embedded import embedded_model
-from selftaught.run_folder import link_tree
+from selftaught.models.embedded import embedded_model
+from selftaught.runs.folder import link_tree
 
 SMALL = ["--task_options.train", "30", "--task_options.digits", "2-3"]
 
@@ -76,7 +76,7 @@ def test_a_grading_worker_that_cannot_start_is_said_in_words(tmp_path: Path):
            "model": "m", "index": 0, "origin": "sampled"}  # fmt: skip
     (tmp_path / "r.jsonl").write_text(json.dumps(row) + "\n", encoding="utf-8")
     (tmp_path / "sitecustomize.py").write_text(
-        "import os, sys\nif 'from selftaught.grading import serve; serve()' in sys.orig_argv: os._exit(7)\n"
+        "import os, sys\nif 'from selftaught.rollouts.grading import serve; serve()' in sys.orig_argv: os._exit(7)\n"
     )
     path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
     done = run("grade", "r.jsonl", "--task", "competition_math", "--out", "g.jsonl",

@@ -7,13 +7,16 @@ from typing import Literal, Union, get_args, get_origin, get_type_hints
 
 import pytest
 
-from selftaught import cli, method_commands, pause_commands, quiet_commands
-from selftaught.comparison import CompareConfig
+from selftaught.cli import command as cli
+from selftaught.cli import methods as method_commands
+from selftaught.cli import pause as pause_commands
+from selftaught.cli import quiet as quiet_commands
+from selftaught.cli.arguments import plain_forms
+from selftaught.methods.comparison import CompareConfig
 from selftaught.methods.rft import RftConfig
 from selftaught.methods.star import StarConfig
 from selftaught.methods.step_dpo import StepDpoConfig
 from selftaught.methods.vstar import VstarConfig
-from selftaught.option_forms import plain_forms
 
 BEFORE: dict[str, list[str]] = {
     "grade": ["r.jsonl"],

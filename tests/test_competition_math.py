@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from selftaught.grading import check_gold
+from selftaught.rollouts.grading import check_gold
 from selftaught.tasks import open_task
 from selftaught.tasks.competition_math import (
     SHOTS,

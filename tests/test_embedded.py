@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from selftaught.embedded import character_tokenizer, corpus, embedded_model, rebuild
+from selftaught.models.embedded import character_tokenizer, corpus, embedded_model, rebuild
 from selftaught.tasks.arithmetic import arithmetic, split_of
 
 MEGABYTE = 2**20
@@ -63,7 +63,7 @@ def test_the_corpus_holds_no_held_out_sum_and_works_long_ones_only_with_the_answ
 
 
 def test_importing_the_room_does_not_import_torch():
-    script = "import sys, selftaught.embedded; print('torch' in sys.modules)"
+    script = "import sys, selftaught.models.embedded; print('torch' in sys.modules)"
     done = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, check=True
     )

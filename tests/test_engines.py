@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from selftaught import cluster, rollouts
+from selftaught.processes import ray_cluster as cluster
 from selftaught.prompts import PromptStyle
 from selftaught.records import Problem, read_rollouts
-from selftaught.rollouts import collect
+from selftaught.rollouts import store as rollouts
+from selftaught.rollouts.store import collect
 from selftaught.samplers import SamplingParams, open_sampler
 from selftaught.samplers.scripted import ScriptedSampler
 from selftaught.samplers.vllm_engine import _calls_that_fill, _hint

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from selftaught.equations import equations, wrong_equations
+from selftaught.rollouts.equations import equations, wrong_equations
 
 
 @pytest.mark.parametrize(
@@ -136,7 +136,7 @@ PIECES = st.lists(
 @given(PIECES)
 def test_looking_only_around_equals_signs_changes_nothing(parts: list[str]):
     """The whole text read at once is the naive twin."""
-    from selftaught import equations as room
+    from selftaught.rollouts import equations as room
 
     text = "".join(parts).translate(room._SIGNS)
     whole = [sides for sides in room._chains(text) if any(sides)]

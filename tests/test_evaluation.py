@@ -3,14 +3,14 @@ from dataclasses import replace
 
 import pytest
 
-from selftaught.answers import Verdict
-from selftaught.evaluation import Evaluation, evaluate, evaluation_from, graded_path
+from selftaught.evaluation.evaluator import Evaluation, evaluate, evaluation_from, graded_path
 from selftaught.metrics import wilson
 from selftaught.prompts import PromptStyle
 from selftaught.records import OUTCOMES, Completion, Problem, Rollout, read_rollouts
 from selftaught.samplers.base import SamplingParams
 from selftaught.samplers.scripted import ScriptedSampler
 from selftaught.tasks import open_task
+from selftaught.tasks.answers import Verdict
 from selftaught.tasks.base import Task
 
 PROBLEMS = [Problem(f"double-{n}", str(n), str(2 * n)) for n in (3, 8, 12, 15, 40, 101)]

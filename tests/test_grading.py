@@ -13,11 +13,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from selftaught.answers import Verdict, same_choice, same_number
-from selftaught.grading import check_gold, grade
 from selftaught.prompts import PromptStyle
 from selftaught.records import FinishReason, Problem, Rollout
+from selftaught.rollouts.grading import check_gold, grade
 from selftaught.tasks import competition_math
+from selftaught.tasks.answers import Verdict, same_choice, same_number
 from selftaught.tasks.base import Task
 
 PAIRS = Path(__file__).parent / "golden" / "grading_pairs.jsonl"

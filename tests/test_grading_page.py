@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from selftaught.answers import GRADING_VERSION
-from selftaught.grading import check_gold, grade
 from selftaught.records import Problem, Rollout
+from selftaught.rollouts.grading import check_gold, grade
 from selftaught.tasks import open_task
+from selftaught.tasks.answers import GRADING_VERSION
 from selftaught.tasks.base import Task
 
 PAGE = Path(__file__).parent.parent / "docs" / "grading.md"

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from selftaught import hub
-from selftaught.embedded import embedded_model
 from selftaught.hub import check_data_set, check_model_name
+from selftaught.models.embedded import embedded_model
 from selftaught.tasks.rows import hub_rows
 
 

@@ -24,8 +24,9 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from selftaught import launch as launching
-from selftaught.launch import (
+from selftaught.training import Training
+from selftaught.training import launch as launching
+from selftaught.training.launch import (
     Launch,
     Stage,
     _printable,
@@ -34,8 +35,7 @@ from selftaught.launch import (
     refuse_unfit,
     run_stage,
 )
-from selftaught.training import Training
-from selftaught.training.fitting import shared_batch
+from selftaught.training.trainer import shared_batch
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 BENT = Path(__file__).resolve().parent / "spread_on_cpus.py"
@@ -275,7 +275,7 @@ def workers(mark: str) -> list[psutil.Process]:
     found = []
     for one in psutil.process_iter(["cmdline", "status"]):
         line = " ".join(one.info["cmdline"] or [])
-        if mark in line and "selftaught.launch" in line and one.info["status"] != "zombie":
+        if mark in line and "selftaught.training.launch" in line and one.info["status"] != "zombie":
             found.append(one)
     return found
 
@@ -490,7 +490,7 @@ def test_our_accelerate_configs_are_read_by_accelerate(name: str, monkeypatch: p
     assert str(read.distributed_type).removeprefix("DistributedType.") == said["distributed_type"]
     how = Launch("accelerate", count, path)
     refuse_unfit(how, {"bf16": name != "single_gpu", "gradient_accumulation_steps": 16})
-    asked = command(how, ["-m", "selftaught.launch", "stage.json"])
+    asked = command(how, ["-m", "selftaught.training.launch", "stage.json"])
     assert asked[1:3] == ["-m", "accelerate.commands.launch"]
     assert asked[asked.index("--num_processes") + 1] == str(count)
 

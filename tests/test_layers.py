@@ -131,9 +131,9 @@ DOORS: dict[str, set[str]] = {
     "accelerate": {"launch", "training"},
 }
 NO_TORCH = ["selftaught", "selftaught.methods.rft", "selftaught.methods.vstar",
-            "selftaught.methods.step_dpo", "selftaught.candidates", "selftaught.solving",
-            "selftaught.launch", "selftaught.cluster", "selftaught.steps", "selftaught.verifier", "selftaught.cli", "selftaught.methods.star", "selftaught.report",
-            "selftaught.grading", "selftaught.bulk", "selftaught.selection", "selftaught.evaluation",
+            "selftaught.methods.step_dpo", "selftaught.evaluation.candidates", "selftaught.evaluation.best_of_n",
+            "selftaught.training.launch", "selftaught.processes.ray_cluster", "selftaught.rollouts.steps", "selftaught.evaluation.verifier", "selftaught.cli", "selftaught.methods.star", "selftaught.reports.star_page",
+            "selftaught.rollouts.grading", "selftaught.rollouts.streaming", "selftaught.rollouts.selection", "selftaught.evaluation.evaluator",
             "selftaught.samplers.openai_server"]  # fmt: skip
 
 

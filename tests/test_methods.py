@@ -12,20 +12,21 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file, save_file
 
-from selftaught import samplers, verifier
+from selftaught import samplers
 from selftaught.cli import main
-from selftaught.comparison import CompareConfig, run_compare
-from selftaught.embedded import embedded_model
+from selftaught.evaluation import verifier
 from selftaught.methods import shared, star
+from selftaught.methods.comparison import CompareConfig, run_compare
 from selftaught.methods.rft import RftConfig, run_rft
-from selftaught.methods.shared import open_run
+from selftaught.methods.run import open_run
 from selftaught.methods.step_dpo import StepDpoConfig, prefix_id, run_step_dpo
 from selftaught.methods.vstar import VstarConfig, run_vstar, scores_of
+from selftaught.models.embedded import embedded_model
 from selftaught.records import Rollout, read_rollouts
-from selftaught.selection import NothingToLearn
-from selftaught.steps import ValuedRollout
+from selftaught.rollouts.selection import NothingToLearn
+from selftaught.rollouts.steps import ValuedRollout
 from selftaught.training import open_tokenizer, sft_config, train_sft
-from selftaught.training.fitting import causal_lm
+from selftaught.training.trainer import causal_lm
 
 pytestmark = pytest.mark.slow
 
@@ -162,7 +163,7 @@ def test_rft_learns_one_completion_of_each_way_and_the_seed_set(rft: Path):
 
 
 def test_rft_fine_tunes_the_base_and_not_the_sampler(rft: Path, tmp_path: Path):
-    from selftaught.embedded import embedded_model
+    from selftaught.models.embedded import embedded_model
     from selftaught.records import read_examples
 
     config = RftConfig.small(**SMALL)
@@ -537,7 +538,7 @@ def test_completions_without_equations_want_another_key(rft: Path, tmp_path: Pat
     from dataclasses import replace
 
     from selftaught.methods.rft import distinct_paths
-    from selftaught.methods.shared import open_run
+    from selftaught.methods.run import open_run
 
     config = RftConfig.small(**SMALL, out=tmp_path / "x", distinct_by="equations")
     graded = read_rollouts(rft / "rollouts.graded.jsonl")
@@ -565,7 +566,7 @@ def test_report_writes_the_page_of_any_method_again(rft, vstar, step_dpo, capsys
 
 def test_sizes_are_nested_draws_and_not_the_easy_first_ones(tmp_path: Path):
     from selftaught.methods import step_dpo as room
-    from selftaught.methods.shared import open_run
+    from selftaught.methods.run import open_run
 
     options = SMALL | {"task_options": {"digits": "1-3", "train": 24, "validation": 4, "test": 8}}
     run = open_run(StepDpoConfig.small(**options, out=tmp_path), None)

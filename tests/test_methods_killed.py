@@ -20,9 +20,9 @@ os.environ["OMP_NUM_THREADS"] = "1"
 import torch, trl, transformers, peft, datasets, matplotlib.figure, matplotlib.backends.backend_svg
 torch.set_num_threads(1)
 from selftaught.methods import rft, step_dpo, vstar
-import selftaught.samplers.transformers_model, selftaught.samplers.scoring, selftaught.training
-import selftaught.verifier
-from selftaught import rollouts
+import selftaught.samplers.local.sampler, selftaught.samplers.local.scorer, selftaught.training
+import selftaught.evaluation.verifier
+from selftaught.rollouts import store as rollouts
 rollouts.UNIT = 32
 
 method, settings, seed, kills, longest = json.loads(sys.argv[1])

@@ -22,8 +22,8 @@ os.environ["OMP_NUM_THREADS"] = "1"
 import torch, trl, transformers, peft, datasets, matplotlib.figure, matplotlib.backends.backend_svg
 torch.set_num_threads(1)
 from selftaught.methods import star
-import selftaught.samplers.transformers_model, selftaught.training
-from selftaught import rollouts
+import selftaught.samplers.local.sampler, selftaught.training
+from selftaught.rollouts import store as rollouts
 rollouts.UNIT = 32
 
 settings, seed, kills = json.loads(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])

@@ -24,14 +24,14 @@ from urllib.request import urlopen
 
 import pytest
 
-from selftaught import rollouts
 from selftaught.cli import main
 from selftaught.prompts import PromptStyle
 from selftaught.records import Completion, Problem, Text, read_rollouts
-from selftaught.rollouts import collect
+from selftaught.rollouts import store as rollouts
+from selftaught.rollouts.store import collect
 from selftaught.samplers import SamplingParams, open_sampler, server_line
+from selftaught.samplers.openai_client import ServerLine, check_url
 from selftaught.samplers.openai_server import OpenAISampler
-from selftaught.samplers.server_line import ServerLine, check_url
 
 pytest.importorskip("openai")
 

@@ -8,7 +8,7 @@ import pytest
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from selftaught.cli import main
-from selftaught.pause import (
+from selftaught.methods.pause import (
     IGNORED,
     PAUSE,
     VARIANTS,

@@ -67,7 +67,7 @@ def test_symbolic_comparison_works_without_posix(tmp_path: Path):
     pytest.importorskip("math_verify")
     worker = tmp_path / "sitecustomize.py"  # the worker process lacks the modules too
     code = (
-        "from selftaught import open_task\\nfrom selftaught.grading import compare\\n"
+        "from selftaught import open_task\\nfrom selftaught.rollouts.grading import compare\\n"
         "found = compare([('x+1', '1+x'), ('x+1', 'x+2')], open_task('competition_math'))\\n"
         "print([one.equal for one in found.values()])"
     ).replace("\\n", "\n")  # fmt: skip

@@ -55,7 +55,7 @@ def test_a_run_page_and_its_markdown_spell_out_what_a_model_wrote(tmp_path):
     from test_report import fake_run
 
     from selftaught.records import Problem, Rollout, write_jsonl
-    from selftaught.report import run_report
+    from selftaught.reports.star_page import run_report
 
     folder = fake_run(tmp_path / "run")
     rollouts = [
@@ -69,7 +69,7 @@ def test_a_run_page_and_its_markdown_spell_out_what_a_model_wrote(tmp_path):
 
 
 def test_method_pages_spell_it_out(tmp_path):
-    from selftaught.method_pages import Section, Table, method_report
+    from selftaught.reports.method_page import Section, Table, method_report
 
     sections = [Section(HOSTILE, HOSTILE, [Table([HOSTILE], [[HOSTILE]], HOSTILE)])]
     page = method_report(tmp_path, "RFT", HOSTILE, sections)

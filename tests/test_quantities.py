@@ -4,7 +4,7 @@ from fractions import Fraction
 
 import pytest
 
-from selftaught.quantities import quantity, same_quantity, stated_value, unit_named
+from selftaught.tasks.quantities import quantity, same_quantity, stated_value, unit_named
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from selftaught.cli import main
-from selftaught.quiet.folder import make_quiet, save_quiet
+from selftaught.quiet.checkpoint import make_quiet, save_quiet
 from selftaught.quiet.model import QuietConfig
 
 HOSTILE = "Q: <script>alert(1)</script> </script><b>\n'\"&amp; {{ 7 * 7 }}\nA: 19"

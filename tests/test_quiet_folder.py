@@ -7,7 +7,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from selftaught.quiet.folder import make_quiet, open_quiet, save_quiet
+from selftaught.quiet.checkpoint import make_quiet, open_quiet, save_quiet
 from selftaught.quiet.model import QuietConfig, QuietLM
 
 SMALL = QuietConfig.paper(thought_tokens=2, lookahead=2)

@@ -7,7 +7,7 @@ from torch import Tensor
 from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaList
 
 from selftaught.quiet.attention import thoughtful
-from selftaught.quiet.deciding import ThinkWhen
+from selftaught.quiet.gating import ThinkWhen
 from selftaught.quiet.generation import next_logits
 from selftaught.quiet.model import QuietConfig, QuietLM
 
@@ -123,9 +123,9 @@ def test_what_cannot_be_generated_is_refused():
 def test_a_model_that_thinks_is_sampled_like_any_other(tiny_model_dir):
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from selftaught.quiet.folder import make_quiet
+    from selftaught.quiet.checkpoint import make_quiet
     from selftaught.samplers import SamplingParams
-    from selftaught.samplers.transformers_model import TransformersSampler
+    from selftaught.samplers.local.sampler import TransformersSampler
 
     tokenizer = AutoTokenizer.from_pretrained(tiny_model_dir)
     base = AutoModelForCausalLM.from_pretrained(tiny_model_dir)
@@ -246,7 +246,7 @@ def test_limits_of_sampling_are_those_of_their_definitions():
 def test_several_texts_of_a_prompt_and_stop_strings(tiny_model_dir):
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from selftaught.quiet.folder import make_quiet
+    from selftaught.quiet.checkpoint import make_quiet
 
     tokenizer = AutoTokenizer.from_pretrained(tiny_model_dir)
     base = AutoModelForCausalLM.from_pretrained(tiny_model_dir)

@@ -8,11 +8,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from naive_quiet import END, PAD, START, quiet, texts, tiny
 
-from selftaught.quiet.deciding import ThinkWhen
-from selftaught.quiet.memory import bytes_per_row, positions_within
+from selftaught.quiet.chunks import bytes_per_row, positions_within
+from selftaught.quiet.evaluation import score
+from selftaught.quiet.gating import ThinkWhen
 from selftaught.quiet.model import QuietConfig, QuietLM
 from selftaught.quiet.positions import choose
-from selftaught.quiet.scoring import score
 
 
 def mean_over_draws(weights: list[float], count: int, values: list[float]) -> tuple[float, float]:

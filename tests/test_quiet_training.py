@@ -10,9 +10,9 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from selftaught.quiet.folder import make_quiet, open_quiet
+from selftaught.quiet.checkpoint import make_quiet, open_quiet
 from selftaught.quiet.model import QuietConfig, QuietLM
-from selftaught.quiet.texts import Spans, consecutive, read_texts, spans
+from selftaught.quiet.spans import Spans, consecutive, read_texts, spans
 from selftaught.quiet.training import check_run, quiet_arguments, train_quiet, with_lora
 
 TEXTS = [f"Q: What is {a} + {b}?\nA: {a + b}. And {b} + {a}?\nA: {a + b}." for a in range(4) for b in range(5)]  # fmt: skip
@@ -354,7 +354,7 @@ def test_a_folder_without_texts_and_a_limit_of_none_are_refused(tmp_path: Path):
 def test_training_without_any_advantage_is_refused(tiny_model_dir: Path, tmp_path: Path):
     from transformers import AutoModelForCausalLM
 
-    from selftaught.quiet.folder import make_quiet
+    from selftaught.quiet.checkpoint import make_quiet
     from selftaught.quiet.model import QuietConfig
     from selftaught.quiet.training import quiet_arguments, train_quiet
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from test_ray_pool import DRAWN, GREEDY, MODEL, collected, once_after
 
-from selftaught import cluster
+from selftaught.processes import ray_cluster as cluster
 from selftaught.records import read_rollouts
 from selftaught.samplers import open_sampler
 

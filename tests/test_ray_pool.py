@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from selftaught import cluster
-from selftaught.embedded import embedded_model
+from selftaught.models.embedded import embedded_model
+from selftaught.processes import ray_cluster as cluster
 from selftaught.prompts import PromptStyle
 from selftaught.records import Problem, Rollout, read_rollouts
-from selftaught.rollouts import collect
+from selftaught.rollouts.store import collect
 from selftaught.samplers import SamplingParams, open_sampler
 
 pytestmark = [

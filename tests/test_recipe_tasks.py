@@ -12,7 +12,7 @@ from types import ModuleType
 
 import pytest
 
-from selftaught.equations import wrong_equations
+from selftaught.rollouts.equations import wrong_equations
 
 RECIPES = Path(__file__).parent.parent / "recipes"
 

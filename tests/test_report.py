@@ -8,12 +8,11 @@ from pathlib import Path
 import pytest
 import yaml
 
-from selftaught.answers import Verdict
-from selftaught.evaluation import evaluation_from
+from selftaught.evaluation.evaluator import evaluation_from
 from selftaught.printable import printable
 from selftaught.prompts import PromptStyle
 from selftaught.records import OUTCOMES, Problem, Rollout, write_jsonl
-from selftaught.report import (
+from selftaught.reports.star_page import (
     compare_runs,
     digits_table,
     markdown_table,
@@ -22,6 +21,7 @@ from selftaught.report import (
     run_report,
     shortened,
 )
+from selftaught.tasks.answers import Verdict
 from selftaught.tasks.base import Task
 
 RIGHT = [  # right of 40 problems with 1, 2, 3, 4 and 5 digits, iteration by iteration

@@ -13,10 +13,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from selftaught import rollouts as room
 from selftaught.prompts import PromptStyle
 from selftaught.records import Problem, Rollout, Text, read_rollouts, rollout_from, to_json
-from selftaught.rollouts import collect, collect_up_to, fill
+from selftaught.rollouts import store as room
+from selftaught.rollouts.store import collect, collect_up_to, fill
 from selftaught.samplers import SamplingParams
 from selftaught.samplers.scripted import ScriptedSampler
 
@@ -234,7 +234,7 @@ def test_a_store_cut_at_any_byte_is_finished_before_more_samples_are_asked_for(
 def test_growing_with_a_model_gives_the_tokens_of_sampling_at_once(
     tiny_model_dir: Path, tmp_path: Path
 ):
-    from selftaught.samplers.transformers_model import TransformersSampler
+    from selftaught.samplers.local.sampler import TransformersSampler
 
     with TransformersSampler(tiny_model_dir, dtype="float32") as sampler:
         at_once = collect(sampler, PROBLEMS, STYLE, wanting(8), store=tmp_path / "once.jsonl")

@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 import yaml
 
-from selftaught.run_folder import hold, read_rows, write_config, write_rows
+from selftaught.runs.folder import hold, read_rows, write_config, write_rows
 
 HOLD = """
 import sys, time
 from pathlib import Path
-from selftaught.run_folder import hold
+from selftaught.runs.folder import hold
 with hold(Path(sys.argv[1])):
     print("held", flush=True)
     time.sleep(60)

@@ -36,10 +36,10 @@ from transformers import (
 
 from selftaught.records import Completion
 from selftaught.samplers import SamplingParams, open_sampler
-from selftaught.samplers.drawing import Ending, choose, uniforms
-from selftaught.samplers.plain import PlainLoop
-from selftaught.samplers.shared_prefix import CHUNK, SharedPrefixLoop, plan
-from selftaught.samplers.transformers_model import TransformersSampler
+from selftaught.samplers.local.generate_loop import PlainLoop
+from selftaught.samplers.local.prefix_loop import CHUNK, SharedPrefixLoop, plan
+from selftaught.samplers.local.sampler import TransformersSampler
+from selftaught.samplers.local.token_choice import Ending, choose, uniforms
 
 Rows = list[tuple[int, ...]]
 SHAPE = {
@@ -264,7 +264,7 @@ def test_several_continuations_of_one_prefix_differ_and_all_begin_with_it(
 
 
 def test_a_model_that_thinks_continues_what_it_began(tiny_model_dir: Path) -> None:
-    from selftaught.quiet.folder import make_quiet
+    from selftaught.quiet.checkpoint import make_quiet
     from selftaught.quiet.model import QuietConfig
 
     tokenizer = AutoTokenizer.from_pretrained(tiny_model_dir)

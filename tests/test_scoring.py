@@ -13,9 +13,9 @@ from test_samplers import PLAIN, SHARING, random_model
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from selftaught.samplers import SamplingParams, open_scorer, scoring
-from selftaught.samplers.scoring import TransformersScorer
-from selftaught.samplers.shared_prefix import SharedPrefixLoop
-from selftaught.samplers.transformers_model import TransformersSampler
+from selftaught.samplers.local.prefix_loop import SharedPrefixLoop
+from selftaught.samplers.local.sampler import TransformersSampler
+from selftaught.samplers.local.scorer import TransformersScorer
 
 Tokens = tuple[int, ...]
 SHOTS = "Q: What is 12 + 7?\nA: 12 + 7 = 19. The answer is 19.\n\n" * 9

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from selftaught.prompts import PromptStyle, chat, hinted
 from selftaught.records import Example, Preference, Problem, Rollout
-from selftaught.selection import (
+from selftaught.rollouts.selection import (
     gold_rollouts,
     keep_at_most,
     keep_correct,

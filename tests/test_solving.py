@@ -9,9 +9,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from selftaught.embedded import embedded_model
-from selftaught.records import Completion
-from selftaught.solving import (
+from selftaught.evaluation.best_of_n import (
     Solution,
     Solver,
     best_candidate,
@@ -19,6 +17,8 @@ from selftaught.solving import (
     solve,
     solve_file,
 )
+from selftaught.models.embedded import embedded_model
+from selftaught.records import Completion
 
 pytestmark = pytest.mark.slow
 

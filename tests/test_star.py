@@ -6,8 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from selftaught.answers import Verdict
-from selftaught.evaluation import evaluation_from
+from selftaught.evaluation.evaluator import evaluation_from
 from selftaught.methods.star import (
     Star,
     StarConfig,
@@ -19,11 +18,12 @@ from selftaught.methods.star import (
 )
 from selftaught.prompts import PromptStyle
 from selftaught.records import Problem, Rollout
-from selftaught.run_folder import Watch
+from selftaught.rollouts.selection import NothingToLearn, keep_correct
+from selftaught.runs.folder import Watch
 from selftaught.samplers import Engine, SamplingParams
 from selftaught.samplers.scripted import ScriptedSampler
-from selftaught.selection import NothingToLearn, keep_correct
 from selftaught.tasks import Task
+from selftaught.tasks.answers import Verdict
 
 PROBLEMS = [Problem(name, f"{name}?", gold) for name, gold in (("a", "1"), ("b", "2"), ("c", "3"))]
 

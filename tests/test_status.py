@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from selftaught.cli import main
-from selftaught.run_folder import Watch, hold
-from selftaught.status import Status, read_status, reported, status_file, status_lines
+from selftaught.runs.folder import Watch, hold
+from selftaught.runs.status import Status, read_status, reported, status_file, status_lines
 
 
 def told(path: Path) -> dict:

@@ -12,8 +12,8 @@ import pytest
 from test_report import NASTY, Page
 
 from selftaught.records import Problem, Rollout
-from selftaught.step_pages import chosen_rollouts, signed, totals, worked, write_step_page
-from selftaught.steps import ValuedRollout, split_steps, step_value
+from selftaught.reports.step_page import chosen_rollouts, signed, totals, worked, write_step_page
+from selftaught.rollouts.steps import ValuedRollout, split_steps, step_value
 
 END = 0
 LINES = ["3 * 12 = 36\n", "36 - 9 = 27\n", "2 * 27 = 54\n", "27 + 54 = 81\n"]

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from selftaught.records import Problem, Rollout
-from selftaught.steps import (
+from selftaught.rollouts.steps import (
     Chosen,
     ValuedRollout,
     advantages,

@@ -11,9 +11,9 @@ from transformers import AutoTokenizer
 from selftaught.records import Completion
 from selftaught.samplers import SamplingParams
 from selftaught.samplers.base import stop_at, without_stop
-from selftaught.samplers.drawing import Ending
+from selftaught.samplers.local.sampler import TransformersSampler
+from selftaught.samplers.local.token_choice import Ending
 from selftaught.samplers.scripted import ScriptedSampler
-from selftaught.samplers.transformers_model import TransformersSampler
 
 
 @pytest.mark.parametrize(

@@ -11,11 +11,11 @@ from transformers import (
     AutoTokenizer,
 )
 
-from selftaught.embedded import embedded_model
+from selftaught.evaluation.verifier import OutcomeModel, Verifier, as_rollouts
+from selftaught.models.embedded import embedded_model
 from selftaught.prompts import PromptStyle
 from selftaught.records import Completion, Problem, Rollout
 from selftaught.training import completion_ids, open_tokenizer
-from selftaught.verifier import OutcomeModel, Verifier, as_rollouts
 
 STYLE = PromptStyle("bare")
 SUM, TOM = Problem("sum", "What is 12 + 7?", "19"), Problem("tom", "How many apples?", "43")

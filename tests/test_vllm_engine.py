@@ -14,9 +14,9 @@ import pytest
 
 from selftaught.prompts import PromptStyle
 from selftaught.records import Problem, read_rollouts
-from selftaught.rollouts import collect
+from selftaught.rollouts.store import collect
 from selftaught.samplers import SamplingParams, open_sampler
-from selftaught.samplers.transformers_model import TransformersSampler
+from selftaught.samplers.local.sampler import TransformersSampler
 
 pytestmark = [
     pytest.mark.vllm,

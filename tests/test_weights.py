@@ -317,12 +317,12 @@ def renamed(tiny_model_dir: Path, tmp_path: Path) -> Path:
 
 def test_every_way_to_open_a_model_refuses_random_weights(renamed: Path, tmp_path: Path):
     from selftaught import open_sampler
-    from selftaught.pause import add_pause_token
-    from selftaught.quiet_commands import TrainOptions, _opened_to_train
+    from selftaught.cli.quiet import TrainOptions, _opened_to_train
+    from selftaught.evaluation.verifier import OutcomeModel
+    from selftaught.methods.pause import add_pause_token
     from selftaught.samplers import open_scorer
-    from selftaught.training.fitting import causal_lm
     from selftaught.training.outcome import _classifier
-    from selftaught.verifier import OutcomeModel
+    from selftaught.training.trainer import causal_lm
 
     ways = [
         lambda: open_sampler("transformers", str(renamed)),
@@ -341,7 +341,7 @@ def test_every_way_to_open_a_model_refuses_random_weights(renamed: Path, tmp_pat
 def test_a_quiet_folder_has_all_its_weights(tiny_model_dir: Path, tmp_path: Path):
     from transformers import AutoTokenizer
 
-    from selftaught.quiet.folder import make_quiet, open_quiet, save_quiet
+    from selftaught.quiet.checkpoint import make_quiet, open_quiet, save_quiet
     from selftaught.quiet.model import QuietConfig
 
     tokenizer = AutoTokenizer.from_pretrained(tiny_model_dir)

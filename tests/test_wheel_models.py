@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from selftaught import wheel_models
-from selftaught.wheel_models import WHEEL_MODELS, get_model
+from selftaught.models import wheels as wheel_models
+from selftaught.models.wheels import WHEEL_MODELS, get_model
 
 
 @pytest.fixture

@@ -17,10 +17,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from selftaught.grading import grade
-from selftaught.launch import PLACE
-from selftaught.method_pages import Figure, Point, Section, Table, method_report, point, shown
-from selftaught.methods.shared import (
+from selftaught.methods.run import (
     MethodConfig,
     Row,
     Run,
@@ -39,9 +36,17 @@ from selftaught.methods.shared import (
     write_summary,
 )
 from selftaught.records import Example, Rollout, read_rollouts
-from selftaught.run_folder import Watch, hold, publish, read_rows, write_config
-from selftaught.samplers import Engine, check_model, check_prompts
-from selftaught.selection import (
+from selftaught.reports.method_page import (
+    Figure,
+    Point,
+    Section,
+    Table,
+    method_report,
+    point,
+    shown,
+)
+from selftaught.rollouts.grading import grade
+from selftaught.rollouts.selection import (
     DistinctBy,
     NothingToLearn,
     draw_as_many,
@@ -51,7 +56,10 @@ from selftaught.selection import (
     make_examples,
     way,
 )
-from selftaught.status import reported
+from selftaught.runs.folder import Watch, hold, publish, read_rows, write_config
+from selftaught.runs.status import reported
+from selftaught.samplers import Engine, check_model, check_prompts
+from selftaught.training.launch import PLACE
 
 PAPER = "Yuan et al. 2023, arXiv:2308.01825"
 

@@ -20,12 +20,9 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from selftaught.embedded import embedded_model
-from selftaught.evaluation import Evaluation, evaluate, graded_beside
-from selftaught.grading import check_gold
-from selftaught.launch import PLACE, Stage, launch, launch_of
-from selftaught.methods.shared import check_chat, without_unused
-from selftaught.preflight import Asked, check_settings, check_texts
+from selftaught.evaluation.evaluator import Evaluation, evaluate, graded_beside
+from selftaught.methods.run import check_chat, without_unused
+from selftaught.models.embedded import embedded_model
 from selftaught.prompts import PromptStyle, bare, hinted
 from selftaught.records import (
     OUTCOMES,
@@ -35,20 +32,9 @@ from selftaught.records import (
     write_atomically,
     write_jsonl,
 )
-from selftaught.report import run_report
-from selftaught.rollouts import collect
-from selftaught.run_folder import (
-    Watch,
-    check_config,
-    hold,
-    publish,
-    read_rows,
-    timed,
-    write_config,
-    write_rows,
-)
-from selftaught.samplers import Engine, Sampler, SamplingParams, as_seen
-from selftaught.selection import (
+from selftaught.reports.star_page import run_report
+from selftaught.rollouts.grading import check_gold
+from selftaught.rollouts.selection import (
     NothingToLearn,
     draw_problems,
     example,
@@ -60,9 +46,23 @@ from selftaught.selection import (
     unsolved,
     why_dropped,
 )
-from selftaught.status import reported
+from selftaught.rollouts.store import collect
+from selftaught.runs.folder import (
+    Watch,
+    check_config,
+    hold,
+    publish,
+    read_rows,
+    timed,
+    write_config,
+    write_rows,
+)
+from selftaught.runs.preflight import Asked, check_settings, check_texts
+from selftaught.runs.status import reported
+from selftaught.samplers import Engine, Sampler, SamplingParams, as_seen
 from selftaught.tasks import Task, open_task
 from selftaught.training import Training
+from selftaught.training.launch import PLACE, Stage, launch, launch_of
 
 Row = dict[str, Any]
 Advance = Callable[[int], Any]

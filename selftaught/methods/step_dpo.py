@@ -24,10 +24,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from selftaught import metrics
-from selftaught.evaluation import graded_beside
-from selftaught.launch import PLACE
-from selftaught.method_pages import Figure, Section, Table, method_report, point, shown
-from selftaught.methods.shared import (
+from selftaught.evaluation.evaluator import graded_beside
+from selftaught.methods.run import (
     MethodConfig,
     Row,
     Run,
@@ -59,10 +57,9 @@ from selftaught.records import (
     write_atomically,
 )
 from selftaught.rendering import TemplateOptions, prompt_ids
-from selftaught.rollouts import collect
-from selftaught.run_folder import Watch, hold, publish, read_rows, timed, write_config, write_rows
-from selftaught.samplers import Engine
-from selftaught.selection import (
+from selftaught.reports.method_page import Figure, Section, Table, method_report, point, shown
+from selftaught.reports.step_page import write_step_page
+from selftaught.rollouts.selection import (
     DistinctBy,
     NothingToLearn,
     gold_rollouts,
@@ -73,9 +70,7 @@ from selftaught.selection import (
     most_distant,
     preference,
 )
-from selftaught.status import reported
-from selftaught.step_pages import write_step_page
-from selftaught.steps import (
+from selftaught.rollouts.steps import (
     Chosen,
     PairForm,
     PitRule,
@@ -85,7 +80,12 @@ from selftaught.steps import (
     step_preferences,
     step_value,
 )
+from selftaught.rollouts.store import collect
+from selftaught.runs.folder import Watch, hold, publish, read_rows, timed, write_config, write_rows
+from selftaught.runs.status import reported
+from selftaught.samplers import Engine
 from selftaught.training import completion_ids, open_tokenizer
+from selftaught.training.launch import PLACE
 
 PAPER = "Setlur et al. 2024, arXiv:2406.14532"
 

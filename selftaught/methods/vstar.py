@@ -21,10 +21,15 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from selftaught.candidates import Candidates, Choice, candidates_of, chosen, powers, share
-from selftaught.launch import PLACE, Kind
-from selftaught.method_pages import Figure, Section, Table, method_report, shown
-from selftaught.methods.shared import (
+from selftaught.evaluation.candidates import (
+    Candidates,
+    Choice,
+    candidates_of,
+    chosen,
+    powers,
+    share,
+)
+from selftaught.methods.run import (
     MethodConfig,
     Row,
     Run,
@@ -49,7 +54,14 @@ from selftaught.methods.shared import (
 )
 from selftaught.metrics import difference_interval
 from selftaught.records import Example, Preference, Rollout, plain_fields, write_atomically
-from selftaught.run_folder import (
+from selftaught.reports.method_page import Figure, Section, Table, method_report, shown
+from selftaught.rollouts.selection import (
+    NothingToLearn,
+    keep_distinct,
+    make_examples,
+    make_preferences,
+)
+from selftaught.runs.folder import (
     Watch,
     hold,
     publish,
@@ -59,19 +71,14 @@ from selftaught.run_folder import (
     write_config,
     write_rows,
 )
+from selftaught.runs.status import reported
 from selftaught.samplers import Engine
-from selftaught.selection import (
-    NothingToLearn,
-    keep_distinct,
-    make_examples,
-    make_preferences,
-)
-from selftaught.status import reported
 from selftaught.training import (
     Judged,
     completion_ids,
     open_tokenizer,
 )
+from selftaught.training.launch import PLACE, Kind
 
 PAPER = "Hosseini et al. 2024, arXiv:2402.06457"
 
@@ -288,7 +295,7 @@ def scores_of(
     run: Run, rollouts: Sequence[Rollout], verifier: Path, store: Path, kind: str = "dpo"
 ) -> list[float]:
     """A verifier's scores of candidates; kept in a file, and not computed twice."""
-    from selftaught.verifier import OutcomeModel, Verifier
+    from selftaught.evaluation.verifier import OutcomeModel, Verifier
 
     config = run.config
     assert isinstance(config, VstarConfig)
@@ -314,7 +321,7 @@ def scores_of(
 
 def _scored_by(run: Run, rollouts: Sequence[Rollout], verifier: Path) -> list[str]:
     """All that the scores depend on: the weights of the verifier, its reference, and the candidates."""
-    from selftaught.samplers.loading import folder_fingerprint
+    from selftaught.samplers.local.model_loading import folder_fingerprint
 
     config = run.config
     assert isinstance(config, VstarConfig)

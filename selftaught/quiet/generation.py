@@ -27,7 +27,7 @@ from transformers import (
 from transformers.generation.streamers import BaseStreamer
 
 from selftaught.quiet.attention import Reading, thoughtful
-from selftaught.quiet.deciding import ThinkWhen, check_thoughts, wanted
+from selftaught.quiet.gating import ThinkWhen, check_thoughts, wanted
 from selftaught.quiet.thoughts import Prefix, after_thought, draw, language_head, read_on, think
 
 if TYPE_CHECKING:

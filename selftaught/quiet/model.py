@@ -23,6 +23,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.utils import ModelOutput
 
 from selftaught.quiet.attention import Gradients, thoughtful
+from selftaught.quiet.chunks import bytes_per_row, positions_within
 from selftaught.quiet.generation import generate
 from selftaught.quiet.losses import (
     IGNORED,
@@ -32,7 +33,6 @@ from selftaught.quiet.losses import (
     text_log_probs,
     thought_log_probs,
 )
-from selftaught.quiet.memory import bytes_per_row, positions_within
 from selftaught.quiet.mixing import Gate, MixingHead
 from selftaught.quiet.positions import choose
 from selftaught.quiet.self_check import self_check

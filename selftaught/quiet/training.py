@@ -29,11 +29,11 @@ from transformers import (
 )
 from transformers.trainer_utils import set_seed
 
-from selftaught.option_types import check_types
-from selftaught.quiet.folder import fingerprint, save_quiet
+from selftaught.options import check_types
+from selftaught.quiet.checkpoint import fingerprint, save_quiet
+from selftaught.quiet.evaluation import DECILES
 from selftaught.quiet.model import QuietLM, QuietOutput
-from selftaught.quiet.scoring import DECILES
-from selftaught.quiet.texts import Spans, padded
+from selftaught.quiet.spans import Spans, padded
 
 PAPER = {"learning_rate": 1e-6, "warmup_steps": 20, "weight_decay": 0.001,
          "per_device_train_batch_size": 8}  # fmt: skip

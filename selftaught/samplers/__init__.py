@@ -4,14 +4,14 @@ from collections.abc import Iterable, Mapping
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
-from selftaught.option_types import check_names, check_options
+from selftaught.options import check_names, check_options
 from selftaught.records import Text
 from selftaught.rendering import TemplateOptions
 from selftaught.samplers.base import Closing, Sampler, SamplingParams
 from selftaught.thought_marks import ThoughtMarks
 
 if TYPE_CHECKING:
-    from selftaught.samplers.scoring import TransformersScorer
+    from selftaught.samplers.local.scorer import TransformersScorer
 
 __all__ = [
     "Closing",
@@ -39,7 +39,7 @@ def open_sampler(name: str, model: str, **options: object) -> Sampler:
     check_sampler(name, options)
     match name:
         case "transformers":
-            from selftaught.samplers.transformers_model import TransformersSampler
+            from selftaught.samplers.local.sampler import TransformersSampler
 
             return TransformersSampler(model, **options)  # type: ignore[arg-type]
         case "vllm":
@@ -72,7 +72,7 @@ def check_sampler(name: str, options: Mapping[str, object], *, here: bool = True
     what = f"The sampler {name!r}"
     match name:
         case "transformers":
-            from selftaught.samplers.transformers_model import TransformersSampler, check_device
+            from selftaught.samplers.local.sampler import TransformersSampler, check_device
 
             check_options(what, TransformersSampler, options)
             if options.get("batch_size", 1) < 1:  # type: ignore[operator]
@@ -113,7 +113,7 @@ def check_model(model: str) -> None:
             cannot be read.
         OSError: there is no such model.
     """
-    from selftaught.samplers.loading import check_causal
+    from selftaught.samplers.local.model_loading import check_causal
     from selftaught.samplers.weights import check_weights
 
     check_causal(model)
@@ -138,7 +138,7 @@ def check_prompts(
     Raises:
         ValueError: a prompt does not fit, is empty, or cannot be rendered; names it.
     """
-    from selftaught.samplers.loading import check_fitting, context_of
+    from selftaught.samplers.local.model_loading import check_fitting, context_of
 
     options = options or {}
     engine = options.get("engine", "transformers") if sampler == "ray" else sampler
@@ -149,7 +149,7 @@ def count_too_long(
     model: str, prompts: Iterable[Text], length: int, template: TemplateOptions | None = None
 ) -> int:
     """How many prompts leave no room for a completion and its end token within `length` tokens."""
-    from selftaught.samplers.loading import longer_than
+    from selftaught.samplers.local.model_loading import longer_than
 
     return longer_than(model, prompts, length - 2, template)
 
@@ -193,7 +193,7 @@ def open_scorer(model: str, **options: object) -> "TransformersScorer":
     Raises:
         ValueError: it has no such option.
     """
-    from selftaught.samplers.scoring import TransformersScorer
+    from selftaught.samplers.local.scorer import TransformersScorer
 
     check_options("A scorer", TransformersScorer, options)
     return TransformersScorer(model, **options)  # type: ignore[arg-type]
@@ -208,7 +208,7 @@ def as_seen(model: str, prompt: Text, options: TemplateOptions | None = None) ->
     Raises:
         ValueError: the chat template refuses the messages, or no answer to them can be learned.
     """
-    from selftaught.samplers.loading import prompt_as_seen
+    from selftaught.samplers.local.model_loading import prompt_as_seen
 
     return prompt_as_seen(model, prompt, options)
 
@@ -217,6 +217,6 @@ def prompt_opens_thought(
     model: str, prompt: Text, marks: ThoughtMarks, options: TemplateOptions | None = None
 ) -> bool:
     """Return whether a prompt, as a model reads it, ends inside a thought."""
-    from selftaught.samplers.loading import prompt_opens_thought
+    from selftaught.samplers.local.model_loading import prompt_opens_thought
 
     return prompt_opens_thought(model, prompt, marks, options)

@@ -23,7 +23,7 @@ from typing import Any, TypeGuard, TypeVar
 
 from selftaught.records import Completion, FinishReason, Text
 from selftaught.samplers.base import Closing, SamplingParams, Usage, checked_begun, without_stop
-from selftaught.samplers.server_line import Refused, ServerLine, Wrong, check_url, is_count
+from selftaught.samplers.openai_client import Refused, ServerLine, Wrong, check_url, is_count
 from selftaught.thought_marks import ThoughtMarks, after_thought
 
 logger = logging.getLogger(__name__)

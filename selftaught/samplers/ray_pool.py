@@ -19,8 +19,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from selftaught import cluster
-from selftaught.option_types import check_options
+from selftaught.options import check_options
+from selftaught.processes import ray_cluster as cluster
 from selftaught.records import Completion, Text
 from selftaught.samplers.base import UNIT, Closing, SamplingParams, checked_begun, checked_keys
 

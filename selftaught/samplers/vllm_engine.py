@@ -38,13 +38,13 @@ from selftaught.samplers.base import (
     checked_keys,
     draw_number,
 )
-from selftaught.samplers.drawing import Ending, endings
-from selftaught.samplers.loading import (
+from selftaught.samplers.local.model_loading import (
     end_tokens,
     fitting_tokens,
     folder_fingerprint,
     load_tokenizer,
 )
+from selftaught.samplers.local.token_choice import Ending, endings
 from selftaught.samplers.weights import check_names
 
 ON_A_CPU = {"VLLM_CPU_KVCACHE_SPACE": "2", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}

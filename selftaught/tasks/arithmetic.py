@@ -19,9 +19,9 @@ import zlib
 from collections.abc import Sequence
 from functools import cache
 
-from selftaught.answers import after_marker, same_number
 from selftaught.prompts import PromptStyle
 from selftaught.records import Problem
+from selftaught.tasks.answers import after_marker, same_number
 from selftaught.tasks.base import Task, answer_in_brackets, split_named
 
 MOST_DIGITS = 26

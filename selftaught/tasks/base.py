@@ -6,9 +6,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from selftaught.answers import GRADING_VERSION, Verdict
 from selftaught.prompts import PromptStyle, styled
 from selftaught.records import Problem
+from selftaught.tasks.answers import GRADING_VERSION, Verdict
 from selftaught.thought_marks import THINK, ThoughtMarks, after_thought
 
 BOXED = "Please reason step by step, and put your final answer within \\boxed{}."

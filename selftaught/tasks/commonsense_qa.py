@@ -8,9 +8,9 @@ from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
-from selftaught.answers import choice_letter, same_choice
 from selftaught.prompts import PromptStyle
 from selftaught.records import Problem
+from selftaught.tasks.answers import choice_letter, same_choice
 from selftaught.tasks.base import LETTERED, Task, split_named
 from selftaught.tasks.rows import Row, file_rows, hub_rows
 

@@ -19,8 +19,11 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from selftaught.answers import Verdict, last_boxed
-from selftaught.latex import (
+from selftaught.prompts import PromptStyle
+from selftaught.records import Problem
+from selftaught.tasks.answers import Verdict, last_boxed
+from selftaught.tasks.base import BOXED, Task, answer_in_brackets, split_named
+from selftaught.tasks.latex import (
     connective,
     normalised,
     same_expression,
@@ -29,9 +32,6 @@ from selftaught.latex import (
     stated_latex,
     without_name,
 )
-from selftaught.prompts import PromptStyle
-from selftaught.records import Problem
-from selftaught.tasks.base import BOXED, Task, answer_in_brackets, split_named
 from selftaught.tasks.rows import Row, file_rows, hub_rows
 
 if TYPE_CHECKING:

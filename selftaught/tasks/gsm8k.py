@@ -8,11 +8,11 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from selftaught.answers import same_number, stated_number
 from selftaught.prompts import PromptStyle
-from selftaught.quantities import quantity
 from selftaught.records import Problem
+from selftaught.tasks.answers import same_number, stated_number
 from selftaught.tasks.base import Task, answer_in_brackets, split_named
+from selftaught.tasks.quantities import quantity
 from selftaught.tasks.rows import Row, file_rows, hub_rows
 
 SHOTS = tuple(

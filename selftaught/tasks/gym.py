@@ -16,9 +16,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
-from selftaught.answers import Verdict, same_number, same_text, stated_number, stated_text
 from selftaught.prompts import PromptStyle
 from selftaught.records import Problem
+from selftaught.tasks.answers import Verdict, same_number, same_text, stated_number, stated_text
 from selftaught.tasks.base import STATED, Task, answer_in_brackets, split_named
 from selftaught.tasks.question_file import Columns, read_shots
 

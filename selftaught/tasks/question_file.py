@@ -11,7 +11,9 @@ from functools import cache
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from selftaught.answers import (
+from selftaught.prompts import PromptStyle
+from selftaught.records import Problem
+from selftaught.tasks.answers import (
     Verdict,
     choice_letter,
     last_boxed,
@@ -21,9 +23,6 @@ from selftaught.answers import (
     stated_number,
     stated_text,
 )
-from selftaught.prompts import PromptStyle
-from selftaught.quantities import quantity
-from selftaught.records import Problem
 from selftaught.tasks.base import (
     BOXED,
     LETTERED,
@@ -32,6 +31,7 @@ from selftaught.tasks.base import (
     answer_in_brackets,
     split_named,
 )
+from selftaught.tasks.quantities import quantity
 from selftaught.tasks.rows import Row, file_rows, hub_rows, is_file
 
 Kind = Literal["number", "text", "choice", "latex"]

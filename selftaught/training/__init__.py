@@ -5,12 +5,12 @@ and say nothing; and it would add an end-of-text token to every side of a prefer
 tokenized here: those that do not fit are dropped and counted.
 """
 
+from selftaught.training.completion_tokens import completion_ids, open_tokenizer, written_ids
 from selftaught.training.dpo import dpo_config, preference_rows, train_dpo
-from selftaught.training.fitting import Training, lora_config
 from selftaught.training.options import check_lora
 from selftaught.training.outcome import Judged, outcome_config, train_outcome
 from selftaught.training.sft import sft_config, tokenized, train_rows, train_sft, train_weighted
-from selftaught.training.tokens import completion_ids, open_tokenizer, written_ids
+from selftaught.training.trainer import Training, lora_config
 
 __all__ = [
     "Judged",

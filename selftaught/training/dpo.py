@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from selftaught.records import Preference, Text
 from selftaught.rendering import continuing_ids, prompt_ids
-from selftaught.training.fitting import Row, Training, causal_lm, fit, trl_config
-from selftaught.training.tokens import end_token, taught_ids
+from selftaught.training.completion_tokens import end_token, taught_ids
+from selftaught.training.trainer import Row, Training, causal_lm, fit, trl_config
 
 if TYPE_CHECKING:
     from peft import LoraConfig

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from selftaught.option_types import check_types, is_number
+from selftaught.options import check_types, is_number
 
 RESERVED = {
     "output_dir": "the run chooses the folder; give --out",

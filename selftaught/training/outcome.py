@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 from selftaught.records import Text
 from selftaught.rendering import prompt_ids
-from selftaught.training.fitting import Row, Training, fit
 from selftaught.training.options import checked_config
 from selftaught.training.sft import fitting
+from selftaught.training.trainer import Row, Training, fit
 
 if TYPE_CHECKING:
     from peft import LoraConfig

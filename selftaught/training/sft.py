@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
 from selftaught.records import Example
-from selftaught.training.fitting import Row, Training, causal_lm, fit, trl_config
-from selftaught.training.tokens import taught_ids
+from selftaught.training.completion_tokens import taught_ids
+from selftaught.training.trainer import Row, Training, causal_lm, fit, trl_config
 
 if TYPE_CHECKING:
     from peft import LoraConfig

@@ -1,0 +1,1 @@
+"""Measuring models: accuracy on a task, choice among candidates, verifiers, best-of-n."""

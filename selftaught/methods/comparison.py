@@ -1,0 +1,461 @@
+"""Several methods on one task, each with the same number of sampled tokens to learn from.
+
+The fine-tuned model they all begin with is made once. A pilot of its completions says how many tokens
+one has; from that follows how many samples each method may draw. What each really drew is reported.
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from selftaught.evaluation.candidates import Candidates, candidates_of, chosen, powers, share
+from selftaught.evaluation.evaluator import Evaluation
+from selftaught.methods.rft import RftConfig, open_rft, run_rft
+from selftaught.methods.run import (
+    MethodConfig,
+    Row,
+    Run,
+    accuracy_of,
+    fit,
+    measured,
+    once,
+    open_run,
+    sampled,
+    seed_examples,
+    tokens_of,
+    trained_row,
+    write_summary,
+)
+from selftaught.methods.star import StarConfig, open_star, run_star
+from selftaught.methods.step_dpo import StepDpoConfig, decoder, open_step_dpo, run_step_dpo
+from selftaught.methods.vstar import VstarConfig, open_vstar, run_vstar
+from selftaught.prompts import PromptStyle, bare
+from selftaught.records import read_rollouts
+from selftaught.reports.method_page import Figure, Section, Table, method_report, shown
+from selftaught.rollouts.selection import draw_problems
+from selftaught.rollouts.steps import split_steps
+from selftaught.runs.folder import Watch, hold, link_tree, read_rows, write_config
+from selftaught.runs.preflight import check_method_options
+from selftaught.runs.status import reported
+from selftaught.samplers import Engine
+from selftaught.training import open_tokenizer
+from selftaught.training.launch import PLACE
+
+Method = Literal["star", "rft", "vstar", "step_dpo"]
+NAMES = {"star": "STaR", "rft": "RFT", "vstar": "V-STaR", "step_dpo": "per-step DPO"}
+TOLERATED = 0.1
+"""How far from the budget a method may sample before the report says so."""
+FEW_STEPS = 10
+"""Optimizer steps below which the report says that a method hardly trained."""
+PILOT = 64
+"""Problems whose completions say how long one is."""
+
+
+@dataclass(frozen=True)
+class CompareConfig(MethodConfig):
+    """Options of a comparison; those of MethodConfig are the same for all methods."""
+
+    out: Path = Path("runs/compare")
+    """Folder of the comparison, with a run folder per method; repeating the command continues it."""
+    methods: list[Method] = field(default_factory=lambda: ["star", "rft", "vstar", "step_dpo"])
+    """Which methods."""
+    budget: int = 1_000_000
+    """Tokens that each method may sample to learn from, those of the seed set included."""
+    candidates: int = 16
+    """Candidates per test problem, for majority and best-of-k."""
+    star: dict[str, Any] = field(default_factory=dict)
+    """Any other option of STaR, such as --star.rationalization false."""
+    rft: dict[str, Any] = field(default_factory=dict)
+    """Any other option of RFT."""
+    vstar: dict[str, Any] = field(default_factory=dict)
+    """Any other option of V-STaR, such as --vstar.verifier_learning_rate 1e-5."""
+    step_dpo: dict[str, Any] = field(default_factory=dict)
+    """Any other option of per-step DPO, such as --step_dpo.split sentence."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.refuse(
+            ("budget", self.budget >= 1, "at least 1"),
+            ("candidates", self.candidates >= 1, "at least 1"),
+            ("methods", bool(self.methods), "one or more of star, rft, vstar, step_dpo"),
+            (
+                "vstar",
+                "candidates" not in self.vstar,
+                "without candidates, which are the same for all",
+            ),
+            (
+                "step_dpo",
+                not {"methods", "sizes"} & set(self.step_dpo),
+                "without methods and sizes",
+            ),
+        )
+
+
+CHANGEABLE = ("out", "methods", *PLACE)
+"""Fields a continued comparison may change."""
+
+
+@dataclass(frozen=True)
+class Pilot:
+    """What a completion of the fine-tuned model costs."""
+
+    tokens: float
+    """Its mean length."""
+    steps: float
+    """Its mean number of steps."""
+    seed_tokens: int
+    """What the seed set has already cost."""
+
+
+def run_compare(config: CompareConfig, watch: Watch | None = None) -> Row:
+    """Run every method at the budget, or continue, and return the summary.
+
+    Raises:
+        ValueError: a setting that a method refuses; says which.
+        NothingToLearn: a method had nothing to learn from; says which and why.
+        BlockingIOError: another process runs in the folder.
+    """
+    with (
+        hold(config.out),
+        reported(config.out / "status.json", "comparison", watch) as watch,
+        Engine(config.sampler, config.sampler_options) as engine,
+    ):
+        run = open_compare(config, watch, engine)
+        write_config(config.out, config.plain(), CHANGEABLE)
+        once(run, "SFT", lambda: _sft(run))
+        pilot = _pilot(run)
+        budget = config.budget - pilot.seed_tokens
+        plans = {method: METHODS[method].settings(run, pilot, budget) for method in config.methods}
+        for method in config.methods:
+            once(run, NAMES[method], lambda at=method: _row(run, at, plans[at]))
+            report(config.out)
+        return _finish(run)
+
+
+def open_compare(
+    config: CompareConfig, watch: Watch | None = None, engine: Engine | None = None
+) -> Run:
+    """Check everything a comparison needs, as each of its methods does; see `open_run`."""
+    own = {"star": StarConfig, "rft": RftConfig, "vstar": VstarConfig, "step_dpo": StepDpoConfig}
+    for name, options in own.items():
+        check_method_options(name, options, getattr(config, name))
+    run = open_run(config, watch, engine)
+    for name in config.methods:
+        # How many samples a method may draw is known after the pilot only; its checks need no number.
+        settings = METHODS[name].settings(run, Pilot(1.0, 1.0, 0), config.budget)
+        METHODS[name].open(replace(settings, model=config.model))
+    return run
+
+
+def _sft(run: Run) -> Row:
+    folder = run.config.out / "sft"
+    training = fit(run, seed_examples(run, run.train, folder), folder)
+    evaluation = measured(run, str(training.model), "SFT", folder)
+    among = _candidates(run, str(training.model), folder)
+    return trained_row(run, training, evaluation, **_choices(run, among, None),
+                       **{"sampled tokens": _seed_tokens(run)})  # fmt: skip
+
+
+def _seed_tokens(run: Run) -> int:
+    store = run.config.out / "sft" / "seed-rollouts.jsonl"
+    return tokens_of(read_rollouts(store)) if store.exists() else 0
+
+
+def _pilot(run: Run) -> Pilot:
+    """How long completions are, from one for each of some problems."""
+    config = run.config
+    assert isinstance(config, CompareConfig)
+    model = str(config.out / "sft" / "model")
+    problems = draw_problems(run.train, PILOT, "pilot")
+    rollouts = sampled(run, model, problems, run.tuned, run.params, config.out / "pilot.jsonl")
+    decode = decoder(open_tokenizer(model))
+    step = _step_config(run)
+    steps = [len(split_steps(one.token_ids or (), decode, step.split, step.separator)) for one in rollouts]  # fmt: skip
+    mean = tokens_of(rollouts) / len(rollouts)
+    return Pilot(mean, sum(steps) / len(steps), _seed_tokens(run))
+
+
+# ---------------------------------------------------------------- how much each method may draw
+
+
+def _shared(run: Run, options: type, method: str) -> dict[str, Any]:
+    """The comparison's options that a method has too."""
+    names = {one.name for one in fields(options)} & {one.name for one in fields(MethodConfig)}
+    return {name: getattr(run.config, name) for name in names} | {"out": run.config.out / method}
+
+
+def _made(run: Run, options: Any, values: Mapping[str, Any]) -> Any:
+    """A method's options; of the model in this package, those found for it where nothing else is said."""
+    return options.small(**values) if run.config.model == "embedded" else options(**values)
+
+
+def _step_config(run: Run) -> StepDpoConfig:
+    config = run.config
+    assert isinstance(config, CompareConfig)
+    return _made(
+        run, StepDpoConfig, _shared(run, StepDpoConfig, "step_dpo") | {"n": 16} | config.step_dpo
+    )
+
+
+def star_settings(run: Run, pilot: Pilot, budget: int) -> StarConfig:
+    """STaR: as many samples per iteration as three iterations and their hints may have."""
+    config = run.config
+    assert isinstance(config, CompareConfig)
+    iterations = config.star.get("iterations", 3)
+    told = any(problem.rationale is not None for problem in run.train)
+    # About half of the failures' tokens again, for rationalization.
+    n = max(1, round((budget + pilot.seed_tokens) / (1.5 * iterations * len(run.train) * pilot.tokens)))  # fmt: skip
+    options: dict[str, Any] = {
+        "iterations": iterations, "patience": iterations, "n": n,
+        "temperature": config.temperature if n > 1 else 0.0, "schedule": "epochs",
+        "warmup_steps": 0, "validation_problems": 100, "keep_models": "all",
+        # A base that has only been shown rationales in fine-tuning is none without it.
+        "model": str(config.out / "sft" / "model") if told else config.model,
+        "prompt": ("chat" if run.tuned.as_messages else "bare") if told else config.prompt,
+    }  # fmt: skip
+    shared = _shared(run, StarConfig, "star")
+    for name in ("model", "prompt", "temperature", "warmup_steps"):
+        shared.pop(name, None)
+    return StarConfig(**(shared | options | config.star))
+
+
+def rft_settings(run: Run, pilot: Pilot, budget: int) -> RftConfig:
+    """RFT: k samples of every problem."""
+    config = run.config
+    assert isinstance(config, CompareConfig)
+    k = max(1, round(budget / (len(run.train) * pilot.tokens)))
+    return _made(run, RftConfig, _shared(run, RftConfig, "rft") | {"k": [k]} | config.rft)
+
+
+def vstar_settings(run: Run, pilot: Pilot, budget: int) -> VstarConfig:
+    """V-STaR: as many samples in each of its iterations."""
+    config = run.config
+    assert isinstance(config, CompareConfig)
+    iterations = config.vstar.get("iterations", 3)
+    k = max(2, round(budget / (iterations * len(run.train) * pilot.tokens)))
+    own = {"iterations": iterations, "k": k, "candidates": config.candidates}
+    return _made(run, VstarConfig, _shared(run, VstarConfig, "vstar") | own | config.vstar)
+
+
+def step_dpo_settings(run: Run, pilot: Pilot, budget: int) -> StepDpoConfig:
+    """Per-step DPO: a third for samples, and as many wrong ones valued as the rest allows."""
+    config, step = run.config, _step_config(run)
+    assert isinstance(config, CompareConfig)
+    completions = budget / (len(run.train) * pilot.tokens)
+    n = max(2, step.best_of, round(completions / 3))
+    # A prefix is sampled on from K times m; what is left of a completion is half of it on average.
+    each = max(1.0, pilot.steps - 1) * step.best_of * step.repeats / 2
+    wrong = max(1, math.floor((completions - n) / each))
+    own = {"n": n, "wrong_per_problem": wrong}
+    return _made(
+        run, StepDpoConfig, _shared(run, StepDpoConfig, "step_dpo") | own | config.step_dpo
+    )
+
+
+# ---------------------------------------------------------------- one method
+
+
+def _run_method(run: Run, method: str, config: Any) -> tuple[Row, Path, Evaluation, int, int]:
+    """Its summary, final model, greedy evaluation, and the tokens it sampled and trained on."""
+    run.engine.close()  # a method has its own
+    if method == "star":
+        summary = run_star(config, run.watch)
+        stores = [*config.out.glob("iteration-*/rollouts.jsonl"), *config.out.glob("iteration-*/rationalized.jsonl")]  # fmt: skip
+        drawn = sum(tokens_of(read_rollouts(store)) for store in stores)
+        rows = read_rows(config.out / "metrics.jsonl")
+        trained = sum(row["training"].get("tokens", 0) for row in rows if "training" in row)
+        if Path(config.model) == run.config.out / "sft" / "model":
+            trained += read_rows(run.config.out / "metrics.jsonl")[0]["training"]["tokens"]
+        best = Evaluation.from_dict(summary["test"]["best"])
+        return summary, Path(summary["best model"]), best, drawn, trained
+    target = config.out / (f"size-{len(run.train)}/sft" if method == "step_dpo" else "sft")
+    shared = [one.name for one in fields(MethodConfig) if one.name != "out"]
+    same = all(getattr(config, name) == getattr(run.config, name) for name in shared)
+    if same and not target.exists():
+        link_tree(run.config.out / "sft", target)
+    summary = METHODS[method].run(config, run.watch)
+    rows = summary["rows"]
+    final = METHODS[method].final(config)
+    row = next(row for row in rows if row["name"] == final)
+    drawn = summary["sampled tokens"] + _seed_tokens(run)
+    trained = sum(row["training"]["tokens"] for row in rows if "training" in row)
+    return summary, Path(summary["best model"]), accuracy_of(row), drawn, trained
+
+
+def _row(run: Run, method: str, config: Any) -> Row:
+    """One line of the table."""
+    summary, model, greedy, drawn, trained = _run_method(run, method, config)
+    folder = run.config.out / method
+    among = _vstar_candidates(config) if method == "vstar" else None
+    among = among or _candidates(run, str(model), folder, _style(run, method, config, summary))
+    scored = _vstar_best(config) if method == "vstar" else None
+    return {
+        "model": str(model), "test": greedy.to_dict(), "sampled tokens": drawn,
+        "trained tokens": trained, "minutes": summary["minutes"],
+        "budget": _budget(run), "last steps": _last_steps(config.out),
+        "settings": {key: value for key, value in asdict(config).items() if key in ("k", "n", "iterations", "wrong_per_problem")},
+        **_choices(run, among, scored),
+    }  # fmt: skip
+
+
+def _budget(run: Run) -> int:
+    """The tokens that each method may sample."""
+    assert isinstance(run.config, CompareConfig)
+    return run.config.budget
+
+
+def _last_steps(out: Path) -> int:
+    """Optimizer steps of the last training of a method's run."""
+    steps = [
+        row["training"]["steps"] for row in read_rows(out / "metrics.jsonl") if "training" in row
+    ]
+    return steps[-1] if steps else 0
+
+
+def budget_notes(rows: Sequence[Row]) -> str:
+    """Which methods sampled another number of tokens than the budget, or hardly trained."""
+    notes = []
+    for row in rows:
+        if budget := row.get("budget"):
+            sampled, share = row["sampled tokens"], row["sampled tokens"] / budget
+            if abs(share - 1) > TOLERATED:
+                notes.append(f"{row['name']} sampled {sampled:,} tokens, {share:.0%} of the budget of {budget:,}.")  # fmt: skip
+            if 0 < row["last steps"] < FEW_STEPS:
+                notes.append(f"{row['name']}'s last training had only {row['last steps']} optimizer step{'s' * (row['last steps'] > 1)}.")  # fmt: skip
+    if not notes:
+        return ""
+    return (
+        "Not at an equal budget: " + " ".join(notes) + " Numbers of samples are whole and are "
+        "planned from a pilot; a larger --budget or more problems brings the methods closer together."
+    )
+
+
+def _style(run: Run, method: str, config: Any, summary: Row) -> PromptStyle:
+    """How a method's final model is asked: as in its own measurement."""
+    if method != "star":
+        return run.tuned
+    style = run.task.styled(
+        config.prompt,
+        system_prompt=config.system_prompt or "",
+        chat_template_kwargs=config.chat_template_kwargs,
+    )
+    return bare(style) if summary["best"] and not config.prompt_later else style
+
+
+def _candidates(run: Run, model: str, folder: Path, style: PromptStyle | None = None) -> Candidates:
+    """N graded candidates per test problem."""
+    config = run.config
+    assert isinstance(config, CompareConfig)
+    params = replace(run.params, n=config.candidates, seed=config.seed + 500_000)
+    store = folder / "candidates.jsonl"
+    return candidates_of(sampled(run, model, run.test, style or run.tuned, params, store))
+
+
+def _vstar_candidates(config: VstarConfig) -> Candidates | None:
+    graded = config.out / f"iteration-{config.iterations}" / "candidates.graded.jsonl"
+    return candidates_of(read_rollouts(graded)) if graded.exists() else None
+
+
+def _vstar_best(config: VstarConfig) -> Mapping[str, list[float]]:
+    """How often the verifier's choice is right, by problem, at every k; V-STaR has measured it."""
+    rows = read_rows(config.out / "metrics.jsonl")
+    row = next(row for row in rows if row["name"] == "choices: V-STaR")
+    return row["choices"]["best"]
+
+
+def _choices(run: Run, among: Candidates, best: Mapping[str, list[float]] | None) -> Row:
+    config = run.config
+    assert isinstance(config, CompareConfig)
+    ks = powers(config.candidates)
+    values = {
+        "majority": {str(k): share(chosen(among, "majority", k)) for k in ks},
+        "pass": {str(k): share(chosen(among, "pass", k)) for k in ks},
+    }
+    if best is not None:
+        values["best"] = {str(k): share(best[str(k)]) for k in ks}
+    return {"choices": values}
+
+
+@dataclass(frozen=True)
+class _Method:
+    settings: Callable[[Run, Pilot, int], Any]
+    run: Callable[[Any, Watch], Row]
+    open: Callable[[Any], Any]
+    """Checks everything that its run needs."""
+    final: Callable[[Any], str]
+    """The name of the row of its result."""
+
+
+METHODS: dict[str, _Method] = {
+    "star": _Method(star_settings, run_star, open_star, lambda config: "best"),
+    "rft": _Method(rft_settings, run_rft, open_rft, lambda config: f"RFT, k={max(config.k)}"),
+    "vstar": _Method(
+        vstar_settings, run_vstar, open_vstar, lambda config: f"iteration {config.iterations}"
+    ),
+    "step_dpo": _Method(
+        step_dpo_settings, run_step_dpo, open_step_dpo, lambda config: _final_step_row(config)
+    ),
+}
+
+
+def _final_step_row(config: StepDpoConfig) -> str:
+    rows = read_rows(config.out / "metrics.jsonl")
+    return next(row["name"] for row in reversed(rows) if row.get("method") == "step_dpo")
+
+
+# ---------------------------------------------------------------- the end
+
+
+def _finish(run: Run) -> Row:
+    rows = read_rows(run.config.out / "metrics.jsonl")
+    summary = write_summary(run.config.out, {"method": "compare", "rows": rows})
+    report(run.config.out)
+    return summary
+
+
+def report(out: Path) -> Path:
+    """Write `report.html` and `report.md` of a comparison, also while it runs; returns the page."""
+    rows = [row for row in read_rows(out / "metrics.jsonl") if "choices" in row]
+    if not rows:
+        return method_report(out, "comparison", "Nothing is measured yet.", [])
+    ks = list(rows[0]["choices"]["majority"])
+    n = ks[-1]
+
+    def best(row: Row) -> str:
+        return shown(tuple(row["choices"]["best"][n])) if "best" in row["choices"] else "-"
+
+    head = ["method", "greedy", f"majority of {n}", f"best of {n}", f"any of {n}", "tokens sampled",
+            "tokens trained", "minutes", "settings"]  # fmt: skip
+    body = [
+        [row["name"], shown(accuracy_of(row)), shown(tuple(row["choices"]["majority"][n])), best(row),
+         shown(tuple(row["choices"]["pass"][n])), f"{row['sampled tokens']:,}",
+         f"{row.get('trained tokens', row.get('training', {}).get('tokens', 0)):,}",
+         f"{row.get('minutes', sum(row['seconds'].values()) / 60):.1f}", _settings(row)]
+        for row in rows
+    ]  # fmt: skip
+    lines = [
+        (f"{row['name']}, {'best' if way == 'best' else 'majority'} of k", [int(k) for k in ks],
+         [tuple(row["choices"][way][k]) for k in ks])
+        for row in rows for way in ("best", "majority") if way in row["choices"]
+    ]  # fmt: skip
+    count = accuracy_of(rows[0]).n
+    words = (
+        f"The same {count} test problems for all; 95% intervals. Tokens sampled are those drawn to "
+        "learn from, the seed set's included; tokens trained, all that trainings read."
+    )
+    section = Section("Methods side by side", words, [Table(head, body, budget_notes(rows))],
+                      [Figure("Right among k candidates", lines, "candidates, k")])  # fmt: skip
+    finest = max(rows, key=lambda row: accuracy_of(row).accuracy)
+    lead = f"Best greedy accuracy: {finest['name']}, {shown(accuracy_of(finest))}."
+    return method_report(out, "comparison", lead, [section])
+
+
+def _settings(row: Row) -> str:
+    told = row.get("settings", {})
+    return ", ".join(f"{name} {_one(value)}" for name, value in told.items()) or "-"
+
+
+def _one(value: Any) -> str:
+    return " ".join(map(str, value)) if isinstance(value, Sequence) else str(value)

@@ -1,0 +1,570 @@
+"""What RFT, V-STaR and per-step DPO share: their options, an opened run, and its stages.
+
+A stage is a function that leaves a file or a model folder and takes what is already there for done:
+`seed_examples`, `fit`, `sampled`, `measured`. The methods say in which order.
+"""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from selftaught.evaluation.evaluator import Evaluation, evaluate, graded_beside
+from selftaught.models.embedded import embedded_model
+from selftaught.prompts import PromptStyle, bare
+from selftaught.records import (
+    Example,
+    Preference,
+    Problem,
+    Rollout,
+    read_examples,
+    write_atomically,
+    write_jsonl,
+)
+from selftaught.rollouts.grading import check_gold
+from selftaught.rollouts.selection import (
+    DistinctBy,
+    NothingToLearn,
+    draw_problems,
+    example,
+    gold_rollouts,
+    keep_correct,
+    keep_distinct,
+    keep_sound,
+    make_examples,
+    way,
+    why_dropped,
+)
+from selftaught.rollouts.store import collect_up_to
+from selftaught.runs.folder import Watch, check_config, read_rows, timed, write_rows
+from selftaught.runs.preflight import check_settings, check_texts
+from selftaught.samplers import Engine, SamplingParams, as_seen, prompt_opens_thought
+from selftaught.tasks import Task, open_task
+from selftaught.training import Training
+from selftaught.training.launch import Kind, Stage, launch, launch_of
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class MethodConfig:
+    """Options of every method here that begins with a model fine-tuned on rationales."""
+
+    model: str = "embedded"
+    """Base model: a Hugging Face name or folder, or "embedded", the one in this package."""
+    task: str = "arithmetic"
+    """Which questions: arithmetic, gsm8k, commonsense_qa, competition_math, gym, question_file."""
+    task_options: dict[str, Any] = field(default_factory=dict)
+    """The task's own options, such as --task_options.path questions.jsonl."""
+    out: Path = Path("runs/method")
+    """Folder of the run; repeating the command continues it."""
+
+    prompt: Literal["few_shot", "bare", "chat"] = "few_shot"
+    """How the base model is asked where the task has no rationales of its own; fine-tuned models are
+    asked without worked examples, by the chat template with "chat"."""
+    system_prompt: str | None = None
+    """With --prompt chat: the system message."""
+    chat_template_kwargs: dict[str, Any] = field(default_factory=dict)
+    """With --prompt chat: variables of the model's chat template, such as
+    --chat-template-kwargs.enable_thinking false."""
+    seed_samples: int = 1
+    """Where the task has no rationales: completions of the base model per problem, the right ones of
+    which stand in for them; 1 is greedy."""
+    temperature: float = 0.7
+    """Of all samples that are drawn."""
+    top_p: float = 1.0
+    """Nucleus."""
+    max_tokens: int | None = None
+    """Room for a rationale; none: the task's own."""
+    check_equations: bool = True
+    """Drop right completions with an inline equation that does not hold."""
+    train_problems: int | None = None
+    """Training problems, drawn by the seed; none: all."""
+    test_problems: int | None = None
+    """Problems of the measurements; none: all of the test split."""
+
+    num_train_epochs: float = 3.0
+    """Passes over the examples of a fine-tuning."""
+    max_steps: int = -1
+    """Optimizer steps of a fine-tuning; -1: num_train_epochs decides."""
+    learning_rate: float = 2e-5
+    """Peak learning rate of a fine-tuning; smaller models want more."""
+    lr_scheduler_type: str = "cosine"
+    """How the rate falls."""
+    warmup_steps: float = 0.03
+    """Linear warm-up; below 1, the share of all steps."""
+    per_device_train_batch_size: int = 8
+    """Examples in a batch."""
+    gradient_accumulation_steps: int = 16
+    """Batches in an optimizer step."""
+    max_length: int = 1024
+    """Longest example in tokens; longer ones are dropped and counted, never cut."""
+    bf16: bool = False
+    """Train in bfloat16 over float32 weights."""
+    use_peft: bool = False
+    """Train LoRA adapters and merge them, instead of all weights."""
+    lora_r: int = 16
+    """Rank of an adapter (TRL's default)."""
+    lora_alpha: int = 32
+    """Scale of an adapter (TRL's default)."""
+    lora_target_modules: str = "all-linear"
+    """Layers with an adapter: "all-linear", or names with commas between."""
+    save_steps: int = 100
+    """Steps between checkpoints: what a killed training repeats at most."""
+    training: dict[str, Any] = field(default_factory=dict)
+    """Any other field of TRL's config of a fine-tuning, such as --training.weight_decay 0.1."""
+    launcher: Literal["inline", "torchrun", "accelerate", "ray"] = "inline"
+    """Where fine-tunings run: in this process, in several of this machine, or on a Ray cluster
+    (docs/launch.md)."""
+    num_processes: int = 1
+    """How many share an optimizer step; its examples are as many, whatever their number."""
+    accelerate_config: Path | None = None
+    """A file of `accelerate config` for the launcher accelerate, such as those in configs/."""
+
+    sampler: str = "transformers"
+    """Where the model lives while it is sampled: transformers, vllm, ray (docs/engines.md)."""
+    sampler_options: dict[str, Any] = field(default_factory=dict)
+    """The sampler's own options, such as --sampler_options.batch_size 64."""
+    seed: int = 0
+    """Of sampling, drawing problems and training."""
+
+    def __post_init__(self) -> None:
+        self.refuse(
+            ("seed_samples", self.seed_samples >= 1, "at least 1"),
+            ("temperature", self.temperature > 0, "above 0"),
+            ("learning_rate", self.learning_rate > 0, "above 0"),
+            ("max_tokens", self.max_tokens is None or self.max_tokens >= 1, "at least 1"),
+            *(
+                (name, getattr(self, name) is None or getattr(self, name) >= 1, "at least 1")
+                for name in ("train_problems", "test_problems")
+            ),
+        )
+        launch_of(self)
+
+    def refuse(self, *checks: tuple[str, bool, str]) -> None:
+        """Raise a ValueError for the first field that does not hold: (name, holds, what is wanted)."""
+        for name, holds, want in checks:
+            if not holds:
+                raise ValueError(f"{name} must be {want}; got {getattr(self, name)!r}.")
+
+    @classmethod
+    def small(cls, **changes: Any) -> Self:
+        """The settings of models of less than a million parameters, found by measurement (LOG.md)."""
+        found: dict[str, Any] = {
+            "learning_rate": 1e-3,
+            "per_device_train_batch_size": 64,
+            "gradient_accumulation_steps": 1,
+            "sampler_options": {"batch_size": 512},
+        }
+        return cls(**(found | changes))
+
+    def plain(self) -> Row:
+        """The config as plain values for YAML."""
+        return without_unused({name: _plain(value) for name, value in asdict(self).items()})
+
+
+def without_unused(config: Row) -> Row:
+    """Return a config without options that came later than the first runs and are not used.
+
+    So that runs that were begun before can be continued.
+    """
+    unused = {name for name in ("system_prompt", "chat_template_kwargs") if not config[name]}
+    return {name: value for name, value in config.items() if name not in unused}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, list | tuple):
+        return [_plain(one) for one in value]
+    return str(value) if isinstance(value, Path) else value
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run, opened: the task, its problems, and what has been spent so far."""
+
+    config: MethodConfig
+    task: Task
+    base: str
+    train: Sequence[Problem]
+    test: Sequence[Problem]
+    watch: Watch
+    engine: Engine
+    """Where a model is sampled; closed while a model is trained, or a verifier scores."""
+    seconds: dict[str, float] = field(default_factory=dict)
+    """Of the stages since the last row was begun."""
+    read: dict[str, Any] = field(default_factory=dict)
+    """What has been read from stores and is wanted again."""
+    too_long: int = 0
+    """Training problems whose prompt leaves no room for a completion within `max_length`."""
+
+    @property
+    def tuned(self) -> PromptStyle:
+        """How fine-tuned models are asked, in training too."""
+        return self.asked if self.asked.as_messages else bare(self.asked)
+
+    @property
+    def asked(self) -> PromptStyle:
+        """How the base model is asked."""
+        config = self.config
+        return self.task.styled(
+            config.prompt,
+            system_prompt=config.system_prompt or "",
+            chat_template_kwargs=config.chat_template_kwargs,
+        )
+
+    @property
+    def params(self) -> SamplingParams:
+        """One sample at the run's temperature."""
+        config = self.config
+        return SamplingParams(
+            temperature=config.temperature,
+            top_p=config.top_p,
+            max_tokens=config.max_tokens or self.task.max_tokens,
+            seed=config.seed,
+            thought_marks=self.task.thought_marks,
+        )
+
+    def kept(self, rollouts: Sequence[Rollout]) -> list[Rollout]:
+        """The right ones, without those with a wrong equation where they are looked at."""
+        right = keep_correct(rollouts)
+        return keep_sound(right) if self.config.check_equations else right
+
+
+def open_run(
+    config: MethodConfig,
+    watch: Watch | None = None,
+    engine: Engine | None = None,
+    trainings: Sequence[tuple[Kind, Mapping[str, Any]]] = (),
+) -> Run:
+    """Open the task, check every gold answer, option and prompt, and cut the splits.
+
+    Nothing is sampled, and no weights are read. A dry run and a run both begin with this.
+
+    Args:
+        trainings: kinds of fine-tuning beside that of the seed set, with their options.
+
+    Raises:
+        ValueError: a setting, a problem or a model cannot be used; says which.
+        ImportError: a package that a setting needs is not installed.
+        OSError: there is no such file or model.
+    """
+    task = open_task(config.task, **config.task_options)
+    train = draw_problems(task.problems("train"), config.train_problems, f"{config.seed} train")
+    test = draw_problems(task.problems("test"), config.test_problems, "test")
+    if not (train and test):
+        raise ValueError(
+            f"The task {config.task!r} has {len(train)} training and {len(test)} test problems; "
+            "at least one of each is needed."
+        )
+    check_gold([*train, *test], task)
+    base = str(embedded_model()) if config.model == "embedded" else config.model
+    engine = engine or Engine(config.sampler, config.sampler_options)
+    run = Run(config, task, base, train, test, watch or Watch(), engine)
+    options = trainer_options(config)
+    check_settings(config, base, [("sft", options), *trainings])
+    told = any(problem.rationale is not None for problem in train)
+    check_chat(run.tuned, task, base, train[0], rationales=told)
+    asked = [(run.tuned, train), (run.tuned, test)]
+    if not told:
+        asked.append((run.asked, train))
+    too_long = check_texts(
+        config, base, asked, (run.tuned, train), run.params.max_tokens, options["max_length"]
+    )
+    return replace(run, too_long=too_long)
+
+
+def check_chat(
+    style: PromptStyle, task: Task, model: str, problem: Problem, *, rationales: bool
+) -> None:
+    """Refuse a chat template whose answers could not be learned as they are sampled.
+
+    Args:
+        rationales: texts that the model did not write are to be learned: the task's own.
+
+    Raises:
+        ValueError: names the model and says what to change.
+    """
+    if not style.as_messages:
+        return
+    prompt, options = style(problem), style.chat_template_kwargs
+    as_seen(model, prompt, options)
+    if rationales and prompt_opens_thought(model, prompt, task.thought_marks, options):
+        raise ValueError(
+            f"The chat template of {model} ends a prompt with {task.thought_marks[0]}, and the "
+            "task's own rationales and answers do not end a thought, so a model that learned them "
+            "would never answer. Turn it off where the template can "
+            "(--chat-template-kwargs.enable_thinking false), or use --prompt few_shot or bare."
+        )
+
+
+def plan(run: Run, changeable: Sequence[str] = ()) -> str:
+    """What a run would do: model, task, settings, and the first prompt as the model would see it.
+
+    Args:
+        changeable: fields that may differ from those of a run in the same folder.
+
+    Raises:
+        ValueError: the folder holds a run with other settings.
+    """
+    config = run.config
+    check_config(config.out, config.plain(), changeable)
+    told = sum(problem.rationale is not None for problem in run.train)
+    style = run.tuned if told else run.asked
+    problem = run.train[0]
+    lines = [
+        f"Model     {run.base}",
+        f"Task      {config.task}: {len(run.train)} training problems, {told} with a rationale of "
+        f"their own, {len(run.test)} test problems",
+        "Seed set  " + ("those rationales" if told else
+                        f"right ones of {config.seed_samples} completions per problem by the base model"),
+        *([f"Too long  {run.too_long} of {len(run.train)} training prompts leave no room for a completion "
+           f"within max_length {config.max_length}; they are never learned from"] if run.too_long else []),
+        f"Folder    {config.out}",
+        "Settings  " + ", ".join(f"{one.name} {getattr(config, one.name)}" for one in fields(config)
+                                 if one.name not in ("model", "task", "task_options", "out")),
+        f"First prompt ({problem.id}, gold {problem.gold}), between the lines:",
+        "-" * 72, as_seen(run.base, style(problem), style.chat_template_kwargs), "-" * 72,
+    ]  # fmt: skip
+    return "\n".join(lines)
+
+
+# ---------------------------------------------------------------- stages
+
+
+def seed_examples(run: Run, problems: Sequence[Problem], folder: Path) -> list[Example]:
+    """D: the problems' own rationales as completions; without any, what the base model gets right.
+
+    Raises:
+        NothingToLearn: there are no rationales, and the base model got nothing right.
+    """
+    written = folder / "seed.jsonl"
+    told = [problem for problem in problems if problem.rationale is not None]
+    if not written.exists():
+        if told:
+            made = [
+                example(run.tuned, one, run.tuned.completion(one.rationale or "")) for one in told
+            ]
+        else:
+            made = make_examples(_own_rationales(run, problems, folder), run.tuned)
+        write_jsonl(written, made)
+    return read_examples(written)
+
+
+def _own_rationales(run: Run, problems: Sequence[Problem], folder: Path) -> list[Rollout]:
+    """Right completions of the base model with worked examples, in place of rationales."""
+    n = run.config.seed_samples
+    params = replace(
+        run.params, n=n, temperature=run.config.temperature if n > 1 else 0.0,
+        seed=run.config.seed + 900_000,
+    )  # fmt: skip
+    rollouts = sampled(run, run.base, problems, run.asked, params, folder / "seed-rollouts.jsonl")
+    kept = keep_distinct(run.kept(rollouts))
+    if not kept:
+        raise NothingToLearn(
+            f"The task has no rationales of its own, and none of the base model's {len(rollouts)} "
+            f"completions was kept ({told_dropped(rollouts)}). Try more of them (--seed_samples 8), "
+            "easier problems, or a stronger model."
+        )
+    return kept
+
+
+def seed_rollouts(run: Run, problems: Sequence[Problem], folder: Path) -> list[Rollout]:
+    """The seed set as right rollouts, whose tokens are known where the base model wrote them."""
+    gold = gold_rollouts(problems, run.tuned)
+    return gold or _own_rationales(run, problems, folder)
+
+
+def distinct(
+    run: Run, rollouts: Sequence[Rollout], by: DistinctBy, edits: float = 0.2
+) -> list[Rollout]:
+    """The right ones of the rollouts, one of each way.
+
+    Raises:
+        ValueError: they are to be told apart by equations, and none holds any.
+    """
+    kept = run.kept(rollouts)
+    if by == "equations" and kept and not any(way(one.completion) for one in kept):
+        raise ValueError(
+            f"None of the {len(kept)} right completions holds an equation to tell it by; choose "
+            "another --distinct_by: text, numbers or edits, with another --out."
+        )
+    return keep_distinct(kept, by, edits=edits)
+
+
+def told_dropped(rollouts: Sequence[Rollout]) -> str:
+    """Why completions were not kept, in words."""
+    reasons = [f"{count} {why}" for why, count in sorted(why_dropped(rollouts).items())]
+    right = len(keep_correct(rollouts))
+    return ", ".join([*reasons, f"{right} right"] if right else reasons)
+
+
+def fit(
+    run: Run, examples: Sequence[Example], out: Path, start: str | None = None, **changes: Any
+) -> Training:
+    """Fine-tune the base model, or `start`, on examples; the model stands in `out / "model"`."""
+    write_jsonl(out / "examples.jsonl", examples)
+    options = trainer_options(run.config) | changes
+    return train_on(run, "sft", start or run.base, out / "examples.jsonl", options, len(examples))
+
+
+def prefer(
+    run: Run, start: str, pairs: Sequence[Preference], out: Path, options: Mapping[str, Any]
+) -> Training:
+    """DPO from a model with itself as the reference; the model stands in `out / "model"`.
+
+    Args:
+        options: those of `preference_options`.
+    """
+    write_jsonl(out / "preferences.jsonl", pairs)
+    return train_on(run, "dpo", start, out / "preferences.jsonl", options, len(pairs))
+
+
+def preference_options(
+    config: MethodConfig, *, beta: float, learning_rate: float, epochs: float, max_steps: int,
+    more: Mapping[str, Any],
+) -> dict[str, Any]:  # fmt: skip
+    """The options of DPO as TRL names them."""
+    options = {
+        name: value
+        for name, value in trainer_options(config).items()
+        if name not in config.training  # those are of SFTConfig
+    }
+    options.setdefault("max_length", config.max_length)
+    return options | {"learning_rate": learning_rate, "num_train_epochs": epochs,
+                      "max_steps": max_steps, "beta": beta, **more}  # fmt: skip
+
+
+def train_on(
+    run: Run, kind: Kind, start: str, rows: Path, options: Mapping[str, Any], count: int
+) -> Training:
+    """A fine-tuning on a file of `count` rows; the model stands beside it in `model`."""
+    run.engine.close()
+    config, out = run.config, rows.parent
+    lora = {"r": config.lora_r, "alpha": config.lora_alpha,
+            "target_modules": config.lora_target_modules}  # fmt: skip
+    stage = Stage(kind, start, rows, out / "model", out / "training", options,
+                  lora if config.use_peft else None)  # fmt: skip
+    with (
+        timed(run.seconds, "train"),
+        run.watch.progress(f"{out.name}: training", _steps(options, count)) as advance,
+    ):
+        return launch(stage, launch_of(config), advance)
+
+
+def training_row(training: Training) -> Row:
+    """What a row says of a fine-tuning."""
+    return {"steps": training.steps, "loss": training.loss, "tokens": training.tokens,
+            "trained on": training.trained_on, "too long": training.too_long,
+            "tokenized from text": training.from_text}  # fmt: skip
+
+
+def told_apart(training: Training) -> str:
+    """How many preferences there were, and how many of the last ones the model had learned."""
+    found = [each["rewards/accuracies"] for each in training.log if "rewards/accuracies" in each]
+    last = found[-max(1, len(found) // 10) :]
+    pairs = f"{training.trained_on:,} pairs"
+    return f"{pairs}, {sum(last) / len(last):.0%} of the last told apart" if last else pairs
+
+
+def trainer_options(config: MethodConfig) -> dict[str, Any]:
+    """The options of a fine-tuning as TRL names them."""
+    names = ("num_train_epochs", "max_steps", "learning_rate", "lr_scheduler_type", "warmup_steps",
+             "per_device_train_batch_size", "gradient_accumulation_steps", "max_length", "bf16",
+             "save_steps", "seed")  # fmt: skip
+    return {name: getattr(config, name) for name in names} | config.training
+
+
+def _steps(options: Mapping[str, Any], rows: int) -> int:
+    """About how many optimizer steps a training takes, for its progress bar."""
+    if options.get("max_steps", -1) > 0:
+        return options["max_steps"]
+    size = options.get("per_device_train_batch_size", 8)  # transformers' own, where it is not given
+    batch = size * options.get("gradient_accumulation_steps", 1)
+    return round(options.get("num_train_epochs", 3) * max(1, rows / batch))
+
+
+def sampled(
+    run: Run, model: str, problems: Sequence[Problem], style: PromptStyle,
+    params: SamplingParams, store: Path,
+) -> list[Rollout]:  # fmt: skip
+    """Graded samples of a model, `params.n` per problem; a store with fewer is added to."""
+    with timed(run.seconds, "sample"):
+        sampler = run.engine.of(model)
+        with run.watch.progress(
+            f"{store.parent.name}: {store.stem}", len(problems) * params.n
+        ) as advance:
+            rollouts = collect_up_to(sampler, problems, style, params, store=store, progress=advance)  # fmt: skip
+    with timed(run.seconds, "grade"):
+        return graded_beside(store, rollouts, run.task)
+
+
+def measured(run: Run, model: str, name: str, folder: Path) -> Evaluation:
+    """Greedy accuracy of a fine-tuned model on the test problems."""
+    greedy = replace(run.params, n=1, temperature=0.0)
+    with timed(run.seconds, "evaluate"):
+        sampler = run.engine.of(model)
+        with run.watch.progress(f"{folder.name}: test", len(run.test)) as advance:
+            return evaluate(sampler, run.task, run.test, run.tuned, greedy,
+                            store=folder / "test.jsonl", name=name, progress=advance)  # fmt: skip
+
+
+# ---------------------------------------------------------------- rows and summaries
+
+
+def tokens_of(rollouts: Sequence[Rollout]) -> int:
+    """How many tokens were drawn for these completions."""
+    return sum(len(rollout.token_ids or ()) for rollout in rollouts)
+
+
+def once(run: Run, name: str, make: Callable[[], Row]) -> Row:
+    """The row of `metrics.jsonl` with this name; made and written if it is not there yet.
+
+    The row gets the seconds of all stages since the row before it.
+    """
+    metrics = run.config.out / "metrics.jsonl"
+    rows = read_rows(metrics)
+    found = next((row for row in rows if row["name"] == name), None)
+    if found is not None:
+        return found
+    made = make()
+    row = {"name": name, **made, "seconds": dict(run.seconds)}
+    run.seconds.clear()
+    write_rows(metrics, [*read_rows(metrics), row])
+    run.watch.iteration(row)
+    return row
+
+
+def trained_row(run: Run, training: Training, evaluation: Evaluation, **more: Any) -> Row:
+    """What a row says of a model: what it was trained on and how good it is."""
+    return {
+        "model": str(training.model),
+        "test": evaluation.to_dict(),
+        "training": training_row(training),
+        **more,
+    }
+
+
+def accuracy_of(row: Mapping[str, Any]) -> Evaluation:
+    """The greedy test evaluation in a row."""
+    return Evaluation.from_dict(row["test"])
+
+
+def write_summary(out: Path, summary: Row) -> Row:
+    """Write `summary.json`, which says that a run has ended, and how."""
+    write_atomically(out / "summary.json", json.dumps(summary, indent=2, ensure_ascii=False) + "\n")
+    return summary
+
+
+def model_card(run: Run, method: str, paper: str, evaluation: Evaluation) -> str:
+    """The card of a finished model, in the hub's form."""
+    config = run.config
+    base = "" if config.model == "embedded" else f"base_model: {json.dumps(config.model)}\n"
+    tag = method.lower().replace(" ", "-")
+    return (
+        f"---\nlibrary_name: transformers\n{base}tags: [selftaught, {tag}, trl, generated_from_trainer]"
+        f"\n---\n\n# {config.task}, taught by {method}\n\n{method} ({paper}) from `{config.model}` on "
+        f"the task `{config.task}`: {evaluation.accuracy:.1%} of {evaluation.n} test problems, greedily "
+        f"(95% interval {evaluation.low:.1%} to {evaluation.high:.1%}). Prompt: `{run.tuned.name}`. Made "
+        "with selftaught; `config.yaml` and `report.html` of the run tell the rest.\n"
+    )

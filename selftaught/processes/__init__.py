@@ -1,0 +1,1 @@
+"""Processes besides this one: Ray clusters."""

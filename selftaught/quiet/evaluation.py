@@ -1,0 +1,216 @@
+"""How well a model predicts a text without and with thoughts, as it would when it generates.
+
+Here the mixture is normalised and thoughts are the likeliest ones by default; in training they are
+drawn, and the paper's mixture of log-probabilities is not normalised.
+
+Shapes: B texts, T text tokens, J positions, N thoughts, S thought tokens, V vocabulary.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from selftaught.quiet.attention import thoughtful
+from selftaught.quiet.gating import ThinkWhen, check_thoughts, wanted
+from selftaught.quiet.model import QuietLM
+from selftaught.quiet.spans import padded
+from selftaught.quiet.thoughts import after_thought, at_positions, language_head, read, think
+
+DECILES = 10
+
+
+@dataclass(frozen=True)
+class Scored:
+    """What is predicted of each text's next tokens, in nats: `[B, T - 1]`."""
+
+    without_BT: Tensor
+    """Log-probability without thoughts."""
+    with_BT: Tensor
+    """In the mixture; without a thought the same as without."""
+    each_BNT: Tensor
+    """With each thought alone."""
+    weight_BNT: Tensor
+    """Weight of each thought, 0 where there was none."""
+    thought_BNTS: Tensor
+    thinks_BT: Tensor
+    """Where the model thought."""
+    top_without: Tensor | None
+    """Where asked for: the likeliest next tokens, ids and then probabilities: `[2, B, T - 1, top]`."""
+    top_with: Tensor | None
+
+
+@torch.no_grad()
+def score(
+    model: QuietLM,
+    ids_BT: Tensor,
+    mask_BT: Tensor | None = None,
+    *,
+    thoughts: int = 1,
+    temperature: float = 0.0,
+    think_when: ThinkWhen = ThinkWhen(),  # noqa: B008  frozen
+    seed: int = 0,
+    top: int = 0,
+) -> Scored:
+    """Predict every next token of a batch of texts without and with a thought before it.
+
+    Args:
+        thoughts: per position; the probabilities after each are averaged.
+        top: how many of the likeliest next tokens to return.
+    """
+    check_thoughts(thoughts, temperature)
+    model.check_length(ids_BT, mask_BT)
+    base, config = model.base, model.quiet_config
+    learning = model.training
+    model.eval()
+    texts, length = ids_BT.shape
+    thinks_BT = torch.zeros(texts, length - 1, dtype=torch.bool, device=ids_BT.device)
+    shape = (texts, length - 1, thoughts, config.thought_tokens)
+    draw = torch.Generator().manual_seed(seed)
+    uniform_BTNS = torch.rand(shape, generator=draw).to(ids_BT.device)
+    head = language_head(base)
+    parts: list[tuple[Tensor, ...]] = []
+    with thoughtful(base):
+        prefix = read(base, ids_BT, mask_BT)
+        for position_BJ in torch.arange(length - 1, device=ids_BT.device)[None].split(32, 1):
+            hidden_BJD = at_positions(prefix.hidden_BTD, position_BJ)
+            before_BJV = head(hidden_BJD).float().log_softmax(-1)
+            target_BJ1 = at_positions(ids_BT, position_BJ + 1)[..., None]
+            thinks_BJ = wanted(model, think_when, hidden_BJD, before_BJV)
+            thinks_BT[:, position_BJ[0]] = thinks_BJ
+            uniform_BNJS = at_positions(uniform_BTNS, position_BJ).transpose(1, 2)
+            thought, _, thinking = think(base, head, prefix, position_BJ, uniform_BNJS, model.marks, temperature)  # fmt: skip
+            after_RD = after_thought(base, prefix, position_BJ, thinking, thought, model.marks)
+            after_BJND = after_RD.view(texts, thoughts, *hidden_BJD.shape[1:]).transpose(1, 2)
+            hidden_BJND = hidden_BJD[:, :, None].expand_as(after_BJND)
+            each_XV = model.mixed_logits(
+                hidden_BJND.flatten(0, 2), after_BJND.flatten(0, 2)[:, None]
+            )
+            each_BJNV = each_XV.view(*after_BJND.shape[:3], -1)
+            each_BJNV = torch.where(thinks_BJ[..., None, None], each_BJNV, before_BJV[:, :, None])
+            mixed_BJV = each_BJNV.logsumexp(2) - math.log(thoughts)
+            weight_BJN = model.mixing(hidden_BJND, after_BJND) * thinks_BJ[..., None]
+            each_target_BJN1 = target_BJ1[:, :, None].expand(-1, -1, thoughts, -1)
+            part = [
+                before_BJV.gather(2, target_BJ1)[..., 0], mixed_BJV.gather(2, target_BJ1)[..., 0],
+                each_BJNV.gather(3, each_target_BJN1)[..., 0].transpose(1, 2),
+                weight_BJN.transpose(1, 2), thought,
+            ]  # fmt: skip
+            for log_p in (before_BJV, mixed_BJV) if top else ():
+                likely = log_p.topk(top)
+                part.append(torch.stack([likely.indices.double(), likely.values.exp().double()]))
+            parts.append(tuple(part))
+    model.train(learning)
+    gathered = list(zip(*parts, strict=True))
+    without, mixed = (torch.cat(one, 1) for one in gathered[:2])
+    each, weight, thought = (torch.cat(one, 2) for one in gathered[2:5])
+    tops = [torch.cat(one, 2) for one in gathered[5:]] or [None, None]
+    return Scored(without, mixed, each, weight, thought, thinks_BT, *tops)
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A model's predictions of texts, in nats per token, with 95% intervals over texts."""
+
+    tokens: int
+    texts: int
+    nll_without: float
+    nll_with: float
+    gain: float
+    """nll_without minus nll_with."""
+    gain_low: float
+    gain_high: float
+    weight: float
+    thinking: float
+    """Share of positions with a thought."""
+    helped: float
+    """Share of tokens that became likelier by more than 0.01 nats."""
+    hurt: float
+    gain_by_decile: list[float]
+    """Gain for ten equally large groups of tokens, from the easiest without thoughts to the hardest."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON has it."""
+        return asdict(self)
+
+
+def measure(
+    model: QuietLM,
+    spans: Sequence[tuple[int, Sequence[int]]],
+    *,
+    batch_size: int = 8,
+    progress: Callable[[int], object] | None = None,
+    **how: Any,
+) -> Measured:
+    """Score spans, each with the number of its text; `how` goes to `score`.
+
+    Raises:
+        ValueError: there is nothing to predict.
+    """
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1; got {batch_size}.")
+    if not spans:
+        raise ValueError("Expected spans of at least two tokens to measure, got none.")
+    order = sorted(spans, key=lambda one: len(one[1]))
+    rows: list[Tensor] = []
+    for first in range(0, len(order), batch_size):
+        batch = order[first : first + batch_size]
+        ids, mask = (one.to(model.base.device) for one in padded([ids for _, ids in batch], 0))
+        scored = score(model, ids, mask, **how)
+        known = mask[:, 1:].bool()
+        of_text = torch.tensor([text for text, _ in batch], device=ids.device)
+        rows.append(_columns(scored, of_text, known))
+        if progress:
+            progress(len(batch))
+    return _summed(torch.cat(rows, 1))
+
+
+def measured(scored: Scored) -> Measured:
+    """The summary of texts that were scored whole."""
+    known = torch.ones_like(scored.thinks_BT)
+    return _summed(_columns(scored, torch.arange(len(known), device=known.device), known))
+
+
+def _columns(scored: Scored, text_B: Tensor, known_BT: Tensor) -> Tensor:
+    """Text, log-probabilities without and with, weight and whether it thinks, of every known token."""
+    columns = (
+        text_B[:, None].expand_as(known_BT), scored.without_BT, scored.with_BT,
+        scored.weight_BNT.mean(1), scored.thinks_BT,
+    )  # fmt: skip
+    return torch.stack([column[known_BT].double() for column in columns]).cpu()
+
+
+def _summed(rows: Tensor) -> Measured:
+    text, without, mixed, weight, thinks = rows
+    gain = mixed - without
+    low, high = _interval(text.long(), gain)
+    hard = (-without).argsort(stable=True)
+    return Measured(
+        tokens=len(gain),
+        texts=len(text.unique()),
+        nll_without=-float(without.mean()),
+        nll_with=-float(mixed.mean()),
+        gain=float(gain.mean()),
+        gain_low=low,
+        gain_high=high,
+        weight=float(weight.sum() / thinks.sum().clamp(min=1)),
+        thinking=float(thinks.mean()),
+        helped=float((gain > 0.01).double().mean()),
+        hurt=float((gain < -0.01).double().mean()),
+        gain_by_decile=[float(part.mean()) for part in gain[hard].tensor_split(DECILES) if len(part)],
+    )  # fmt: skip
+
+
+def _interval(text: Tensor, gain: Tensor) -> tuple[float, float]:
+    """95%, tokens of a text counted as one cluster (linearised ratio of sums)."""
+    mean = gain.mean()
+    _, place = text.unique(return_inverse=True)
+    sums = torch.zeros(int(place.max()) + 1, dtype=gain.dtype).index_add(0, place, gain - mean)
+    count = len(sums)
+    if count < 2:
+        return float("nan"), float("nan")
+    error = 1.96 * float(((sums**2).sum() * count / (count - 1)).sqrt() / len(gain))
+    return float(mean) - error, float(mean) + error

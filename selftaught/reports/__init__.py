@@ -1,0 +1,1 @@
+"""Report pages: tables, plots and HTML from the files of a run."""

@@ -1,0 +1,115 @@
+"""The page and the Markdown of a method's run: sections of words, tables and figures."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from markupsafe import Markup
+
+from selftaught.evaluation.evaluator import Evaluation, Tally
+from selftaught.printable import printable
+from selftaught.records import write_atomically
+from selftaught.reports.plots import interval_plot
+from selftaught.reports.star_page import markdown, percent, rendered, shortened
+from selftaught.runs.folder import read_json, read_rows
+
+Point = tuple[float, float, float]
+"""A share and the ends of its interval."""
+
+
+@dataclass(frozen=True)
+class Figure:
+    """Lines over a number, each with a name of its own."""
+
+    caption: str
+    lines: Sequence[tuple[str, Sequence[float], Sequence[Point]]]
+    """Name, numbers across, and a value with its interval at each (the value three times: none)."""
+    across: str
+    percent: bool = True
+    log: bool = True
+    """Powers of two across, as for numbers of samples."""
+    up: str = ""
+    """What the values are, where they are no shares."""
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows of text, the first column being their names."""
+
+    head: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Section:
+    """A part of the page."""
+
+    title: str
+    words: str
+    tables: Sequence[Table] = ()
+    figures: Sequence[Figure] = ()
+    link: tuple[str, str] | None = None
+    """Text and file name of a page beside this one."""
+
+
+def point(tally: Tally | Evaluation) -> Point:
+    """A measured share and its interval."""
+    return tally.accuracy, tally.low, tally.high
+
+
+def shown(at: Point | Tally | Evaluation) -> str:
+    """A share and its 95% interval in words: 41.7% [37.0, 46.5]."""
+    value, low, high = at if isinstance(at, tuple) else point(at)
+    return f"{percent(value)} [{100 * low:.1f}, {100 * high:.1f}]"
+
+
+def method_report(out: Path, method: str, lead: str, sections: Sequence[Section]) -> Path:
+    """Write `report.html` and `report.md` into a run folder, also while it runs; returns the page."""
+    title = out.resolve().name
+    summary = read_json(out / "summary.json")
+    drawn = [_drawn(section, number) for number, section in enumerate(sections)]
+    config = out / "config.yaml"
+    page = rendered(
+        "method.html.j2",
+        title=title,
+        method=method,
+        lead=lead,
+        sections=drawn,
+        running=summary is None,
+        seconds=_seconds(out),
+        config=config.read_text(encoding="utf-8") if config.is_file() else "",
+        versions=read_json(out / "versions.json") or {},
+    )
+    write_atomically(out / "report.md", _markdown(title, lead, sections))
+    write_atomically(out / "report.html", page)
+    return out / "report.html"
+
+
+def _drawn(section: Section, number: int) -> dict[str, Any]:
+    """What the template shows of a section."""
+    plots = []
+    for index, figure in enumerate(section.figures):
+        svg = interval_plot(
+            f"plot{number}-{index}", figure.caption, [(at, values) for _, at, values in figure.lines],
+            across=figure.across, up=figure.up, percent=figure.percent, log=figure.log,
+        )  # fmt: skip
+        plots.append({"caption": figure.caption, "svg": Markup(svg), "names": [line[0] for line in figure.lines]})  # fmt: skip
+    return {"title": section.title, "words": section.words, "tables": section.tables,
+            "plots": plots, "link": section.link}  # fmt: skip
+
+
+def _seconds(out: Path) -> list[tuple[str, dict[str, float]]]:
+    """Where the time went, by row of `metrics.jsonl`."""
+    rows = read_rows(out / "metrics.jsonl")
+    return [(row["name"], row["seconds"]) for row in rows if row.get("seconds")]
+
+
+def _markdown(title: str, lead: str, sections: Sequence[Section]) -> str:
+    parts = [f"# {title}", lead]
+    for section in sections:
+        parts += [f"## {section.title}", section.words]
+        for table in section.tables:
+            parts += [markdown(table.head, table.rows), *([table.note] if table.note else [])]
+    return printable("\n\n".join(shortened(part, 100_000) for part in parts if part) + "\n")

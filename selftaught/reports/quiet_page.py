@@ -1,0 +1,131 @@
+"""The pages of Quiet-STaR: a training run, and the thoughts of a text. One self-contained file each.
+
+Text and thoughts are untrusted: escaped in the page, and set as text by its one script, which the
+page's own policy names by its hash.
+"""
+
+import base64
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from markupsafe import Markup
+
+from selftaught.printable import printable
+from selftaught.records import write_atomically
+from selftaught.reports.plots import value_plot
+from selftaught.reports.star_page import rendered
+
+CURVES = (
+    ("Training loss at the next token, nats", ("nll_without", "nll_with"), False),
+    ("Reward of a thought: nats gained over its lookahead", ("reward",), True),
+    ("Share of thoughts with a positive advantage", ("positive_advantages",), True),
+    ("Mixing weight of the thought", ("mixing_weight",), True),
+    ("Entropy of a thought's token, nats", ("thought_entropy",), True),
+    ("Gain of the hardest and the easiest tenth of tokens, nats", ("gain_decile_10", "gain_decile_1"), True),
+    ("Text tokens per second", ("tokens_per_second",), True),
+)  # fmt: skip
+NAMES = {"nll_without": "without thoughts", "nll_with": "with thoughts",
+         "gain_decile_10": "hardest tenth", "gain_decile_1": "easiest tenth"}  # fmt: skip
+POINTS = 120
+"""Points of a curve; more are averaged."""
+
+
+def training_page(
+    out: Path,
+    log: Sequence[Mapping[str, float]],
+    settings: Mapping[str, object],
+    before: object = None,
+    after: object = None,
+) -> Path:
+    """Write `out/report.html`: the curves of a training, what thoughts gain, and the settings."""
+    plots = []
+    for number, (caption, names, zero) in enumerate(CURVES):
+        lines = [_curve(log, name) for name in names]
+        if any(at for at, _ in lines):
+            svg = value_plot(f"curve{number}", caption, lines, across="steps", zero=zero)
+            plots.append({"caption": caption, "svg": Markup(svg), "names": [NAMES.get(n, n) for n in names]})  # fmt: skip
+    page = rendered(
+        "quiet.html.j2", title=out.name, plots=plots, settings=settings, before=before, after=after
+    )
+    path = out / "report.html"
+    write_atomically(path, page)
+    return path
+
+
+def _curve(log: Sequence[Mapping[str, float]], name: str) -> tuple[list[float], list[float]]:
+    """Steps and values, averaged over neighbours where there are many."""
+    points = [(row["step"], row[name]) for row in log if name in row]
+    width = -(-len(points) // POINTS) or 1
+    parts = [points[first : first + width] for first in range(0, len(points), width)]
+    means = [tuple(sum(column) / len(part) for column in zip(*part, strict=True)) for part in parts]
+    return [at for at, _ in means], [value for _, value in means]
+
+
+@dataclass(frozen=True)
+class Explored:
+    """One token of a text, and the thoughts before it."""
+
+    next: str
+    """The true token."""
+    without: float
+    """Its probability without thoughts."""
+    chance: float
+    """With them."""
+    gain: float
+    """In nats, over all thoughts."""
+    gains: list[float]
+    """In nats, with each thought alone."""
+    weights: list[float]
+    thoughts: list[str]
+    thinks: bool
+    top_without: list[tuple[str, float]]
+    top_with: list[tuple[str, float]]
+
+
+def explorer_page(
+    path: Path, title: str, first: str, tokens: Sequence[Explored], measured: object
+) -> Path:
+    """Write a page of a text's tokens, coloured by what the thought before each gained."""
+    script = (Path(__file__).parent / "templates" / "explore.js").read_text(encoding="utf-8")
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    told: list[dict[str, Any]] = [_told(token) for token in tokens]
+    page = rendered(
+        "explore.html.j2",
+        title=title,
+        first=_shown(first),
+        tokens=told,
+        measured=measured,
+        thoughts=len(tokens[0].thoughts) if tokens else 1,
+        script=script,
+        script_hash=Markup(f"sha256-{digest}"),
+    )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, page)
+    return path
+
+
+def _told(token: Explored) -> dict[str, Any]:
+    def rows(top: Sequence[tuple[str, float]]) -> list[list[object]]:
+        return [[printable(text), round(chance, 5)] for text, chance in top]
+
+    return {
+        "next": printable(token.next),
+        "shown": _shown(token.next),
+        "without": round(token.without, 6),
+        "with": round(token.chance, 6),
+        "gain": round(token.gain, 5),
+        "gains": [round(gain, 5) for gain in token.gains],
+        "weights": [round(weight, 4) for weight in token.weights],
+        "thoughts": [printable(thought) for thought in token.thoughts],
+        "thinks": token.thinks,
+        "top_without": rows(token.top_without),
+        "top_with": rows(token.top_with),
+    }
+
+
+def _shown(token: str) -> str:
+    """A token in the text: a line break is seen and breaks the line."""
+    return printable(token.replace("\n", "↵\n")) or "∅"

@@ -1,0 +1,1 @@
+"""Sampled completions: storing, grading, selecting."""

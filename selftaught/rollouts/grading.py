@@ -1,0 +1,309 @@
+"""Whether a completion reached the gold answer, decided where a slow comparison can be killed.
+
+`task.equal` decides in this process; what it leaves undecided goes to `task.prove` in worker
+processes. A worker is a plain subprocess that imports the one function it runs, so a caller's main
+script needs no `__main__` guard, and grading works in any thread.
+"""
+
+import contextlib
+import importlib
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from dataclasses import replace
+from queue import SimpleQueue
+from threading import Event, Timer
+from typing import BinaryIO
+
+from selftaught.records import Outcome, Problem, Rollout
+from selftaught.tasks.answers import Verdict
+from selftaught.tasks.base import Task
+
+Pair = tuple[str, str]
+"""A gold answer and the answer to compare with it."""
+
+MOST_MEMORY = 4 * 2**30
+"""Bytes of address space for one worker (Linux): beyond, `prove` meets a MemoryError."""
+
+_NAMES: dict[bool | None, Outcome] = {True: "right", False: "wrong", None: "ungradable"}
+
+
+def grade(
+    rollouts: Sequence[Rollout], task: Task, *, seconds: float = 5.0, workers: int | None = None
+) -> list[Rollout]:
+    """The rollouts, in their order, with answer, outcome and the stage that decided it.
+
+    A completion cut by length is never right, whatever can be read in it: it did not end, and what
+    is kept is imitated. A comparison that takes too long, fails, or brings its process down is
+    "ungradable", and `decided_by` says which.
+
+    Args:
+        seconds: the limit of one comparison by `task.prove`; a worker first calls
+            `prove("1", "1")`, so that its imports are not counted.
+        workers: processes for `task.prove`; default: as many as the undecided answers repay.
+    """
+    with closing(Grader(task, seconds=seconds, workers=workers)) as grader:
+        return grader.grade(rollouts)
+
+
+class Grader:
+    """`grade` and `compare` for one batch after another, with the same worker processes.
+
+    Close it when all is graded: that ends them.
+    """
+
+    def __init__(self, task: Task, *, seconds: float = 5.0, workers: int | None = None) -> None:
+        self._task, self._seconds, self._most = task, seconds, workers
+        self._workers: list[_Worker] = []
+
+    def grade(self, rollouts: Sequence[Rollout]) -> list[Rollout]:
+        """The rollouts, graded; see `grade`."""
+        answers = [
+            self._task.answer(one.completion, thought_open=one.thought_open) for one in rollouts
+        ]
+        pairs = {
+            (rollout.problem.gold, answer): Verdict(None, "")
+            for rollout, answer in zip(rollouts, answers, strict=True)
+            if answer is not None and rollout.finish_reason != "length"
+        }
+        verdicts = self.compare(list(pairs))
+        return [
+            _graded(rollout, answer, verdicts)
+            for rollout, answer in zip(rollouts, answers, strict=True)
+        ]
+
+    def compare(self, pairs: Sequence[Pair]) -> dict[Pair, Verdict]:
+        """A verdict for every pair; see `compare`."""
+        verdicts = {pair: self._task.equal(*pair) for pair in pairs}
+        undecided = [pair for pair, verdict in verdicts.items() if verdict.equal is None]
+        if self._task.prove is None or not undecided:
+            return verdicts
+        # A worker takes a second or two to import what it needs; an easy comparison, about 10 ms.
+        wanted = self._most or min(os.cpu_count() or 1, 1 + len(undecided) // 100)
+        return verdicts | self._proved(self._task.prove, undecided, min(wanted, len(undecided)))
+
+    def _proved(
+        self, prove: Callable[[str, str], bool], pairs: Sequence[Pair], count: int
+    ) -> dict[Pair, Verdict]:
+        while len(self._workers) < count:
+            self._workers.append(_Worker(prove, self._seconds))
+        free: SimpleQueue[_Worker] = SimpleQueue()
+        for worker in self._workers[:count]:
+            free.put(worker)
+
+        def decide(pair: Pair) -> Verdict:
+            worker = free.get()
+            try:
+                return worker.verdict(pair)
+            finally:
+                free.put(worker)
+
+        pool = ThreadPoolExecutor(count)
+        try:
+            return dict(zip(pairs, pool.map(decide, pairs), strict=True))
+        except BaseException:
+            for worker in self._workers:
+                worker.stop()
+            raise
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+    def close(self) -> None:
+        """End the worker processes."""
+        for worker in self._workers:
+            worker.close()
+        self._workers.clear()
+
+
+def _graded(rollout: Rollout, answer: str | None, verdicts: dict[Pair, Verdict]) -> Rollout:
+    if rollout.finish_reason == "length":
+        return replace(rollout, answer=answer, outcome="cut by length", decided_by="finish reason")
+    if answer is None:
+        return replace(rollout, answer=None, outcome="no answer", decided_by="extraction")
+    equal, decided_by = verdicts[rollout.problem.gold, answer]
+    return replace(rollout, answer=answer, outcome=_NAMES[equal], decided_by=decided_by)
+
+
+def check_gold(problems: Sequence[Problem], task: Task, *, seconds: float = 5.0) -> None:
+    """Check that every gold answer can be reached, before a run spends time on it.
+
+    A gold answer can be reached if the task's own direct answer with it (`Task.direct`) is graded right.
+
+    Raises:
+        ValueError: some cannot; names the first ten problems, what they hold and why.
+    """
+    answers = {
+        gold: task.answer(task.direct.format(answer=gold))
+        for gold in {problem.gold: None for problem in problems}
+    }
+    verdicts = compare(
+        [(gold, answer) for gold, answer in answers.items() if answer is not None],
+        task, seconds=seconds,
+    )  # fmt: skip
+
+    def why(gold: str) -> str | None:
+        answer = answers[gold]
+        if answer is None:
+            return "it is not read as one answer"
+        verdict = verdicts[gold, answer]
+        return None if verdict.equal else f"it is read as {answer[:60]!r}: {verdict.decided_by}"
+
+    bad = [(problem, reason) for problem in problems if (reason := why(problem.gold))]
+    if not bad:
+        return
+    shown = [f"{problem.id!r}: {problem.gold[:60]!r} ({reason})" for problem, reason in bad[:10]]
+    more = f", and {len(bad) - 10} more" if len(bad) > 10 else ""
+    raise ValueError(
+        f"{len(bad)} of {len(problems)} problems have a gold answer that the task {task.name!r} "
+        f"cannot grade right, so no completion could ever be right: {'; '.join(shown)}{more}. "
+        "Correct or remove these problems, or choose the task or the kind of answer that fits them."
+    )
+
+
+def compare(
+    pairs: Sequence[Pair], task: Task, *, seconds: float = 5.0, workers: int | None = None
+) -> dict[Pair, Verdict]:
+    """A verdict for every pair: by `task.equal`, else by `task.prove` in worker processes."""
+    with closing(Grader(task, seconds=seconds, workers=workers)) as grader:
+        return grader.compare(pairs)
+
+
+class _Worker:
+    """One process that runs `prove`; killed at the limit, and started again when next needed."""
+
+    START_SECONDS = 120.0
+
+    def __init__(self, prove: Callable[[str, str], bool], seconds: float) -> None:
+        module, name = prove.__module__, prove.__qualname__
+        if module == "__main__" or not name.isidentifier():
+            raise ValueError(
+                "prove must be a function at the top level of a module that can be imported, "
+                f"because it runs in worker processes; got {name!r} of {module!r}. "
+                "Move it into a module of its own."
+            )
+        self.errand = {"module": module, "name": name, "seconds": seconds}
+        self.seconds = seconds
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def verdict(self, pair: Pair) -> Verdict:
+        """What `prove` says of a pair, or why it says nothing."""
+        process = self.process or self._started()
+        line, late = _asked(process, pair, self.seconds)
+        if line and not late:
+            return Verdict(*json.loads(line))
+        self.close()
+        if line:
+            return Verdict(*json.loads(line))  # it answered just as it was killed
+        return Verdict(None, "time limit" if late else f"error: worker {_ending(process)}")
+
+    def _started(self) -> subprocess.Popen[bytes]:
+        process = started(__name__)
+        self.process = process
+        line, late = _asked(process, self.errand, self.START_SECONDS)
+        if line and not late:
+            return process
+        self.close()
+        why = f"took over {self.START_SECONDS:.0f} s" if late else _ending(process)
+        raise RuntimeError(
+            f"The grading worker for {self.errand['module']}.{self.errand['name']} {why} before "
+            "it was ready. Nothing was graded; what the worker printed stands above."
+        )
+
+    def stop(self) -> None:
+        """Kill the process at once, from any thread."""
+        if self.process is not None:
+            self.process.kill()
+
+    def close(self) -> None:
+        """Kill the process and give its pipes back; only when no thread is waiting for it."""
+        process, self.process = self.process, None
+        if process is None:
+            return
+        process.kill()
+        process.wait()
+        for pipe in (process.stdin, process.stdout):
+            if pipe is not None:
+                with contextlib.suppress(BrokenPipeError):
+                    pipe.close()
+
+
+def started(module: str) -> subprocess.Popen[bytes]:
+    """A process that runs `serve` of a module, with pipes to it; it imports what this one could."""
+    path = os.pathsep.join(entry or os.curdir for entry in sys.path)
+    return subprocess.Popen(
+        [sys.executable, "-P", "-c", f"from {module} import serve; serve()"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        env={**os.environ, "PYTHONPATH": path},
+    )
+
+
+def answers_only() -> BinaryIO:
+    """Standard output of a worker process, for what the parent reads; all else goes to standard error."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
+    answers = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)  # what is printed must not be read as an answer
+    return answers
+
+
+def _asked(process: subprocess.Popen[bytes], message: object, seconds: float) -> tuple[bytes, bool]:
+    """The line a worker answers (empty: it ended first), and whether it was killed for lateness."""
+    assert process.stdin is not None and process.stdout is not None
+    late = Event()
+
+    def kill() -> None:
+        late.set()
+        process.kill()
+
+    timer = Timer(seconds, kill)
+    timer.daemon = True
+    timer.start()
+    try:
+        process.stdin.write(json.dumps(message).encode() + b"\n")
+        process.stdin.flush()
+        line = process.stdout.readline()
+    except BrokenPipeError:
+        line = b""
+    finally:
+        timer.cancel()
+    return (line if line.endswith(b"\n") else b""), late.is_set()
+
+
+def _ending(process: subprocess.Popen[bytes]) -> str:
+    code = process.returncode
+    return f"killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
+
+
+def serve() -> None:
+    """What a worker process runs: one comparison per line of standard input, until it closes."""
+    answers = answers_only()
+    if sys.platform == "linux":
+        import resource
+
+        resource.setrlimit(resource.RLIMIT_AS, (MOST_MEMORY, MOST_MEMORY))
+    errand = json.loads(sys.stdin.buffer.readline())
+    prove = vars(importlib.import_module(errand["module"]))[errand["name"]]
+    prove("1", "1")  # what it imports on its first call is not charged to an answer
+    answers.write(b"true\n")
+    answers.flush()
+    for line in sys.stdin.buffer:
+        # An orphan is ended by the kernel, however deep in a computation it is (POSIX only).
+        if hasattr(signal, "setitimer"):
+            signal.setitimer(signal.ITIMER_REAL, errand["seconds"] + 5)
+        verdict = _judged(prove, *json.loads(line))
+        if hasattr(signal, "setitimer"):
+            signal.setitimer(signal.ITIMER_REAL, 0)
+        answers.write(json.dumps(verdict).encode() + b"\n")
+        answers.flush()
+
+
+def _judged(prove: Callable[[str, str], bool], gold: str, answer: str) -> Verdict:
+    try:
+        return Verdict(bool(prove(gold, answer)), prove.__name__)
+    except Exception as error:  # the edge of the process: whatever it was, the parent is told
+        return Verdict(None, f"error: {type(error).__name__}: {error}"[:200])

@@ -1,0 +1,1 @@
+"""Sampling and scoring in this process with transformers."""

@@ -1,0 +1,193 @@
+"""Any Hugging Face causal language model, in this process.
+
+Prompts that begin with the same tokens, as few-shot prompts do, share them: see
+`shared_prefix`. Models whose layers do not allow it are sampled by plain `generate`.
+"""
+
+import logging
+from collections.abc import Callable, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from selftaught.records import Completion, Text
+from selftaught.samplers.base import Closing, SamplingParams, checked_begun, checked_keys
+from selftaught.samplers.local.generate_loop import PlainLoop
+from selftaught.samplers.local.model_loading import (
+    check_vocabulary,
+    end_tokens,
+    fingerprint,
+    fitting_tokens,
+    free_memory,
+    opened,
+)
+from selftaught.samplers.local.prefix_loop import SharedPrefixLoop, plan, shared_prefix_loop
+from selftaught.samplers.local.token_choice import Ending, endings, uniforms
+
+logger = logging.getLogger(__name__)
+
+
+def check_device(device: str) -> None:
+    """Check that a device can be used here; "auto" always can.
+
+    Raises:
+        ValueError: it is not the name of a device, or this machine does not have it.
+    """
+    if device == "auto":
+        return
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise ValueError(
+            f"device must be auto, cpu, or a device of this machine such as cuda; got {device!r} "
+            f"({str(error).splitlines()[0][:200]})."
+        ) from None
+
+
+class TransformersSampler(Closing):
+    """A causal language model as a function from prompts to completions.
+
+    Args:
+        model: a model folder, a name on the Hugging Face hub, or a loaded model: one of transformers,
+            or any with `generate` and its base as `.base`, such as a QuietLM; `.tokens_beside` is
+            how many tokens it reads beside those of the text.
+        batch_size: completions written at the same time.
+        dtype: of the weights; "auto" is how they were saved.
+        device: "auto" is the GPU where there is one.
+        tokenizer: needed with a loaded model, read from the folder otherwise.
+
+    Raises:
+        ValueError: the folder has no model or no tokenizer.
+    """
+
+    def __init__(
+        self,
+        model: str | Path | nn.Module,
+        *,
+        batch_size: int = 128,
+        dtype: Literal["auto", "float32", "bfloat16"] = "auto",
+        device: str = "auto",
+        tokenizer: PreTrainedTokenizerBase | None = None,
+    ) -> None:
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1; got {batch_size}.")
+        self._batch_size = batch_size
+        loaded = opened(model, tokenizer, dtype, device)
+        self.model, self._context = loaded.name, loaded.context
+        self._tokenizer, self._model = loaded.tokenizer, loaded.model
+        self._described = loaded.described
+        self._eos = end_tokens(self._described.generation_config, self._tokenizer)
+        self._beside: int = getattr(self._model, "tokens_beside", 0)
+        self._loop: SharedPrefixLoop | PlainLoop | None = None
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """A hash of the weights: a model trained again keeps its folder but not this."""
+        return fingerprint(self._model)
+
+    @torch.inference_mode()
+    def sample(
+        self,
+        prompts: Sequence[Text],
+        params: SamplingParams,
+        *,
+        keys: Sequence[str] | None = None,
+        begun: Sequence[Sequence[int]] | None = None,
+        progress: Callable[[int], None] | None = None,
+    ) -> list[list[Completion]]:
+        """`params.n` completions for every prompt, as `[prompt][sample]`; see `Sampler`."""
+        keys = checked_keys(keys, prompts)
+        written = checked_begun(begun, keys, params.max_tokens)
+        check_vocabulary(self._described, written)
+        tokens = [
+            self._tokens(prompt, key, params) for prompt, key in zip(prompts, keys, strict=True)
+        ]
+        ended_by = endings(self._tokenizer, self._eos, prompts, params)
+        done: dict[tuple[int, int], Completion] = {}
+
+        def finished(at: tuple[int, int], token_ids: Sequence[int]) -> None:
+            done[at] = ended_by[at[0]].completion(token_ids)
+            if progress is not None:
+                progress(1)
+
+        indices = range(params.first, params.first + params.n)
+        asked: dict[Ending, list[tuple[int, int]]] = {}
+        for prompt, ending in enumerate(ended_by):
+            if ending.ended(written[prompt]):
+                for index in indices:
+                    finished((prompt, index), written[prompt])
+            else:
+                asked.setdefault(ending, []).extend((prompt, index) for index in indices)
+        for ending, some in asked.items():
+            self._complete(some, tokens, written, keys, params, ending, finished)
+        return [[done[prompt, index] for index in indices] for prompt in range(len(prompts))]
+
+    def _complete(
+        self,
+        asked: Sequence[tuple[int, int]],
+        tokens: Sequence[tuple[int, ...]],
+        written: Sequence[tuple[int, ...]],
+        keys: Sequence[str],
+        params: SamplingParams,
+        ending: Ending,
+        finished: Callable[[tuple[int, int], Sequence[int]], None],
+    ) -> None:
+        """Write a completion for every (prompt number, sample index) asked for."""
+        if not asked:
+            return
+        rows = [tokens[prompt] + written[prompt] for prompt, _ in asked]
+        uniform_BN = torch.stack(
+            [uniforms(params.seed, keys[prompt], at, params.max_tokens) for prompt, at in asked]
+        ).to(self._described.device)
+        if self._loop is None:
+            self._loop = self._open_loop(rows, params.max_tokens)
+        self._loop.complete(
+            rows,
+            uniform_BN,
+            params,
+            ending,
+            lambda row, token_ids: finished(asked[row], token_ids),
+            begun=[len(written[prompt]) for prompt, _ in asked],
+            batch_size=self._batch_size,
+        )
+
+    def _open_loop(
+        self, rows: Sequence[tuple[int, ...]], max_tokens: int
+    ) -> SharedPrefixLoop | PlainLoop:
+        """The shared-prefix loop if it gives this model's own logits on a prompt, or the plain one."""
+        if not isinstance(self._model, PreTrainedModel):
+            return PlainLoop(self._model, self._described)
+        group = plan(rows, self._batch_size, max_tokens)[0]
+        loop = shared_prefix_loop(self._model, rows[group.numbers[0]], group.shared)
+        if isinstance(loop, SharedPrefixLoop):
+            return loop
+        logger.warning(
+            "%s is sampled by plain generate, which is slower: the shared-prefix loop cannot serve "
+            "it because %s.",
+            self.model,
+            loop,
+        )
+        return PlainLoop(self._model, self._described)
+
+    def _tokens(self, prompt: Text, key: str, params: SamplingParams) -> tuple[int, ...]:
+        """The prompt as the model reads it, with room for the completion."""
+        return fitting_tokens(
+            self._tokenizer, prompt, key, params.max_tokens, self.model, self._context,
+            self._beside, params.chat_template_kwargs,
+        )  # fmt: skip
+
+    def check(self, prompts: Sequence[Text], params: SamplingParams, keys: Sequence[str]) -> None:
+        """Refuse prompts that do not fit the model's context; see `Sampler`."""
+        for prompt, key in zip(prompts, keys, strict=True):
+            self._tokens(prompt, key, params)
+
+    def close(self) -> None:
+        """Give the memory back."""
+        self._loop = None
+        self.__dict__.pop("_model", None)
+        self.__dict__.pop("_described", None)
+        free_memory()

@@ -1,0 +1,655 @@
+r"""Answer extraction and answer equivalence.
+
+A completion states its answer in a place that is marked: after "####", in `\boxed{}`, after "the answer
+is", or by being nothing else. The answer is the whole stated phrase. A phrase that is not one value of
+the kind asked for is no answer; docs/grading.md has the policy with examples.
+
+Every pattern here reads untrusted text in time linear in its length, and nothing raises.
+"""
+
+import re
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+from typing import Any, NamedTuple
+
+from selftaught.tasks.quantities import (
+    ascii_signs,
+    plain_phrase,
+    quantity,
+    same_quantity,
+    stated_value,
+    value_part,
+)
+
+GRADING_VERSION = 2
+"""Raised with every change of the rules by which answers are read or compared; stored grades of another
+version are computed again."""
+
+
+class Verdict(NamedTuple):
+    """Whether two answers are the same, and the stage that decided it; None: not decided here."""
+
+    equal: bool | None
+    decided_by: str
+
+
+class Kind(NamedTuple):
+    """How the phrases of one kind of answer are read and compared.
+
+    `read` returns a comparable value, or None for a phrase that is not one value of the kind.
+    """
+
+    read: Callable[[str], Any]
+    same: Callable[[Any, Any], bool]
+
+
+class Place(NamedTuple):
+    """A marked place of a completion and the phrase that stands there."""
+
+    kind: str
+    """marker, box or prose."""
+    start: int
+    end: int
+    phrase: str
+
+
+MOST_PLACES = 100
+"""Marked places that are looked at; a completion with more lines after "####" has no answer."""
+
+# --- marked places -------------------------------------------------------------------------------
+
+_MARKER = re.compile(r"(?<!#)#{4}(?!#)([^\n]*+)")
+_HEADING = re.compile(
+    r" *+(?:step|part|case|solution|method|explanation|analysis|approach|problem)\b", re.IGNORECASE
+)
+_BOX = re.compile(r"\\(?:boxed|fbox)(?![A-Za-z])[ \t]*+")
+_BARE_BOX = re.compile(r"-?[0-9][0-9.,]*+(?<![.,])|[A-Za-z](?![A-Za-z])")
+_BRACE = re.compile(r"\\.|[{}]", re.DOTALL)
+_JOINED = re.compile(
+    r"[ \t$]*+(?:,|;|&|(?:, ?)?(?:and|or)|\\quad|\\text ?\{ ?(?:and|or) ?\})?[ \t$]*+(?:[A-Za-z] ?= ?)?\$?"
+    r"|(?!.*\b(?:rather|no|not|actually|wait|so|then|thus|hence|therefore|gives?|is|now)\b)"
+    r"[^.\n]{0,30}\b(?:and|or)\b[^.\n]{0,30}"
+)
+_MARKUP_BEFORE = re.compile(r"(?:\\\$|\\[(\[]|[ \t$*]|\\displaystyle|\\[,;:! ])++$")
+_BEFORE = re.compile(
+    r"(?:^|\n|[.,:;!?=)\]\"'“”’>→⇒—–]|\\(?:implies|Rightarrow|rightarrow|Longrightarrow|to|therefore|q?quad|item|\\)"
+    r"|\\(?:text|math)[a-z]*\{|[A-Za-z]{2,}|\bI|\ba|(?:^|\n)[ \t]*+[-+*#>]++|[^\x00-\x7f])$"
+)
+"""What may stand directly before a box: a sign, a word, or a list bullet; else it is part of a formula."""
+_NOT_BEFORE = re.compile(
+    r"(?:\b(?:not|never|neither|nor|or|about|approximately|roughly|around|over|under|than|least|most|between"
+    r"|nearly|almost|exceeds?|below|above|without|except|plus|minus|negative|times|by)"
+    r"|n't|(?<!\\)\\(?:neq?|leq?|geq?|lt|gt|approx|sim|pm|times|cdot|sqrt|sin|cos|tan|log|ln|in|equiv)|[≈≠±√≥≤~<>])$"
+)
+_PERCENT_AFTER = re.compile(r"[ \t$*]*+(?:\\\)|\\\])?[ \t$*]*+(?:\\?%|per ?cent\b)")
+_MARKUP_AFTER = re.compile(r"(?:[ \t]*+(?:[$*]|\\\)|\\\]|\\[,;: ]))*+")
+_CLAUSE = re.compile(r"[^\n.,;:!?(—–]*+")
+_GOES_ON = re.compile(
+    r"(?:as|because|since|so|which|for|when|where|that|from|thus|hence|therefore)\b"
+    r"|and (?!.*[0-9\\])|is (?:the|our|my|your) (?!wrong|incorrect|lower|upper|opposite)|is (?:correct|right)\b",
+    re.IGNORECASE,
+)
+_OTHER_AFTER = re.compile(
+    r"[ \t$*]*+(?:[.,;:] ?)?(?:(?:or|and) (?:maybe |perhaps |possibly )?[-$\\]{0,2}[0-9]|[.,:][0-9]|\{,\}[0-9]|! ?[-=+*/^0-9]|!\$)"
+)
+
+
+def _stands_alone(text: str, start: int, end: int) -> bool:
+    """Whether a box is the whole of what is stated, and no part of a formula or a longer phrase."""
+    before = text[max(0, start - 60) : start]
+    bare = _MARKUP_BEFORE.sub("", before)
+    spaced = bare != before
+    dash = bare.endswith("-") and (
+        not before.endswith(("-", "-$")) and not bare.endswith(("=-", "= -", "(-"))
+    )
+    if _NOT_BEFORE.search(bare):
+        return False
+    if bare and not dash:
+        if bare.endswith("(") and re.match(r"[ $]*\)", text[end : end + 10]):
+            return True
+        if not _BEFORE.search(bare) or (
+            not spaced
+            and re.search(r"[A-Za-z]$", bare)
+            and len(re.findall(r"[A-Za-z]+$", bare)[0]) == 1
+        ):
+            return False
+    markup = _MARKUP_AFTER.match(text, end)
+    after = markup.end() if markup else end
+    following = text[after : after + 1]
+    if following.isalnum() or following in set("^_{'\"²³|/+×÷±\\") - (
+        {"\\"}
+        if text.startswith(
+            (
+                "\\text",
+                "\\mathrm",
+                "\\%",
+                "\\\\",
+                "\\qquad",
+                "\\quad",
+                "\\tag",
+                "\\end",
+                "\\blacksquare",
+                "\\square",
+            ),
+            after,
+        )
+        else set()
+    ):
+        return False
+    if _OTHER_AFTER.match(text, end):
+        return False
+    clause = _CLAUSE.match(text, after)
+    tail = clause[0][:200].replace("$", " ").strip(" *\t)]") if clause else ""
+    tail = re.sub(r"\\(?:q?quad|tag.*|end.*|blacksquare|square|\\)$", "", tail).strip()
+    tail = tail.rstrip("}") if "{" not in tail else tail
+    if not re.search(r"[A-Za-z0-9]", tail) or _GOES_ON.match(tail):
+        return True
+    return quantity(f"5 {tail}") is not None
+
+
+_PROSE = re.compile(
+    r"\b(?:answers?|(?:correct|right|best)[ ](?:option|choice))(?:\*\*)?(?:[ ](?:to|for)[ ][^.\n:=]{1,80}?)?"
+    r"(?:(?P<not>[ ]?(?:isn't|aren't|is[ ]not|are[ ]not|cannot[ ]be|can't[ ]be|wasn't|was[ ]not))\b"
+    r"|[ ](?:is|are|would[ ]be|will[ ]be|should[ ]be|must[ ]be|comes[ ]to|equals)\b|[ ]?[:=])[:=,\s]{0,3}+",
+    re.IGNORECASE,
+)
+_NOT_OURS = re.compile(
+    r"\b(?:wrong|incorrect|false|naive|tempting|possible|initial|first|previous|earlier|old|other|another|bad"
+    r"|intermediate|partial|approximate|expected|suggested|least|common)[ ]$"
+    r"|\b(?:if|suppose|supposing|assume|assuming|unless|whether|imagine|say|says|said|claims?|claimed"
+    r"|believes?|thought|guess|guessed|pretend|hypothesis)(?:,? that)?[,:]? (?:the |my |our |her |his |their )?$"
+    r"|\b(?:don't|do not|doesn't|does not|not true|untrue|false|doubt|no way|mistakes?|people|might|can't|cannot"
+    r"|first glance|first sight|wrong|unlikely|hardly|deny|denies|isn't|is not|not equal|never|some say)\b"
+    r"[^.!?\n,;]{0,60}$",
+    re.IGNORECASE,
+)
+"""What makes the answer that follows one of somebody else, or of an assumption."""
+_SAYS_SOMETHING = re.compile(r"\w|[$\\({\[½⅓¼¾]")
+_SPACE = re.compile(r"\s*+")
+_LABEL = re.compile(
+    r"^[^\w\n]*+(?:the )?(?:final )?answers?[^\w\n]*+$", re.IGNORECASE | re.MULTILINE
+)
+_OPENING_A = re.compile(r"\s*+A:[ \t]*+(?=\S)")
+_NEXT_QUESTION = re.compile(
+    r"^[ \t#*]*+(?:Q|Question|Problem|Exercise|Example|Human|User|Instruction)(?: [0-9]{1,4})?[ *]*+:"
+    r"|<\|im_start\|>user|^### ?(?:Question|Problem|Instruction)",
+    re.MULTILINE,
+)
+_AFTER_SENTENCE = r"(?:^|[.!?\n…*$)}]|[-–—]|\bbut|,)[ \t]*+(?:(?:but|hmm|oh|ah|so),? ++)?"
+_TAKEN_BACK = re.compile(
+    rf"{_AFTER_SENTENCE}(?:wait|hold on|oops|sorry|correction|scratch that|on second thought|on reflection|nope"
+    r"|i made an?|i was wrong|not quite|(?:this|that) contradicts"
+    r"|(?:that|this|it)(?:'s| is) (?:wrong|incorrect|not (?:right|correct|the answer))"
+    r"|(?:that|this|it) can(?:'t|not| not) be)\b"
+    r"|(?:[.!?\n…*$)}]|\bbut|,)[ \t]*+(?:but )?no[,.:!]"
+    r"|\balso (?:correct|right|possible|valid|works)\b|\b(?:fits|is) better\b",
+    re.IGNORECASE,
+)
+"""Words that take an answer back."""
+_LOOKED_AT_AGAIN = re.compile(
+    rf"{_AFTER_SENTENCE}(?:actually|hmm+|wait|or (?:maybe |perhaps |possibly )?[-$\\]?[0-9A-Z]"
+    r"|re-?check\w*|(?:let me |let us |let's )?(?:double[- ]?check|re-?check|verify|reconsider|redo)|final result)\b",
+    re.IGNORECASE,
+)
+"""Words after which another number takes the answer back, and the same number confirms it."""
+_LAST_NUMBER = re.compile(r"[0-9]++(?:[.,][0-9]++)*+")
+_NEXT_LINE = re.compile(r"\s*+(?:or\b|[-$]?[0-9][0-9.,]*+[ \t]*+(?:\n|$))", re.IGNORECASE)
+
+
+def _taken_back(text: str, start: int, end: int, phrase: str) -> bool:
+    """Whether the text after an answer takes it back."""
+    rest = text[start:end]
+    if _TAKEN_BACK.search(rest):
+        confirmed = _LAST_NUMBER.findall(phrase)[-1:] == _LAST_NUMBER.findall(rest)[-1:] != []
+        return not (
+            confirmed and re.search(r"(?i)\bwait\b|\bno,", rest) and not _WRONG.search(rest)
+        )
+    again = _LOOKED_AT_AGAIN.search(rest)
+    if again is None:
+        return False
+    numbers = _LAST_NUMBER.findall(rest, again.start())
+    return bool(numbers) and numbers[-1:] != _LAST_NUMBER.findall(phrase)[-1:]
+
+
+_WRONG = re.compile(r"\b(?:wrong|incorrect|mistake|not right|not correct)\b", re.IGNORECASE)
+
+
+def places(text: str) -> list[Place]:
+    """Return the marked places of a text in their order, without those that belong to a next question."""
+    found = [*_markers(text), *_boxes(text)]
+    boxes = [place.start for place in found if place.kind == "box"]
+    found += _prose(text, boxes)
+    found.sort(key=lambda place: place.start)
+    if found:
+        # A model that runs on writes questions and answers of its own.
+        following = _NEXT_QUESTION.search(text, found[0].end)
+        if following:
+            found = [place for place in found if place.start < following.start()]
+    return found
+
+
+def _markers(text: str) -> list[Place]:
+    lines = [
+        Place("marker", match.start(), match.end(), match[1].strip().rstrip("#").strip())
+        for match in _MARKER.finditer(text)
+    ]
+    return [place for place in lines if place.phrase and not _HEADING.match(place.phrase)]
+
+
+def _boxes(text: str) -> list[Place]:
+    r"""The boxes; neighbouring ones are one place with their contents in a list.
+
+    The phrase of a box that never closes, or that is part of a larger expression such as "not
+    \boxed{5}", is "".
+    """
+    matches = list(_BOX.finditer(text))
+    if not matches:
+        return []
+    closes = _closing_braces(text)
+    groups: list[tuple[int, int, list[str]]] = []
+    for match in matches:
+        at = match.end()
+        if groups and at <= groups[-1][1]:
+            continue  # a box in a box
+        if at < len(text) and text[at] == "{":
+            close = closes.get(at)
+            if close is not None and not text[at + 1 : close].strip():
+                continue  # \boxed{} says nothing
+            content = "" if close is None else text[at + 1 : close].strip()
+            end = len(text) if close is None else close + 1
+        else:
+            bare = _BARE_BOX.match(text, at)
+            if bare is None:
+                continue  # the word \boxed in an instruction
+            content, end = bare[0], bare.end()
+        joined = groups and _JOINED.fullmatch(text, groups[-1][1], match.start())
+        if content and _PERCENT_AFTER.match(text, end):
+            content += "%"
+        elif content and not joined and not _joins_next(text, end):
+            denied = _NOT_OURS.search(text, max(0, match.start() - 80), match.start())
+            content = content if not denied and _stands_alone(text, match.start(), end) else ""
+        if (
+            groups
+            and match.start() - groups[-1][1] <= 40
+            and _JOINED.fullmatch(text, groups[-1][1], match.start())
+        ):
+            start, before, contents = groups.pop()
+            named = "=" in text[before : match.start()]  # x = 5 and y = 5 are two answers
+            again = content in contents and not named
+            groups.append((start, end, contents if again else [*contents, content]))
+        else:
+            groups.append((match.start(), end, [content]))
+    return [
+        Place("box", start, end, ", ".join(contents) if all(contents) else "")
+        for start, end, contents in groups
+    ]
+
+
+def _joins_next(text: str, end: int) -> bool:
+    """Whether another box follows directly, as in "\\boxed{5} and \\boxed{6}"."""
+    following = _BOX.search(text, end, min(len(text), end + 60))
+    return following is not None and bool(_JOINED.fullmatch(text, end, following.start()))
+
+
+def _closing_braces(text: str) -> dict[int, int]:
+    """For every opening brace that is closed the place of its closing brace; escaped ones are none."""
+    opened: list[int] = []
+    closes: dict[int, int] = {}
+    for match in _BRACE.finditer(text):
+        if match[0] == "{":
+            opened.append(match.start())
+        elif match[0] == "}" and opened:
+            closes[opened.pop()] = match.start()
+    return closes
+
+
+def _prose(text: str, boxes: Sequence[int]) -> list[Place]:
+    """The phrases after "the answer is", without those that hold a box."""
+    found = []
+    heads = [
+        (match.start(), match.end(), match["not"] or "")
+        for match in _PROSE.finditer(text)
+        if not _NOT_OURS.search(text, max(0, match.start() - 80), match.start())
+    ]
+    heads += [(match.start(), match.end(), "") for match in _LABEL.finditer(text)]
+    if opening := _OPENING_A.match(text):
+        heads.append((opening.start(), opening.end(), ""))
+    box = 0
+    ordered = sorted(boxes)
+    heads.sort()
+    if len(heads) > MOST_PLACES:
+        heads = [heads[0], *heads[-MOST_PLACES:]]
+    for start, end, negated in heads:
+        line_end = text.find("\n", end)
+        line_end = len(text) if line_end < 0 else line_end
+        phrase_start = end
+        if not _SAYS_SOMETHING.search(text, end, line_end):
+            rest = _SPACE.match(text, line_end)
+            phrase_start = rest.end() if rest else line_end
+            line_end = text.find("\n", phrase_start)
+            line_end = len(text) if line_end < 0 else line_end
+        while box < len(ordered) and ordered[box] < phrase_start:
+            box += 1
+        if box < len(ordered) and ordered[box] < line_end:
+            continue
+        phrase = text[phrase_start:line_end].strip()
+        if phrase and not phrase.startswith("####"):
+            found.append(Place("prose", start, line_end, f"not {phrase}" if negated else phrase))
+    return found
+
+
+_SENTENCE_END = re.compile(r"[.。](?=\s+[\"'(*]*+[A-Z])")
+_REASON = re.compile(r"[,;]? \(?(?:because|since|as required|given that|where)\b", re.IGNORECASE)
+
+
+def sentence(phrase: str) -> str:
+    """Return the first sentence of a phrase without a clause that gives a reason."""
+    if end := _SENTENCE_END.search(phrase):
+        phrase = phrase[: end.start()]
+    if reason := _REASON.search(phrase):
+        phrase = phrase[: reason.start()]
+    return phrase.strip()
+
+
+def stated(text: str, kind: Kind, alone: Callable[[str], str | None]) -> str | None:
+    r"""Return the phrase that states the answer of a completion, or None if there is no answer.
+
+    Where several places are marked, a rule says which one counts: "####" before prose; the last box
+    before earlier ones and before prose that precedes it; the last "the answer is". Places that
+    disagree otherwise, and an answer that is taken back afterwards, are no answer.
+
+    Args:
+        text: a completion, without its thought.
+        kind: how phrases are read and compared.
+        alone: reads a completion without a marked place.
+    """
+    found = places(text)
+    if not found:
+        return alone(text)
+    markers = [place for place in found if place.kind == "marker"]
+    boxes = [place for place in found if place.kind == "box"]
+    prose = [place for place in found if place.kind == "prose"]
+    chosen = _of_markers(markers, text, kind) if markers else (boxes or prose)[-1]
+    if chosen is None:
+        return None
+    value = kind.read(chosen.phrase)
+    if value is None:
+        return None
+    against = (
+        [] if chosen.kind == "prose" else [place for place in prose if place.start > chosen.end]
+    )
+    if chosen.kind == "marker" and boxes:
+        against.append(boxes[-1])
+    if chosen.kind == "prose" and len(prose) > 1 and _same_sentence(prose[-2], chosen):
+        against.append(prose[-2])
+    if any(_disagrees(place, value, kind) for place in against):
+        return None
+    end = chosen.end
+    if chosen.kind == "prose":  # the rest of its line is looked at too
+        end += len(sentence(chosen.phrase)) - len(chosen.phrase)
+    following = _NEXT_QUESTION.search(text, chosen.end)
+    until = following.start() if following else len(text)
+    below = _NEXT_LINE.match(text, chosen.end) if chosen.kind == "prose" else None
+    stated_numbers = _LAST_NUMBER.findall(sentence(chosen.phrase))[-1:]
+    if below is not None and _LAST_NUMBER.findall(below[0]) != stated_numbers:
+        return None
+    return None if _taken_back(text, end, until, sentence(chosen.phrase)) else chosen.phrase
+
+
+def _of_markers(markers: Sequence[Place], text: str, kind: Kind) -> Place | None:
+    """The marked line that counts: all must agree, but a later one corrects after "wait"."""
+    if len(markers) > MOST_PLACES:
+        return None
+    chosen = markers[0]
+    value = kind.read(chosen.phrase)
+    for before, place in pairwise(markers):
+        other = kind.read(place.phrase)
+        if _TAKEN_BACK.search(text, before.end, place.start):
+            chosen, value = place, other
+        elif place.phrase != chosen.phrase and (
+            value is None or other is None or not kind.same(value, other)
+        ):
+            return None
+    return chosen
+
+
+def _same_sentence(before: Place, after: Place) -> bool:
+    """Whether a place begins within the first sentence of the phrase before it."""
+    sentence_end = before.end - len(before.phrase) + len(sentence(before.phrase))
+    return after.start < sentence_end
+
+
+def _disagrees(place: Place, value: Any, kind: Kind) -> bool:
+    """Whether a place states another value; words without a number or a choice state none."""
+    other = kind.read(place.phrase)
+    if other is not None:
+        return not kind.same(value, other)
+    if place.kind != "prose":
+        return True
+    return bool(re.search(r"[0-9]|\b(?:not|wrong|incorrect)\b", sentence(place.phrase)))
+
+
+# --- numbers -------------------------------------------------------------------------------------
+
+
+def _agree(left: Any, right: Any) -> bool:
+    return same_quantity(left, right) or same_quantity(right, left)
+
+
+_OTHER_NUMBER = re.compile(
+    r"(?<=\S),? (?:and )?not (?:the )?[$€£]?-?[0-9][0-9.,]*+(?: [A-Za-z]+)?\W*+$"
+)
+
+
+def _number_phrase(phrase: str) -> str:
+    """The first sentence of a phrase without a number that it rules out, as in "10, not 9"."""
+    return _OTHER_NUMBER.sub("", sentence(phrase))
+
+
+NUMBER = Kind(lambda phrase: quantity(_number_phrase(phrase)), _agree)
+_NAMED = re.compile(r"[\s$*\\(]*+[A-Za-z](?:_[A-Za-z0-9])? ?=(?!.*=)")
+
+
+def _number_alone(text: str) -> str | None:
+    """A completion that is nothing but a number, as it is or as "x = 19"."""
+    text = text.strip()
+    if "\n" in text or len(text) > 200 or ("=" in text and not _NAMED.match(text)):
+        return None
+    plain = plain_phrase(text)
+    if plain is None or ("=" not in plain and value_part(plain) != plain):
+        return None  # "it is 7" may be a step
+    return text if quantity(text) is not None else None
+
+
+def stated_number(completion: str) -> str | None:
+    """Return the number, with its unit, that a completion states as its answer; None if there is none."""
+    phrase = stated(completion, NUMBER, _number_alone)
+    return None if phrase is None else stated_value(_number_phrase(phrase))
+
+
+def same_number(gold: str, answer: str) -> Verdict:
+    """Compare two texts as exact numbers with units; undecided where one is not a number."""
+    left, right = quantity(gold), quantity(answer)
+    if left is None or right is None:
+        return Verdict(None, "not a number")
+    return Verdict(same_quantity(left, right), "number")
+
+
+# --- choices -------------------------------------------------------------------------------------
+
+_RULED_OUT = re.compile(
+    r"(?<=\S)[,;]? ?\(?(?:and |but )?(?:not|rather than|instead of|unlike) (?:option |choice )?"
+    r"\(?[A-Za-z]\)?(?: or \(?[A-Za-z]\)?)*+\)?$"
+)
+_CHOICE_LEAD = (
+    r"(?:(?:so|thus|therefore|hence|then|clearly|definitely|certainly|it is|it's|it must be|this is|must be"
+    r"|i choose|i pick|i would choose|i'd choose|i would go with|i'd go with|my choice is|the answer is"
+    r"|answer is)\b[,:]? *+)*+"
+    r"(?:(?:the )?(?:correct |right |best )?(?:option|choice|letter|answer)(?: is|:)?[ ~]++)?"
+)
+_ENDS_RIGHT = re.compile(
+    r" ?(?:is|was) (?:the )?(?:correct|right|best|true|answer|most likely)(?: (?:answer|option|choice|one))?\W*+"
+)
+_DENIED = frozenset(
+    "not neither nor or either both except wrong incorrect never maybe perhaps isn't aren't cannot can't "
+    "could might may unless false and is was are would should".split()
+)
+"""Words that may not follow a letter directly: the phrase then chooses another letter, or none."""
+_NO_CHOICE = _DENIED - {"and"} | frozenset(
+    "but anything unlikely be out exclude excluded excluding eliminate eliminated besides instead than "
+    "opposite doubt any all none worst least if unlike hardly longer".split()
+)
+_LEADS_AWAY = [[word] for word in "from before after to of than beyond like different".split()]
+"""Words that may not stand before a letter in brackets."""
+
+
+def _choice_reader(letters: str, *, tail_too: bool = True) -> Callable[[str], str | None]:
+    """Return a function that reads the letter (in upper case) that a whole phrase chooses, or None.
+
+    Args:
+        tail_too: whether words may stand before a letter in brackets, as in "blotter (c)".
+    """
+    group = f"[{letters}]"
+    head = re.compile(
+        rf"{_CHOICE_LEAD}(?:\(({group})\)|({group})(?:\)|(?=[.:,]? *+$|[.:,] | ?- | is | was )))",
+        re.IGNORECASE,
+    )
+    tail = re.compile(rf"([A-Za-z0-9' ,/-]{{1,80}}) \(({group})\)\W*+", re.IGNORECASE)
+    other = re.compile(rf"\({group}\)", re.IGNORECASE)
+    single = re.compile(
+        rf"(?<![A-Za-z0-9'])(?:[{letters.upper()}](?![A-Za-z0-9'])|\b[{letters.lower()}]$)"
+    )
+
+    def read(phrase: str) -> str | None:
+        if _REASON.match(phrase):
+            return None
+        plain = plain_phrase(sentence(phrase))
+        if not plain:
+            return None
+        plain = _RULED_OUT.sub("", plain.rstrip("! ")).strip()
+        match = head.match(plain)
+        if match is not None:
+            rest = plain[match.end() :]
+            letter = (match[1] or match[2]).upper()
+            if not rest.strip(" .,:") or _ENDS_RIGHT.fullmatch(rest):
+                return letter
+            words = re.findall(r"[a-z']+", rest.lower())
+            follows = other.search(rest) or [one for one in single.findall(rest) if one not in "AI"]
+            wrong = {"wrong", "incorrect", "eliminated", "excluded"} & set(words) or bool(
+                _DENIED & set(words[:1])
+            )
+            return None if follows or wrong or rest.lstrip()[:1] in "/&|" else letter
+        match = tail.fullmatch(plain) if tail_too else None
+        words = re.findall(r"[a-z']+", match[1].lower()) if match else []
+        if match is None or _NO_CHOICE & set(words) or words[-1:] in _LEADS_AWAY:
+            return None
+        return match[2].upper()
+
+    return read
+
+
+def _choice_alone(
+    text: str, read: Callable[[str], str | None], bracketed: re.Pattern[str]
+) -> str | None:
+    """A completion whose last sentence, or whose first line, is a choice."""
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    if not lines:
+        return None
+    last = re.split(r"(?<=[.!?])\s+(?=[A-Z(*\\])", lines[-1][-400:])[-1]
+    letters = {found.upper() for found in bracketed.findall(last)}
+    everywhere = {found.upper() for found in bracketed.findall(text)}
+    led = re.match(
+        r"(?:so|thus|therefore|hence|it is|it must be|i choose|i pick)\b", last, re.IGNORECASE
+    )
+    if len(letters) <= 1 and read(last) is not None and (led or everywhere <= {read(last)}):
+        return last
+    first = read(lines[0]) if len(lines[0]) <= 20 else None
+    named = {found.upper() for found in bracketed.findall(text)}
+    return lines[0] if first is not None and named <= {first} else None
+
+
+def choice_letter(text: str, letters: str = "ABCDE") -> str | None:
+    """Return the letter (in upper case) that a completion chooses, or None if it chooses none or several.
+
+    Read are "(c)", "**C**", "Answer: C", "Option C is right", "the answer is blotter (c)" and the like.
+    """
+    read = _choice_reader(letters)
+    kind = Kind(read, lambda left, right: left == right)
+    bracketed = re.compile(rf"\(([{letters}])\)", re.IGNORECASE)
+    plain = _choice_reader(letters, tail_too=False)
+    phrase = stated(text, kind, lambda whole: _choice_alone(whole, plain, bracketed))
+    return None if phrase is None else read(phrase)
+
+
+def same_choice(gold: str, answer: str) -> Verdict:
+    """Compare two texts as choice letters; undecided where one names none."""
+    left, right = _any_choice(gold), _any_choice(answer)
+    if left is None or right is None:
+        return Verdict(None, "not a choice")
+    return Verdict(left == right, "choice")
+
+
+_any_choice = _choice_reader("A-Z")
+
+
+# --- text ----------------------------------------------------------------------------------------
+
+
+def _plain_text(phrase: str) -> str:
+    return " ".join(ascii_signs(phrase).split()).strip(" \"'`*.").casefold()
+
+
+TEXT = Kind(lambda phrase: _plain_text(phrase) or None, lambda left, right: left == right)
+
+
+def _text_alone(text: str) -> str | None:
+    text = text.strip()
+    return (text.removesuffix(".") or None) if "\n" not in text else None
+
+
+def stated_text(completion: str) -> str | None:
+    """Return the words that a completion states as its answer: in a box, after "the answer is", or all of it
+    where it is a single line."""
+    phrase = stated(completion, TEXT, _text_alone)
+    return None if phrase is None else phrase.rstrip(".").strip() or None
+
+
+def same_text(gold: str, answer: str) -> Verdict:
+    """Compare two texts as words: case, spacing and a final full stop aside."""
+    left, right = _plain_text(gold), _plain_text(answer)
+    return Verdict(left == right, "text") if left else Verdict(None, "empty gold")
+
+
+# --- single places -------------------------------------------------------------------------------
+
+
+def after_marker(text: str, marker: str) -> str | None:
+    """Return the rest of the line after the first `marker`; None where there is no marker or no rest."""
+    _, found, rest = text.partition(marker)
+    return (rest.splitlines() or [""])[0].strip() or None if found else None
+
+
+def last_boxed(text: str) -> str | None:
+    r"""Return what stands in the last `\boxed{...}` (or `\fbox`, or `\boxed 5`), braces balanced.
+
+    None where there is no box, or where the last one is empty or never closes.
+    """
+    matches = list(_BOX.finditer(text))
+    if not matches:
+        return None
+    at = matches[-1].end()
+    if at < len(text) and text[at] == "{":
+        close = _closing_braces(text).get(at)
+        return None if close is None else text[at + 1 : close].strip() or None
+    bare = _BARE_BOX.match(text, at)
+    return bare[0] if bare else None
+
+
+def closing_brace(text: str, opened: int) -> int | None:
+    """Return where the brace opened at `opened` closes; an escaped brace is no brace."""
+    depth = 0
+    for match in _BRACE.finditer(text, opened):
+        depth += {"{": 1, "}": -1}.get(match[0], 0)
+        if depth == 0 and match[0] == "}":
+            return match.start()
+    return None
