@@ -15,9 +15,10 @@ import torch
 from quiet_step import small
 from transformers import AutoModelForCausalLM
 
+from selftaught.quiet.config import QuietConfig
 from selftaught.quiet.evaluation import score
 from selftaught.quiet.gating import ThinkWhen
-from selftaught.quiet.model import QuietConfig, QuietLM
+from selftaught.quiet.model import QuietLM
 
 
 def seconds(runs: list[Callable[[], object]], repeats: int) -> list[float]:

@@ -21,7 +21,8 @@ from dataclasses import replace
 import torch
 from transformers import AutoModelForCausalLM, MistralConfig, MistralForCausalLM, PreTrainedModel
 
-from selftaught.quiet.model import QuietConfig, QuietLM
+from selftaught.quiet.config import QuietConfig
+from selftaught.quiet.model import QuietLM
 
 SAMPLED, LOOKAHEAD, THOUGHTS = 9, 4, 2
 

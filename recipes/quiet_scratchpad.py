@@ -28,8 +28,9 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from selftaught.methods.pause import PAUSE, add_pause_token, append_pauses
 from selftaught.models.embedded import character_tokenizer
 from selftaught.quiet.checkpoint import make_quiet, open_quiet
+from selftaught.quiet.config import QuietConfig
 from selftaught.quiet.evaluation import score
-from selftaught.quiet.model import QuietConfig, QuietLM
+from selftaught.quiet.model import QuietLM
 from selftaught.quiet.spans import padded, spans
 from selftaught.quiet.thoughts import input_matrix, output_matrix
 from selftaught.quiet.training import quiet_arguments, train_quiet

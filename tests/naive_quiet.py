@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 from transformers import Starcoder2Config, Starcoder2ForCausalLM
 
-from selftaught.quiet.model import QuietConfig, QuietLM
+from selftaught.quiet.config import QuietConfig
+from selftaught.quiet.model import QuietLM
 from selftaught.quiet.thoughts import decoder
 
 START, END, PAD, VOCABULARY = 35, 36, 34, 37

@@ -15,7 +15,7 @@ from selftaught.cli.arguments import plain_forms
 from selftaught.methods.comparison import CompareConfig
 from selftaught.methods.rft import RftConfig
 from selftaught.methods.star import StarConfig
-from selftaught.methods.step_dpo import StepDpoConfig
+from selftaught.methods.step_values import StepDpoConfig
 from selftaught.methods.vstar import VstarConfig
 
 BEFORE: dict[str, list[str]] = {

@@ -1,6 +1,6 @@
 """The report of a comparison says where the methods did not have equal budgets."""
 
-from selftaught.methods.comparison import budget_notes
+from selftaught.reports.comparison_page import budget_notes
 
 
 def row(name: str, sampled: int, steps: int = 50, budget: int = 60_000) -> dict:

@@ -5,13 +5,8 @@ import pytest
 
 from selftaught.rollouts.grading import check_gold
 from selftaught.tasks import open_task
-from selftaught.tasks.competition_math import (
-    SHOTS,
-    competition_math,
-    equal,
-    extract,
-    symbolically_equal,
-)
+from selftaught.tasks.competition_math import SHOTS, competition_math, equal, extract
+from selftaught.tasks.symbolic import symbolically_equal
 
 
 @pytest.fixture

@@ -3,10 +3,11 @@ from dataclasses import replace
 
 import pytest
 
-from selftaught.evaluation.evaluator import Evaluation, evaluate, evaluation_from, graded_path
+from selftaught.evaluation.evaluator import Evaluation, evaluate, evaluation_from
 from selftaught.metrics import wilson
 from selftaught.prompts import PromptStyle
 from selftaught.records import OUTCOMES, Completion, Problem, Rollout, read_rollouts
+from selftaught.rollouts.graded import graded_path
 from selftaught.samplers.base import SamplingParams
 from selftaught.samplers.scripted import ScriptedSampler
 from selftaught.tasks import open_task

@@ -19,7 +19,8 @@ from selftaught.methods import shared, star
 from selftaught.methods.comparison import CompareConfig, run_compare
 from selftaught.methods.rft import RftConfig, run_rft
 from selftaught.methods.run import open_run
-from selftaught.methods.step_dpo import StepDpoConfig, prefix_id, run_step_dpo
+from selftaught.methods.step_dpo import run_step_dpo
+from selftaught.methods.step_values import StepDpoConfig, prefix_id
 from selftaught.methods.vstar import VstarConfig, run_vstar, scores_of
 from selftaught.models.embedded import embedded_model
 from selftaught.records import Rollout, read_rollouts

@@ -194,7 +194,7 @@ def test_one_prompt_among_all_that_does_not_fit_is_found(
 def test_some_prompts_longer_than_max_length_are_counted_and_all_are_refused(
     tmp_path, tiny_model_dir, capsys
 ):
-    from selftaught.samplers.local.model_loading import load_tokenizer
+    from selftaught.samplers.tokens import load_tokenizer
 
     rows = [
         {"question": f"{n}?" + " and so on" * (10 * (n % 4 == 0)), "answer": n} for n in range(40)
@@ -275,7 +275,7 @@ def test_a_prompt_that_is_said_to_fit_unread_fits(tiny_model_dir):
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
-    from selftaught.samplers.local.model_loading import _surely_fits, load_tokenizer
+    from selftaught.samplers.tokens import _surely_fits, load_tokenizer
 
     # As SentencePiece with byte fallback writes text that it has no pieces for.
     bytes_ = {f"<0x{byte:02X}>": byte for byte in range(256)}

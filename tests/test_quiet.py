@@ -22,8 +22,9 @@ from naive_quiet import (
 from safetensors.torch import load_file
 from transformers import MistralConfig, MistralForCausalLM
 
+from selftaught.quiet.config import QuietConfig
 from selftaught.quiet.mixing import MixingHead, bounded
-from selftaught.quiet.model import QuietConfig, QuietLM
+from selftaught.quiet.model import QuietLM
 
 GOLDEN = Path(__file__).parent / "golden" / "quiet_star_official"
 

@@ -5,7 +5,8 @@ import torch
 from naive_quiet import END, PAD, START, VOCABULARY, assert_equal_to_naive, quiet, texts
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
-from selftaught.quiet.model import QuietConfig, QuietLM
+from selftaught.quiet.config import QuietConfig
+from selftaught.quiet.model import QuietLM
 
 SIZES = {
     "vocab_size": VOCABULARY,

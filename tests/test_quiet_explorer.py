@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from selftaught.cli import main
 from selftaught.quiet.checkpoint import make_quiet, save_quiet
-from selftaught.quiet.model import QuietConfig
+from selftaught.quiet.config import QuietConfig
 
 HOSTILE = "Q: <script>alert(1)</script> </script><b>\n'\"&amp; {{ 7 * 7 }}\nA: 19"
 

@@ -8,7 +8,8 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from selftaught.quiet.checkpoint import make_quiet, open_quiet, save_quiet
-from selftaught.quiet.model import QuietConfig, QuietLM
+from selftaught.quiet.config import QuietConfig
+from selftaught.quiet.model import QuietLM
 
 SMALL = QuietConfig.paper(thought_tokens=2, lookahead=2)
 

@@ -7,9 +7,10 @@ from torch import Tensor
 from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaList
 
 from selftaught.quiet.attention import thoughtful
+from selftaught.quiet.config import QuietConfig
 from selftaught.quiet.gating import ThinkWhen
 from selftaught.quiet.generation import next_logits
-from selftaught.quiet.model import QuietConfig, QuietLM
+from selftaught.quiet.model import QuietLM
 
 
 def model(**changes: object) -> QuietLM:

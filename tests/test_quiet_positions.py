@@ -9,9 +9,10 @@ from hypothesis import strategies as st
 from naive_quiet import END, PAD, START, quiet, texts, tiny
 
 from selftaught.quiet.chunks import bytes_per_row, positions_within
+from selftaught.quiet.config import QuietConfig
 from selftaught.quiet.evaluation import score
 from selftaught.quiet.gating import ThinkWhen
-from selftaught.quiet.model import QuietConfig, QuietLM
+from selftaught.quiet.model import QuietLM
 from selftaught.quiet.positions import choose
 
 

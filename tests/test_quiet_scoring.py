@@ -6,8 +6,8 @@ import pytest
 import torch
 from naive_quiet import END, PAD, START, quiet, states, texts, tiny
 
+from selftaught.quiet.config import QuietConfig
 from selftaught.quiet.evaluation import measure, score
-from selftaught.quiet.model import QuietConfig
 
 
 @pytest.mark.parametrize("mix", ["hidden", "log_probs"])

@@ -11,7 +11,8 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from selftaught.quiet.checkpoint import make_quiet, open_quiet
-from selftaught.quiet.model import QuietConfig, QuietLM
+from selftaught.quiet.config import QuietConfig
+from selftaught.quiet.model import QuietLM
 from selftaught.quiet.spans import Spans, consecutive, read_texts, spans
 from selftaught.quiet.training import check_run, quiet_arguments, train_quiet, with_lora
 
@@ -355,7 +356,7 @@ def test_training_without_any_advantage_is_refused(tiny_model_dir: Path, tmp_pat
     from transformers import AutoModelForCausalLM
 
     from selftaught.quiet.checkpoint import make_quiet
-    from selftaught.quiet.model import QuietConfig
+    from selftaught.quiet.config import QuietConfig
     from selftaught.quiet.training import quiet_arguments, train_quiet
 
     tokenizer = AutoTokenizer.from_pretrained(tiny_model_dir)

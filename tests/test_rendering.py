@@ -20,7 +20,7 @@ from selftaught.rendering import (
     turn_ending,
 )
 from selftaught.samplers import SamplingParams
-from selftaught.samplers.local.model_loading import prompt_tokens
+from selftaught.samplers.tokens import prompt_tokens
 from selftaught.training import tokenized
 
 ASKED = [{"role": "user", "content": "3*7"}]

@@ -39,7 +39,8 @@ from selftaught.samplers import SamplingParams, open_sampler
 from selftaught.samplers.local.generate_loop import PlainLoop
 from selftaught.samplers.local.prefix_loop import CHUNK, SharedPrefixLoop, plan
 from selftaught.samplers.local.sampler import TransformersSampler
-from selftaught.samplers.local.token_choice import Ending, choose, uniforms
+from selftaught.samplers.local.token_choice import choose, uniforms
+from selftaught.samplers.stopping import Ending
 
 Rows = list[tuple[int, ...]]
 SHAPE = {
@@ -265,7 +266,7 @@ def test_several_continuations_of_one_prefix_differ_and_all_begin_with_it(
 
 def test_a_model_that_thinks_continues_what_it_began(tiny_model_dir: Path) -> None:
     from selftaught.quiet.checkpoint import make_quiet
-    from selftaught.quiet.model import QuietConfig
+    from selftaught.quiet.config import QuietConfig
 
     tokenizer = AutoTokenizer.from_pretrained(tiny_model_dir)
     base = AutoModelForCausalLM.from_pretrained(tiny_model_dir)

@@ -12,8 +12,8 @@ from selftaught.records import Completion
 from selftaught.samplers import SamplingParams
 from selftaught.samplers.base import stop_at, without_stop
 from selftaught.samplers.local.sampler import TransformersSampler
-from selftaught.samplers.local.token_choice import Ending
 from selftaught.samplers.scripted import ScriptedSampler
+from selftaught.samplers.stopping import Ending
 
 
 @pytest.mark.parametrize(

@@ -342,7 +342,7 @@ def test_a_quiet_folder_has_all_its_weights(tiny_model_dir: Path, tmp_path: Path
     from transformers import AutoTokenizer
 
     from selftaught.quiet.checkpoint import make_quiet, open_quiet, save_quiet
-    from selftaught.quiet.model import QuietConfig
+    from selftaught.quiet.config import QuietConfig
 
     tokenizer = AutoTokenizer.from_pretrained(tiny_model_dir)
     model = make_quiet(load_model(tiny_model_dir), tokenizer, QuietConfig(thought_tokens=2))

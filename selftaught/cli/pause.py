@@ -152,7 +152,7 @@ def _evaluate(how: EvaluateOptions, bar: Bar) -> None:
     from selftaught.methods.pause import PAUSE, paused, refuse_without_pause
     from selftaught.models.embedded import embedded_model
     from selftaught.options import check_count
-    from selftaught.reports.star_page import markdown_table
+    from selftaught.reports.tables import markdown_table
     from selftaught.runs.folder import Watch, hold, remember
     from selftaught.runs.status import reported
     from selftaught.samplers import open_sampler

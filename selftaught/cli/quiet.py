@@ -362,7 +362,7 @@ def _opened_to_train(how: TrainOptions) -> "tuple[QuietLM, PreTrainedTokenizerBa
 
     from selftaught.models.embedded import embedded_model
     from selftaught.quiet.checkpoint import SETTINGS, make_quiet, open_quiet
-    from selftaught.quiet.model import QuietConfig
+    from selftaught.quiet.config import QuietConfig
     from selftaught.samplers.weights import load_model
 
     if (Path(how.model) / SETTINGS).exists():

@@ -17,11 +17,10 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+from selftaught.evaluation.evaluator import accuracy_of
+from selftaught.methods.config import MethodConfig
 from selftaught.methods.run import (
-    MethodConfig,
-    Row,
     Run,
-    accuracy_of,
     distinct,
     fit,
     measured,
@@ -36,15 +35,7 @@ from selftaught.methods.run import (
     write_summary,
 )
 from selftaught.records import Example, Rollout, read_rollouts
-from selftaught.reports.method_page import (
-    Figure,
-    Point,
-    Section,
-    Table,
-    method_report,
-    point,
-    shown,
-)
+from selftaught.reports.rft_page import report
 from selftaught.rollouts.grading import grade
 from selftaught.rollouts.selection import (
     DistinctBy,
@@ -56,7 +47,7 @@ from selftaught.rollouts.selection import (
     make_examples,
     way,
 )
-from selftaught.runs.folder import Watch, hold, publish, read_rows, write_config
+from selftaught.runs.folder import Row, Watch, hold, publish, read_rows, write_config
 from selftaught.runs.status import reported
 from selftaught.samplers import Engine, check_model, check_prompts
 from selftaught.training.launch import PLACE
@@ -278,54 +269,3 @@ def _finish(run: Run) -> Row:
     })  # fmt: skip
     report(config.out)
     return summary
-
-
-def report(out: Path) -> Path:
-    """Write `report.html` and `report.md` of a run of RFT, also while it runs; returns the page."""
-    rows = read_rows(out / "metrics.jsonl")
-    swept = sorted((row for row in rows if row["name"].startswith("RFT")), key=lambda row: row["k"])
-    ks = [row["k"] for row in swept]
-
-    def counts(key: str) -> list[Point]:
-        return [(row[key],) * 3 for row in swept]
-
-    accuracy = Figure(
-        "Test accuracy by samples per problem",
-        [("RFT", ks, [point(accuracy_of(row)) for row in swept])],
-        "samples per problem, k",
-    )
-    paths = Figure(
-        "Correct completions per problem, and how many of them differ",
-        [
-            ("distinct", ks, counts("distinct per problem")),
-            ("kept", ks, counts("kept per problem")),
-        ],
-        "samples per problem, k",
-        percent=False,
-    )
-    head = ["model", "test, greedy", "right per problem", "distinct per problem", "trained on", "tokens trained"]  # fmt: skip
-    body = [
-        [row["name"], shown(accuracy_of(row)), _number(row, "right per problem"),
-         _number(row, "distinct per problem"), f"{row['training']['trained on']:,}",
-         f"{row['training']['tokens']:,}"]
-        for row in rows
-    ]  # fmt: skip
-    words = (
-        "Every model is the base, fine-tuned on the seed set (the problems' own rationales, or what the base itself got right) and one right completion "
-        "for each way of solving; SFT on the seed set alone."
-    )
-    section = Section("Accuracy and distinct paths", words, [Table(head, body)], [accuracy, paths] if swept else [])  # fmt: skip
-    return method_report(out, "RFT", _lead(rows, swept), [section])
-
-
-def _lead(rows: Sequence[Row], swept: Sequence[Row]) -> str:
-    first = next((row for row in rows if row["name"] == "SFT"), None)
-    told = [f"SFT: {shown(accuracy_of(first))}."] if first else []
-    if swept:
-        last = swept[-1]
-        told.append(f"RFT with k={last['k']}: {shown(accuracy_of(last))} of {accuracy_of(last).n} test problems, greedily.")  # fmt: skip
-    return " ".join(told) or "Nothing is measured yet."
-
-
-def _number(row: Row, key: str) -> str:
-    return f"{row[key]:.2f}" if key in row else "-"

@@ -20,8 +20,9 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from selftaught.evaluation.evaluator import Evaluation, evaluate, graded_beside
-from selftaught.methods.run import check_chat, without_unused
+from selftaught.evaluation.evaluator import Evaluation, evaluate
+from selftaught.methods.config import without_unused
+from selftaught.methods.run import check_chat
 from selftaught.models.embedded import embedded_model
 from selftaught.prompts import PromptStyle, bare, hinted
 from selftaught.records import (
@@ -33,6 +34,7 @@ from selftaught.records import (
     write_jsonl,
 )
 from selftaught.reports.star_page import run_report
+from selftaught.rollouts.graded import graded_beside
 from selftaught.rollouts.grading import check_gold
 from selftaught.rollouts.selection import (
     NothingToLearn,

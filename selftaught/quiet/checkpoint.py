@@ -19,7 +19,8 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from selftaught.quiet.model import QuietConfig, QuietLM
+from selftaught.quiet.config import QuietConfig
+from selftaught.quiet.model import QuietLM
 from selftaught.quiet.self_check import check_attention
 from selftaught.quiet.thoughts import input_matrix, output_matrix
 from selftaught.samplers.weights import check_weights, load_model, read_header

@@ -79,7 +79,7 @@ def score(
             hidden_BJD = at_positions(prefix.hidden_BTD, position_BJ)
             before_BJV = head(hidden_BJD).float().log_softmax(-1)
             target_BJ1 = at_positions(ids_BT, position_BJ + 1)[..., None]
-            thinks_BJ = wanted(model, think_when, hidden_BJD, before_BJV)
+            thinks_BJ = wanted(model.gate, think_when, hidden_BJD, before_BJV)
             thinks_BT[:, position_BJ[0]] = thinks_BJ
             uniform_BNJS = at_positions(uniform_BTNS, position_BJ).transpose(1, 2)
             thought, _, thinking = think(base, head, prefix, position_BJ, uniform_BNJS, model.marks, temperature)  # fmt: skip

@@ -1,12 +1,12 @@
 """What the thought explorer shows: the thoughts before every token of a text, and what they change."""
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from selftaught.quiet.evaluation import Measured, Scored, measured, score
-from selftaught.reports.quiet_page import Explored
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -15,6 +15,27 @@ if TYPE_CHECKING:
 
 TOP = 5
 """Next tokens shown with their probabilities."""
+
+
+@dataclass(frozen=True)
+class Explored:
+    """One token of a text, and the thoughts before it."""
+
+    next: str
+    """The true token."""
+    without: float
+    """Its probability without thoughts."""
+    chance: float
+    """With them."""
+    gain: float
+    """In nats, over all thoughts."""
+    gains: list[float]
+    """In nats, with each thought alone."""
+    weights: list[float]
+    thoughts: list[str]
+    thinks: bool
+    top_without: list[tuple[str, float]]
+    top_with: list[tuple[str, float]]
 
 
 def explored(

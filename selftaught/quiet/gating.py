@@ -4,13 +4,12 @@ Shapes: `...` any leading dimensions, D hidden width, V vocabulary.
 """
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-if TYPE_CHECKING:
-    from selftaught.quiet.model import QuietLM
+from selftaught.quiet.mixing import Gate
 
 
 @dataclass(frozen=True)
@@ -44,7 +43,9 @@ def check_thoughts(thoughts: int, temperature: float) -> None:
         )
 
 
-def wanted(model: "QuietLM", think_when: ThinkWhen, hidden_D: Tensor, log_prob_V: Tensor) -> Tensor:
+def wanted(
+    gate: Gate | None, think_when: ThinkWhen, hidden_D: Tensor, log_prob_V: Tensor
+) -> Tensor:
     """Where to think, from the state before a thought and the prediction without it: bool `[...]`.
 
     Raises:
@@ -54,11 +55,11 @@ def wanted(model: "QuietLM", think_when: ThinkWhen, hidden_D: Tensor, log_prob_V
         case "entropy":
             return -(log_prob_V.exp() * log_prob_V).sum(-1) > think_when.threshold
         case "gate":
-            if model.gate is None:
+            if gate is None:
                 raise ValueError(
                     "think_when='gate' needs a model with a gate; this one was trained with "
                     "gate_weight=0. Train with gate_weight=1, or decide by entropy."
                 )
-            return model.gate(hidden_D) > think_when.threshold
+            return gate(hidden_D) > think_when.threshold
     always = think_when.rule == "always"
     return torch.full(hidden_D.shape[:-1], always, dtype=torch.bool, device=hidden_D.device)

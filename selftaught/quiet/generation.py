@@ -10,7 +10,7 @@ Shapes: B texts, T text tokens so far, N thoughts, R rows (B N), D hidden width,
 import copy
 import math
 from collections.abc import Generator
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -18,6 +18,7 @@ from transformers import (
     GenerationConfig,
     LogitsProcessorList,
     MinPLogitsWarper,
+    PreTrainedModel,
     PreTrainedTokenizerBase,
     StoppingCriteriaList,
     StopStringCriteria,
@@ -27,16 +28,40 @@ from transformers import (
 from transformers.generation.streamers import BaseStreamer
 
 from selftaught.quiet.attention import Reading, thoughtful
+from selftaught.quiet.config import QuietConfig
 from selftaught.quiet.gating import ThinkWhen, check_thoughts, wanted
-from selftaught.quiet.thoughts import Prefix, after_thought, draw, language_head, read_on, think
+from selftaught.quiet.mixing import Gate
+from selftaught.quiet.thoughts import (
+    Marks,
+    Prefix,
+    after_thought,
+    draw,
+    language_head,
+    read_on,
+    think,
+)
 
-if TYPE_CHECKING:
-    from selftaught.quiet.model import QuietLM
+
+class ThinkingModel(Protocol):
+    """What generation needs of a model that thinks, a `QuietLM`."""
+
+    base: PreTrainedModel
+    quiet_config: QuietConfig
+    gate: Gate | None
+
+    @property
+    def marks(self) -> Marks: ...
+
+    def check_length(
+        self, ids_BT: Tensor, mask_BT: Tensor | None = None, more: int = 0
+    ) -> None: ...
+
+    def mixed_logits(self, without_BD: Tensor, with_BND: Tensor) -> Tensor: ...
 
 
 @torch.no_grad()
 def next_logits(
-    model: "QuietLM",
+    model: ThinkingModel,
     input_ids: Tensor,
     attention_mask: Tensor,
     *,
@@ -63,7 +88,7 @@ def next_logits(
         prefix = read_on(base, new_BT, real_BT, reading)
         without_BD = prefix.hidden_BTD[:, -1]
         logits_BV = head(without_BD).float().log_softmax(-1)
-        thinks_B = wanted(model, think_when, without_BD, logits_BV)
+        thinks_B = wanted(model.gate, think_when, without_BD, logits_BV)
         shape = (len(input_ids), thoughts, 1, model.quiet_config.thought_tokens)
         uniform = torch.rand(shape, generator=generator).to(input_ids.device)
         row_X = thinks_B.nonzero()[:, 0]
@@ -140,7 +165,7 @@ def check_generation(config: GenerationConfig) -> None:
 
 
 def generate(
-    model: "QuietLM",
+    model: ThinkingModel,
     input_ids: Tensor,
     attention_mask: Tensor | None = None,
     *,
@@ -217,7 +242,7 @@ def generate(
 
 
 def _continued(
-    model: "QuietLM",
+    model: ThinkingModel,
     input_ids: Tensor,
     mask_BT: Tensor,
     given: GenerationConfig,
@@ -307,6 +332,6 @@ def _warpers(given: GenerationConfig) -> LogitsProcessorList:
     return found
 
 
-def _end_tokens(model: "QuietLM") -> int | list[int] | None:
+def _end_tokens(model: ThinkingModel) -> int | list[int] | None:
     configured = model.base.generation_config
     return None if configured is None else configured.eos_token_id

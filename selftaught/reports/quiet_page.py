@@ -7,16 +7,16 @@ page's own policy names by its hash.
 import base64
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from markupsafe import Markup
 
 from selftaught.printable import printable
+from selftaught.quiet.explore import Explored
 from selftaught.records import write_atomically
+from selftaught.reports.html import rendered
 from selftaught.reports.plots import value_plot
-from selftaught.reports.star_page import rendered
 
 CURVES = (
     ("Training loss at the next token, nats", ("nll_without", "nll_with"), False),
@@ -62,27 +62,6 @@ def _curve(log: Sequence[Mapping[str, float]], name: str) -> tuple[list[float], 
     parts = [points[first : first + width] for first in range(0, len(points), width)]
     means = [tuple(sum(column) / len(part) for column in zip(*part, strict=True)) for part in parts]
     return [at for at, _ in means], [value for _, value in means]
-
-
-@dataclass(frozen=True)
-class Explored:
-    """One token of a text, and the thoughts before it."""
-
-    next: str
-    """The true token."""
-    without: float
-    """Its probability without thoughts."""
-    chance: float
-    """With them."""
-    gain: float
-    """In nats, over all thoughts."""
-    gains: list[float]
-    """In nats, with each thought alone."""
-    weights: list[float]
-    thoughts: list[str]
-    thinks: bool
-    top_without: list[tuple[str, float]]
-    top_with: list[tuple[str, float]]
 
 
 def explorer_page(

@@ -7,37 +7,38 @@ and the page forbids scripts and the network. The plots hold none of it: they al
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from selftaught.evaluation.evaluator import Evaluation, Tally
 from selftaught.printable import printable
-from selftaught.records import OUTCOMES, Rollout, Text, read_jsonl, rollout_from, write_atomically
+from selftaught.records import OUTCOMES, Rollout, read_jsonl, rollout_from, write_atomically
+from selftaught.reports.html import (
+    interval,
+    iteration_name,
+    markdown,
+    percent,
+    rendered,
+    table_cell,
+)
 from selftaught.reports.plots import (
-    DASHES,
-    GLYPHS,
-    LINES_SHOWN,
     Curve,
     Line,
     accuracy_plot,
     curve_plot,
 )
+from selftaught.reports.tables import accuracy_lines, markdown_table
 from selftaught.runs.folder import read_json, read_rows
 
 T = TypeVar("T")
 
 ROLLOUTS_SHOWN = 10
 """Rollouts of each kind on the page."""
-RATIONALE_SHOWN, PROMPT_SHOWN, FIELD_SHOWN = 2500, 1800, 300
-"""Characters shown of a text; with 70 rollouts the page stays below 2 MB whatever they hold."""
 
 TRAINING_ROLLOUTS = ("rollouts.graded.jsonl", "rationalized.graded.jsonl")
-STAGES = ("sample", "rationalize", "grade", "train", "evaluate")
 
 
 @dataclass(frozen=True)
@@ -130,7 +131,10 @@ def run_report(run: Path) -> Path:
     """Write `report.html` and `report.md` into a run folder, also while it runs; returns the page."""
     told = read_run(run)
     kinds = rollout_kinds(run)
-    page = rendered("run.html.j2", title=told.name, run=told, kinds=kinds, **_run_plots(told))
+    page = rendered(
+        "run.html.j2", title=told.name, run=told, kinds=kinds, headline=headline,
+        funnel_line=funnel_line, **_run_plots(told),
+    )  # fmt: skip
     write_atomically(run / "report.md", _run_markdown(told))
     write_atomically(run / "report.html", page)
     return run / "report.html"
@@ -178,78 +182,11 @@ def _leaves(tree: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any
 # Tables in plain text and in Markdown
 
 
-def digits_table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Held-out accuracy in percent, groups by iterations, for the terminal.
-
-    Args:
-        rows: rows of `metrics.jsonl`. More than ten iterations continue in a second table.
-    """
-    blocks = []
-    for start in range(0, len(rows), 10):
-        shown = rows[start : start + 10]
-        told = [Evaluation.from_dict(row["validation"]) for row in shown]
-        heads = [iteration_name(row["iteration"]) for row in shown]
-        table = [["iteration", *heads], *_accuracy_lines(told)]
-        first = max(len(line[0]) for line in table)
-        widths = [max(6, len(head)) for head in heads]
-        blocks.append(
-            "\n".join(
-                "  ".join([line[0].ljust(first), *map(str.rjust, line[1:], widths)])
-                for line in table
-            )
-        )
-    return "\n\n".join(blocks)
-
-
-def _accuracy_lines(evaluations: Sequence[Evaluation]) -> list[list[str]]:
-    """One line per group and one for all, a percentage per evaluation."""
-    names = list(dict.fromkeys(name for each in evaluations for name in each.groups))
-    lines = [
-        [
-            name,
-            *(percent(e.groups[name].accuracy) if name in e.groups else "-" for e in evaluations),
-        ]
-        for name in names
-    ]
-    if any(uneven(each) for each in evaluations):
-        lines.append(["mean of groups", *(percent(e.group_mean.accuracy) for e in evaluations)])
-    return [*lines, ["all", *(percent(each.accuracy) for each in evaluations)]]
-
-
-def uneven(evaluation: Evaluation) -> bool:
-    """Whether groups differ in size, so that their mean is not the accuracy over all."""
-    return len({tally.n for tally in evaluation.groups.values()}) > 1
-
-
-def markdown_table(evaluations: Sequence[Evaluation]) -> str:
-    """One row per evaluation: accuracy, 95% interval, and the outcomes that are not answers."""
-    head = ["evaluation", "model", "n", "right", "accuracy", "95% interval",
-            "wrong", "no answer", "cut by length", "ungradable"]  # fmt: skip
-    body = [
-        [e.name, e.model, f"{e.n:,}", f"{e.right:,}", percent(e.accuracy), interval(e)]
-        + [f"{e.outcomes[outcome]:,}" for outcome in OUTCOMES[1:]]
-        for e in evaluations
-    ]
-    return markdown(head, body, texts=2)
-
-
-def markdown(head: Sequence[str], body: Sequence[Sequence[str]], *, texts: int = 1) -> str:
-    """A Markdown table whose first `texts` columns are text and whose others are numbers."""
-    rule = ["---"] * texts + ["---:"] * (len(head) - texts)
-    cells = [[_cell(cell) for cell in line] for line in (head, *body)]
-    return "\n".join(f"| {' | '.join(line)} |" for line in (cells[0], rule, *cells[1:]))
-
-
-def _cell(text: str) -> str:
-    one_line = " ".join(printable(text).replace("\\", "\\\\").replace("|", "\\|").split())
-    return one_line.replace("&", "&amp;").replace("<", "&lt;")
-
-
 def _run_markdown(run: Run) -> str:
-    parts = [f"# {_cell(run.name)}", _cell(headline(run))]
+    parts = [f"# {table_cell(run.name)}", table_cell(headline(run))]
     if run.validations:
         heads = [iteration_name(number) for number in run.iterations]
-        accuracies = markdown(["accuracy", *heads], _accuracy_lines(run.validations))
+        accuracies = markdown(["accuracy", *heads], accuracy_lines(run.validations))
         parts += ["## Held-out accuracy by iteration", accuracies]
     if any("funnel" in row for row in run.rows):
         body = [[str(row["iteration"]), *(f"{n:,}" for n in funnel_line(row["funnel"]).values())]
@@ -262,95 +199,6 @@ def _run_markdown(run: Run) -> str:
 
 
 # Words and numbers of the page
-
-
-def headline(run: Run) -> str:
-    """One sentence: what the run did and where it stands."""
-    if run.base_and_best is None:
-        return "Nothing is measured yet: the base model's validation has not ended."
-    base, best = (each.group_mean for each in run.base_and_best)
-    model, groups = run.base_and_best[0].model, len(run.base_and_best[0].groups)
-    split = "test" if run.measured else "validation"
-    over = f", the mean of {groups} groups" if groups > 1 else ""
-    done = run.iterations[-1]
-    if done == 0 and run.summary is None:
-        return printable(
-            f"Still running: nothing is trained yet; the base model, {model}, reaches "
-            f"{percent(base.accuracy)} ({interval(base)}) on the {split} problems."
-        )
-    told = f"{done} iteration{'s' * (done != 1)} from {model}"
-    if run.best == 0:
-        result = (
-            f"none better than the base model's {percent(base.accuracy)} on the {split} problems"
-        )
-    else:
-        result = (
-            f"{split} accuracy from {percent(base.accuracy)} to {percent(best.accuracy)} "
-            f"({interval(best)}{over}) after iteration {run.best}"
-        )
-    if run.summary is None:
-        return printable(f"Still running: {told}; {result} so far.")
-    minutes = run.summary.get("minutes")
-    took = f" in {minutes:.1f} minutes" if minutes is not None else ""
-    return printable(f"{told}{took}: {result}; stopped: {run.summary['why stopped']}.")
-
-
-def iteration_name(number: int) -> str:
-    """An iteration as a table calls it."""
-    return "base" if number == 0 else str(number)
-
-
-def funnel_line(funnel: Mapping[str, Any]) -> dict[str, int]:
-    """One iteration's counts in the order in which rollouts fall away."""
-    sampled, hinted = funnel["sampled"], funnel.get("rationalized") or {}
-    unanswered = sampled["no answer"] + sampled["cut by length"]
-    return {
-        "asked": funnel["asked"],
-        "answered": sum(sampled.values()) - unanswered,
-        "right": sampled["right"],
-        "wrong": sampled["wrong"],
-        "no answer": sampled["no answer"],
-        "cut by length": sampled["cut by length"],
-        "ungradable": sampled["ungradable"],
-        "hinted": funnel.get("hinted", 0),
-        "rationalized right": hinted.get("right", 0),
-        "trained on": funnel["trained on"],
-    }
-
-
-def percent(share: float) -> str:
-    """A share as a percentage with one decimal."""
-    return f"{100 * share:.1f}%"
-
-
-def interval(tally: Tally | Evaluation) -> str:
-    """A 95% interval in percent, such as 90.8-94.9."""
-    return f"{100 * tally.low:.1f}\N{EN DASH}{100 * tally.high:.1f}"
-
-
-def duration(seconds: float) -> str:
-    """Seconds as a person would say them."""
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    if seconds < 3600:
-        return f"{seconds / 60:.1f} min"
-    return f"{seconds / 3600:.1f} h"
-
-
-def shortened(text: str, limit: int, *, tail: int = 0) -> str:
-    """Text of at most `limit` characters and a note of what is left out, before the last `tail`."""
-    if len(text) <= limit:
-        return text
-    end = text[len(text) - tail :]
-    note = f"\n[… {len(text) - limit:,} of {len(text):,} characters not shown …]\n"
-    return (text[: limit - tail] + note + end).rstrip("\n")
-
-
-def prompt_text(prompt: Text) -> str:
-    """A prompt as one text; messages with their roles."""
-    if isinstance(prompt, str):
-        return prompt
-    return "\n\n".join(f"[{message['role']}]\n{message['content']}" for message in prompt)
 
 
 # Rollouts to show
@@ -497,36 +345,50 @@ def _curve(rows: Sequence[Mapping[str, Any]], key: str) -> Curve:
     return pieces
 
 
-def rendered(template: str, **told: object) -> str:
-    """One HTML page from a template of `pages/`, everything in it escaped."""
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent / "templates"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {
-        "percent": percent,
-        "interval": interval,
-        "duration": duration,
-        "shortened": shortened,
-        "prompt_text": prompt_text,
-        "iteration_name": iteration_name,
-        "funnel_line": funnel_line,
+def headline(run: Run) -> str:
+    """One sentence: what the run did and where it stands."""
+    if run.base_and_best is None:
+        return "Nothing is measured yet: the base model's validation has not ended."
+    base, best = (each.group_mean for each in run.base_and_best)
+    model, groups = run.base_and_best[0].model, len(run.base_and_best[0].groups)
+    split = "test" if run.measured else "validation"
+    over = f", the mean of {groups} groups" if groups > 1 else ""
+    done = run.iterations[-1]
+    if done == 0 and run.summary is None:
+        return printable(
+            f"Still running: nothing is trained yet; the base model, {model}, reaches "
+            f"{percent(base.accuracy)} ({interval(base)}) on the {split} problems."
+        )
+    told = f"{done} iteration{'s' * (done != 1)} from {model}"
+    if run.best == 0:
+        result = (
+            f"none better than the base model's {percent(base.accuracy)} on the {split} problems"
+        )
+    else:
+        result = (
+            f"{split} accuracy from {percent(base.accuracy)} to {percent(best.accuracy)} "
+            f"({interval(best)}{over}) after iteration {run.best}"
+        )
+    if run.summary is None:
+        return printable(f"Still running: {told}; {result} so far.")
+    minutes = run.summary.get("minutes")
+    took = f" in {minutes:.1f} minutes" if minutes is not None else ""
+    return printable(f"{told}{took}: {result}; stopped: {run.summary['why stopped']}.")
+
+
+def funnel_line(funnel: Mapping[str, Any]) -> dict[str, int]:
+    """One iteration's counts in the order in which rollouts fall away."""
+    sampled, hinted = funnel["sampled"], funnel.get("rationalized") or {}
+    unanswered = sampled["no answer"] + sampled["cut by length"]
+    return {
+        "asked": funnel["asked"],
+        "answered": sum(sampled.values()) - unanswered,
+        "right": sampled["right"],
+        "wrong": sampled["wrong"],
+        "no answer": sampled["no answer"],
+        "cut by length": sampled["cut by length"],
+        "ungradable": sampled["ungradable"],
+        "hinted": funnel.get("hinted", 0),
+        "rationalized right": hinted.get("right", 0),
+        "trained on": funnel["trained on"],
     }
-    environment.tests["uneven_groups"] = uneven
-    page = environment.get_template(template).render(
-        version=version("selftaught"),
-        outcomes=OUTCOMES,
-        stages=STAGES,
-        lines_shown=LINES_SHOWN,
-        rationale_shown=RATIONALE_SHOWN,
-        prompt_shown=PROMPT_SHOWN,
-        field_shown=FIELD_SHOWN,
-        glyphs=GLYPHS,
-        dashes=DASHES,
-        headline=headline,
-        **told,
-    )
-    return printable(page)

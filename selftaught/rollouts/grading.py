@@ -17,9 +17,8 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import replace
 from queue import SimpleQueue
-from threading import Event, Timer
-from typing import BinaryIO
 
+from selftaught.processes.child import answered_in_time, answers_only, how_it_ended, started
 from selftaught.records import Outcome, Problem, Rollout
 from selftaught.tasks.answers import Verdict
 from selftaught.tasks.base import Task
@@ -193,22 +192,22 @@ class _Worker:
     def verdict(self, pair: Pair) -> Verdict:
         """What `prove` says of a pair, or why it says nothing."""
         process = self.process or self._started()
-        line, late = _asked(process, pair, self.seconds)
+        line, late = answered_in_time(process, pair, self.seconds)
         if line and not late:
             return Verdict(*json.loads(line))
         self.close()
         if line:
             return Verdict(*json.loads(line))  # it answered just as it was killed
-        return Verdict(None, "time limit" if late else f"error: worker {_ending(process)}")
+        return Verdict(None, "time limit" if late else f"error: worker {how_it_ended(process)}")
 
     def _started(self) -> subprocess.Popen[bytes]:
         process = started(__name__)
         self.process = process
-        line, late = _asked(process, self.errand, self.START_SECONDS)
+        line, late = answered_in_time(process, self.errand, self.START_SECONDS)
         if line and not late:
             return process
         self.close()
-        why = f"took over {self.START_SECONDS:.0f} s" if late else _ending(process)
+        why = f"took over {self.START_SECONDS:.0f} s" if late else how_it_ended(process)
         raise RuntimeError(
             f"The grading worker for {self.errand['module']}.{self.errand['name']} {why} before "
             "it was ready. Nothing was graded; what the worker printed stands above."
@@ -230,53 +229,6 @@ class _Worker:
             if pipe is not None:
                 with contextlib.suppress(BrokenPipeError):
                     pipe.close()
-
-
-def started(module: str) -> subprocess.Popen[bytes]:
-    """A process that runs `serve` of a module, with pipes to it; it imports what this one could."""
-    path = os.pathsep.join(entry or os.curdir for entry in sys.path)
-    return subprocess.Popen(
-        [sys.executable, "-P", "-c", f"from {module} import serve; serve()"],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        env={**os.environ, "PYTHONPATH": path},
-    )
-
-
-def answers_only() -> BinaryIO:
-    """Standard output of a worker process, for what the parent reads; all else goes to standard error."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
-    answers = os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)  # what is printed must not be read as an answer
-    return answers
-
-
-def _asked(process: subprocess.Popen[bytes], message: object, seconds: float) -> tuple[bytes, bool]:
-    """The line a worker answers (empty: it ended first), and whether it was killed for lateness."""
-    assert process.stdin is not None and process.stdout is not None
-    late = Event()
-
-    def kill() -> None:
-        late.set()
-        process.kill()
-
-    timer = Timer(seconds, kill)
-    timer.daemon = True
-    timer.start()
-    try:
-        process.stdin.write(json.dumps(message).encode() + b"\n")
-        process.stdin.flush()
-        line = process.stdout.readline()
-    except BrokenPipeError:
-        line = b""
-    finally:
-        timer.cancel()
-    return (line if line.endswith(b"\n") else b""), late.is_set()
-
-
-def _ending(process: subprocess.Popen[bytes]) -> str:
-    code = process.returncode
-    return f"killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
 
 
 def serve() -> None:

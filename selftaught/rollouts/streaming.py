@@ -21,9 +21,10 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import Any, Literal, NamedTuple
 
+from selftaught.processes.child import answers_only, started
 from selftaught.prompts import PromptStyle
 from selftaught.records import Rollout, parse_json_line, rollouts_in, to_json, write_jsonl
-from selftaught.rollouts.grading import Grader, answers_only, started
+from selftaught.rollouts.grading import Grader
 from selftaught.rollouts.selection import (
     DistinctBy,
     NothingToLearn,

@@ -270,3 +270,6 @@ def timed(seconds: dict[str, float], stage: str) -> Iterator[None]:
         yield
     finally:
         seconds[stage] = seconds.get(stage, 0.0) + perf_counter() - began
+
+
+Row = dict[str, Any]

@@ -138,7 +138,7 @@ def check_prompts(
     Raises:
         ValueError: a prompt does not fit, is empty, or cannot be rendered; names it.
     """
-    from selftaught.samplers.local.model_loading import check_fitting, context_of
+    from selftaught.samplers.tokens import check_fitting, context_of
 
     options = options or {}
     engine = options.get("engine", "transformers") if sampler == "ray" else sampler
@@ -149,7 +149,7 @@ def count_too_long(
     model: str, prompts: Iterable[Text], length: int, template: TemplateOptions | None = None
 ) -> int:
     """How many prompts leave no room for a completion and its end token within `length` tokens."""
-    from selftaught.samplers.local.model_loading import longer_than
+    from selftaught.samplers.tokens import longer_than
 
     return longer_than(model, prompts, length - 2, template)
 
@@ -208,7 +208,7 @@ def as_seen(model: str, prompt: Text, options: TemplateOptions | None = None) ->
     Raises:
         ValueError: the chat template refuses the messages, or no answer to them can be learned.
     """
-    from selftaught.samplers.local.model_loading import prompt_as_seen
+    from selftaught.samplers.tokens import prompt_as_seen
 
     return prompt_as_seen(model, prompt, options)
 
@@ -217,6 +217,6 @@ def prompt_opens_thought(
     model: str, prompt: Text, marks: ThoughtMarks, options: TemplateOptions | None = None
 ) -> bool:
     """Return whether a prompt, as a model reads it, ends inside a thought."""
-    from selftaught.samplers.local.model_loading import prompt_opens_thought
+    from selftaught.samplers.tokens import prompt_opens_thought
 
     return prompt_opens_thought(model, prompt, marks, options)

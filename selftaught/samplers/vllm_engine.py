@@ -38,13 +38,14 @@ from selftaught.samplers.base import (
     checked_keys,
     draw_number,
 )
-from selftaught.samplers.local.model_loading import (
+from selftaught.samplers.local.token_choice import endings
+from selftaught.samplers.stopping import Ending
+from selftaught.samplers.tokens import (
     end_tokens,
     fitting_tokens,
     folder_fingerprint,
     load_tokenizer,
 )
-from selftaught.samplers.local.token_choice import Ending, endings
 from selftaught.samplers.weights import check_names
 
 ON_A_CPU = {"VLLM_CPU_KVCACHE_SPACE": "2", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}

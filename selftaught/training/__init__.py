@@ -9,8 +9,9 @@ from selftaught.training.completion_tokens import completion_ids, open_tokenizer
 from selftaught.training.dpo import dpo_config, preference_rows, train_dpo
 from selftaught.training.options import check_lora
 from selftaught.training.outcome import Judged, outcome_config, train_outcome
-from selftaught.training.sft import sft_config, tokenized, train_rows, train_sft, train_weighted
+from selftaught.training.sft import sft_config, tokenized, train_rows, train_sft
 from selftaught.training.trainer import Training, lora_config
+from selftaught.training.weighted import train_weighted
 
 __all__ = [
     "Judged",

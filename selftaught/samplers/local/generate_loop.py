@@ -19,7 +19,8 @@ from transformers import (
 )
 
 from selftaught.samplers.base import SamplingParams
-from selftaught.samplers.local.token_choice import Ending, choose
+from selftaught.samplers.local.token_choice import choose
+from selftaught.samplers.stopping import Ending
 
 
 class PlainLoop:

@@ -22,7 +22,8 @@ from transformers import AttentionInterface, Cache, DynamicCache, PreTrainedMode
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from selftaught.samplers.base import SamplingParams
-from selftaught.samplers.local.token_choice import Ending, choose
+from selftaught.samplers.local.token_choice import choose
+from selftaught.samplers.stopping import Ending
 
 ATTENTION = "two_part"
 CHUNK = 256

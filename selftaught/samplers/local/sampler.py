@@ -19,14 +19,14 @@ from selftaught.samplers.base import Closing, SamplingParams, checked_begun, che
 from selftaught.samplers.local.generate_loop import PlainLoop
 from selftaught.samplers.local.model_loading import (
     check_vocabulary,
-    end_tokens,
     fingerprint,
-    fitting_tokens,
     free_memory,
     opened,
 )
 from selftaught.samplers.local.prefix_loop import SharedPrefixLoop, plan, shared_prefix_loop
-from selftaught.samplers.local.token_choice import Ending, endings, uniforms
+from selftaught.samplers.local.token_choice import endings, uniforms
+from selftaught.samplers.stopping import Ending
+from selftaught.samplers.tokens import end_tokens, fitting_tokens
 
 logger = logging.getLogger(__name__)
 

@@ -29,7 +29,6 @@ from selftaught.samplers.local.model_loading import (
     fingerprint,
     free_memory,
     opened,
-    prompt_tokens,
 )
 from selftaught.samplers.local.prefix_loop import (
     Prefix,
@@ -39,6 +38,7 @@ from selftaught.samplers.local.prefix_loop import (
     shared_prefix_loop,
     two_part,
 )
+from selftaught.samplers.tokens import prompt_tokens
 
 logger = logging.getLogger(__name__)
 

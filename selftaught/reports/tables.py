@@ -1,0 +1,58 @@
+"""Tables as text."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from selftaught.evaluation.evaluator import Evaluation
+from selftaught.records import OUTCOMES
+from selftaught.reports.html import interval, iteration_name, markdown, percent, uneven
+
+
+def digits_table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Held-out accuracy in percent, groups by iterations, for the terminal.
+
+    Args:
+        rows: rows of `metrics.jsonl`. More than ten iterations continue in a second table.
+    """
+    blocks = []
+    for start in range(0, len(rows), 10):
+        shown = rows[start : start + 10]
+        told = [Evaluation.from_dict(row["validation"]) for row in shown]
+        heads = [iteration_name(row["iteration"]) for row in shown]
+        table = [["iteration", *heads], *accuracy_lines(told)]
+        first = max(len(line[0]) for line in table)
+        widths = [max(6, len(head)) for head in heads]
+        blocks.append(
+            "\n".join(
+                "  ".join([line[0].ljust(first), *map(str.rjust, line[1:], widths)])
+                for line in table
+            )
+        )
+    return "\n\n".join(blocks)
+
+
+def accuracy_lines(evaluations: Sequence[Evaluation]) -> list[list[str]]:
+    """One line per group and one for all, a percentage per evaluation."""
+    names = list(dict.fromkeys(name for each in evaluations for name in each.groups))
+    lines = [
+        [
+            name,
+            *(percent(e.groups[name].accuracy) if name in e.groups else "-" for e in evaluations),
+        ]
+        for name in names
+    ]
+    if any(uneven(each) for each in evaluations):
+        lines.append(["mean of groups", *(percent(e.group_mean.accuracy) for e in evaluations)])
+    return [*lines, ["all", *(percent(each.accuracy) for each in evaluations)]]
+
+
+def markdown_table(evaluations: Sequence[Evaluation]) -> str:
+    """One row per evaluation: accuracy, 95% interval, and the outcomes that are not answers."""
+    head = ["evaluation", "model", "n", "right", "accuracy", "95% interval",
+            "wrong", "no answer", "cut by length", "ungradable"]  # fmt: skip
+    body = [
+        [e.name, e.model, f"{e.n:,}", f"{e.right:,}", percent(e.accuracy), interval(e)]
+        + [f"{e.outcomes[outcome]:,}" for outcome in OUTCOMES[1:]]
+        for e in evaluations
+    ]
+    return markdown(head, body, texts=2)

@@ -1,0 +1,89 @@
+"""Grades stored beside rollouts."""
+
+import hashlib
+import json
+import logging
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple, Self
+
+from selftaught.records import Outcome, Rollout, iter_rollouts, to_json, whole_file
+from selftaught.rollouts.grading import grade
+from selftaught.tasks.base import Task
+
+logger = logging.getLogger(__name__)
+
+GRADED_FORMAT = "selftaught graded rollouts 2"
+
+
+def graded_beside(store: Path, rollouts: Sequence[Rollout], task: Task) -> list[Rollout]:
+    """Return the rollouts of a store, graded; the grades are stored in `graded_path(store)`.
+
+    Stored grades are used again if they were given by the same task with the same options and by the
+    same version of the grading rules (`Task.grading_key`). Of what is stored only the grades are held,
+    so that the rollouts are in memory once.
+    """
+    path, key = graded_path(store), task.grading_key
+    stored: dict[bytes, _Grade] = {}
+    if path.exists() and _grading_key(path) == key:
+        stored = {_identity(one): _Grade.of(one) for one in iter_rollouts(path)}
+    elif path.exists():
+        logger.warning(
+            "The grades in %s were given by another task, other task options or an earlier version of the "
+            "grading rules. All are computed again.", path,
+        )  # fmt: skip
+    names = [_identity(one) for one in rollouts]
+    fresh = {name: one for name, one in zip(names, rollouts, strict=True) if name not in stored}
+    for name, one in zip(fresh, grade(list(fresh.values()), task), strict=True):
+        stored[name] = _Grade.of(one)
+    graded = [
+        replace(one, **stored[name]._asdict()) for name, one in zip(names, rollouts, strict=True)
+    ]
+    if fresh or not path.exists():
+        _write_graded(path, graded, key)
+    return graded
+
+
+def _grading_key(path: Path) -> str | None:
+    """The key of the rules by which the rollouts of a file were graded; None: not known."""
+    with path.open("rb") as file:
+        first = file.readline()
+    try:
+        header = json.loads(first)
+    except ValueError:
+        return None
+    return header.get("grading") if isinstance(header, dict) and "format" in header else None
+
+
+def _write_graded(path: Path, graded: Iterable[Rollout], key: str) -> None:
+    """Write graded rollouts behind a header with the key of the grading rules."""
+    with whole_file(path) as file:
+        file.write(json.dumps({"format": GRADED_FORMAT, "grading": key}) + "\n")
+        for one in graded:
+            file.write(to_json(one) + "\n")
+
+
+class _Grade(NamedTuple):
+    """What grading adds to a rollout."""
+
+    answer: str | None
+    outcome: Outcome | None
+    decided_by: str | None
+
+    @classmethod
+    def of(cls, rollout: Rollout) -> Self:
+        return cls(rollout.answer, rollout.outcome, rollout.decided_by)
+
+
+def graded_path(store: Path) -> Path:
+    """Where the graded rollouts of a store stand: `validation.jsonl` -> `validation.graded.jsonl`."""
+    return store.with_name(f"{store.stem}.graded.jsonl")
+
+
+def _identity(rollout: Rollout) -> bytes:
+    """A hash of what a grade depends on, and of which sample it is."""
+    problem = rollout.problem
+    told = (problem.id, problem.gold, rollout.index, rollout.finish_reason, rollout.completion,
+            rollout.thought_open)  # fmt: skip
+    return hashlib.blake2b(repr(told).encode(), digest_size=16).digest()

@@ -1,0 +1,118 @@
+"""Where a completion ends: end tokens and stop strings."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from selftaught.records import Completion, FinishReason
+from selftaught.rendering import completion_text, silent_ids
+from selftaught.samplers.base import without_stop
+from selftaught.thought_marks import THINK, ThoughtMarks
+
+
+class Ending:
+    """When a completion ends, and what its text then is.
+
+    Whether a stop string stands in the text is read from the decoded text, never from token ids,
+    so it may straddle tokens. A table over the vocabulary tells which tokens can be the last of
+    one; only rows that have just drawn such a token are decoded.
+    """
+
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        eos: Sequence[int],
+        stop: Sequence[str],
+        marks: ThoughtMarks = THINK,
+        *,
+        opened: bool = False,
+    ) -> None:
+        special = dict(zip(tokenizer.all_special_tokens, tokenizer.all_special_ids, strict=True))
+        # A special token is one token, so as a stop string it is an end token.
+        self.eos = sorted({*eos, *(special[text] for text in stop if text in special)})
+        self._tokenizer = tokenizer
+        self._silent = frozenset((*self.eos, *silent_ids(tokenizer)))
+        self.stop = [text for text in stop if text not in special]
+        self._marks, self.opened = marks, opened
+        self._suspects: dict[int, bool] = {}
+        self._table_V = torch.full((0,), -1, dtype=torch.int8)
+
+    def text(self, token_ids: Sequence[int]) -> str:
+        """The text of a completion's tokens, without end, begin and padding tokens at its end.
+
+        Other special tokens are part of the text: they may be the marks around a thought.
+        """
+        return completion_text(self._tokenizer, token_ids, self._silent)
+
+    def suspects(self, token_B: Tensor) -> Tensor:
+        """Which rows have drawn a token that can be the last of a stop string."""
+        if not self.stop:
+            return torch.zeros_like(token_B, dtype=torch.bool)
+        largest = int(token_B.max()) + 1
+        if largest > len(self._table_V):
+            grown_V = torch.full((2 * largest,), -1, dtype=torch.int8, device=token_B.device)
+            grown_V[: len(self._table_V)] = self._table_V
+            self._table_V = grown_V
+        flag_B = self._table_V[token_B]
+        if bool((flag_B < 0).any()):
+            for token in token_B[flag_B < 0].unique().tolist():
+                self._table_V[token] = self._can_end_a_stop(token)
+            flag_B = self._table_V[token_B]
+        return flag_B > 0
+
+    def _can_end_a_stop(self, token: int) -> bool:
+        """False only if no stop string can end inside this token, whatever stands before it."""
+        alone = self.text([token])
+        if not alone:  # end and unknown tokens add no text; others may, after another
+            known = self._tokenizer.convert_ids_to_tokens(token) is not None
+            return known and token not in self._silent
+        if "\ufffd" in alone:  # part of a character
+            return True
+        # Some tokenizers drop the space before the first word.
+        return any(
+            stop in text or any(text.startswith(stop[k:]) for k in range(1, len(stop)))
+            for text in (alone, " " + alone)
+            for stop in self.stop
+        )
+
+    def cut(self, token_ids: Sequence[int]) -> str | None:
+        """The text before the first stop string outside a thought, or None where there is none."""
+        if not self.stop:
+            return None
+        return without_stop(self.text(token_ids), self.stop, self._marks, opened=self.opened)
+
+    def ignored(self, token_ids: Sequence[int]) -> bool:
+        """Whether the text has stop strings, and every one is in a thought."""
+        text = self.text(token_ids)
+        return any(stop in text for stop in self.stop) and self.cut(token_ids) is None
+
+    def ended(self, token_ids: Sequence[int]) -> bool:
+        """Whether tokens are a completion that has ended, by its last token or a stop string."""
+        if not token_ids:
+            return False
+        return token_ids[-1] in self.eos or self.cut(token_ids) is not None
+
+    def completion(self, token_ids: Sequence[int]) -> Completion:
+        """The completion that these tokens are, the ones that ended it included.
+
+        Tokens after the first stop string are left out.
+        """
+        ids = tuple(token_ids)
+        text = self.cut(ids)
+        if text is not None:
+            return Completion(text, "stop", self._up_to_stop(ids), self.opened)
+        finish: FinishReason = "stop" if ids[-1] in self.eos else "length"
+        return Completion(self.text(ids), finish, ids, self.opened)
+
+    def _up_to_stop(self, ids: tuple[int, ...]) -> tuple[int, ...]:
+        """The fewest first tokens whose text has the stop string, by bisection."""
+        few, enough, middle = 0, len(ids), len(ids) - 1
+        while enough - few > 1:
+            if self.cut(ids[:middle]) is None:
+                few = middle
+            else:
+                enough = middle
+            middle = (few + enough) // 2
+        return ids[:enough]

@@ -1,0 +1,89 @@
+"""Supervised fine-tuning with a weight on every token."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from selftaught.training.sft import IGNORED, fitting
+from selftaught.training.trainer import Row, Training, causal_lm, fit
+
+if TYPE_CHECKING:
+    from peft import LoraConfig
+    from trl import SFTConfig
+
+
+def train_weighted(
+    model: str | Path,
+    rows: Sequence[Row],
+    config: "SFTConfig",
+    *,
+    out: Path,
+    peft_config: "LoraConfig | None" = None,
+    progress: Callable[[int], None] | None = None,
+) -> Training:
+    """Fine-tune on token rows in which every token's loss has a weight of its own.
+
+    Args:
+        rows: `input_ids`, `labels` and `weights`, equally long; the loss is the sum of weight times
+            negative log-probability over the tokens with a label, divided by their number.
+
+    Raises:
+        ValueError: no row, or none that fits `config.max_length`.
+    """
+
+    def made(tokenizer: Any) -> tuple[list[Row], int]:
+        del tokenizer
+        return fitting(rows, config.max_length, "rows")
+
+    return fit(model, made, list(rows), config, _weighted_trainer, out=out, load=causal_lm,
+               peft_config=peft_config, progress=progress)  # fmt: skip
+
+
+def _weighted_trainer(**given: Any) -> Any:
+    """An SFT trainer whose batches carry weights, and whose loss heeds them."""
+    import torch
+    from trl import SFTTrainer
+
+    class Weighted(SFTTrainer):
+        def compute_loss(
+            self,
+            model: Any,
+            inputs: Any,
+            return_outputs: bool = False,
+            num_items_in_batch: Any = None,
+        ) -> Any:
+            weights_BT = inputs["weights"][:, 1:]
+            labels_BT = inputs["labels"][:, 1:]
+            read = {key: inputs[key] for key in ("input_ids", "attention_mask")}
+            out = model(**read, use_cache=False)
+            logits_BTV = out.logits[:, :-1].float()
+            loss_BT = torch.nn.functional.cross_entropy(
+                logits_BTV.transpose(1, 2), labels_BT, ignore_index=IGNORED, reduction="none"
+            )
+            learned = (labels_BT != IGNORED).sum()
+            count = learned if num_items_in_batch is None else num_items_in_batch
+            loss = (loss_BT * weights_BT).sum() / count
+            if num_items_in_batch is not None and self.args.average_tokens_across_devices:
+                loss = loss * self.accelerator.num_processes  # gradients are averaged over them
+            return (loss, out) if return_outputs else loss
+
+    pad = given["processing_class"].pad_token_id
+
+    def collate(rows: Sequence[Row]) -> dict[str, Any]:
+        longest = max(len(row["input_ids"]) for row in rows)
+
+        def padded(key: str, fill: float, dtype: Any) -> Any:
+            filled = [row[key] + [fill] * (longest - len(row[key])) for row in rows]
+            return torch.tensor(filled, dtype=dtype)
+
+        there = [
+            [1] * len(row["input_ids"]) + [0] * (longest - len(row["input_ids"])) for row in rows
+        ]
+        return {
+            "input_ids": padded("input_ids", pad, torch.long),
+            "labels": padded("labels", IGNORED, torch.long),
+            "weights": padded("weights", 0.0, torch.float32),
+            "attention_mask": torch.tensor(there),
+        }
+
+    return Weighted(**given, data_collator=collate)
