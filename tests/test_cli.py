@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from selftaught.cli import COMMANDS, main
+from selftaught.cli import main
+from selftaught.cli.command import COMMANDS
 from selftaught.records import read_jsonl, read_rollouts
 
 

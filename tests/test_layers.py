@@ -1,4 +1,4 @@
-"""The stairs: imports go down only, every foreign library has its door, every module imports."""
+"""Imports: only from lower layers, no circles, every third-party library in few places."""
 
 import ast
 import importlib
@@ -11,130 +11,54 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "selftaught"
 
-BELOW_EVALUATION = {
-    "grading", "tasks", "rollouts", "selection", "training", "embedded", "metrics", "samplers",
-    "prompts", "answers", "equations", "records", "rendering", "run_folder", "status",
-}  # fmt: skip
-MAY_IMPORT: dict[str, set[str]] = {
-    "records": set(),
-    "quantities": set(),
-    "answers": {"quantities"},
-    "latex": {"answers", "quantities"},
-    "thought_marks": set(),
-    "equations": set(),
-    "metrics": set(),
-    "hub": set(),
-    "option_forms": set(),
-    "option_types": set(),
-    "__main__": {"cli"},
-    "plots": set(),
-    "printable": set(),
-    "quiet": {"hub", "option_types", "samplers"},
-    "wheel_models": set(),
-    "prompts": {"records"},
-    "rendering": {"records", "thought_marks"},
-    "samplers": {"hub", "cluster", "option_types", "records", "rendering", "thought_marks"},
-    "run_folder": {"answers", "records"},
-    "status": {"run_folder"},
-    "tasks": {"hub", "answers", "latex", "prompts", "quantities", "records", "thought_marks"},
-    "rollouts": {"prompts", "samplers", "records"},
-    "selection": {"equations", "prompts", "records"},
-    "training": {"hub", "option_types", "records", "rendering", "samplers", "thought_marks"},
-    "cluster": set(),
-    "launch": {"cluster", "records", "training"},
-    "embedded": {"tasks", "prompts", "records"},
-    "grading": {"tasks", "answers", "records"},
-    "evaluation": {"tasks", "rollouts", "grading", "metrics", "samplers", "prompts", "records"},
-    "bulk": {"grading", "prompts", "records", "selection", "tasks"},
-    "preflight": {"launch", "option_types", "prompts", "records", "samplers", "training"},
-    "report": BELOW_EVALUATION | {"evaluation", "plots", "printable"},
-    "steps": {"metrics", "records"},
-    "verifier": {"hub", "prompts", "records", "rendering", "samplers", "training"},
-    "candidates": {"latex", "metrics", "quantities", "records"},
-    "method_pages": {"evaluation", "plots", "printable", "records", "report", "run_folder"},
-    "step_pages": {"metrics", "records", "report", "steps"},
-    "methods": BELOW_EVALUATION
-    | {"candidates", "evaluation", "launch", "method_pages", "preflight", "report", "step_pages"}
-    | {"steps", "verifier"},
-    "solving": {"candidates", "embedded", "prompts", "records", "samplers", "tasks", "verifier"},
-    "comparison": BELOW_EVALUATION
-    | {"candidates", "evaluation", "launch", "method_pages", "methods", "preflight", "steps"},
-    "method_commands": {
-        "comparison",
-        "methods",
-        "printable",
-        "report",
-        "run_folder",
-        "solving",
-        "status",
-    },
-    "pause": {"hub", "prompts", "records", "samplers"},
-    "quiet_pages": {"plots", "printable", "report", "records"},
-    "quiet_explore": {"quiet", "quiet_pages"},
-    "quiet_commands": {
-        "hub",
-        "quiet",
-        "quiet_pages",
-        "quiet_explore",
-        "embedded",
-        "printable",
-        "option_types",
-        "records",
-        "run_folder",
-        "samplers",
-        "status",
-    },
-    "pause_commands": BELOW_EVALUATION
-    | {"option_types", "pause", "quiet", "quiet_commands", "evaluation", "report"},
-    "cli": BELOW_EVALUATION
-    | {"evaluation", "report", "methods", "wheel_models", "quiet_commands", "pause_commands"}
-    | {"launch", "method_commands", "bulk", "option_forms", "option_types", "printable"}
-    | {"__main__"},
-    "__init__": BELOW_EVALUATION | {"evaluation"},
-}
-DOORS: dict[str, set[str]] = {
+LAYERS = (
+    {"records", "metrics", "options", "printable", "thought_marks", "hub"},
+    {"prompts", "rendering"},
+    {"processes"},
+    {"samplers"},
+    {"training"},
+    {"quiet"},
+    {"tasks"},
+    {"rollouts"},
+    {"models"},
+    {"runs"},
+    {"evaluation"},
+    {"reports"},
+    {"methods"},
+    {"cli"},
+    {"__init__", "__main__"},
+)
+"""From the bottom to the top. A module imports from its own package and from lower layers only."""
+USERS: dict[str, set[str]] = {
     "trl": {"training"},
     "peft": {"training", "quiet"},
     "datasets": {"tasks", "training", "quiet"},
-    "torch": {
-        "samplers",
-        "training",
-        "embedded",
-        "wheel_models",
-        "quiet",
-        "quiet_explore",
-        "quiet_commands",
-        "verifier",
-        "launch",
-    },
+    "torch": {"samplers", "training", "models", "quiet", "cli.quiet", "evaluation.verifier"},
     "transformers": {
-        "verifier",
-        "samplers",
-        "training",
-        "embedded",
-        "wheel_models",
-        "quiet",
-        "quiet_explore",
-        "quiet_commands",
-        "pause",
+        "samplers", "training", "models", "quiet", "cli.quiet", "evaluation.verifier", "methods.pause",
     },
-    "math_verify": {"tasks.competition_math"},
-    "jsonargparse": {"cli", "method_commands", "quiet_commands", "pause_commands"},
-    "matplotlib": {"plots"},
-    "jinja2": {"report"},
+    "math_verify": {"tasks.symbolic"},
+    "jsonargparse": {"cli"},
+    "matplotlib": {"reports.plots"},
+    "jinja2": {"reports.pages"},
     "reasoning_gym": {"tasks.gym"},
-    "rapidfuzz": {"selection"},
-    "tokenizers": {"embedded"},
+    "rapidfuzz": {"rollouts.selection"},
+    "tokenizers": {"models.embedded"},
     "vllm": {"samplers.vllm_engine"},
-    "ray": {"cluster", "samplers.ray_pool"},
-    "openai": {"samplers.server_line"},
-    "accelerate": {"launch", "training"},
-}
-NO_TORCH = ["selftaught", "selftaught.methods.rft", "selftaught.methods.vstar",
-            "selftaught.methods.step_dpo", "selftaught.evaluation.candidates", "selftaught.evaluation.best_of_n",
-            "selftaught.training.launch", "selftaught.processes.ray_cluster", "selftaught.rollouts.steps", "selftaught.evaluation.verifier", "selftaught.cli", "selftaught.methods.star", "selftaught.reports.star_page",
-            "selftaught.rollouts.grading", "selftaught.rollouts.streaming", "selftaught.rollouts.selection", "selftaught.evaluation.evaluator",
-            "selftaught.samplers.openai_server"]  # fmt: skip
+    "ray": {"processes.ray_cluster", "samplers.ray_pool"},
+    "openai": {"samplers.openai_client"},
+    "accelerate": {"training"},
+}  # fmt: skip
+"""The packages and modules that import a third-party library."""
+NO_TORCH = [
+    "selftaught", "selftaught.cli", "selftaught.evaluation.best_of_n", "selftaught.evaluation.candidates",
+    "selftaught.evaluation.evaluator", "selftaught.evaluation.verifier", "selftaught.methods.comparison",
+    "selftaught.methods.rft", "selftaught.methods.star", "selftaught.methods.step_dpo",
+    "selftaught.methods.vstar", "selftaught.processes.child", "selftaught.processes.ray_cluster",
+    "selftaught.reports.star_page", "selftaught.rollouts.grading", "selftaught.rollouts.selection",
+    "selftaught.rollouts.steps", "selftaught.rollouts.streaming", "selftaught.samplers.openai_server",
+    "selftaught.training.launch",
+]  # fmt: skip
 
 
 def modules() -> list[str]:
@@ -165,18 +89,35 @@ def imported(module: str) -> set[str]:
     return names
 
 
+def layer(module: str) -> int:
+    package = module.split(".")[0]
+    return next(number for number, packages in enumerate(LAYERS) if package in packages)
+
+
 @pytest.mark.parametrize("module", modules())
-def test_a_room_imports_only_from_lower_stairs(module: str):
-    room = module.split(".")[0]
+def test_a_module_imports_only_from_lower_layers(module: str):
+    own = module.split(".")[0]
     ours = {name.split(".")[1] for name in imported(module) if name.startswith("selftaught.")}
-    assert ours - {room} <= MAY_IMPORT[room]
+    assert {name for name in ours - {own} if layer(name) >= layer(module)} == set()
 
 
-@pytest.mark.parametrize("library", DOORS)
-def test_a_foreign_library_has_its_doors_and_no_others(library: str):
+def test_no_modules_import_each_other_in_a_circle():
+    known = set(modules())
+    graph = {
+        module: {name.removeprefix("selftaught.") for name in imported(module)} & known - {module}
+        for module in known
+    }
+    while free := {module for module, needs in graph.items() if not needs & graph.keys()}:
+        for module in free:
+            del graph[module]
+    assert not graph
+
+
+@pytest.mark.parametrize("library", USERS)
+def test_a_library_is_imported_in_few_places(library: str):
     users = {m for m in modules() if any(name.split(".")[0] == library for name in imported(m))}
     outside = {
-        m for m in users if m not in DOORS[library] and m.split(".")[0] not in DOORS[library]
+        m for m in users if m not in USERS[library] and m.split(".")[0] not in USERS[library]
     }
     assert not outside
 
@@ -191,7 +132,7 @@ def test_every_module_imports(module: str):
     importlib.import_module(f"selftaught.{module}")
 
 
-def test_rooms_without_tensors_do_not_import_torch():
+def test_modules_without_tensors_do_not_import_torch():
     code = f"import sys\nfor name in {NO_TORCH}: __import__(name)\nprint('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from selftaught import samplers
 from selftaught.cli import main
 from selftaught.evaluation import verifier
-from selftaught.methods import shared, star
+from selftaught.methods import run, star
 from selftaught.methods.comparison import CompareConfig, run_compare
 from selftaught.methods.rft import RftConfig, run_rft
 from selftaught.methods.run import open_run
@@ -86,7 +86,7 @@ class Seen(list[str]):
         self._open: str | None = None
         for module, name in (
             (samplers, "open_sampler"), (verifier, "open_scorer"), (verifier, "OutcomeModel"),
-            (shared, "launch"), (star, "launch"),
+            (run, "launch"), (star, "launch"),
         ):  # fmt: skip
             monkeypatch.setattr(module, name, getattr(self, name)(getattr(module, name)))
 

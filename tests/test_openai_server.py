@@ -29,7 +29,7 @@ from selftaught.prompts import PromptStyle
 from selftaught.records import Completion, Problem, Text, read_rollouts
 from selftaught.rollouts import store as rollouts
 from selftaught.rollouts.store import collect
-from selftaught.samplers import SamplingParams, open_sampler, server_line
+from selftaught.samplers import SamplingParams, open_sampler, openai_client
 from selftaught.samplers.openai_client import ServerLine, check_url
 from selftaught.samplers.openai_server import OpenAISampler
 
@@ -315,7 +315,7 @@ def test_every_fault_is_asked_again(name: str, short_pauses: None):
 def test_an_answer_without_end_is_given_up(
     name: str, short_pauses: None, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(server_line, "LARGEST", 2**20)
+    monkeypatch.setattr(openai_client, "LARGEST", 2**20)
     with serving(SLOW_FAULTS[name]) as server, opened(server, timeout=0.2, retries=1) as sampler:
         said = {"dripping": "within 0.2 seconds", "endless": "more than 1,048,576 bytes"}[name]
         began = time.monotonic()
@@ -408,11 +408,11 @@ def test_a_killed_run_is_continued_to_the_same_store(
     ],
 )  # fmt: skip
 def test_retry_after_in_seconds(said: str | None, seconds: float):
-    assert server_line._seconds(said) == seconds
+    assert openai_client._seconds(said) == seconds
 
 
 def test_retry_after_as_a_date():
-    assert 58 < server_line._seconds(formatdate(time.time() + 60, usegmt=True)) <= 60
+    assert 58 < openai_client._seconds(formatdate(time.time() + 60, usegmt=True)) <= 60
 
 
 def test_a_server_that_says_when_is_asked_then(short_pauses: None, monkeypatch: pytest.MonkeyPatch):

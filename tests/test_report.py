@@ -12,7 +12,7 @@ from selftaught.evaluation.evaluator import evaluation_from
 from selftaught.printable import printable
 from selftaught.prompts import PromptStyle
 from selftaught.records import OUTCOMES, Problem, Rollout, write_jsonl
-from selftaught.reports.html import shortened
+from selftaught.reports.pages import shortened
 from selftaught.reports.star_page import compare_runs, read_run, rollout_kinds, run_report
 from selftaught.reports.tables import digits_table, markdown_table
 from selftaught.tasks.answers import Verdict

@@ -31,7 +31,6 @@ from selftaught.training import (
     completion_ids,
     dpo,
     dpo_config,
-    fitting,
     lora_config,
     outcome_config,
     preference_rows,
@@ -41,6 +40,7 @@ from selftaught.training import (
     train_outcome,
     train_sft,
     train_weighted,
+    trainer,
     written_ids,
 )
 
@@ -311,10 +311,10 @@ def observed_dpo(model: Path, preferences: list[Preference], settings, out: Path
         used.append(dpo._trainer(**given))
         return used[-1]
 
-    done = fitting.fit(
+    done = trainer.fit(
         model, lambda tokenizer: preference_rows(preferences, tokenizer, settings.max_length),
         list(preferences), settings, open_trainer, out=out,
-        load=fitting.causal_lm, **options,
+        load=trainer.causal_lm, **options,
     )  # fmt: skip
     return done, used[0]
 
@@ -765,7 +765,7 @@ def test_rows_are_the_prompt_ignored_and_the_rest_learned(tiny_model_dir: Path):
 
 def test_rows_become_the_same_table_in_parts(tiny_model_dir: Path):
     rows, _ = tokenized(EXAMPLES, AutoTokenizer.from_pretrained(tiny_model_dir), None)
-    whole, parts = fitting._dataset(rows), fitting._dataset(rows, part=5)
+    whole, parts = trainer._dataset(rows), trainer._dataset(rows, part=5)
     assert list(whole) == list(parts) == list(rows)
     assert whole.features == parts.features
 
@@ -778,11 +778,11 @@ def test_a_training_is_known_by_the_hash_of_all_it_is_made_of(tmp_path: Path):
     talk = Example([{"role": "user", "content": "\u00e9"}], [{"role": "assistant", "content": "2"}])
     for made_of in ([*EXAMPLES, talk], [preference] * 2, [judged], [], ()):
         plain = [json.loads(to_json(one)) for one in made_of]
-        told = {name: getattr(options, name) for name in fitting.DECIDING}
+        told = {name: getattr(options, name) for name in trainer.DECIDING}
         text = json.dumps(["m", plain, told, None], ensure_ascii=True, default=str, sort_keys=True)
         wanted = hashlib.sha256(text.encode()).hexdigest()[:16]
-        assert fitting._made_from("some/m", made_of, options, None) == wanted
-        assert fitting._made_from("m", plain, options, None) == wanted
+        assert trainer._made_from("some/m", made_of, options, None) == wanted
+        assert trainer._made_from("m", plain, options, None) == wanted
 
 
 # What is learned is what was sampled

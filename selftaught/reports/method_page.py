@@ -10,7 +10,7 @@ from markupsafe import Markup
 from selftaught.evaluation.evaluator import Evaluation, Tally
 from selftaught.printable import printable
 from selftaught.records import write_atomically
-from selftaught.reports.html import markdown, percent, rendered, shortened
+from selftaught.reports.pages import markdown, percent, rendered, shortened
 from selftaught.reports.plots import interval_plot
 from selftaught.runs.folder import read_json, read_rows
 

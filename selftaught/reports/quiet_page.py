@@ -15,7 +15,7 @@ from markupsafe import Markup
 from selftaught.printable import printable
 from selftaught.quiet.explore import Explored
 from selftaught.records import write_atomically
-from selftaught.reports.html import rendered
+from selftaught.reports.pages import rendered
 from selftaught.reports.plots import value_plot
 
 CURVES = (

@@ -16,7 +16,7 @@ from markupsafe import Markup
 from selftaught.evaluation.evaluator import Evaluation, Tally
 from selftaught.printable import printable
 from selftaught.records import OUTCOMES, Rollout, read_jsonl, rollout_from, write_atomically
-from selftaught.reports.html import (
+from selftaught.reports.pages import (
     interval,
     iteration_name,
     markdown,

@@ -11,7 +11,7 @@ from pathlib import Path
 from statistics import fmean
 
 from selftaught.records import Rollout, write_atomically
-from selftaught.reports.html import rendered, shortened
+from selftaught.reports.pages import rendered, shortened
 from selftaught.rollouts.steps import SAME, Decode, PitRule, ValuedRollout, text_after
 
 Continuations = Mapping[tuple[str, int, int], Sequence[Rollout]]

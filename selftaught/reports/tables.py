@@ -5,7 +5,7 @@ from typing import Any
 
 from selftaught.evaluation.evaluator import Evaluation
 from selftaught.records import OUTCOMES
-from selftaught.reports.html import interval, iteration_name, markdown, percent, uneven
+from selftaught.reports.pages import interval, iteration_name, markdown, percent, uneven
 
 
 def digits_table(rows: Sequence[Mapping[str, Any]]) -> str:

@@ -53,7 +53,7 @@ def open_sampler(name: str, model: str, **options: object) -> Sampler:
         case "ray":
             from selftaught.samplers.ray_pool import RaySampler
 
-            return RaySampler(model, **options)  # type: ignore[arg-type]
+            return RaySampler(model, open_sampler, **options)  # type: ignore[arg-type]
         case _:
             raise _no_sampler(name)
 

@@ -46,7 +46,7 @@ def check_pool(options: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
             "engine must be the kind of sampler that each actor holds, transformers or vllm; got "
             f"engine={engine!r}."
         )
-    own = inspect.signature(RaySampler).parameters
+    own = inspect.signature(RaySampler).parameters.keys() - {"opener"}
     return engine, {name: value for name, value in options.items() if name not in own}
 
 
@@ -55,6 +55,7 @@ class RaySampler(Closing):
 
     Args:
         model: a model folder that every node sees at the same path, or a name on the hub.
+        opener: `open_sampler`, which the actors call.
         engine: the kind of sampler in each actor, such as transformers or vllm.
         workers: actors.
         address: of the cluster's head; default: RAY_ADDRESS, or a cluster that runs on this machine, or
@@ -79,6 +80,7 @@ class RaySampler(Closing):
     def __init__(
         self,
         model: str | Path,
+        opener: Callable[..., Any],
         *,
         engine: str = "transformers",
         workers: int = 2,
@@ -117,7 +119,7 @@ class RaySampler(Closing):
             self.at_once = 1 + -(-workers * self._depth * chunk // UNIT)
             made = ray.remote(num_cpus=cpus, num_gpus=gpus)(_Engine)
             self._made = made.options(max_concurrency=1 if self._depth == 2 else self._depth)
-            self._given = (engine, str(path or self.model), options)
+            self._given = (opener, engine, str(path or self.model), options)
             self._actors = [self._started() for _ in range(workers)]
             self.fingerprint = self._await_all()
         except BaseException:
@@ -412,12 +414,12 @@ class _Actor:
 class _Engine:
     """What runs in an actor."""
 
-    def __init__(self, engine: str, model: str, options: dict[str, Any]) -> None:
-        from selftaught.samplers import open_sampler
-
+    def __init__(
+        self, opener: Callable[..., Any], engine: str, model: str, options: dict[str, Any]
+    ) -> None:
         self._options = (engine, model, options)
         self._sampler: Any = None
-        self._open = open_sampler
+        self._open = opener
 
     def told(self) -> dict[str, Any]:
         """The fingerprint of the weights, and which process this is."""

@@ -505,6 +505,8 @@ def main(path: str) -> None:
 
 
 if __name__ == "__main__":
-    from selftaught import launch as here  # so that Ray's workers import what they are given
+    from selftaught.training import (
+        launch as here,  # so that Ray's workers import what they are given
+    )
 
     here.main(sys.argv[1])

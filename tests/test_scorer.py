@@ -12,7 +12,8 @@ import torch
 from test_samplers import PLAIN, SHARING, random_model
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
-from selftaught.samplers import SamplingParams, open_scorer, scoring
+from selftaught.samplers import SamplingParams, open_scorer
+from selftaught.samplers.local import scorer as scoring
 from selftaught.samplers.local.prefix_loop import SharedPrefixLoop
 from selftaught.samplers.local.sampler import TransformersSampler
 from selftaught.samplers.local.scorer import TransformersScorer
