@@ -129,7 +129,7 @@ class Seen(list[str]):
 def test_star_opens_every_model_once_and_none_while_another_trains(monkeypatch, tmp_path: Path):
     seen = Seen(monkeypatch)
     options = {"task_options": SMALL["task_options"], "iterations": 2, "start_steps": 4}
-    star.run_star(star.StarConfig.embedded(**options, out=tmp_path, keep_models="all"))
+    star.run_star(star.StarConfig.small(**options, out=tmp_path, keep_models="all"))
     base, out = "/".join(Path(embedded_model()).parts[-3:-1]), tmp_path.name
     rounds = [[f"train iteration-{n}", f"open {out}/iteration-{n}"] for n in (1, 2)]
     best = json.loads((tmp_path / "summary.json").read_text())["best"]

@@ -27,7 +27,7 @@ from selftaught.rollouts import store as rollouts
 rollouts.UNIT = 32
 
 settings, seed, kills = json.loads(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
-config = star.StarConfig.embedded(**(settings | {"out": Path("runs/star")}))
+config = star.StarConfig.small(**(settings | {"out": Path("runs/star")}))
 from trl import SFTConfig, SFTTrainer  # imported once here, not in every child
 draw, killed, stages = random.Random(seed), 0, []
 while True:

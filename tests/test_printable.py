@@ -55,7 +55,7 @@ def test_a_run_page_and_its_markdown_spell_out_what_a_model_wrote(tmp_path):
     from test_report import fake_run
 
     from selftaught.records import Problem, Rollout, write_jsonl
-    from selftaught.reports.star_page import run_report
+    from selftaught.reports.star_page import report
 
     folder = fake_run(tmp_path / "run")
     rollouts = [
@@ -65,7 +65,7 @@ def test_a_run_page_and_its_markdown_spell_out_what_a_model_wrote(tmp_path):
     write_jsonl(folder / "iteration-1" / "rollouts.graded.jsonl", rollouts)
     config = folder / "config.yaml"
     config.write_text(config.read_text(encoding="utf-8") + f"# {HOSTILE}\n", encoding="utf-8")
-    shows_no_hidden_character(run_report(folder).read_text(encoding="utf-8"))
+    shows_no_hidden_character(report(folder).read_text(encoding="utf-8"))
 
 
 def test_method_pages_spell_it_out(tmp_path):

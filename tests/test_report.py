@@ -13,7 +13,7 @@ from selftaught.printable import printable
 from selftaught.prompts import PromptStyle
 from selftaught.records import OUTCOMES, Problem, Rollout, write_jsonl
 from selftaught.reports.pages import shortened
-from selftaught.reports.star_page import compare_runs, read_run, rollout_kinds, run_report
+from selftaught.reports.star_page import compare_runs, read_run, report, rollout_kinds
 from selftaught.reports.tables import digits_table, markdown_table
 from selftaught.tasks.answers import Verdict
 from selftaught.tasks.base import Task
@@ -217,7 +217,7 @@ def run(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def page(run):
-    return Page(run_report(run).read_text(encoding="utf-8"))
+    return Page(report(run).read_text(encoding="utf-8"))
 
 
 def test_the_page_shows_the_accuracy_of_every_iteration_and_group(page):
@@ -306,7 +306,7 @@ def test_ids_are_unique_and_every_reference_has_its_target(page):
 
 def test_the_same_run_gives_the_same_bytes(run, page):
     before = (run / "report.html").read_bytes(), (run / "report.md").read_bytes()
-    run_report(run)
+    report(run)
     assert ((run / "report.html").read_bytes(), (run / "report.md").read_bytes()) == before
 
 
@@ -346,7 +346,7 @@ def test_few_rollouts_of_a_kind_are_all_shown(tmp_path):
 
 def test_nothing_a_model_writes_becomes_markup(tmp_path):
     folder = fake_run(tmp_path / "<b>nasty & co", iterations=1, text=NASTY)
-    source = run_report(folder).read_text(encoding="utf-8")
+    source = report(folder).read_text(encoding="utf-8")
     page = Page(source)  # balanced, although the text closes pre, details and article
     assert "script" not in page.tags and "<script" not in source and "<b>nasty" not in source
     assert page.articles == sum(len(kind.shown) for kind in rollout_kinds(folder))
@@ -368,7 +368,7 @@ def test_the_page_stays_small_whatever_the_rollouts_hold(tmp_path, character):
         for origin, outcome in names * 10
     ]
     write_jsonl(folder / "iteration-1" / "rollouts.graded.jsonl", rollouts)
-    page = run_report(folder)
+    page = report(folder)
     assert sum(len(kind.shown) for kind in rollout_kinds(folder)) == 70
     assert page.stat().st_size < 2_000_000
     assert "of 10,000 characters not shown" in page.read_text(encoding="utf-8")
@@ -385,7 +385,7 @@ def test_shortened_text_keeps_its_ends_and_says_what_is_missing():
 
 
 def test_a_run_that_has_only_measured_its_base_model_has_a_page(tmp_path):
-    page = Page(run_report(fake_run(tmp_path / "early", iterations=0, ended=False)).read_text())
+    page = Page(report(fake_run(tmp_path / "early", iterations=0, ended=False)).read_text())
     assert "still running" in page.text
     assert "nothing is trained yet; the base model, embedded, reaches 41.5%" in page.text
     assert "No iteration has ended yet" in page.text and "Nothing has been trained yet" in page.text
@@ -394,7 +394,7 @@ def test_a_run_that_has_only_measured_its_base_model_has_a_page(tmp_path):
 
 
 def test_a_run_that_goes_on_shows_the_best_so_far(tmp_path):
-    page = Page(run_report(fake_run(tmp_path / "mid", iterations=2, ended=False)).read_text())
+    page = Page(report(fake_run(tmp_path / "mid", iterations=2, ended=False)).read_text())
     assert (
         "Still running: 2 iterations from embedded; validation accuracy from 41.5% to 70.0%"
         in page.text
@@ -406,7 +406,7 @@ def test_a_run_without_any_measurement_says_what_is_missing(tmp_path):
     folder = tmp_path / "empty"
     folder.mkdir()
     (folder / "config.yaml").write_text("task: arithmetic\nrationalization: true\n")
-    page = Page(run_report(folder).read_text())
+    page = Page(report(folder).read_text())
     assert "Nothing is measured yet" in page.text and "no versions.json" in page.text
     assert page.articles == 0 and "svg" not in page.tags
     assert "none so far" in page.text
@@ -425,7 +425,7 @@ def test_a_run_without_rationalization_and_without_gain_has_a_page(tmp_path):
         "test": {"base": summary["test"]["base"], "best": summary["test"]["base"]},
     }
     (folder / "summary.json").write_text(json.dumps(summary))
-    page = Page(run_report(folder).read_text())
+    page = Page(report(folder).read_text())
     assert "none better than the base model's 41.0% on the test problems" in page.text
     assert page.table("iteration", "outcomes")[0]["rationalized right"] == "0"
 
@@ -439,11 +439,11 @@ def test_a_torn_last_row_is_left_out(tmp_path):
 
 def test_what_is_no_run_folder_is_refused(tmp_path):
     with pytest.raises(ValueError, match="is not a run folder: expected"):
-        run_report(tmp_path)
+        report(tmp_path)
     folder = fake_run(tmp_path / "broken", iterations=0)
     (folder / "summary.json").write_text("{")
     with pytest.raises(ValueError, match="expected JSON, got"):
-        run_report(folder)
+        report(folder)
 
 
 def test_several_runs_stand_side_by_side(tmp_path, run):

@@ -181,7 +181,7 @@ def test_greedy_with_many_samples_is_refused_before_anything_runs(tmp_path: Path
 def test_the_direct_answer_baseline_trains_as_long_as_the_best_model(
     tmp_path: Path, from_base: bool
 ):
-    config = StarConfig.embedded(
+    config = StarConfig.small(
         out=tmp_path / "run",
         task_options={"digits": "1-3", "train": 60, "validation": 20, "test": 20},
         iterations=2,

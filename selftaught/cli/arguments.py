@@ -1,18 +1,32 @@
-"""Forms in which command-line options may be written, derived from the types of configuration fields.
+"""The options of a command, derived from the fields of dataclasses and their types.
 
-A field of type `bool` is a switch: `--flag`, `--no-flag` and `--flag false`. A field of type `list` takes
-several values: `--k 1 3 6`. Every option may have hyphens or underscores.
+A field of type `bool` is a flag: `--flag`, `--no-flag` and `--flag false`. A field of type `list` takes
+several values: `--k 1 3 6`. Every option may be written with hyphens or underscores.
 """
 
 import json
+import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import fields
+from difflib import get_close_matches
 from itertools import takewhile
 from types import UnionType
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, NoReturn, Union, get_args, get_origin, get_type_hints
+
+from jsonargparse import ActionConfigFile, ArgumentParser
+
+from selftaught.cli.help import GENERAL, command_help
+from selftaught.cli.output import BAD_INPUT
+from selftaught.printable import printable
+
+Positional = tuple[str, str, str | None]
 
 SAID = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
-"""What may follow a switch."""
+"""Values that may follow a flag."""
+ALIASES = {"base_url": "sampler_options.base_url"}
+"""Other names of options."""
+HIDDEN = ("version", "method")
+"""Options that no help shows; `method` is in the config.yaml of runs."""
 
 
 def switches(options: Iterable[type]) -> set[str]:
@@ -40,16 +54,78 @@ def _types(options: Iterable[type]) -> Iterable[tuple[str, Sequence[Any]]]:
             yield field.name, get_args(hint) if union else (hint,)
 
 
-def plain_forms(
-    given: Sequence[str], options: Sequence[type], aliases: dict[str, str]
-) -> list[str]:
-    """The command line with every switch as `--flag=true` and every list as `--k=[1, 3, 6]`.
+class CommandParser(ArgumentParser):
+    """A parser of one command, whose errors are one line and name the command whose help to read."""
+
+    program = "selftaught"
+    """The command as it is typed."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """Print an error and exit with code 2."""
+        del ex
+        words = " ".join(message.split())
+        print(printable(f"selftaught: error: {words}\nSee: {self.program} --help"), file=sys.stderr)
+        raise SystemExit(BAD_INPUT)
+
+
+def parser_of(program: str, about: str, **options: Any) -> CommandParser:
+    """Return the parser of a command.
+
+    Args:
+        program: the command as it is typed, such as "selftaught quiet train".
+        about: one sentence for the help.
+    """
+    parser = CommandParser(prog=program, description=about, **options)
+    parser.program = program
+    return parser
+
+
+def add_options(
+    parser: ArgumentParser,
+    *options: type,
+    positional: Sequence[Positional] = (),
+    config: bool = True,
+) -> Sequence[type]:
+    """Add the fields of dataclasses as options, with a help text made from them; returns the dataclasses.
+
+    Args:
+        positional: the positional arguments: name, help text, and `nargs` of argparse.
+        config: whether options can be read from a file.
+    """
+    for name, text, count in positional:
+        extra: dict[str, Any] = {"nargs": count} if count else {}
+        parser.add_argument(name, help=text, **extra)
+    if config:
+        parser.add_argument("--config", action=ActionConfigFile, help=GENERAL["config"][1])
+    for one in options:
+        parser.add_class_arguments(one, as_group=False)
+    shown = [
+        name.upper() + (f" [{name.upper()} ...]" if count == "+" else "") if count != "?"
+        else f"[{name.upper()}]"
+        for name, _, count in positional
+    ]  # fmt: skip
+    program = parser.program if isinstance(parser, CommandParser) else str(parser.prog)
+    usage = " ".join([program, *shown, *(["[options]"] if options or config else [])])
+    about = str(parser.description)
+    parser.format_usage = lambda: f"usage: {usage}\n"  # type: ignore[method-assign]
+    parser.format_help = lambda: command_help(  # type: ignore[method-assign]
+        usage, about, options, vars(parser.get_defaults()),
+        [(name.upper(), text) for name, text, _ in positional], with_config=config,
+    )  # fmt: skip
+    return options
+
+
+def plain_forms(given: Sequence[str], options: Sequence[type]) -> list[str]:
+    """Return the command line with every flag as `--flag=true` and every list as `--k=[1, 3, 6]`.
 
     Args:
         options: the dataclasses whose fields are the command's options.
-        aliases: other names of options.
+
+    Raises:
+        ValueError: an option does not exist; suggests the one that was meant.
     """
     flags, several = switches(options), lists(options)
+    known = {field.name for one in options for field in fields(one)} | {*GENERAL, *HIDDEN, *ALIASES}
     plain: list[str] = []
     rest = list(given)
     while rest:
@@ -58,8 +134,10 @@ def plain_forms(
             plain.append(one)
             continue
         name, equals, value = one[2:].partition("=")
-        name = name.replace("-", "_") if name not in ("help", "version") else name
-        name = aliases.get(name, name)
+        name = name.replace("-", "_") if name != "version" else name
+        if options:
+            _check_known(name, known)
+        name = ALIASES.get(name, name)
         if name in flags or (not equals and name.removeprefix("no_") in flags):
             said = SAID.get(value.lower()) if equals else None
             if not equals and rest and name in flags and rest[0].lower() in SAID:
@@ -73,6 +151,16 @@ def plain_forms(
         else:
             plain.append(f"--{name}{equals}{value}")
     return plain
+
+
+def _check_known(name: str, known: set[str]) -> None:
+    first = name.partition(".")[0].removesuffix("+")  # "+" appends to a list
+    if first in known or first.removeprefix("no_") in known:
+        return
+    close = get_close_matches(first, known - set(HIDDEN), n=1)
+    shown = first.replace("_", "-")
+    hint = f" Did you mean --{close[0].replace('_', '-')}?" if close else ""
+    raise ValueError(f"There is no option --{shown}.{hint} Add --help to see the options.")
 
 
 def _list(name: str, kind: Any, rest: list[str]) -> list[str]:

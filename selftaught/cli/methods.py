@@ -1,104 +1,178 @@
-"""The command lines of RFT, V-STaR, per-step DPO and their comparison, and of best-of-n."""
+"""The commands of the methods: STaR, RFT, V-STaR, per-step DPO and their comparison."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import fields
-from importlib import import_module
+import json
+import shlex
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import yaml
-from jsonargparse import ActionConfigFile, ArgumentParser, Namespace
+from jsonargparse import ArgumentParser, Namespace
 
-from selftaught.cli.output import DONE
-from selftaught.cli.solve import SolveOptions, solve
+from selftaught.cli.arguments import add_options
+from selftaught.cli.output import DONE, bold, progress_bar, say
+from selftaught.cli.stages import task_flags, values_of
+from selftaught.evaluation.evaluator import Evaluation
+from selftaught.methods.catalog import METHODS, method_of_folder
+from selftaught.methods.config import MethodConfig
+from selftaught.methods.run import plan
 from selftaught.printable import printable
-from selftaught.runs.folder import Watch, read_json, read_rows
-
-METHODS = {
-    "rft": ("selftaught.methods.rft", "RftConfig", "run_rft", "open_rft"),
-    "vstar": ("selftaught.methods.vstar", "VstarConfig", "run_vstar", "open_vstar"),
-    "step-dpo": ("selftaught.methods.step_dpo", "StepDpoConfig", "run_step_dpo", "open_step_dpo"),
-    "compare": ("selftaught.methods.comparison", "CompareConfig", "run_compare", "open_compare"),
-}
-"""Module, options, function and check of each command."""
-TOLD_BY = {"rft": "skip_gold_class", "vstar": "pairs_per_problem", "step-dpo": "wrong_per_problem",
-           "compare": "budget"}  # fmt: skip
-"""An option that only the configuration of this method's runs has."""
+from selftaught.reports.tables import digits_table
+from selftaught.runs.folder import Row, Watch, read_json, read_rows
 
 
-def add_arguments(command: str, parser: ArgumentParser, given: Sequence[str]) -> type:
-    """Add the options of a command and return the dataclass that holds them.
+@dataclass(frozen=True)
+class DryRun:
+    """An option of every method."""
 
-    Without --model or --config the defaults are those of the small model.
+    heading: ClassVar[str] = "run"
+
+    dry_run: bool = False
+    """Check everything, print the plan and the first prompt, and stop."""
+
+
+def add_arguments(command: str, parser: ArgumentParser, given: Sequence[str]) -> Sequence[type]:
+    """Add the options of a method and return the dataclasses that hold them.
+
+    Without --model or --config the defaults are those of the model in this package.
     """
-    parser.add_argument(
-        "--config", action=ActionConfigFile, help="a YAML file of options; flags go on top"
-    )
-    if command == "solve":
-        parser.add_argument("question", help="a question; or use --file", nargs="?")
-        parser.add_class_arguments(SolveOptions, as_group=False)
-        return SolveOptions
-    module, options, _, _ = METHODS[command]
-    config = getattr(import_module(module), options)
-    parser.add_class_arguments(config, as_group=False)
+    config = METHODS[command].config
+    parser.add_argument("--method", type=str, default=command)  # in the config.yaml of a run
+    classes = add_options(parser, config, DryRun)
     named = {one.split("=")[0] for one in given}
     if not named & {"--model", "--config"}:
         # The number of completions at a time is an option of the default sampler only.
         small = config.small(**({"sampler_options": {}} if "--sampler" in named else {}))
         parser.set_defaults({one.name: getattr(small, one.name) for one in fields(small)})
-    return config
+    return classes
 
 
-def run(command: str, options: Namespace, bar: Callable[..., Any]) -> int:
-    """Run a command; returns its exit code."""
-    values = {name: options[name] for name in vars(options)}
-    if command == "solve":
-        return solve(values, bar)
-    module, name, function, opened = METHODS[command]
-    room = import_module(module)
+def run(command: str, options: Namespace) -> int:
+    """Run a method and return the exit code."""
+    method, values = METHODS[command], values_of(options)
+    if (named := values.pop("method")) != command:
+        raise ValueError(
+            f"--config holds the options of {named!r}. Repeat it with: selftaught {named} --config FILE"
+        )
     dry_run = values.pop("dry_run")
-    config = getattr(room, name)(**values)
+    config = method.config(**values)
     if dry_run:
-        from selftaught.methods.run import plan
-
-        print(printable(plan(getattr(room, opened)(config), room.CHANGEABLE)))
+        opened = method.open(config)
+        say(plan(opened, method.work(opened), method.changeable))
         return DONE
     if done := read_rows(config.out / "metrics.jsonl"):
-        print(
-            printable(f"Continuing {config.out} after {done[-1].get('name', 'another method')!r}.")
-        )
-    watch = Watch(iteration=lambda row: print(printable(_line(row)), flush=True), progress=bar)
-    summary = getattr(room, function)(config, watch)
-    lines = ["\n" + (config.out / "report.md").read_text(encoding="utf-8")]
+        last = done[-1]
+        after = f"iteration {last['iteration']}" if "iteration" in last else repr(last.get("name"))
+        say(f"Continuing {config.out} after {after}.")
+    line = iteration_line if command == "star" else stage_line
+    watch = Watch(iteration=lambda row: print(line(row), flush=True), progress=progress_bar)
+    summary = method.run(config, watch)
+    print("\n" + (star_ending(config, summary) if command == "star" else ending(config, summary)))
+    return DONE
+
+
+def stage_line(row: Row) -> str:
+    """One line on a finished stage."""
+    if "name" not in row:  # of STaR, inside a comparison
+        return f"STaR, iteration {row['iteration']}"
+    seconds = f"{sum(row.get('seconds', {}).values()):.0f} s"
+    parts = []
+    if "training" in row:
+        training = row["training"]
+        parts.append(f"{training['steps']} steps on {training['trained on']:,}, loss {training['loss']:.3f}")  # fmt: skip
+    if "test" in row:
+        test = row["test"]
+        parts.append(f"test {test['accuracy']:.1%} [{test['low']:.1%}, {test['high']:.1%}]")
+    if "told" in row:
+        parts.append(str(row["told"]))
+    return printable(f"{row['name']:<24} {' · '.join([*parts, seconds])}")
+
+
+def ending(config: MethodConfig, summary: Row) -> str:
+    """The results, and where everything is."""
+    lines = [(config.out / "report.md").read_text(encoding="utf-8")]
     if "best model" in summary:
         lines.append(f"Model   {summary['best model']}")
     if "verifier" in summary:
         lines.append(f"Verifier {summary['verifier']}")
-    lines += [
-        f"Page    {config.out / 'report.html'}",
-        f"Run     {config.out}  (every rollout, every metric; repeat the command to continue)",
+    return printable("\n".join([*lines, *_places(config.out)]))
+
+
+def _places(out: Path) -> list[str]:
+    return [
+        f"Page    {out / 'report.html'}",
+        f"Run     {out}  (every rollout, every metric; repeat the command to continue)",
     ]
-    print(printable("\n".join(lines)))
-    return DONE
+
+
+def iteration_line(row: Row) -> str:
+    """One line on a finished iteration of STaR."""
+    mean = Evaluation.from_dict(row["validation"]).group_mean
+    held_out = f"held-out {mean.accuracy:.1%} [{mean.low:.1%}, {mean.high:.1%}]"
+    seconds = f"{sum(row['seconds'].values()):.0f} s"
+    if row["iteration"] == 0:
+        return f"base          {bold(held_out)} · {seconds}"
+    funnel = row["funnel"]
+    dropped = ", ".join(f"{count} {why}" for why, count in funnel["dropped"].items()) or "none"
+    sampled, rationalized = (sum(funnel[kind].values()) for kind in ("sampled", "rationalized"))
+    from_text = row["training"].get("tokenized from text", 0)
+    again = f"{from_text} tokenized from text · " if from_text else ""
+    return (
+        f"iteration {row['iteration']:<3} kept {funnel['kept']} of {sampled} · rationalized "
+        f"{funnel['kept rationalized']} of {rationalized} · dropped: {dropped} · "
+        f"{again}train loss {row['training']['loss']:.3f} · {bold(held_out)} · {seconds}"
+    )
+
+
+def star_ending(config: MethodConfig, summary: Row) -> str:
+    """The results of STaR, where everything is, and what to do next."""
+    out, best_model = config.out, summary["best model"]
+    base, best = (
+        Evaluation.from_dict(summary["test"][name]).group_mean for name in ("base", "best")
+    )
+    lines = [
+        f"Model   {best_model}",
+        *_places(out),
+        f"Next    selftaught evaluate --model {best_model}{_asked(config)} --out {out / 'evaluate.jsonl'}",
+        f"        selftaught report {out} ANOTHER_RUN",
+    ]
+    tested = (
+        f"Test, never trained on: {base.accuracy:.1%} [{base.low:.1%}, {base.high:.1%}] -> "
+        f"{bold(f'{best.accuracy:.1%}')} [{best.low:.1%}, {best.high:.1%}] ({best.n} problems)."
+    )
+    which = f"Best: iteration {summary['best']}." if summary["best"] else "No iteration beat the base model."  # fmt: skip
+    stopped = f"Stopped: {summary['why stopped']}. {which}"
+    table = digits_table(read_rows(out / "metrics.jsonl"))
+    return "\n".join([printable(table), "", printable(stopped), tested, *map(printable, lines)])
+
+
+def _asked(config: MethodConfig) -> str:
+    """The flags that ask the same questions in the same way."""
+    flags = task_flags(config.task, config.task_options)
+    if config.prompt != "few_shot":
+        flags += f" --prompt {config.prompt}"
+    if config.system_prompt:
+        flags += f" --system-prompt {shlex.quote(config.system_prompt)}"
+    for key, value in config.chat_template_kwargs.items():
+        flags += f" --chat-template-kwargs.{key} {shlex.quote(json.dumps(value))}"
+    return flags if config.max_tokens is None else f"{flags} --max-tokens {config.max_tokens}"
 
 
 def report_of(folder: Path) -> Callable[[Path], Path] | None:
-    """What writes the page of a run folder of one of these methods; None for STaR's and other folders.
+    """Return the function that writes the page of a run folder; None for an unfinished STaR folder.
 
     Raises:
         ValueError: the folder is another command's, whose page is written by that command or which has
             none; says where its results are.
     """
+    if (name := method_of_folder(folder)) is not None:
+        return METHODS[name].report
     status, config = read_json(folder / "status.json") or {}, folder / "config.yaml"
-    told = (yaml.safe_load(config.read_text(encoding="utf-8")) or {}) if config.is_file() else {}
-    if not isinstance(told, dict):
-        raise ValueError(f"{config}: expected options and their values, got {type(told).__name__}.")
-    found = next((name for name, option in TOLD_BY.items() if option in told), None)
-    if found:
-        return import_module(METHODS[found][0]).report
-    if "preset" in told or status.get("method") == "Quiet-STaR":
+    options = _options(config)
+    if "preset" in options or status.get("method") == "Quiet-STaR":
         return _quiet_page
-    if "pauses" in told:
+    if "pauses" in options:
         raise ValueError(
             f"{folder} holds measurements with pauses, which have no page. Repeat the command with "
             f"--config {config} to print their table; nothing is measured again."
@@ -109,7 +183,7 @@ def report_of(folder: Path) -> Callable[[Path], Path] | None:
             f"evaluate --model {folder}."
         )
     stores = sorted(path.name for path in folder.glob("*.jsonl"))
-    if stores and not told and "metrics.jsonl" not in stores:
+    if stores and not options and "metrics.jsonl" not in stores:
         raise ValueError(
             f"{folder} holds stores of single stages ({', '.join(stores[:3])}) and no run; only runs "
             "have a page. `selftaught evaluate` prints a table."
@@ -117,8 +191,12 @@ def report_of(folder: Path) -> Callable[[Path], Path] | None:
     return None
 
 
+def _options(config: Path) -> Mapping[str, Any]:
+    return (yaml.safe_load(config.read_text(encoding="utf-8")) or {}) if config.is_file() else {}
+
+
 def _quiet_page(folder: Path) -> Path:
-    """The page of a Quiet-STaR run, which its training writes when it ends.
+    """Return the page of a Quiet-STaR run, which its training writes when it ends.
 
     Raises:
         ValueError: the training has not ended.
@@ -127,22 +205,6 @@ def _quiet_page(folder: Path) -> Path:
     if not page.is_file():
         raise ValueError(
             f"{folder} is a run of Quiet-STaR that has not ended; it writes its page, {page}, when it "
-            f"ends. See where it stands with: selftaught status {folder}"
+            f"ends. See its progress with: selftaught status {folder}"
         )
     return page
-
-
-def _line(row: dict[str, Any]) -> str:
-    """What happened in a stage, in one line."""
-    if "name" not in row:  # of STaR, inside a comparison
-        return f"STaR, iteration {row['iteration']}"
-    seconds = f"{sum(row.get('seconds', {}).values()):.0f} s"
-    told = []
-    if "training" in row:
-        training = row["training"]
-        told.append(f"{training['steps']} steps on {training['trained on']:,}, loss {training['loss']:.3f}")  # fmt: skip
-    if "test" in row:
-        test = row["test"]
-        told.append(f"test {test['accuracy']:.1%} [{test['low']:.1%}, {test['high']:.1%}]")
-    told += [str(row[key]) for key in ("told",) if key in row]
-    return f"{row['name']:<24} {' · '.join([*told, seconds])}"

@@ -2,15 +2,18 @@
 
 import json
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import yaml
-from jsonargparse import ActionConfigFile, ArgumentParser, Namespace
+from jsonargparse import ArgumentParser, Namespace
 
+from selftaught.cli.arguments import Positional, add_options, parser_of
+from selftaught.cli.help import commands_help
+from selftaught.cli.output import progress_bar
 from selftaught.printable import printable
 from selftaught.records import write_atomically
 
@@ -147,24 +150,30 @@ class ExploreOptions(ThinkOptions, TextOptions):
 OPTIONS = {"train": TrainOptions, "evaluate": EvaluateOptions, "generate": GenerateOptions, "explore": ExploreOptions}  # fmt: skip
 
 
-def add_arguments(parser: ArgumentParser, given: list[str]) -> list[type]:
-    """Add the subcommands of `selftaught quiet` and return the dataclass with the chosen one's options."""
+POSITIONAL: Mapping[str, Sequence[Positional]] = {
+    "generate": [("prompt", "text to continue; - reads it from standard input", None)]
+}
+
+
+def add_arguments(command: str, parser: ArgumentParser, given: Sequence[str]) -> Sequence[type]:
+    """Add the subcommands and return the dataclass with the options of the chosen one."""
+    usage = f"selftaught {command} COMMAND [options]"
+    about = str(parser.description)
+    parser.format_usage = lambda: f"usage: {usage}\n"  # type: ignore[method-assign]
+    parser.format_help = lambda: commands_help(usage, about, {"commands": ABOUT})  # type: ignore[method-assign]
     commands = parser.add_subcommands(required=True, dest="action")
-    for name, about in ABOUT.items():
-        sub = ArgumentParser(description=about[0].upper() + about[1:] + ".")
-        commands.add_subcommand(name, sub, help=about)
-        sub.add_argument(
-            "--config", action=ActionConfigFile, help="a YAML file of options; flags go on top"
-        )
-        if name == "generate":
-            sub.add_argument("prompt", help="the text to continue; - reads it from standard input")
-        sub.add_class_arguments(OPTIONS[name], as_group=False)
+    for name, summary in ABOUT.items():
+        sub = parser_of(f"selftaught {command} {name}", f"{summary[0].upper()}{summary[1:]}.")
+        commands.add_subcommand(name, sub)
+        add_options(sub, OPTIONS[name], positional=POSITIONAL.get(name, ()))
     chosen = [one for one in given if not one.startswith("-")]
     return [OPTIONS[one] for one in chosen[1:2] if one in OPTIONS]
 
 
-def run(options: Namespace, bar: Bar) -> int:
-    """Do what one of them asks for."""
+def run(command: str, options: Namespace) -> int:
+    """Run the chosen subcommand and return the exit code."""
+    del command
+    bar = progress_bar
     action = str(options.action)
     given = options[action]
     values = {name: given[name] for name in vars(given) if name not in ("config", "prompt")}

@@ -2,10 +2,15 @@
 
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
+from jsonargparse import ArgumentParser, Namespace
+
+from selftaught.cli.arguments import Positional, add_options
+from selftaught.cli.output import progress_bar
+from selftaught.option_groups import ModelOptions, Prompt, PromptOptions, SamplingOptions
 from selftaught.printable import printable
 from selftaught.runs.folder import Watch, read_rows
 
@@ -13,49 +18,53 @@ DONE, NO_ANSWER = 0, 3
 
 
 @dataclass(frozen=True)
-class SolveOptions:
+class SolveOptions(SamplingOptions, PromptOptions, ModelOptions):
     """Best-of-n with a verifier; without one, the majority."""
 
+    heading: ClassVar[str] = "choice"
+
     model: str = "embedded"
-    """The generator: a Hugging Face name or folder, or "embedded"."""
-    verifier: str | None = None
-    """The folder of a verifier, such as runs/vstar/verifier; none: the majority decides."""
-    n: int = 16
-    """Candidates per question."""
-    by: Literal["best", "weighted"] = "best"
-    """With a verifier: the candidate with the highest score, or the answer with the most weight."""
-    score: Literal["sum", "mean", "reward"] = "sum"
-    """What a candidate's score is: the sum of its tokens' log-probabilities (the paper), their mean, or
-    the implicit reward against --reference."""
-    reference: str | None = None
-    """For reward: the model the verifier was trained from, such as runs/vstar/sft/model."""
+    """The generator: Hugging Face model name or model folder, or "embedded"."""
     task: str = "arithmetic"
-    """By whose rules the question is put and the answer is read."""
-    task_options: dict[str, Any] = field(default_factory=dict)
-    """The task's own options."""
-    prompt: Literal["few_shot", "bare", "chat"] = "bare"
-    """What stands before a question."""
-    system_prompt: str | None = None
-    """With --prompt chat: the system message."""
-    chat_template_kwargs: dict[str, Any] = field(default_factory=dict)
-    """With --prompt chat: variables of the model's chat template, such as
-    --chat-template-kwargs.enable_thinking false."""
+    """Task whose prompt and grading rules are used."""
+    prompt: Prompt = "bare"
+    """Prompt style: "few_shot" (the task's worked examples before the question), "bare" (the question
+    alone) or "chat" (the model's chat template)."""
+    n: int = 16
+    """Number of candidates per question."""
+    verifier: str | None = None
+    """Folder of a verifier, such as runs/vstar/verifier. Without one the majority decides."""
+    by: Literal["best", "weighted"] = "best"
+    """With a verifier: choose the candidate with the highest score ("best"), or the answer with the
+    highest sum of scores ("weighted")."""
+    score: Literal["sum", "mean", "reward"] = "sum"
+    """Score of a candidate: the "sum" of its tokens' log-probabilities (as in the paper), their "mean",
+    or the implicit "reward" against --reference."""
+    reference: str | None = None
+    """For `--score reward`: the model that the verifier was trained from, such as runs/vstar/sft/model."""
     file: Path | None = None
-    """Questions: JSONL with a column question, or text with one per line."""
+    """File of questions: JSONL with a column question, or text with one question per line."""
     out: Path | None = None
-    """Where the answers of a file go, as JSONL; repeating the command continues it."""
-    temperature: float = 0.7
-    """Of the candidates."""
-    top_p: float = 1.0
-    """Nucleus."""
-    max_tokens: int | None = None
-    """Room for a rationale; none: the task's own."""
+    """File for the answers to --file, as JSONL. Repeating the same command continues it. Default:
+    runs/solved.jsonl."""
     seed: int = 0
-    """Of the draws."""
+    """Random seed for sampling."""
     sampler: str = "transformers"
-    """Where the generator lives: transformers, vllm, ray, or openai for a server (--base-url URL)."""
-    sampler_options: dict[str, Any] = field(default_factory=dict)
-    """The sampler's own options, such as --sampler_options.batch_size 64."""
+    """Sampling engine: "transformers" (in this process), "vllm", "ray", or "openai" (a server; requires
+    `--base-url URL`)."""
+
+
+def add_arguments(command: str, parser: ArgumentParser, given: Sequence[str]) -> Sequence[type]:
+    """Add the arguments of the command and return the dataclass that holds its options."""
+    del command, given
+    positional: list[Positional] = [("question", "a question; or give --file", "?")]
+    return add_options(parser, SolveOptions, positional=positional)
+
+
+def run(command: str, options: Namespace) -> int:
+    """Run the command and return the exit code."""
+    del command
+    return solve({name: options[name] for name in vars(options)}, progress_bar)
 
 
 def solve(values: dict[str, Any], bar: Callable[..., Any]) -> int:

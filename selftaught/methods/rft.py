@@ -15,20 +15,22 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from selftaught.evaluation.evaluator import accuracy_of
-from selftaught.methods.config import MethodConfig
+from selftaught.methods.config import SeededConfig
 from selftaught.methods.run import (
     Run,
     distinct,
     fit,
+    held,
     measured,
     model_card,
     once,
     open_run,
     sampled,
     seed_examples,
+    seed_work,
     tokens_of,
     told_dropped,
     trained_row,
@@ -47,8 +49,7 @@ from selftaught.rollouts.selection import (
     make_examples,
     way,
 )
-from selftaught.runs.folder import Row, Watch, hold, publish, read_rows, write_config
-from selftaught.runs.status import reported
+from selftaught.runs.folder import Row, Watch, publish, read_rows, write_config
 from selftaught.samplers import Engine, check_model, check_prompts
 from selftaught.training.launch import PLACE
 
@@ -56,8 +57,11 @@ PAPER = "Yuan et al. 2023, arXiv:2308.01825"
 
 
 @dataclass(frozen=True)
-class RftConfig(MethodConfig):
+class RftConfig(SeededConfig):
     """Options of RFT; the defaults are the paper's, `small()` holds those of tiny models."""
+
+    heading: ClassVar[str] = "RFT"
+    method: ClassVar[str] = "rft"
 
     out: Path = Path("runs/rft")
     """Folder of the run; repeating the command continues it, also with other --k."""
@@ -111,11 +115,7 @@ def run_rft(config: RftConfig, watch: Watch | None = None) -> Row:
         NothingToLearn: no completion was right; says why.
         BlockingIOError: another process runs in the folder.
     """
-    with (
-        hold(config.out),
-        reported(config.out / "status.json", "RFT", watch) as watch,
-        Engine(config.sampler, config.sampler_options) as engine,
-    ):
+    with held(config, "RFT", watch) as (watch, engine):
         run = open_rft(config, watch, engine)
         pooled = run.read["pooled"]
         write_config(config.out, config.plain(), CHANGEABLE)
@@ -137,7 +137,9 @@ def run_rft(config: RftConfig, watch: Watch | None = None) -> Row:
         return _finish(run)
 
 
-def open_rft(config: RftConfig, watch: Watch | None = None, engine: Engine | None = None) -> Run:
+def open_rft(
+    config: RftConfig, watch: Watch | None = None, engine: Engine | None = None
+) -> Run[RftConfig]:
     """Check everything a run of RFT needs; see `open_run`. The other models' rollouts are read."""
     run = open_run(config, watch, engine)
     if config.generator is not None:
@@ -149,14 +151,28 @@ def open_rft(config: RftConfig, watch: Watch | None = None, engine: Engine | Non
     return run
 
 
-def sample_paths(run: Run, generator: str, k: int) -> list[Rollout]:
+def work(run: Run[RftConfig]) -> list[tuple[str, str]]:
+    """What a run would do, as names and values for a dry run."""
+    config, k = run.config, max(run.config.k)
+    models = len(set(config.k)) + 3 * config.baselines + (config.generator is None)
+    return [
+        *seed_work(run),
+        ("Sampling", f"{k * len(run.train):,} completions ({k} for each of {len(run.train)} problems), at "
+         f"most {run.params.max_tokens} tokens each"),
+        ("Models", f"{models} fine-tuned and measured on {len(run.test)} test problems"),
+    ]  # fmt: skip
+
+
+def sample_paths(run: Run[RftConfig], generator: str, k: int) -> list[Rollout]:
     """Line 2: k graded completions per training problem; stored ones are added to."""
     params = replace(run.params, n=k)
     store = run.config.out / "rollouts.jsonl"
     return sampled(run, generator, run.train, run.tuned, params, store)
 
 
-def distinct_paths(run: Run, config: RftConfig, rollouts: Sequence[Rollout]) -> list[Rollout]:
+def distinct_paths(
+    run: Run[RftConfig], config: RftConfig, rollouts: Sequence[Rollout]
+) -> list[Rollout]:
     """Lines 3 and 4: right answers without a wrong equation, one of each way."""
     found = distinct(run, rollouts, config.distinct_by, config.edits)
     if not config.skip_gold_class:
@@ -165,7 +181,7 @@ def distinct_paths(run: Run, config: RftConfig, rollouts: Sequence[Rollout]) -> 
     return [one for one in found if way(one.completion) != gold.get(one.problem.id)]
 
 
-def _sft(run: Run, gold: Sequence[Example]) -> Row:
+def _sft(run: Run[RftConfig], gold: Sequence[Example]) -> Row:
     """Line 1."""
     folder = run.config.out / "sft"
     training = fit(run, gold, folder)
@@ -173,7 +189,7 @@ def _sft(run: Run, gold: Sequence[Example]) -> Row:
 
 
 def _rft(
-    run: Run, gold: Sequence[Example], rollouts: Sequence[Rollout],
+    run: Run[RftConfig], gold: Sequence[Example], rollouts: Sequence[Rollout],
     pooled: Sequence[Rollout], k: int,
 ) -> Row:  # fmt: skip
     """Lines 3 to 6 for the first k samples of every problem."""
@@ -181,21 +197,24 @@ def _rft(
     return _learned(run, gold, paths, rollouts, f"k-{k}", f"RFT, k={k}", k)
 
 
-def _paths(run: Run, rollouts: Sequence[Rollout], pooled: Sequence[Rollout]) -> list[Rollout]:
+def _paths(
+    run: Run[RftConfig], rollouts: Sequence[Rollout], pooled: Sequence[Rollout]
+) -> list[Rollout]:
     """Lines 4 and 5: each model's own paths are told apart before the pool is, as in the paper."""
     config = run.config
-    assert isinstance(config, RftConfig)
     parts = [distinct_paths(run, config, part) for part in (rollouts, *_by_model(pooled))]
     together = [one for part in parts for one in part]
     return keep_distinct(together, config.distinct_by, edits=config.edits)
 
 
 def _baselines(
-    run: Run, gold: Sequence[Example], rollouts: Sequence[Rollout], pooled: Sequence[Rollout]
+    run: Run[RftConfig],
+    gold: Sequence[Example],
+    rollouts: Sequence[Rollout],
+    pooled: Sequence[Rollout],
 ) -> None:
     """Without lines 4 and 5; with copies in place of distinct paths; and with D alone, as long."""
     config = run.config
-    assert isinstance(config, RftConfig)
     k = max(config.k)
     kept = run.kept([*rollouts, *pooled])
     row = next(
@@ -215,7 +234,7 @@ def _baselines(
 
 
 def _learned(
-    run: Run, gold: Sequence[Example], paths: Sequence[Rollout],
+    run: Run[RftConfig], gold: Sequence[Example], paths: Sequence[Rollout],
     rollouts: Sequence[Rollout], folder: str, name: str, k: int,
 ) -> Row:  # fmt: skip
     """Line 6 and the measurement, with the counts of the paper's Table 2."""
@@ -239,7 +258,7 @@ def _by_model(rollouts: Sequence[Rollout]) -> list[list[Rollout]]:
     return [list(same) for _, same in groupby(ordered, key=lambda one: one.model)]
 
 
-def _pooled(run: Run, config: RftConfig) -> list[Rollout]:
+def _pooled(run: Run[RftConfig], config: RftConfig) -> list[Rollout]:
     """The rollouts of other models on the training problems; on others nothing is learned."""
     known = {(problem.question, problem.gold) for problem in run.train}
     pooled = [one for path in config.pool for one in read_rollouts(Path(path))]
@@ -253,13 +272,12 @@ def _pooled(run: Run, config: RftConfig) -> list[Rollout]:
     return grade(ours, run.task) if ours else []
 
 
-def _finish(run: Run) -> Row:
+def _finish(run: Run[RftConfig]) -> Row:
     """The summary: the model of the largest k is the result, as in the paper; the page."""
     config = run.config
-    assert isinstance(config, RftConfig)
     rows = read_rows(config.out / "metrics.jsonl")
     best = next(row for row in rows if row["name"] == f"RFT, k={max(config.k)}")
-    card = model_card(run, "RFT", PAPER, accuracy_of(best))
+    card = model_card(run, "RFT", PAPER, accuracy_of(best), run.tuned, "RFT")
     summary = write_summary(config.out, {
         "method": "rft",
         "rows": rows,

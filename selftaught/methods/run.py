@@ -1,17 +1,18 @@
-"""What RFT, V-STaR and per-step DPO share: their options, an opened run, and its stages.
+"""What the runs of all methods share: opening a run, and its stages.
 
 A stage is a function that leaves a file or a model folder and takes what is already there for done:
 `seed_examples`, `fit`, `sampled`, `measured`. The methods say in which order.
 """
 
 import json
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from selftaught.evaluation.evaluator import Evaluation, evaluate
-from selftaught.methods.config import MethodConfig
+from selftaught.methods.config import MethodConfig, SeededConfig
 from selftaught.models.embedded import embedded_model
 from selftaught.prompts import PromptStyle, bare
 from selftaught.records import (
@@ -39,32 +40,36 @@ from selftaught.rollouts.selection import (
     why_dropped,
 )
 from selftaught.rollouts.store import collect_up_to
-from selftaught.runs.folder import Row, Watch, check_config, read_rows, timed, write_rows
+from selftaught.runs.folder import Row, Watch, check_config, hold, read_rows, timed, write_rows
 from selftaught.runs.preflight import check_settings, check_texts
+from selftaught.runs.status import reported
 from selftaught.samplers import Engine, SamplingParams, as_seen, prompt_opens_thought
 from selftaught.tasks import Task, open_task
 from selftaught.training import Training
 from selftaught.training.launch import Kind, Stage, launch, launch_of
 
+C = TypeVar("C", bound=MethodConfig, covariant=True)
+
 
 @dataclass(frozen=True)
-class Run:
-    """A run, opened: the task, its problems, and what has been spent so far."""
+class Run(Generic[C]):
+    """An opened run: the task, its problems, and the time spent so far."""
 
-    config: MethodConfig
+    config: C
     task: Task
     base: str
+    """Folder or hub name of the base model."""
     train: Sequence[Problem]
     test: Sequence[Problem]
     watch: Watch
     engine: Engine
-    """Where a model is sampled; closed while a model is trained, or a verifier scores."""
+    """Samples one model at a time; closed while a model is trained or a verifier scores."""
     seconds: dict[str, float] = field(default_factory=dict)
-    """Of the stages since the last row was begun."""
+    """Time by stage since the last row of metrics."""
     read: dict[str, Any] = field(default_factory=dict)
-    """What has been read from stores and is wanted again."""
+    """Data read from stores that is needed again."""
     too_long: int = 0
-    """Training problems whose prompt leaves no room for a completion within `max_length`."""
+    """Number of training problems whose prompt leaves no room for a completion within `max_length`."""
 
     @property
     def tuned(self) -> PromptStyle:
@@ -80,6 +85,12 @@ class Run:
             system_prompt=config.system_prompt or "",
             chat_template_kwargs=config.chat_template_kwargs,
         )
+
+    @property
+    def first_style(self) -> PromptStyle:
+        """The style of the first prompt that is sampled."""
+        own = any(problem.rationale is not None for problem in self.train)
+        return self.tuned if own else self.asked
 
     @property
     def params(self) -> SamplingParams:
@@ -99,13 +110,61 @@ class Run:
         return keep_sound(right) if self.config.check_equations else right
 
 
+@contextmanager
+def held(config: MethodConfig, method: str, watch: Watch | None) -> Iterator[tuple[Watch, Engine]]:
+    """Hold a run folder while a method runs in it, and keep its `status.json` up to date.
+
+    Args:
+        method: the name of the method as `selftaught status` shows it.
+
+    Raises:
+        BlockingIOError: another process runs in the folder.
+    """
+    with (
+        hold(config.out),
+        reported(config.out / "status.json", method, watch) as reporting,
+        Engine(config.sampler, config.sampler_options) as engine,
+    ):
+        yield reporting, engine
+
+
+def open_task_of(
+    config: C, watch: Watch | None, engine: Engine | None, needed: Mapping[str, int | None]
+) -> tuple[Run[C], dict[str, Sequence[Problem]]]:
+    """Open the task of a run, draw the problems of every split, and check their gold answers.
+
+    Args:
+        needed: the number of problems of each split that is used; None: all.
+
+    Raises:
+        ValueError: a split is empty, or a gold answer cannot be reached; says which.
+    """
+    task = open_task(config.task, **config.task_options)
+    splits = {
+        split: draw_problems(
+            task.problems(split), count, f"{config.seed} train" if split == "train" else split
+        )
+        for split, count in needed.items()
+    }
+    if not all(splits.values()):
+        sizes = ", ".join(f"{len(problems)} {split}" for split, problems in splits.items())
+        raise ValueError(
+            f"The task {config.task!r} has too few problems ({sizes}); at least one of each is needed."
+        )
+    check_gold([problem for problems in splits.values() for problem in problems], task)
+    base = str(embedded_model()) if config.model == "embedded" else config.model
+    engine = engine or Engine(config.sampler, config.sampler_options)
+    run = Run(config, task, base, splits["train"], splits["test"], watch or Watch(), engine)
+    return run, splits
+
+
 def open_run(
-    config: MethodConfig,
+    config: C,
     watch: Watch | None = None,
     engine: Engine | None = None,
     trainings: Sequence[tuple[Kind, Mapping[str, Any]]] = (),
-) -> Run:
-    """Open the task, check every gold answer, option and prompt, and cut the splits.
+) -> Run[C]:
+    """Open the task, check every gold answer, option and prompt, and draw the problems.
 
     Nothing is sampled, and no weights are read. A dry run and a run both begin with this.
 
@@ -117,24 +176,15 @@ def open_run(
         ImportError: a package that a setting needs is not installed.
         OSError: there is no such file or model.
     """
-    task = open_task(config.task, **config.task_options)
-    train = draw_problems(task.problems("train"), config.train_problems, f"{config.seed} train")
-    test = draw_problems(task.problems("test"), config.test_problems, "test")
-    if not (train and test):
-        raise ValueError(
-            f"The task {config.task!r} has {len(train)} training and {len(test)} test problems; "
-            "at least one of each is needed."
-        )
-    check_gold([*train, *test], task)
-    base = str(embedded_model()) if config.model == "embedded" else config.model
-    engine = engine or Engine(config.sampler, config.sampler_options)
-    run = Run(config, task, base, train, test, watch or Watch(), engine)
+    needed = {"train": config.train_problems, "test": config.test_problems}
+    run, _ = open_task_of(config, watch, engine, needed)
+    task, base, train, test = run.task, run.base, run.train, run.test
     options = trainer_options(config)
     check_settings(config, base, [("sft", options), *trainings])
-    told = any(problem.rationale is not None for problem in train)
-    check_chat(run.tuned, task, base, train[0], rationales=told)
+    own = any(problem.rationale is not None for problem in train)
+    check_chat(run.tuned, task, base, train[0], rationales=own)
     asked = [(run.tuned, train), (run.tuned, test)]
-    if not told:
+    if not own:
         asked.append((run.asked, train))
     too_long = check_texts(
         config, base, asked, (run.tuned, train), run.params.max_tokens, options["max_length"]
@@ -166,35 +216,52 @@ def check_chat(
         )
 
 
-def plan(run: Run, changeable: Sequence[str] = ()) -> str:
-    """What a run would do: model, task, settings, and the first prompt as the model would see it.
+def plan(run: Run, work: Sequence[tuple[str, str]], changeable: Sequence[str]) -> str:
+    """Describe what a run would do: model, task, work, and the first prompt as the model would see it.
 
     Args:
-        changeable: fields that may differ from those of a run in the same folder.
+        work: names and values of what the method samples and trains.
+        changeable: options that may differ from those of a run in the same folder.
 
     Raises:
         ValueError: the folder holds a run with other settings.
     """
-    config = run.config
+    config, problem, style = run.config, run.train[0], run.first_style
     check_config(config.out, config.plain(), changeable)
-    told = sum(problem.rationale is not None for problem in run.train)
-    style = run.tuned if told else run.asked
-    problem = run.train[0]
+    own = sum(problem.rationale is not None for problem in run.train)
     lines = [
-        f"Model     {run.base}",
-        f"Task      {config.task}: {len(run.train)} training problems, {told} with a rationale of "
-        f"their own, {len(run.test)} test problems",
-        "Seed set  " + ("those rationales" if told else
-                        f"right ones of {config.seed_samples} completions per problem by the base model"),
-        *([f"Too long  {run.too_long} of {len(run.train)} training prompts leave no room for a completion "
-           f"within max_length {config.max_length}; they are never learned from"] if run.too_long else []),
-        f"Folder    {config.out}",
-        "Settings  " + ", ".join(f"{one.name} {getattr(config, one.name)}" for one in fields(config)
-                                 if one.name not in ("model", "task", "task_options", "out")),
-        f"First prompt ({problem.id}, gold {problem.gold}), between the lines:",
-        "-" * 72, as_seen(run.base, style(problem), style.chat_template_kwargs), "-" * 72,
+        ("Model", run.base),
+        ("Task", f"{config.task}: {len(run.train)} training problems ({own} with a rationale), "
+         f"{len(run.test)} test problems"),
+        *work,
+        *([("Too long", f"{run.too_long} of {len(run.train)} training prompts leave no room for a "
+            f"completion within max_length {config.max_length}; they are never learned from")]
+          if run.too_long else []),
+        ("Folder", str(config.out)),
     ]  # fmt: skip
-    return "\n".join(lines)
+    return "\n".join(
+        [
+            *(f"{name:<11} {value}" for name, value in lines),
+            f"First prompt ({problem.id}, gold {problem.gold}), between the lines:",
+            "-" * 72,
+            as_seen(run.base, style(problem), style.chat_template_kwargs),
+            "-" * 72,
+        ]
+    )
+
+
+def seed_work(run: Run[SeededConfig]) -> list[tuple[str, str]]:
+    """What fine-tuning the base model on rationales takes, for a dry run."""
+    config = run.config
+    own = sum(problem.rationale is not None for problem in run.train)
+    batch = config.per_device_train_batch_size * config.gradient_accumulation_steps
+    passes = f"{config.max_steps} optimizer steps" if config.max_steps > 0 else f"{config.num_train_epochs:g} epochs"  # fmt: skip
+    return [
+        ("First set", f"{own} rationales of the task" if own else
+         f"the correct ones of {len(run.train) * config.seed_samples} completions of the base model"),
+        ("Training", f"{passes} per model, {batch} examples per optimizer step, learning rate "
+         f"{config.learning_rate:g}"),
+    ]  # fmt: skip
 
 
 # ---------------------------------------------------------------- stages
@@ -268,11 +335,17 @@ def told_dropped(rollouts: Sequence[Rollout]) -> str:
 
 
 def fit(
-    run: Run, examples: Sequence[Example], out: Path, start: str | None = None, **changes: Any
-) -> Training:
-    """Fine-tune the base model, or `start`, on examples; the model stands in `out / "model"`."""
+    run: Run, examples: Sequence[Example], out: Path, start: str | None = None,
+    own: Mapping[str, Any] | None = None, **changes: Any,
+) -> Training:  # fmt: skip
+    """Fine-tune the base model, or `start`, on examples; the model is written to `out / "model"`.
+
+    Args:
+        own: training options in place of those of the config's fields; `config.training` wins over them.
+        changes: training options that win over all others.
+    """
     write_jsonl(out / "examples.jsonl", examples)
-    options = trainer_options(run.config) | changes
+    options = trainer_options(run.config, **(own or {})) | changes
     return train_on(run, "sft", start or run.base, out / "examples.jsonl", options, len(examples))
 
 
@@ -335,12 +408,17 @@ def told_apart(training: Training) -> str:
     return f"{pairs}, {sum(last) / len(last):.0%} of the last told apart" if last else pairs
 
 
-def trainer_options(config: MethodConfig) -> dict[str, Any]:
-    """The options of a fine-tuning as TRL names them."""
+def trainer_options(config: MethodConfig, **own: Any) -> dict[str, Any]:
+    """Return the options of a fine-tuning under TRL's names.
+
+    Args:
+        own: values in place of those of the config; `config.training` still comes last.
+    """
     names = ("num_train_epochs", "max_steps", "learning_rate", "lr_scheduler_type", "warmup_steps",
              "per_device_train_batch_size", "gradient_accumulation_steps", "max_length", "bf16",
              "save_steps", "seed")  # fmt: skip
-    return {name: getattr(config, name) for name in names} | config.training
+    found = {name: getattr(config, name) for name in names if hasattr(config, name)}
+    return found | own | config.training
 
 
 def _steps(options: Mapping[str, Any], rows: int) -> int:
@@ -369,12 +447,19 @@ def sampled(
 
 def measured(run: Run, model: str, name: str, folder: Path) -> Evaluation:
     """Greedy accuracy of a fine-tuned model on the test problems."""
+    return accuracy(run, model, run.test, run.tuned, folder / "test.jsonl", name)
+
+
+def accuracy(
+    run: Run, model: str, problems: Sequence[Problem], style: PromptStyle, store: Path, name: str
+) -> Evaluation:
+    """Greedy accuracy of a model on problems."""
     greedy = replace(run.params, n=1, temperature=0.0)
     with timed(run.seconds, "evaluate"):
         sampler = run.engine.of(model)
-        with run.watch.progress(f"{folder.name}: test", len(run.test)) as advance:
-            return evaluate(sampler, run.task, run.test, run.tuned, greedy,
-                            store=folder / "test.jsonl", name=name, progress=advance)  # fmt: skip
+        with run.watch.progress(f"{name}: {store.stem}", len(problems)) as advance:
+            return evaluate(sampler, run.task, problems, style, greedy,
+                            store=store, name=name, progress=advance)  # fmt: skip
 
 
 # ---------------------------------------------------------------- rows and summaries
@@ -419,15 +504,23 @@ def write_summary(out: Path, summary: Row) -> Row:
     return summary
 
 
-def model_card(run: Run, method: str, paper: str, evaluation: Evaluation) -> str:
-    """The card of a finished model, in the hub's form."""
-    config = run.config
+def model_card(
+    run: Run, method: str, paper: str, evaluation: Evaluation, style: PromptStyle, made: str
+) -> str:
+    """Return the card of a finished model, in the form of the Hugging Face hub.
+
+    Args:
+        evaluation: greedy accuracy on the test problems.
+        style: the prompt of that evaluation.
+        made: what made the model, such as "Iteration 3 of STaR".
+    """
+    config, mean = run.config, evaluation.group_mean
     base = "" if config.model == "embedded" else f"base_model: {json.dumps(config.model)}\n"
     tag = method.lower().replace(" ", "-")
     return (
         f"---\nlibrary_name: transformers\n{base}tags: [selftaught, {tag}, trl, generated_from_trainer]"
-        f"\n---\n\n# {config.task}, taught by {method}\n\n{method} ({paper}) from `{config.model}` on "
-        f"the task `{config.task}`: {evaluation.accuracy:.1%} of {evaluation.n} test problems, greedily "
-        f"(95% interval {evaluation.low:.1%} to {evaluation.high:.1%}). Prompt: `{run.tuned.name}`. Made "
-        "with selftaught; `config.yaml` and `report.html` of the run tell the rest.\n"
+        f"\n---\n\n# {config.task}, trained with {method}\n\n{made} ({paper}) from `{config.model}` on "
+        f"the task `{config.task}`: {mean.accuracy:.1%} of {evaluation.n} test problems with greedy "
+        f"decoding (95% interval {mean.low:.1%} to {mean.high:.1%}). Prompt: `{style.name}`. Made with "
+        "selftaught; see `config.yaml` and `report.html` of the run.\n"
     )

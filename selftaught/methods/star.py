@@ -12,37 +12,41 @@
 Where we differ from the paper or the authors' code stands in docs/methods/star.md.
 """
 
-import json
 import shutil
 from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal, Self
 
-from selftaught.evaluation.evaluator import Evaluation, evaluate
-from selftaught.methods.config import without_unused
-from selftaught.methods.run import check_chat
-from selftaught.models.embedded import embedded_model
+from selftaught.evaluation.evaluator import Evaluation
+from selftaught.methods.config import MethodConfig
+from selftaught.methods.run import (
+    Run,
+    accuracy,
+    check_chat,
+    fit,
+    held,
+    model_card,
+    open_task_of,
+    trainer_options,
+    write_summary,
+)
+from selftaught.option_groups import Prompt
 from selftaught.prompts import PromptStyle, bare, hinted
 from selftaught.records import (
     OUTCOMES,
-    Example,
     Problem,
     Rollout,
-    write_atomically,
-    write_jsonl,
 )
-from selftaught.reports.star_page import run_report
+from selftaught.reports.star_page import report
 from selftaught.rollouts.graded import graded_beside
-from selftaught.rollouts.grading import check_gold
 from selftaught.rollouts.selection import (
     NothingToLearn,
     draw_problems,
     example,
     keep_correct,
     keep_distinct,
-    keep_sound,
     make_examples,
     share_of,
     unsolved,
@@ -50,9 +54,8 @@ from selftaught.rollouts.selection import (
 )
 from selftaught.rollouts.store import collect
 from selftaught.runs.folder import (
+    Row,
     Watch,
-    check_config,
-    hold,
     publish,
     read_rows,
     timed,
@@ -60,148 +63,106 @@ from selftaught.runs.folder import (
     write_rows,
 )
 from selftaught.runs.preflight import Asked, check_settings, check_texts
-from selftaught.runs.status import reported
-from selftaught.samplers import Engine, Sampler, SamplingParams, as_seen
-from selftaught.tasks import Task, open_task
+from selftaught.samplers import Engine, Sampler, SamplingParams
+from selftaught.tasks import Task
 from selftaught.training import Training
-from selftaught.training.launch import PLACE, Stage, launch, launch_of
+from selftaught.training.launch import PLACE
 
-Row = dict[str, Any]
-Advance = Callable[[int], Any]
+PAPER = "Zelikman et al. 2022, arXiv:2203.14465"
 
 
 @dataclass(frozen=True)
-class StarConfig:
-    """Options of STaR; the defaults are the paper's, `embedded()` holds those of the small model."""
+class StarConfig(MethodConfig):
+    """Options of STaR. The defaults are the paper's; `embedded()` has those of the model in this package."""
 
-    model: str = "embedded"
-    """Base model: a Hugging Face name or folder, or "embedded", the one in this package."""
-    task: str = "arithmetic"
-    """Which questions: arithmetic, gsm8k, commonsense_qa, competition_math, gym, question_file."""
-    task_options: dict[str, Any] = field(default_factory=dict)
-    """The task's own options, such as --task_options.path questions.jsonl."""
-    out: Path = Path("runs/star")
-    """Folder of the run; repeating the command continues it."""
+    heading: ClassVar[str] = "STaR"
+    method: ClassVar[str] = "star"
+
     iterations: int = 16
-    """At most so many iterations; 16, the paper's arithmetic (Section 4.3)."""
+    """Maximum number of iterations; 16 as in the paper's arithmetic experiments (Section 4.3)."""
     patience: int = 2
-    """Stop after so many iterations without a gain on the validation problems; the paper runs "to
-    plateau" by eye (Section 4.1)."""
-
-    prompt: Literal["few_shot", "bare", "chat"] = "few_shot"
-    """What stands before a question when sampling: the task's worked examples (Section 3.1)."""
-    system_prompt: str | None = None
-    """With --prompt chat: the system message."""
-    chat_template_kwargs: dict[str, Any] = field(default_factory=dict)
-    """With --prompt chat: variables of the model's chat template, such as
-    --chat-template-kwargs.enable_thinking false."""
-    prompt_later: bool = True
-    """Worked examples from the second iteration on too, as the paper unless it says otherwise
-    (Section 4.1); false: the authors' --no_prompt."""
-    prompt_in_training: bool = False
-    """Worked examples in the training context: the authors' --few_shot_train, off there too;
-    reported to help on CommonsenseQA (Section 4.4)."""
+    """Number of iterations without a gain in validation accuracy after which the run stops. The paper
+    stops by eye (Section 4.1)."""
     n: int = 1
-    """Completions per problem; 1 in the paper."""
-    temperature: float = 0.0
-    """0 is greedy, as in the paper; higher gave worse models there (Section 5)."""
-    top_p: float = 1.0
-    """Nucleus; the authors' code has 0.9 at temperature 0.01, which is nearly greedy."""
-    max_tokens: int | None = None
-    """Room for a rationale; none: the task's own."""
+    """Number of completions per problem; 1 in the paper."""
     rationalization: bool = True
-    """Ask the failures again with the gold answer as a hint (Section 3.2)."""
+    """Sample failed problems again with the gold answer as a hint (Section 3.2)."""
     rationalized_share: float = 1.0
-    """Share of the failures asked again; 1.0, the authors' code."""
-    check_equations: bool = False
-    """Drop rationales with an inline equation that does not hold. Not in the paper: the filter of
-    RFT (arXiv:2308.01825), against right answers, above all shown ones, under wrong reasoning."""
-    train_problems: int | None = None
-    """Problems per iteration, drawn anew each time; none: all. The paper draws 10,000 of 50,000
-    sums (Section 4.1)."""
-    validation_problems: int | None = 500
-    """Held-out problems that decide when to stop and which iteration is best."""
-    test_problems: int | None = None
-    """Problems of the final measurement of base and best; none: all of the test split."""
-
+    """Share of the failed problems that are sampled again; 1.0 as in the authors' code."""
+    prompt_later: bool = True
+    """Keep the worked examples in the prompt after the first iteration (Section 4.1). False is the
+    authors' `--no_prompt`."""
+    prompt_in_training: bool = False
+    """Keep the worked examples in the training prompt, the authors' `--few_shot_train`. The paper
+    reports a gain from it on CommonsenseQA (Section 4.4)."""
     from_base: bool = True
-    """Fine-tune the base model every time (Algorithm 1, line 7); false: the previous iteration's."""
+    """Fine-tune the base model in every iteration (Algorithm 1, line 7). False: fine-tune the model of
+    the previous iteration."""
     schedule: Literal["grow", "add", "epochs"] = "grow"
-    """Optimizer steps by iteration: start_steps times grow_steps each (Section 4.1); start_steps
-    plus add_steps each (Section 4.3, with rationalization); or num_train_epochs over the examples."""
+    """Number of optimizer steps of iteration i: "grow" is start_steps * grow_steps**(i-1) (Section 4.1),
+    "add" is start_steps + add_steps*(i-1) (Section 4.3), "epochs" is num_train_epochs over the examples."""
     start_steps: int = 40
-    """Steps of the first iteration: 40 (Section 4.1); 300 for arithmetic with "add" (Section 4.3)."""
+    """Optimizer steps of the first iteration; 40 in Section 4.1, 300 for arithmetic with "add" in
+    Section 4.3."""
     grow_steps: float = 1.2
-    """Factor per iteration of "grow" (Section 4.1)."""
+    """Growth factor per iteration of the schedule "grow" (Section 4.1)."""
     add_steps: int = 20
-    """Steps added per iteration of "add" (Section 4.3)."""
-    num_train_epochs: float = 1.0
-    """Epochs of "epochs"; the paper does not give any."""
-    learning_rate: float = 1e-6
-    """Constant after the warm-up: 1e-6, "consistently the best" for GPT-J (Appendix H). Smaller
-    models want more."""
-    warmup_steps: int = 100
-    """Linear warm-up: 100 (Section 4.1). It starts again each iteration, so it outlasts the first."""
-    per_device_train_batch_size: int = 8
-    """8 (Appendix H), where the paper counts packed sequences of 1,024 tokens and we count examples."""
-    gradient_accumulation_steps: int = 10
-    """10: the authors' code reckons with ten examples in a packed sequence (iteration_train.py)."""
-    max_length: int = 1024
-    """Longest example in tokens (Appendix H); longer ones are dropped and counted, never cut."""
-    bf16: bool = False
-    """Train in bfloat16 over float32 weights."""
-    use_peft: bool = False
-    """Train a LoRA adapter and merge it, instead of all weights; the paper trains all."""
-    lora_r: int = 16
-    """Rank of the adapter (TRL's default)."""
-    lora_alpha: int = 32
-    """Scale of the adapter (TRL's default)."""
-    lora_target_modules: str = "all-linear"
-    """Layers with an adapter: "all-linear", or names with commas between."""
-    save_steps: int = 100
-    """Steps between checkpoints: what a killed training repeats at most."""
-    training: dict[str, Any] = field(default_factory=dict)
-    """Any other field of TRL's SFTConfig, such as --training.gradient_checkpointing true."""
-    launcher: Literal["inline", "torchrun", "accelerate", "ray"] = "inline"
-    """Where fine-tunings run: in this process, in several of this machine, or on a Ray cluster
-    (docs/launch.md)."""
-    num_processes: int = 1
-    """How many share an optimizer step; its examples are as many, whatever their number."""
-    accelerate_config: Path | None = None
-    """A file of `accelerate config` for the launcher accelerate, such as those in configs/."""
-
-    sampler: str = "transformers"
-    """Where the model lives while it is sampled: transformers, vllm, ray (docs/engines.md)."""
-    sampler_options: dict[str, Any] = field(default_factory=dict)
-    """The sampler's own options, such as --sampler_options.batch_size 64."""
+    """Optimizer steps added per iteration by the schedule "add" (Section 4.3)."""
     baselines: bool = False
-    """Also measure few-shot direct answers and direct-answer fine-tuning (the paper's Tables 1, 2)."""
+    """Also measure few-shot direct answers and fine-tuning on direct answers (the paper's Tables 1, 2)."""
     keep_models: Literal["best", "all"] = "best"
-    """Which iterations' weights stay on disk: the best and the last, or all."""
-    seed: int = 0
-    """Of sampling, drawing problems and training."""
+    """Which models stay on disk: "best" keeps the best and the last iteration's, "all" keeps all."""
+
+    out: Path = Path("runs/star")
+    """Run folder. Repeating the same command continues the run."""
+    prompt: Prompt = "few_shot"
+    """Prompt style for sampling: "few_shot" (the task's worked examples before the question, Section 3.1),
+    "bare" (the question alone) or "chat" (the model's chat template, with the task's instruction on how
+    to state the answer)."""
+    temperature: float = 0.0
+    """Sampling temperature. 0 means greedy decoding, as in the paper; higher temperatures gave worse
+    models there (Section 5)."""
+    top_p: float = 1.0
+    """Nucleus sampling threshold. 1.0 disables it. The authors' code has 0.9 at temperature 0.01."""
+    check_equations: bool = False
+    """Drop rationales that contain a wrong equation. Not in the paper; the filter of RFT
+    (arXiv:2308.01825), useful against correct answers with wrong reasoning."""
+    train_problems: int | None = None
+    """Number of training problems per iteration, drawn anew for each. Default: all. The paper draws
+    10,000 of 50,000 (Section 4.1)."""
+    validation_problems: int | None = 500
+    """Number of validation problems, which decide when to stop and which iteration is best; none means
+    all."""
+    test_problems: int | None = None
+    """Number of test problems, on which the base and the best model are measured at the end. Default:
+    all."""
+    num_train_epochs: float = 1.0
+    """Number of passes over the examples with `--schedule epochs`. The paper gives none."""
+    learning_rate: float = 1e-6
+    """Learning rate after the warm-up; 1e-6 for GPT-J (Appendix H). Smaller models need a larger one."""
+    warmup_steps: int = 100
+    """Linear warm-up in optimizer steps, in every iteration; 100 in Section 4.1."""
+    per_device_train_batch_size: int = 8
+    """Number of examples per device and forward pass; 8 packed sequences in Appendix H."""
+    gradient_accumulation_steps: int = 10
+    """Number of batches per optimizer step; 10, because the authors' code reckons with ten examples per
+    packed sequence (iteration_train.py)."""
 
     def __post_init__(self) -> None:
-        for name, holds, want in (
+        super().__post_init__()
+        self.refuse(
             ("iterations", self.iterations >= 1, "at least 1"),
             ("patience", self.patience >= 1, "at least 1"),
             ("rationalized_share", 0 <= self.rationalized_share <= 1, "from 0 to 1"),
             ("start_steps", self.start_steps >= 1, "at least 1"),
             ("grow_steps", self.grow_steps >= 1, "at least 1"),
             ("add_steps", self.add_steps >= 0, "0 or more"),
-            ("max_tokens", self.max_tokens is None or self.max_tokens >= 1, "at least 1"),
-            ("learning_rate", self.learning_rate > 0, "above 0"),
-            *(
-                (name, getattr(self, name) is None or getattr(self, name) >= 1, "at least 1")
-                for name in ("train_problems", "validation_problems", "test_problems")
-            ),
-        ):
-            if not holds:
-                raise ValueError(f"{name} must be {want}; got {getattr(self, name)!r}.")
-        launch_of(self)
+            ("validation_problems", (self.validation_problems or 1) >= 1
+             and self.validation_problems != 0, "at least 1"),
+        )  # fmt: skip
 
     @classmethod
-    def embedded(cls, **changes: Any) -> "StarConfig":
+    def small(cls, **changes: Any) -> Self:
         """The settings of the small model in this package, found by measurement (LOG.md)."""
         found: dict[str, Any] = {
             "validation_problems": None,
@@ -230,41 +191,25 @@ CHANGEABLE = ("iterations", "patience", "out", "baselines", *PLACE)
 
 
 @dataclass(frozen=True)
-class Star:
-    """A run, opened: the task, its splits and the prompt of each use."""
+class Star(Run[StarConfig]):
+    """An opened run of STaR: its splits, and the prompt of each use."""
 
-    config: StarConfig
-    task: Task
-    base: str
-    train: Sequence[Problem]
-    validation: Sequence[Problem]
-    test: Sequence[Problem]
-    params: SamplingParams
-    watch: Watch
-    engine: Engine
-    """Where a model is sampled; closed while another is trained."""
-    too_long: int = 0
-    """Training problems whose prompt leaves no room for a completion within `max_length`."""
+    validation: Sequence[Problem] = ()
+
+    @property
+    def first_style(self) -> PromptStyle:
+        """The style of the first prompt that is sampled."""
+        return self.prompt(0)
+
+    @property
+    def params(self) -> SamplingParams:
+        """The sampling options of the training problems."""
+        return replace(super().params, n=self.config.n)
 
     def prompt(self, iteration: int) -> PromptStyle:
         """The prompt with which the model of an iteration (0: the base) is sampled."""
         later = iteration > 0 and not self.config.prompt_later
         return bare(self.asked) if later else self.asked
-
-    @property
-    def asked(self) -> PromptStyle:
-        """The prompt named in the config."""
-        config = self.config
-        return self.task.styled(
-            config.prompt,
-            system_prompt=config.system_prompt or "",
-            chat_template_kwargs=config.chat_template_kwargs,
-        )
-
-    def kept(self, rollouts: Sequence[Rollout]) -> list[Rollout]:
-        """What is learned from."""
-        right = keep_correct(rollouts)
-        return keep_sound(right) if self.config.check_equations else right
 
     def training_prompt(self) -> PromptStyle:
         """The prompt in training: without worked examples, unless asked for."""
@@ -277,7 +222,7 @@ class Star:
         )
 
     def folder(self, iteration: int) -> Path:
-        """Where an iteration's files are."""
+        """The folder of an iteration."""
         return self.config.out / f"iteration-{iteration}"
 
     def model(self, iteration: int) -> str:
@@ -293,13 +238,9 @@ def run_star(config: StarConfig, watch: Watch | None = None) -> Row:
         NothingToLearn: no iteration could begin to learn; says why.
         BlockingIOError: another process runs in the folder.
     """
-    with (
-        hold(config.out),
-        reported(config.out / "status.json", "STaR", watch) as watch,
-        Engine(config.sampler, config.sampler_options) as engine,
-    ):
+    with held(config, "STaR", watch) as (watch, engine):
         star = open_star(config, watch, engine)
-        write_config(config.out, plain(config), CHANGEABLE)
+        write_config(config.out, config.plain(), CHANGEABLE)
         metrics = config.out / "metrics.jsonl"
         rows = read_rows(metrics) or [_base_row(star)]
         for iteration in range(len(rows), config.iterations + 1):
@@ -313,26 +254,23 @@ def run_star(config: StarConfig, watch: Watch | None = None) -> Row:
                 return _finish(star, rows, str(nothing))
             write_rows(metrics, rows)
             _prune(star, rows)
-            run_report(config.out)
+            report(config.out)
             star.watch.iteration(rows[-1])
         return _finish(star, rows)
 
 
 def run_iteration(star: Star, iteration: int) -> Row:
     """Lines 3 to 7 of Algorithm 1, and the new model's accuracy on the validation problems."""
-    seconds: dict[str, float] = {}
     out, problems = star.folder(iteration), star.problems(iteration)
     sampler = star.engine.of(star.model(iteration - 1))
-    direct, rationalized = bootstrap(star, sampler, iteration, problems, out, seconds)
+    direct, rationalized = bootstrap(star, sampler, iteration, problems)
     kept = keep_distinct(star.kept(direct) + star.kept(rationalized))
     if not kept:
         raise NothingToLearn(_why_nothing(star, direct, rationalized))
     examples = make_examples(kept, star.training_prompt())
     start = star.base if star.config.from_base else star.model(iteration - 1)
-    with timed(seconds, "train"):
-        training = _train(star, start, examples, iteration, out)
-    with timed(seconds, "evaluate"):
-        validation = _validate(star, iteration)
+    training = fit(star, examples, out, start, _own_options(star, iteration))
+    validation = _validate(star, iteration)
     return {
         "iteration": iteration,
         "model": str(training.model),
@@ -345,30 +283,32 @@ def run_iteration(star: Star, iteration: int) -> Row:
             "tokenized from text": training.from_text,
             "log": training.log,
         },
-        "seconds": seconds,
+        "seconds": _seconds(star),
     }
 
 
+def _seconds(star: Star) -> dict[str, float]:
+    """The time by stage since the last row of metrics."""
+    spent = dict(star.seconds)
+    star.seconds.clear()
+    return spent
+
+
 def bootstrap(
-    star: Star,
-    sampler: Sampler,
-    iteration: int,
-    problems: Sequence[Problem],
-    out: Path,
-    seconds: dict[str, float],
+    star: Star, sampler: Sampler, iteration: int, problems: Sequence[Problem]
 ) -> tuple[list[Rollout], list[Rollout]]:
     """Lines 3 to 6: reason; where nothing was right, reason again with the answer as a hint."""
-    style = star.prompt(iteration - 1)
+    style, out = star.prompt(iteration - 1), star.folder(iteration)
     params = replace(star.params, seed=star.config.seed + iteration)
 
     def ask(asked: Sequence[Problem], shown: PromptStyle, name: str, **kinds: Any) -> list[Rollout]:
         with (
-            timed(seconds, "sample" if name == "rollouts" else "rationalize"),
+            timed(star.seconds, "sample" if name == "rollouts" else "rationalize"),
             star.watch.progress(f"iteration {iteration}: {name}", len(asked) * params.n) as advance,
         ):
             rollouts = collect(sampler, asked, shown, params, store=out / f"{name}.jsonl",
                                progress=advance, **kinds)  # fmt: skip
-        with timed(seconds, "grade"):
+        with timed(star.seconds, "grade"):
             return graded_beside(out / f"{name}.jsonl", rollouts, star.task)
 
     direct = ask(problems, style, "rollouts")
@@ -411,37 +351,18 @@ def open_star(config: StarConfig, watch: Watch | None = None, engine: Engine | N
         ImportError: a package that a setting needs is not installed.
         OSError: there is no such file or model.
     """
-    task = open_task(config.task, **config.task_options)
-    validation = draw_problems(
-        task.problems("validation"), config.validation_problems, "validation"
-    )
-    test = draw_problems(task.problems("test"), config.test_problems, "test")
-    train = task.problems("train")
-    if not (train and validation and test):
-        raise ValueError(
-            f"The task {config.task!r} has {len(train)} training, {len(validation)} validation and "
-            f"{len(test)} test problems; STaR needs at least one of each."
-        )
-    check_gold([*train, *validation, *test], task)
-    params = SamplingParams(
-        n=config.n,
-        temperature=config.temperature,
-        top_p=config.top_p,
-        max_tokens=config.max_tokens or task.max_tokens,
-        seed=config.seed,
-        thought_marks=task.thought_marks,
-    )
-    base = str(embedded_model()) if config.model == "embedded" else config.model
-    engine = engine or Engine(config.sampler, config.sampler_options)
-    star = Star(config, task, base, train, validation, test, params, watch or Watch(), engine)
-    check_chat(star.training_prompt(), task, base, train[0], rationales=config.baselines)
-    options = _options(star, 1)
-    last = {"seed": config.seed + config.iterations} | config.training
-    check_settings(config, base, [("sft", options), ("sft", options | last)])
-    taught = (star.training_prompt(), train)
+    needed = {"train": None, "validation": config.validation_problems, "test": config.test_problems}
+    run, splits = open_task_of(config, watch, engine, needed)
+    star = Star(**vars(run), validation=splits["validation"])
+    taught = star.training_prompt()
+    check_chat(taught, star.task, star.base, star.train[0], rationales=config.baselines)
+    options = trainer_options(config, **_own_options(star, 1))
+    last = trainer_options(config, **_own_options(star, config.iterations))
+    check_settings(config, star.base, [("sft", options), ("sft", options | {"seed": last["seed"]})])
     too_long = check_texts(
-        config, base, _asked(star), taught, params.max_tokens, options["max_length"]
-    )
+        config, star.base, _asked(star), (taught, star.train), star.params.max_tokens,
+        options["max_length"],
+    )  # fmt: skip
     return replace(star, too_long=too_long)
 
 
@@ -457,67 +378,33 @@ def _asked(star: Star) -> list[Asked]:
     return asked
 
 
-def plan(config: StarConfig) -> str:
-    """What a run would do: the splits, the work, and the first prompt as the model would see it."""
-    star = open_star(config)
-    check_config(config.out, plain(config), CHANGEABLE)
-    problems = star.problems(1)
-    style = star.prompt(0)
-    prompt = as_seen(star.base, style(problems[0]), style.chat_template_kwargs)
+def work(star: Star) -> list[tuple[str, str]]:
+    """What a run would do, as names and values for a dry run."""
+    config, problems = star.config, star.problems(1)
     asked = len(problems) * config.n
     steps = f"{config.steps(1)} optimizer steps" if config.schedule != "epochs" else f"{config.num_train_epochs:g} epochs"  # fmt: skip
     batch = config.per_device_train_batch_size * config.gradient_accumulation_steps
-    return "\n".join(
-        [
-            f"Model       {star.base}",
-            f"Task        {config.task}: {len(star.train)} training problems ({len(problems)} per "
-            f"iteration), {len(star.validation)} validation, {len(star.test)} test",
-            f"Sampling    {asked} completions per iteration, at most {star.params.max_tokens} tokens "
-            f"each{', and the failures again with a hint' if config.rationalization else ''}",
-            f"Training    iteration 1: {steps} of {batch} examples from "
-            f"{'the base model' if config.from_base else 'the previous model'}, "
-            f"learning rate {config.learning_rate:g}",
-            f"Length      at most {config.iterations} iterations; stops after {config.patience} "
-            "without a gain",
-            f"Work        per iteration up to {asked * (1 + config.rationalization)} completions for "
-            f"training and {len(star.validation)} for validation; "
-            f"{sum(max(config.steps(i), 0) for i in range(1, config.iterations + 1))} steps in all",
-            *(
-                [
-                    f"Too long    {star.too_long} of {len(star.train)} training prompts leave no room for a "
-                    f"completion within max_length {config.max_length}; they are never learned from"
-                ]
-                if star.too_long
-                else []
-            ),
-            f"Folder      {config.out}",
-            f"First prompt ({problems[0].id}, gold {problems[0].gold}), between the lines:",
-            "-" * 72,
-            prompt,
-            "-" * 72,
-        ]
-    )
-
-
-def plain(config: StarConfig) -> Row:
-    """The config as plain values for YAML."""
-    return without_unused(
-        {
-            name: str(value) if isinstance(value, Path) else value
-            for name, value in asdict(config).items()
-        }
-    )
+    every = sum(max(config.steps(at), 0) for at in range(1, config.iterations + 1))
+    again = ", and the failed problems again with a hint" if config.rationalization else ""
+    return [
+        ("Sampling", f"{asked} completions per iteration, at most {star.params.max_tokens} tokens each"
+         f"{again}"),
+        ("Training", f"iteration 1: {steps} with {batch} examples each, from "
+         f"{'the base model' if config.from_base else 'the previous model'}, "
+         f"learning rate {config.learning_rate:g}"),
+        ("Length", f"at most {config.iterations} iterations; stops after {config.patience} without a gain"),
+        ("Work", f"per iteration up to {asked * (1 + config.rationalization)} completions for training "
+         f"and {len(star.validation)} for validation; {every} optimizer steps in all"),
+    ]  # fmt: skip
 
 
 def _base_row(star: Star) -> Row:
-    seconds: dict[str, float] = {}
-    with timed(seconds, "evaluate"):
-        validation = _validate(star, 0)
+    validation = _validate(star, 0)
     row = {
         "iteration": 0,
         "model": star.base,
         "validation": validation.to_dict(),
-        "seconds": seconds,
+        "seconds": _seconds(star),
     }
     write_rows(star.config.out / "metrics.jsonl", [row])
     star.watch.iteration(row)
@@ -527,56 +414,17 @@ def _base_row(star: Star) -> Row:
 def _validate(star: Star, iteration: int) -> Evaluation:
     store = star.folder(iteration) / "validation.jsonl"
     name = f"iteration {iteration}" if iteration else "base"
-    return _measure(
-        star, star.model(iteration), star.validation, star.prompt(iteration), store, name
-    )
+    style = star.prompt(iteration)
+    return accuracy(star, star.model(iteration), star.validation, style, store, name)
 
 
-def _measure(
-    star: Star, model: str, problems: Sequence[Problem], style: PromptStyle, store: Path, name: str
-) -> Evaluation:
-    """Greedy accuracy of a model on problems."""
-    greedy = replace(star.params, n=1, temperature=0.0)
-    sampler = star.engine.of(model)
-    with star.watch.progress(f"{name}: {store.stem}", len(problems)) as advance:
-        return evaluate(
-            sampler, star.task, problems, style, greedy, store=store, name=name, progress=advance
-        )
-
-
-def _options(star: Star, iteration: int, **changes: Any) -> dict[str, Any]:
-    """The settings of an iteration's fine-tuning as TRL names them."""
-    config = star.config
-    options = {
-        "max_steps": config.steps(iteration),
-        "num_train_epochs": config.num_train_epochs,
-        "learning_rate": config.learning_rate,
+def _own_options(star: Star, iteration: int) -> Row:
+    """The training options that differ from iteration to iteration."""
+    return {
+        "max_steps": star.config.steps(iteration),
         "lr_scheduler_type": "constant_with_warmup",
-        "warmup_steps": config.warmup_steps,
-        "per_device_train_batch_size": config.per_device_train_batch_size,
-        "gradient_accumulation_steps": config.gradient_accumulation_steps,
-        "max_length": config.max_length,
-        "bf16": config.bf16,
-        "save_steps": config.save_steps,
-        "seed": config.seed + iteration,
+        "seed": star.config.seed + iteration,
     }
-    return options | config.training | changes
-
-
-def _train(
-    star: Star, start: str, examples: Sequence[Example], iteration: int, out: Path, **changes: Any
-) -> Training:
-    """One fine-tuning on the union of both kinds of example (line 7)."""
-    star.engine.close()
-    config, rows = star.config, out / "examples.jsonl"
-    write_jsonl(rows, examples)
-    lora = {"r": config.lora_r, "alpha": config.lora_alpha,
-            "target_modules": config.lora_target_modules}  # fmt: skip
-    stage = Stage("sft", start, rows, out / "model", out / "training",
-                  _options(star, iteration, **changes), lora if config.use_peft else None)  # fmt: skip
-    steps = changes.get("max_steps") or max(config.steps(iteration), 0)
-    with star.watch.progress(f"iteration {iteration}: training", steps) as advance:
-        return launch(stage, launch_of(config), advance)
 
 
 def _funnel(
@@ -635,28 +483,28 @@ def _finish(star: Star, rows: Sequence[Row], stopped: str | None = None) -> Row:
     best_tested = _test(star, star.model(best), star.prompt(best), "best", f"iteration-{best}") if best else None  # fmt: skip
     base_tested = _test(star, star.base, star.prompt(0), "base", "base")
     tested = {"base": base_tested, "best": best_tested or base_tested}
+    card = model_card(
+        star, "STaR", PAPER, tested["best"], star.prompt(best), f"Iteration {best} of STaR"
+    )
     summary: Row = {
         "best": best,
         "why stopped": stopped or why_stop(rows, star.config),
-        "best model": publish(
-            Path(star.model(best)), config.out / "model", _card(star, best, tested["best"])
-        )
+        "best model": publish(Path(star.model(best)), config.out / "model", card)
         if best
         else star.base,
         "test": {name: evaluation.to_dict() for name, evaluation in tested.items()},
         "comparisons": [one.to_dict() for one in _baselines(star, rows, best)],
         "minutes": sum(sum(row["seconds"].values()) for row in rows) / 60,
     }
-    text = json.dumps(summary, indent=2, ensure_ascii=False) + "\n"
-    write_atomically(star.config.out / "summary.json", text)
-    run_report(star.config.out)
+    write_summary(config.out, summary)
+    report(config.out)
     return summary
 
 
 def _test(star: Star, model: str, style: PromptStyle, name: str, store: str) -> Evaluation:
     """Accuracy on the test problems, whose rollouts are kept as `test-{store}.jsonl`."""
     path = star.config.out / f"test-{store}.jsonl"
-    return _measure(star, model, star.test, style, path, name)
+    return accuracy(star, model, star.test, style, path, name)
 
 
 def _baselines(star: Star, rows: Sequence[Row], best: int) -> list[Evaluation]:
@@ -678,7 +526,7 @@ def _baselines(star: Star, rows: Sequence[Row], best: int) -> list[Evaluation]:
         return [untrained]
     steps = sum(row["training"]["steps"] for row in seen)
     folder = star.config.out / f"direct-{last}"
-    trained = _train(star, star.base, examples, last, folder, max_steps=steps)
+    trained = fit(star, examples, folder, own=_own_options(star, last), max_steps=steps)
     name = "direct answers, fine-tuned"
     return [untrained, _test(star, str(trained.model), target, name, f"direct-{last}")]
 
@@ -694,22 +542,6 @@ def _answers_only(star: Star) -> PromptStyle:
 def _answered(task: Task, problem: Problem) -> Problem:
     """The problem with its bare answer where a rationale would stand."""
     return replace(problem, rationale=task.direct.format(answer=problem.gold))
-
-
-def _card(star: Star, best: int, tested: Evaluation) -> str:
-    """The model card, in the hub's form."""
-    base = (
-        "" if star.config.model == "embedded" else f"base_model: {json.dumps(star.config.model)}\n"
-    )
-    mean = tested.group_mean
-    return (
-        f"---\nlibrary_name: transformers\n{base}tags: [selftaught, star, trl, generated_from_trainer]"
-        f"\n---\n\n# {star.config.task}, taught by STaR\n\nIteration {best} of STaR (Zelikman et al. "
-        f"2022, arXiv:2203.14465) from `{star.config.model}` on the task `{star.config.task}`: "
-        f"{mean.accuracy:.1%} of {tested.n} test problems (95% interval {mean.low:.1%} to "
-        f"{mean.high:.1%}). Prompt: `{star.prompt(best).name}`. Made with selftaught; "
-        "`config.yaml` and `report.html` of the run tell the rest.\n"
-    )
 
 
 def _prune(star: Star, rows: Sequence[Row]) -> None:

@@ -25,6 +25,7 @@ from selftaught.methods.run import (
     Run,
     distinct,
     fit,
+    held,
     measured,
     model_card,
     once,
@@ -32,6 +33,7 @@ from selftaught.methods.run import (
     prefer,
     preference_options,
     seed_examples,
+    seed_work,
     told_apart,
     train_on,
     trained_row,
@@ -69,8 +71,7 @@ from selftaught.rollouts.selection import (
 from selftaught.rollouts.steps import (
     ValuedRollout,
 )
-from selftaught.runs.folder import Row, Watch, hold, publish, read_rows, write_config, write_rows
-from selftaught.runs.status import reported
+from selftaught.runs.folder import Row, Watch, publish, read_rows, write_config, write_rows
 from selftaught.samplers import Engine
 from selftaught.training import open_tokenizer
 from selftaught.training.launch import PLACE
@@ -90,11 +91,7 @@ def run_step_dpo(config: StepDpoConfig, watch: Watch | None = None) -> Row:
         NothingToLearn: no wrong completion, or none with a pit; says how many there were.
         BlockingIOError: another process runs in the folder.
     """
-    with (
-        hold(config.out),
-        reported(config.out / "status.json", "per-step DPO", watch) as watch,
-        Engine(config.sampler, config.sampler_options) as engine,
-    ):
+    with held(config, "per-step DPO", watch) as (watch, engine):
         run = open_step_dpo(config, watch, engine)
         write_config(config.out, config.plain(), CHANGEABLE)
         for count in sorted(set(config.sft_sizes) - set(_sizes(run))):
@@ -109,7 +106,7 @@ def run_step_dpo(config: StepDpoConfig, watch: Watch | None = None) -> Row:
 
 def open_step_dpo(
     config: StepDpoConfig, watch: Watch | None = None, engine: Engine | None = None
-) -> Run:
+) -> Run[StepDpoConfig]:
     """Check everything a run of per-step DPO needs; see `open_run`."""
     run = open_run(config, watch, engine, [("dpo", _dpo_options(config))])
     largest = max([*config.sizes, *config.sft_sizes], default=0)
@@ -120,6 +117,23 @@ def open_step_dpo(
     return run
 
 
+def work(run: Run[StepDpoConfig]) -> list[tuple[str, str]]:
+    """What a run would do, as names and values for a dry run."""
+    config, sizes = run.config, _sizes(run)
+    count = max(sizes)
+    each = config.best_of * config.repeats
+    values = count * config.wrong_per_problem * config.most_steps * each
+    return [
+        *seed_work(run),
+        ("Sampling", f"{count * config.n:,} completions ({config.n} for each of {count} problems), at most "
+         f"{run.params.max_tokens} tokens each"),
+        ("Values", f"at most {values:,} continuations, {each} from every step of up to "
+         f"{config.wrong_per_problem} wrong completions per problem"),
+        ("Models", f"{', '.join(config.methods)} at {len(sizes)} sizes, each measured on {len(run.test)} "
+         "test problems"),
+    ]  # fmt: skip
+
+
 def _dpo_options(config: StepDpoConfig) -> dict[str, Any]:
     return preference_options(
         config, beta=config.beta, learning_rate=config.dpo_learning_rate, epochs=config.dpo_epochs,
@@ -127,13 +141,12 @@ def _dpo_options(config: StepDpoConfig) -> dict[str, Any]:
     )  # fmt: skip
 
 
-def _sizes(run: Run) -> list[int]:
+def _sizes(run: Run[StepDpoConfig]) -> list[int]:
     config = run.config
-    assert isinstance(config, StepDpoConfig)
     return sorted(set(config.sizes)) or [len(run.train)]
 
 
-def _size(run: Run, count: int) -> StepSize:
+def _size(run: Run[StepDpoConfig], count: int) -> StepSize:
     """The first `count` of the training problems in an order drawn by the seed, so sizes are nested."""
     everything = range(len(run.train))
     drawn = random.Random(f"{run.config.seed} sizes").sample(everything, len(everything))
@@ -247,16 +260,15 @@ def weighted_row(
 # ---------------------------------------------------------------- the end
 
 
-def _finish(run: Run) -> Row:
+def _finish(run: Run[StepDpoConfig]) -> Row:
     config = run.config
-    assert isinstance(config, StepDpoConfig)
     rows = read_rows(config.out / "metrics.jsonl")
     size = _size(run, max(_sizes(run)))
     method = "step_dpo" if "step_dpo" in config.methods else config.methods[-1]
     best = next(row for row in rows if row["name"] == f"{NAMES[method]}, {size.count}")
     if (size.folder / "continuations.values.jsonl").exists():
         step_page(size)
-    card = model_card(run, NAMES[method], PAPER, accuracy_of(best))
+    card = model_card(run, NAMES[method], PAPER, accuracy_of(best), run.tuned, NAMES[method])
     summary = write_summary(config.out, {
         "method": "step_dpo",
         "best model": publish(size.folder / method / "model", config.out / "model", card),

@@ -6,9 +6,9 @@ import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
-from selftaught.methods.config import MethodConfig
+from selftaught.methods.config import SeededConfig
 from selftaught.methods.run import Run, sampled, tokens_of
 from selftaught.records import (
     Preference,
@@ -49,8 +49,11 @@ pairs of the largest edit distance, pairs at the first pit, or all steps weighte
 
 
 @dataclass(frozen=True)
-class StepDpoConfig(MethodConfig):
+class StepDpoConfig(SeededConfig):
     """Options of per-step DPO; defaults are the paper's where it is known, `small()` is for tiny models."""
+
+    heading: ClassVar[str] = "per-step DPO"
+    method: ClassVar[str] = "step-dpo"
 
     out: Path = Path("runs/step_dpo")
     """Folder of the run; repeating the command continues it."""
@@ -130,7 +133,7 @@ class StepDpoConfig(MethodConfig):
 class StepSize:
     """One number of training problems, and everything made from them."""
 
-    run: Run
+    run: Run[StepDpoConfig]
     problems: Sequence[Problem]
     folder: Path
 
@@ -146,7 +149,6 @@ class StepSize:
 
 
 def config_of(size: StepSize) -> StepDpoConfig:
-    assert isinstance(size.run.config, StepDpoConfig)
     return size.run.config
 
 

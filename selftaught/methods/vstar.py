@@ -19,7 +19,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from selftaught.evaluation.candidates import (
     Candidates,
@@ -30,10 +30,11 @@ from selftaught.evaluation.candidates import (
     share,
 )
 from selftaught.evaluation.evaluator import accuracy_of
-from selftaught.methods.config import MethodConfig
+from selftaught.methods.config import SeededConfig
 from selftaught.methods.run import (
     Run,
     fit,
+    held,
     measured,
     model_card,
     once,
@@ -43,6 +44,7 @@ from selftaught.methods.run import (
     sampled,
     seed_examples,
     seed_rollouts,
+    seed_work,
     tokens_of,
     told_apart,
     train_on,
@@ -63,7 +65,6 @@ from selftaught.rollouts.selection import (
 from selftaught.runs.folder import (
     Row,
     Watch,
-    hold,
     publish,
     read_json,
     read_rows,
@@ -71,7 +72,6 @@ from selftaught.runs.folder import (
     write_config,
     write_rows,
 )
-from selftaught.runs.status import reported
 from selftaught.samplers import Engine
 from selftaught.training import (
     Judged,
@@ -84,8 +84,11 @@ PAPER = "Hosseini et al. 2024, arXiv:2402.06457"
 
 
 @dataclass(frozen=True)
-class VstarConfig(MethodConfig):
+class VstarConfig(SeededConfig):
     """Options of V-STaR; defaults are the paper's where it gives any, `small()` is for tiny models."""
+
+    heading: ClassVar[str] = "V-STaR"
+    method: ClassVar[str] = "vstar"
 
     out: Path = Path("runs/vstar")
     """Folder of the run; repeating the command continues it."""
@@ -152,11 +155,7 @@ def run_vstar(config: VstarConfig, watch: Watch | None = None) -> Row:
         NothingToLearn: no problem has both a right and a wrong completion; says how many there are.
         BlockingIOError: another process runs in the folder.
     """
-    with (
-        hold(config.out),
-        reported(config.out / "status.json", "V-STaR", watch) as watch,
-        Engine(config.sampler, config.sampler_options) as engine,
-    ):
+    with held(config, "V-STaR", watch) as (watch, engine):
         run = open_vstar(config, watch, engine)
         write_config(config.out, config.plain(), CHANGEABLE)
         seed = seed_examples(run, run.train, config.out / "sft")
@@ -184,12 +183,25 @@ def run_vstar(config: VstarConfig, watch: Watch | None = None) -> Row:
 
 def open_vstar(
     config: VstarConfig, watch: Watch | None = None, engine: Engine | None = None
-) -> Run:
+) -> Run[VstarConfig]:
     """Check everything a run of V-STaR needs; see `open_run`."""
     trainings: list[tuple[Kind, Mapping[str, Any]]] = [("dpo", _verifier_options(config))]
     if config.baselines:
         trainings.append(("outcome", _outcome_options(config)))
     return open_run(config, watch, engine, trainings)
+
+
+def work(run: Run[VstarConfig]) -> list[tuple[str, str]]:
+    """What a run would do, as names and values for a dry run."""
+    config, problems = run.config, len(run.train)
+    return [
+        *seed_work(run),
+        ("Sampling", f"{config.iterations} iterations of {config.k * problems:,} completions ({config.k} for "
+         f"each of {problems} problems), at most {run.params.max_tokens} tokens each"),
+        ("Verifier", f"DPO on up to {config.pairs_per_problem or 'all'} pairs per problem, learning rate "
+         f"{config.verifier_learning_rate:g}"),
+        ("Choices", f"{config.candidates} candidates for each of {len(run.test)} test problems, all scored"),
+    ]  # fmt: skip
 
 
 def _verifier_options(config: VstarConfig) -> Row:
@@ -207,7 +219,7 @@ def _outcome_options(config: VstarConfig) -> Row:
     return {"max_length": config.max_length, **options}
 
 
-def sample_iteration(run: Run, config: VstarConfig, iteration: int) -> list[Rollout]:
+def sample_iteration(run: Run[VstarConfig], config: VstarConfig, iteration: int) -> list[Rollout]:
     """Line 4: k samples per training problem of the generator that the iterations before made."""
     # Other draws in every iteration, or a model that hardly changed would repeat itself.
     params = replace(run.params, n=config.k, seed=config.seed + 1000 * iteration)
@@ -215,17 +227,17 @@ def sample_iteration(run: Run, config: VstarConfig, iteration: int) -> list[Roll
     return sampled(run, _model(run, iteration - 1), run.train, run.tuned, params, store)
 
 
-def _folder(run: Run, iteration: int) -> Path:
+def _folder(run: Run[VstarConfig], iteration: int) -> Path:
     return run.config.out / (f"iteration-{iteration}" if iteration else "sft")
 
 
-def _model(run: Run, iteration: int) -> str:
+def _model(run: Run[VstarConfig], iteration: int) -> str:
     """The generator after an iteration; 0: G_SFT."""
     return str(_folder(run, iteration) / "model")
 
 
 def _generator(
-    run: Run, seed: Sequence[Example], collected: Sequence[Rollout], iteration: int
+    run: Run[VstarConfig], seed: Sequence[Example], collected: Sequence[Rollout], iteration: int
 ) -> Row:
     """Lines 3 and 5: the base fine-tuned on D_GEN as it is after an iteration; 0: G_SFT."""
     out = _folder(run, iteration)
@@ -237,23 +249,23 @@ def _generator(
     })  # fmt: skip
 
 
-def learned_from(run: Run, seed: Sequence[Example], rollouts: Sequence[Rollout]) -> list[Example]:
+def learned_from(
+    run: Run[VstarConfig], seed: Sequence[Example], rollouts: Sequence[Rollout]
+) -> list[Example]:
     """D_GEN: the seed set and every right completion, each text once where `distinct`."""
     config = run.config
-    assert isinstance(config, VstarConfig)
     kept = run.kept(rollouts)
     kept = keep_distinct(kept) if config.distinct else kept
     return [*seed, *make_examples(kept, run.tuned)]
 
 
-def preferences_of(run: Run, rollouts: Sequence[Rollout]) -> list[Preference]:
+def preferences_of(run: Run[VstarConfig], rollouts: Sequence[Rollout]) -> list[Preference]:
     """Line 7: right over wrong, among all rollouts and the problems' own rationales.
 
     Raises:
         NothingToLearn: no problem has both kinds.
     """
     config = run.config
-    assert isinstance(config, VstarConfig)
     tokenizer = open_tokenizer(_model(run, 0))
     everything = [*seed_rollouts(run, run.train, config.out / "sft"), *rollouts]
     if config.distinct:
@@ -270,10 +282,9 @@ def preferences_of(run: Run, rollouts: Sequence[Rollout]) -> list[Preference]:
     return pairs
 
 
-def train_verifier(run: Run, rollouts: Sequence[Rollout], folder: str) -> Row:
+def train_verifier(run: Run[VstarConfig], rollouts: Sequence[Rollout], folder: str) -> Row:
     """Lines 7 and 8: DPO from G_SFT with G_SFT as the reference, once, on all that was sampled."""
     config = run.config
-    assert isinstance(config, VstarConfig)
     pairs = preferences_of(run, rollouts)
     training = prefer(run, _model(run, 0), pairs, config.out / folder, _verifier_options(config))
     return {"model": str(training.model), "pairs": len(pairs), "training": training_row(training),
@@ -283,22 +294,24 @@ def train_verifier(run: Run, rollouts: Sequence[Rollout], folder: str) -> Row:
 # ---------------------------------------------------------------- choosing among candidates
 
 
-def test_candidates(run: Run, folder: Path) -> list[Rollout]:
+def test_candidates(run: Run[VstarConfig], folder: Path) -> list[Rollout]:
     """N graded candidates per test problem of the generator in a folder."""
     config = run.config
-    assert isinstance(config, VstarConfig)
     params = replace(run.params, n=config.candidates, seed=config.seed + 500_000)
     return sampled(run, str(folder / "model"), run.test, run.tuned, params, folder / "candidates.jsonl")  # fmt: skip
 
 
 def scores_of(
-    run: Run, rollouts: Sequence[Rollout], verifier: Path, store: Path, kind: str = "dpo"
+    run: Run[VstarConfig],
+    rollouts: Sequence[Rollout],
+    verifier: Path,
+    store: Path,
+    kind: str = "dpo",
 ) -> list[float]:
     """A verifier's scores of candidates; kept in a file, and not computed twice."""
     from selftaught.evaluation.verifier import OutcomeModel, Verifier
 
     config = run.config
-    assert isinstance(config, VstarConfig)
     made_of = _scored_by(run, rollouts, verifier)
     found = read_json(store)
     if found and found["made of"] == made_of:
@@ -319,12 +332,11 @@ def scores_of(
     return scores
 
 
-def _scored_by(run: Run, rollouts: Sequence[Rollout], verifier: Path) -> list[str]:
+def _scored_by(run: Run[VstarConfig], rollouts: Sequence[Rollout], verifier: Path) -> list[str]:
     """All that the scores depend on: the weights of the verifier, its reference, and the candidates."""
     from selftaught.samplers.tokens import folder_fingerprint
 
     config = run.config
-    assert isinstance(config, VstarConfig)
     weights = [folder_fingerprint(str(verifier / "model"))]
     if config.score == "reward":
         weights.append(folder_fingerprint(_model(run, 0)))
@@ -335,14 +347,15 @@ def _scored_by(run: Run, rollouts: Sequence[Rollout], verifier: Path) -> list[st
     return [config.score, *weights, digest.hexdigest()[:16]]
 
 
-def measure_choices(run: Run, generator: int, verifier: str, name: str) -> Row:
+def measure_choices(run: Run[VstarConfig], generator: int, verifier: str, name: str) -> Row:
     """Among a generator's candidates: one, any, the majority, and what a verifier chooses."""
     return _measured_choices(run, _folder(run, generator), verifier, name)
 
 
-def _measured_choices(run: Run, folder: Path, verifier: str, name: str, kind: str = "dpo") -> Row:
+def _measured_choices(
+    run: Run[VstarConfig], folder: Path, verifier: str, name: str, kind: str = "dpo"
+) -> Row:
     config = run.config
-    assert isinstance(config, VstarConfig)
 
     def make() -> Row:
         rollouts = test_candidates(run, folder)
@@ -357,10 +370,11 @@ def _measured_choices(run: Run, folder: Path, verifier: str, name: str, kind: st
     return once(run, f"choices: {name}", make)
 
 
-def _unscored(run: Run, folder: Path, among: Candidates) -> dict[str, dict[str, list[float]]]:
+def _unscored(
+    run: Run[VstarConfig], folder: Path, among: Candidates
+) -> dict[str, dict[str, list[float]]]:
     """What needs no verifier; computed once for a generator's candidates."""
     config = run.config
-    assert isinstance(config, VstarConfig)
     key = f"choices {folder}"
     if key not in run.read:
         run.read[key] = _shares(config, among, ("sample", "pass", "majority"))
@@ -379,10 +393,11 @@ def _cell(generator: int, verifier: int) -> str:
     return f"G{generator} with V{verifier}"
 
 
-def _baselines(run: Run, seed: Sequence[Example], collected: Sequence[Rollout]) -> None:
+def _baselines(
+    run: Run[VstarConfig], seed: Sequence[Example], collected: Sequence[Rollout]
+) -> None:
     """The paper's baselines at equal samples, and an outcome reward model."""
     config = run.config
-    assert isinstance(config, VstarConfig)
     last = config.iterations
     once(run, "outcome model", lambda: _outcome(run, collected))
     _measured_choices(run, _folder(run, last), "outcome", "outcome reward model", "outcome")
@@ -397,16 +412,15 @@ def _baselines(run: Run, seed: Sequence[Example], collected: Sequence[Rollout]) 
     _measured_choices(run, config.out / "rft", "verifier-sft", "one iteration (RFT + verifier)")
 
 
-def _rft(run: Run, seed: Sequence[Example], rollouts: Sequence[Rollout]) -> Row:
+def _rft(run: Run[VstarConfig], seed: Sequence[Example], rollouts: Sequence[Rollout]) -> Row:
     out = run.config.out / "rft"
     training = fit(run, learned_from(run, seed, rollouts), out)
     return trained_row(run, training, measured(run, str(training.model), "RFT", out))
 
 
-def _outcome(run: Run, collected: Sequence[Rollout]) -> Row:
+def _outcome(run: Run[VstarConfig], collected: Sequence[Rollout]) -> Row:
     """An outcome reward model from G_SFT on the same completions as the verifier."""
     config = run.config
-    assert isinstance(config, VstarConfig)
     tokenizer = open_tokenizer(_model(run, 0))
     everything = keep_distinct([*seed_rollouts(run, run.train, config.out / "sft"), *collected])
     judged = [
@@ -429,14 +443,15 @@ def _outcome(run: Run, collected: Sequence[Rollout]) -> Row:
 # ---------------------------------------------------------------- the end
 
 
-def _finish(run: Run) -> Row:
+def _finish(run: Run[VstarConfig]) -> Row:
     config = run.config
-    assert isinstance(config, VstarConfig)
     rows = read_rows(config.out / "metrics.jsonl")
     named = {row["name"]: row for row in rows}
     last = config.iterations
-    card = model_card(run, "V-STaR", PAPER, accuracy_of(named[f"iteration {last}"]))
-    verifier_card = card.replace("taught by V-STaR", "verified by V-STaR")
+    card = model_card(
+        run, "V-STaR", PAPER, accuracy_of(named[f"iteration {last}"]), run.tuned, "V-STaR"
+    )
+    verifier_card = card.replace("trained with V-STaR", "verifier of V-STaR")
     summary = write_summary(config.out, {
         "method": "vstar",
         "best model": publish(Path(_model(run, last)), config.out / "model", card),

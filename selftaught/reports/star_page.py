@@ -127,7 +127,7 @@ def read_run(folder: Path) -> Run:
     )
 
 
-def run_report(run: Path) -> Path:
+def report(run: Path) -> Path:
     """Write `report.html` and `report.md` into a run folder, also while it runs; returns the page."""
     told = read_run(run)
     kinds = rollout_kinds(run)

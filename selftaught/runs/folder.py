@@ -120,6 +120,7 @@ def check_config(folder: Path, config: Mapping[str, Any], changeable: Sequence[s
     path = folder / "config.yaml"
     if path.exists():
         stored = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+        stored.setdefault("method", config.get("method"))  # earlier versions did not write it
         differing = [
             f"{key} (was {stored.get(key)!r}, now {config.get(key)!r})"
             for key in sorted({*stored, *config} - set(changeable))

@@ -1,18 +1,31 @@
-"""Kinds of question; `open_task` opens one by name."""
+"""Tasks: questions with gold answers, and how answers are graded. `open_task` opens one by name."""
 
+import importlib.util
 import inspect
 import json
+import re
+import sys
 from collections.abc import Callable
 from dataclasses import replace
+from difflib import get_close_matches
+from pathlib import Path
 from types import UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from selftaught.tasks.base import Task
 from selftaught.thought_marks import checked_marks
 
-__all__ = ["TASKS", "Task", "open_task"]
+__all__ = ["TASKS", "Task", "open_task", "task_help"]
 
-TASKS = ("arithmetic", "gsm8k", "commonsense_qa", "competition_math", "gym", "question_file")
+TASKS = {
+    "arithmetic": "sums of two numbers; the small model in this package knows them",
+    "gsm8k": "grade-school word problems (GSM8K)",
+    "commonsense_qa": "five-way multiple choice (CommonsenseQA)",
+    "competition_math": "competition problems with LaTeX answers (MATH)",
+    "gym": "any task of reasoning-gym, by its name",
+    "question_file": "your own questions and answers: JSONL, CSV, Parquet, or a Hub data set",
+}
+"""Names of the tasks, with a line on each."""
 
 
 def open_task(name: str, /, **options: object) -> Task:
@@ -91,5 +104,75 @@ def _opener(name: str) -> Callable[..., Task]:
             from selftaught.tasks.question_file import question_file
 
             return question_file
+        case _ if ":" in name:
+            return _in_file(name)
         case _:
-            raise ValueError(f"No task is called {name!r}; there are: {', '.join(TASKS)}.")
+            close = get_close_matches(name, TASKS, n=1)
+            hint = f" Did you mean {close[0]!r}?" if close else ""
+            raise ValueError(
+                f"No task is called {name!r}.{hint} There are: {', '.join(TASKS)}; or give a file and a "
+                "function of your own, such as my_task.py:make."
+            )
+
+
+def _in_file(name: str) -> Callable[..., Task]:
+    """The function that "my_task.py:make" names."""
+    file, _, function = name.rpartition(":")
+    path = Path(file)
+    if not path.is_file():
+        raise ValueError(
+            f"There is no file {file!r} for the task {name!r}, expected FILE.py:FUNCTION."
+        )
+    module_name = f"selftaught_task_{path.stem}"
+    spec = importlib.util.spec_from_file_location(module_name, path.resolve())
+    if spec is None or spec.loader is None:
+        raise ValueError(f"{file} is no Python file; expected FILE.py:FUNCTION.")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[module_name] = module
+    spec.loader.exec_module(module)
+    made = getattr(module, function, None)
+    if not callable(made):
+        raise ValueError(f"{file} has no function {function!r}, which must return a Task.")
+
+    def checked(**options: Any) -> Task:
+        task = made(**options)
+        if not isinstance(task, Task):
+            raise ValueError(f"{name} must return a Task, got {type(task).__name__}.")
+        return task
+
+    checked.__signature__ = inspect.signature(made)  # type: ignore[attr-defined]
+    checked.__annotations__ = getattr(made, "__annotations__", {})
+    checked.__doc__ = made.__doc__
+    return checked
+
+
+def task_help(name: str) -> tuple[str, list[tuple[str, str]]]:
+    """Return what a task is, and its options with their meanings and defaults.
+
+    Raises:
+        ValueError: no task has this name.
+    """
+    opened = _opener(name)
+    about, _, arguments = inspect.cleandoc(opened.__doc__ or "").partition("Args:")
+    meanings = _meanings(arguments.partition("Raises:")[0])
+    options = []
+    for key, one in inspect.signature(opened).parameters.items():
+        text = meanings.get(key, "").rstrip(".")
+        text = text[:1].upper() + text[1:] + "." if text else ""
+        if one.default is inspect.Parameter.empty:
+            default = "Required."
+        else:
+            default = f"Default: {'none' if one.default is None else one.default}."
+        options.append((key, text if "Default:" in text else f"{text} {default}".strip()))
+    marks = "The two texts that open and end a thought. Default: <think> </think>."
+    return " ".join(about.split()), [*options, ("thought_marks", marks)]
+
+
+def _meanings(arguments: str) -> dict[str, str]:
+    """The help text of every argument in the `Args` section of a docstring."""
+    found: dict[str, str] = {}
+    for part in re.split(r"\n(?= {4}\S)", arguments):
+        names, _, text = part.strip().partition(":")
+        words = " ".join(text.split())
+        found |= dict.fromkeys((one.strip() for one in names.split(",")), words)
+    return found

@@ -38,15 +38,17 @@ def arithmetic(
     shots: int = 0,
     seed: int = 0,
 ) -> Task:
-    """Sums of two numbers with equally many digits; all counts are per number of digits.
+    """Sums of two numbers with the same number of digits. All counts are per number of digits.
 
     There are only 100 sums of one digit: about 70 of them are for training, 10 for validation and
-    20 for test, and a split that should be larger has just those.
+    20 for test; a split that asks for more has just those.
 
     Args:
-        digits: such as "1-5" or "3".
-        shots: worked examples per number of digits in the prompt; the paper shows 10 (Section 4.2).
-            None for the embedded model, which writes scratchpads without being shown any.
+        digits: numbers of digits, such as "1-5" or "3".
+        train, validation, test: number of problems of the split, per number of digits.
+        shots: worked examples in the prompt per number of digits; the paper shows 10 (Section 4.2). 0 for
+            the embedded model, which writes scratchpads without examples.
+        seed: random seed for drawing the problems.
     """
     lengths = _lengths(digits)
     counts = {"train": train, "validation": validation, "test": test}

@@ -86,7 +86,12 @@ SHOTS = tuple(
 
 
 def commonsense_qa(data_dir: str | None = None, validation: int = 500) -> Task:
-    """Five-way multiple choice; the last `validation` of the training problems are held out."""
+    """Five-way multiple choice.
+
+    Args:
+        data_dir: a folder with train.jsonl and dev.jsonl; default: the Hub.
+        validation: number of training problems, the last ones, that are held out for validation.
+    """
 
     @cache
     def splits() -> dict[str, list[Problem]]:

@@ -99,11 +99,12 @@ SHOTS = tuple(
 def competition_math(
     data_dir: str | None = None, validation: int = 500, full_test: bool = False
 ) -> Task:
-    """Competition problems; the last `validation` of the training problems are held out.
+    """Competition problems with LaTeX answers.
 
     Args:
         data_dir: a folder with train.jsonl and test.jsonl, with the fields problem, solution, and
             where there are any level and type; default: the Hub.
+        validation: number of training problems, the last ones, that are held out for validation.
         full_test: test on all of MATH's test problems instead of the 500-problem subset.
     """
 

@@ -68,7 +68,12 @@ _CALCULATOR = re.compile(r"<<[^<>]*>>")
 
 
 def gsm8k(data_dir: str | None = None, validation: int = 500) -> Task:
-    """Grade-school word problems; the last `validation` of the training problems are held out."""
+    """Grade-school word problems.
+
+    Args:
+        data_dir: a folder with train.jsonl and test.jsonl; default: the Hub.
+        validation: number of training problems, the last ones, that are held out for validation.
+    """
 
     @cache
     def splits() -> dict[str, list[Problem]]:

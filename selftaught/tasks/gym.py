@@ -70,7 +70,8 @@ def gym(
 
     Args:
         name: the library's name of the task, such as "chain_sum".
-        train, validation, test: how many different problems each split has.
+        train, validation, test: number of different problems of the split.
+        seed: random seed for drawing the problems.
         config: the generator's own options, such as {"max_terms": 3}.
         shots: a file of worked examples with the columns question, answer and rationale. Without
             it chain_sum and simple_equations have worked examples of ours; every other task shows

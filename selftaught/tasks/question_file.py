@@ -81,16 +81,20 @@ def question_file(
 
     Args:
         path: a .jsonl, .json, .csv, .tsv or .parquet file, or the name of a Hub data set.
-        question, gold, id, rationale: names of columns; without `id` rows are numbered. Not every
-            question needs a rationale.
-        kind: what the answers are; a number, a choice letter, LaTeX, or other text.
+        question: name of the column with the question.
+        gold: name of the column with the gold answer.
+        id: name of the column with an identifier. Without it rows are numbered.
+        rationale: name of the column with a rationale. Not every question needs one.
+        kind: kind of the answers: number, choice (a letter), latex, or text.
         template: the question made of several columns, such as "{context}\\n{question}"; the two
             characters \\n are a line break, and {{ and }} are braces.
-        validation, test: files, or splits of the Hub data set. Where one is not given, a tenth of
-            the questions, at least 1 and at most 500, is drawn for it by `seed`.
-        config, split: of the Hub data set.
+        validation, test: a file, or a split of the Hub data set. Where it is not given, a tenth of the
+            questions, at least 1 and at most 500, is drawn for it by `seed`.
+        config: configuration of the Hub data set, where it has several.
+        split: split of the Hub data set that is read for training.
         shots: a file of worked examples with the same columns and a rationale column.
-        max_tokens: room for one rationale.
+        seed: random seed for drawing the validation and test problems.
+        max_tokens: maximum number of new tokens per completion.
     """
     if template is not None:
         template = template.replace("\\n", "\n")

@@ -1,0 +1,113 @@
+"""Options that several commands and methods share, in the groups that `--help` shows them in.
+
+A configuration is a dataclass that inherits the groups it needs, adds options of its own, and may change
+a default. The string under a field is its help text.
+"""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+Prompt = Literal["few_shot", "bare", "chat"]
+Launcher = Literal["inline", "torchrun", "accelerate", "ray"]
+
+
+@dataclass(frozen=True)
+class TaskOptions:
+    """The questions, and how their answers are graded."""
+
+    heading: ClassVar[str] = "model and task"
+
+    task: str = "arithmetic"
+    """Name of the task. `selftaught tasks` lists the tasks and the options of each."""
+    task_options: dict[str, Any] = field(default_factory=dict)
+    """Options of the task, such as `--task_options.path questions.jsonl`."""
+
+
+@dataclass(frozen=True)
+class ModelOptions(TaskOptions):
+    """The model and the questions."""
+
+    heading: ClassVar[str] = "model and task"
+
+    model: str = "embedded"
+    """Hugging Face model name or model folder, or "embedded" for the small model in this package."""
+
+
+@dataclass(frozen=True)
+class PromptOptions:
+    """The prompt around a question."""
+
+    heading: ClassVar[str] = "prompt"
+
+    prompt: Prompt = "few_shot"
+    """Prompt style: "few_shot" (the task's worked examples before the question), "bare" (the question
+    alone) or "chat" (the model's chat template, with the task's instruction on how to state the
+    answer)."""
+    system_prompt: str | None = None
+    """System message. Requires `--prompt chat`."""
+    chat_template_kwargs: dict[str, Any] = field(default_factory=dict)
+    """Variables of the chat template, such as `--chat-template-kwargs.enable_thinking false`. Requires
+    `--prompt chat`."""
+
+
+@dataclass(frozen=True)
+class SamplingOptions:
+    """How completions are sampled."""
+
+    heading: ClassVar[str] = "sampling"
+
+    temperature: float = 0.7
+    """Sampling temperature. 0 means greedy decoding."""
+    top_p: float = 1.0
+    """Nucleus sampling threshold. 1.0 disables it."""
+    max_tokens: int | None = None
+    """Maximum number of new tokens per completion. Default: set by the task."""
+    sampler: str = "transformers"
+    """Sampling engine: "transformers" (in this process), "vllm", or "ray" (several engines on a Ray
+    cluster)."""
+    sampler_options: dict[str, Any] = field(default_factory=dict)
+    """Options of the sampling engine, such as `--sampler_options.batch_size 64`."""
+
+
+@dataclass(frozen=True)
+class TrainingOptions:
+    """Fine-tuning; the names are those of transformers and TRL."""
+
+    heading: ClassVar[str] = "training"
+
+    num_train_epochs: float = 3.0
+    """Number of passes over the training examples."""
+    learning_rate: float = 2e-5
+    """Peak learning rate. Smaller models need a larger one."""
+    per_device_train_batch_size: int = 8
+    """Number of examples per device and forward pass."""
+    max_length: int = 1024
+    """Maximum length of a training example in tokens. Longer examples are dropped and counted, never
+    truncated."""
+    use_peft: bool = False
+    """Train a LoRA adapter and merge it into the model, instead of training all weights."""
+    lora_r: int = 16
+    """Rank of the LoRA adapter."""
+    lora_alpha: int = 32
+    """Scaling factor of the LoRA adapter."""
+    lora_target_modules: str = "all-linear"
+    """Layers that get an adapter: "all-linear", or layer names separated by commas."""
+    training: dict[str, Any] = field(default_factory=dict)
+    """Any other field of TRL's `SFTConfig`, such as `--training.weight_decay 0.1`."""
+
+
+@dataclass(frozen=True)
+class LaunchOptions:
+    """In how many processes a fine-tuning runs, and where."""
+
+    heading: ClassVar[str] = "launching"
+
+    launcher: Launcher = "inline"
+    """Where fine-tuning runs: "inline" (in this process), "torchrun" or "accelerate" (in several
+    processes of this machine), or "ray" (on a Ray cluster). See docs/launch.md."""
+    num_processes: int = 1
+    """Number of training processes. The global batch size does not depend on it."""
+    accelerate_config: Path | None = None
+    """Configuration file written by `accelerate config`, such as those in configs/. Requires
+    `--launcher accelerate`."""
