@@ -2,9 +2,11 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 import time
+from inspect import signature
 from pathlib import Path
 
 import pytest
@@ -12,6 +14,7 @@ import pytest
 from selftaught.cli import main
 from selftaught.cli.command import COMMANDS
 from selftaught.records import read_jsonl, read_rollouts
+from selftaught.tasks import TASKS, _opener
 
 
 def run(*arguments: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -46,16 +49,78 @@ def test_help_comes_within_a_second_and_without_torch(command: str, tmp_path: Pa
 
 
 def test_every_option_of_star_says_what_it_is_and_where_it_comes_from(tmp_path: Path):
-    told = run("star", "--help", cwd=tmp_path).stdout
+    told = " ".join(run("star", "--help", cwd=tmp_path).stdout.split())
     assert told.count("--") > 40
     for source in ("Section 4.1", "Section 3.2", "Appendix H", "Section 4.3"):
         assert source in told
 
 
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_is_one_usage_line_and_groups_of_options(command: str, tmp_path: Path):
+    """The format is that of the style guide; the names and defaults are those of the dataclasses."""
+    told = run(command, "--help", cwd=tmp_path).stdout
+    usage, blank, about, *rest = told.splitlines()
+    assert usage.startswith(f"usage: selftaught {command}")
+    assert blank == "" and about.endswith(".")
+    assert all(len(line) <= 100 for line in rest)
+    assert not re.search(r"--[a-z-]+_[a-z]+ ", told.replace("`", " "))  # one spelling is shown
+    assert "(type:" not in told and "NoneType" not in told
+    for line in rest:
+        assert not line or line.startswith((" ", "See ")) or line.endswith(":")
+
+
+def test_the_groups_of_a_method_are_those_of_its_dataclasses(tmp_path: Path):
+    told = run("star", "--help", cwd=tmp_path).stdout
+    found = re.findall(r"^([A-Za-z ]+):$", told, re.MULTILINE)
+    assert found == [
+        "STaR", "model and task", "prompt", "sampling", "selection", "training", "launching", "run",
+        "options",
+    ]  # fmt: skip
+    assert "--rationalization, --no-rationalization" in told
+    assert "--learning-rate FLOAT" in told
+    assert "--k INT [INT ...]" in run("rft", "--help", cwd=tmp_path).stdout
+
+
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
-        (["star", "--no_such_option", "1"], "no_such_option"),
+        (["star", "--itertions", "1"], "Did you mean --iterations?"),
+        (["star", "--no-rationalisation"], "Did you mean --rationalization?"),
+        (["star", "--learning_rat=1"], "Did you mean --learning-rate?"),
+        (["sampel"], "Did you mean sample?"),
+        (["star", "--task", "gsm8"], "Did you mean 'gsm8k'?"),
+        (["star", "--task_options.digit", "3"], "digits"),
+        (["quiet", "train", "--thoughts", "1"], "There is no option --thoughts"),
+    ],
+)
+def test_a_misspelled_name_gets_a_suggestion(
+    arguments: list[str], told: str, tmp_path: Path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    try:
+        code = main(arguments)
+    except SystemExit as stop:
+        code = stop.code
+    assert code == 2
+    assert told in capsys.readouterr().err
+
+
+def test_tasks_and_the_options_of_each_are_listed(tmp_path: Path, capsys):
+    assert main(["tasks"]) == 0
+    names = [line.split()[0] for line in capsys.readouterr().out.splitlines()[:6]]
+    assert names == list(TASKS)
+    for name in names:
+        assert main(["tasks", name]) == 0
+        told = capsys.readouterr().out
+        for option in signature(_opener(name)).parameters:
+            found = re.search(rf"--task-options\.{option.replace('_', '-')}\s+(\S.*)", told)
+            assert found and len(found[1].split()) > 1, option
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["star", "--no_such_option", "1"], "no-such-option"),
         (["star", "--task", "nonsense", "--out", "r"], "No task is called 'nonsense'"),
         (["star", "--task_options.digit", "3", "--out", "r"], "has no option 'digit'"),
         (["star", "--iterations", "0", "--out", "r"], "iterations must be at least 1"),
@@ -86,11 +151,13 @@ def test_what_is_true_or_false_may_be_said_in_three_ways(tmp_path: Path, monkeyp
         "--baselines",
         "--no-distinct",
         "--bf16=true",
-        "--dry-run",
+        "--print-config",
     ]
-    assert main(given) == 0
+    with pytest.raises(SystemExit) as stop:
+        main(given)
+    assert stop.value.code == 0
     told = capsys.readouterr().out
-    for setting in ("table False", "baselines True", "distinct False", "bf16 True"):
+    for setting in ("table: false", "baselines: true", "distinct: false", "bf16: true"):
         assert setting in told
 
 

@@ -8,7 +8,6 @@ import yaml
 
 from selftaught.cli import main
 from selftaught.methods.star import StarConfig
-from selftaught.methods.star import plain as plain_star
 
 
 def folder(tmp_path: Path, config: dict | None, **files: str) -> Path:
@@ -64,7 +63,7 @@ def test_quiet_is_not_put_beside_star(tmp_path: Path, capsys):
 
 def test_a_run_of_star_that_has_just_begun_has_a_page(tmp_path: Path):
     made = folder(
-        tmp_path, plain_star(StarConfig(launcher="accelerate", accelerate_config=Path("a.yaml")))
+        tmp_path, StarConfig(launcher="accelerate", accelerate_config=Path("a.yaml")).plain()
     )
     assert main(["report", str(made)]) == 0
     assert "Nothing is measured yet" in (made / "report.html").read_text(encoding="utf-8")

@@ -130,6 +130,8 @@ def plain_forms(given: Sequence[str], options: Sequence[type]) -> list[str]:
     rest = list(given)
     while rest:
         one = rest.pop(0)
+        if len(one) == 2 and one[0] == "-" and one[1] in known:
+            one = f"-{one}"  # -n 4 is --n 4
         if one == "--" or not one.startswith("--"):
             plain.append(one)
             continue

@@ -90,10 +90,11 @@ class StarConfig(MethodConfig):
     rationalized_share: float = 1.0
     """Share of the failed problems that are sampled again; 1.0 as in the authors' code."""
     prompt_later: bool = True
-    """Keep the worked examples in the prompt after the first iteration (Section 4.1). False is the
-    authors' `--no_prompt`."""
+    """Keep the worked examples in the prompt after the first iteration (Section 4.1). False is
+    `no_prompt` of the authors' code."""
     prompt_in_training: bool = False
-    """Keep the worked examples in the training prompt, the authors' `--few_shot_train`. The paper
+    """Keep the worked examples in the training prompt, `few_shot_train` of the
+    authors' code. The paper
     reports a gain from it on CommonsenseQA (Section 4.4)."""
     from_base: bool = True
     """Fine-tune the base model in every iteration (Algorithm 1, line 7). False: fine-tune the model of
