@@ -201,7 +201,7 @@ def test_nothing_to_grade_or_to_learn_from_is_told(tmp_path: Path):
 
 def test_a_process_that_ends_is_told_of(tmp_path: Path, capfd):
     (path, *_) = stores(tmp_path, rollouts(9))
-    with pytest.raises(ChildProcessError, match=r"reading .*store 0\.jsonl ended with code 1"):
+    with pytest.raises(ChildProcessError, match=r"reading .*store 0\.jsonl ended with exit code 1"):
         list(bulk._done({"grade": "nonsense", "options": {}}, bulk._blocks([path]), 2))
     assert "No task is called 'nonsense'" in capfd.readouterr().err
 

@@ -1,58 +1,120 @@
-"""A worker process that is asked over pipes."""
+"""Worker processes that answer one message after another over pipes.
 
+A worker is a plain subprocess that imports one module and runs its `serve`, so a caller's main script needs
+no `__main__` guard, and workers can be started from any thread. A message is a JSON value on one line,
+with the number of bytes of data that follow it.
+"""
+
+import contextlib
 import json
 import os
 import signal
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
 from threading import Event, Timer
-from typing import BinaryIO
+from typing import Any, NamedTuple
 
 
-def started(module: str) -> subprocess.Popen[bytes]:
-    """A process that runs `serve` of a module, with pipes to it; it imports what this one could."""
-    path = os.pathsep.join(entry or os.curdir for entry in sys.path)
-    return subprocess.Popen(
-        [sys.executable, "-P", "-c", f"from {module} import serve; serve()"],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        env={**os.environ, "PYTHONPATH": path},
-    )
+class Reply(NamedTuple):
+    """The answer of a worker."""
+
+    message: Any
+    """None where the worker ended before it answered."""
+    data: bytes
+    late: bool
+    """Whether the worker was killed at the time limit."""
 
 
-def answers_only() -> BinaryIO:
-    """Standard output of a worker process, for what the parent reads; all else goes to standard error."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
+class Child:
+    """A worker process that runs `serve` of a module.
+
+    It imports what this process could import.
+    """
+
+    def __init__(self, module: str) -> None:
+        path = os.pathsep.join(entry or os.curdir for entry in sys.path)
+        self._process = subprocess.Popen(
+            [sys.executable, "-P", "-c", f"from {module} import serve; serve()"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env={**os.environ, "PYTHONPATH": path},
+        )
+
+    def ask(self, message: Any, data: bytes = b"", *, seconds: float | None = None) -> Reply:
+        """Send a message and wait for the answer.
+
+        Args:
+            message: any JSON value but None.
+            seconds: the time limit, after which the worker is killed; None: no limit.
+        """
+        stdin, stdout = self._process.stdin, self._process.stdout
+        assert stdin is not None and stdout is not None
+        late = Event()
+
+        def kill() -> None:
+            late.set()
+            self._process.kill()
+
+        timer = Timer(seconds, kill) if seconds is not None else None
+        if timer is not None:
+            timer.daemon = True
+            timer.start()
+        try:
+            stdin.write(json.dumps([message, len(data)]).encode() + b"\n" + data)
+            stdin.flush()
+            line = stdout.readline()
+            answer, size = json.loads(line) if line.endswith(b"\n") else (None, 0)
+            found = stdout.read(size)
+        except BrokenPipeError:
+            return Reply(None, b"", late.is_set())
+        finally:
+            if timer is not None:
+                timer.cancel()
+        return Reply(answer if len(found) == size else None, found, late.is_set())
+
+    def stop(self) -> None:
+        """Kill the process at once, from any thread."""
+        self._process.kill()
+
+    def close(self) -> None:
+        """Kill the process and close its pipes; only when no thread is waiting for it."""
+        self._process.kill()
+        self._process.wait()
+        for pipe in (self._process.stdin, self._process.stdout):
+            if pipe is not None:
+                with contextlib.suppress(BrokenPipeError):
+                    pipe.close()
+
+    def how_it_ended(self) -> str:
+        """Return how a process ended that has ended."""
+        code = self._process.wait()
+        return f"killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
+
+
+def conversation() -> tuple[Iterator[tuple[Any, bytes]], Callable[[Any, bytes], None]]:
+    """Return the messages to this worker process, and the function that answers one.
+
+    What the process prints goes to standard error, because the parent reads standard output. Ctrl-C is
+    handled by the parent.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     answers = os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)  # what is printed must not be read as an answer
-    return answers
+    os.dup2(2, 1)
 
+    def messages() -> Iterator[tuple[Any, bytes]]:
+        while line := sys.stdin.buffer.readline():
+            message, size = json.loads(line)
+            data = sys.stdin.buffer.read(size)
+            if len(data) < size:
+                return
+            yield message, data
 
-def answered_in_time(
-    process: subprocess.Popen[bytes], message: object, seconds: float
-) -> tuple[bytes, bool]:
-    """The line a worker answers (empty: it ended first), and whether it was killed for lateness."""
-    assert process.stdin is not None and process.stdout is not None
-    late = Event()
+    def answer(message: Any, data: bytes = b"") -> None:
+        try:
+            answers.write(json.dumps([message, len(data)]).encode() + b"\n" + data)
+            answers.flush()
+        except BrokenPipeError:
+            os._exit(1)  # the parent has ended
 
-    def kill() -> None:
-        late.set()
-        process.kill()
-
-    timer = Timer(seconds, kill)
-    timer.daemon = True
-    timer.start()
-    try:
-        process.stdin.write(json.dumps(message).encode() + b"\n")
-        process.stdin.flush()
-        line = process.stdout.readline()
-    except BrokenPipeError:
-        line = b""
-    finally:
-        timer.cancel()
-    return (line if line.endswith(b"\n") else b""), late.is_set()
-
-
-def how_it_ended(process: subprocess.Popen[bytes]) -> str:
-    code = process.returncode
-    return f"killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
+    return messages(), answer

@@ -5,12 +5,9 @@ processes. A worker is a plain subprocess that imports the one function it runs,
 script needs no `__main__` guard, and grading works in any thread.
 """
 
-import contextlib
 import importlib
-import json
 import os
 import signal
-import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -18,7 +15,7 @@ from contextlib import closing
 from dataclasses import replace
 from queue import SimpleQueue
 
-from selftaught.processes.child import answered_in_time, answers_only, how_it_ended, started
+from selftaught.processes.child import Child, conversation
 from selftaught.records import Outcome, Problem, Rollout
 from selftaught.tasks.answers import Verdict
 from selftaught.tasks.base import Task
@@ -185,73 +182,65 @@ class _Worker:
                 f"because it runs in worker processes; got {name!r} of {module!r}. "
                 "Move it into a module of its own."
             )
-        self.errand = {"module": module, "name": name, "seconds": seconds}
+        self.function = {"module": module, "name": name, "seconds": seconds}
         self.seconds = seconds
-        self.process: subprocess.Popen[bytes] | None = None
+        self.child: Child | None = None
 
     def verdict(self, pair: Pair) -> Verdict:
         """What `prove` says of a pair, or why it says nothing."""
-        process = self.process or self._started()
-        line, late = answered_in_time(process, pair, self.seconds)
-        if line and not late:
-            return Verdict(*json.loads(line))
+        child = self.child or self._started()
+        reply = child.ask(pair, seconds=self.seconds)
+        if reply.message is not None and not reply.late:
+            return Verdict(*reply.message)
         self.close()
-        if line:
-            return Verdict(*json.loads(line))  # it answered just as it was killed
-        return Verdict(None, "time limit" if late else f"error: worker {how_it_ended(process)}")
+        if reply.message is not None:
+            return Verdict(*reply.message)  # it answered just as it was killed
+        why = "time limit" if reply.late else f"error: worker {child.how_it_ended()}"
+        return Verdict(None, why)
 
-    def _started(self) -> subprocess.Popen[bytes]:
-        process = started(__name__)
-        self.process = process
-        line, late = answered_in_time(process, self.errand, self.START_SECONDS)
-        if line and not late:
-            return process
+    def _started(self) -> Child:
+        child = self.child = Child(__name__)
+        reply = child.ask(self.function, seconds=self.START_SECONDS)
+        if reply.message is not None and not reply.late:
+            return child
         self.close()
-        why = f"took over {self.START_SECONDS:.0f} s" if late else how_it_ended(process)
+        why = f"took over {self.START_SECONDS:.0f} s" if reply.late else child.how_it_ended()
         raise RuntimeError(
-            f"The grading worker for {self.errand['module']}.{self.errand['name']} {why} before "
+            f"The grading worker for {self.function['module']}.{self.function['name']} {why} before "
             "it was ready. Nothing was graded; what the worker printed stands above."
         )
 
     def stop(self) -> None:
         """Kill the process at once, from any thread."""
-        if self.process is not None:
-            self.process.kill()
+        if self.child is not None:
+            self.child.stop()
 
     def close(self) -> None:
-        """Kill the process and give its pipes back; only when no thread is waiting for it."""
-        process, self.process = self.process, None
-        if process is None:
-            return
-        process.kill()
-        process.wait()
-        for pipe in (process.stdin, process.stdout):
-            if pipe is not None:
-                with contextlib.suppress(BrokenPipeError):
-                    pipe.close()
+        """End the process; only when no thread is waiting for it."""
+        child, self.child = self.child, None
+        if child is not None:
+            child.close()
 
 
 def serve() -> None:
-    """What a worker process runs: one comparison per line of standard input, until it closes."""
-    answers = answers_only()
+    """Run in a worker process: compare one pair per message."""
+    messages, answer = conversation()
     if sys.platform == "linux":
         import resource
 
         resource.setrlimit(resource.RLIMIT_AS, (MOST_MEMORY, MOST_MEMORY))
-    errand = json.loads(sys.stdin.buffer.readline())
-    prove = vars(importlib.import_module(errand["module"]))[errand["name"]]
-    prove("1", "1")  # what it imports on its first call is not charged to an answer
-    answers.write(b"true\n")
-    answers.flush()
-    for line in sys.stdin.buffer:
-        # An orphan is ended by the kernel, however deep in a computation it is (POSIX only).
+    function, _ = next(messages)
+    prove = vars(importlib.import_module(function["module"]))[function["name"]]
+    prove("1", "1")  # what it imports on its first call does not count towards the limit
+    answer(True, b"")
+    for pair, _ in messages:
+        # A worker without a parent is ended by the kernel, however deep in a computation (POSIX only).
         if hasattr(signal, "setitimer"):
-            signal.setitimer(signal.ITIMER_REAL, errand["seconds"] + 5)
-        verdict = _judged(prove, *json.loads(line))
+            signal.setitimer(signal.ITIMER_REAL, function["seconds"] + 5)
+        verdict = _judged(prove, *pair)
         if hasattr(signal, "setitimer"):
             signal.setitimer(signal.ITIMER_REAL, 0)
-        answers.write(json.dumps(verdict).encode() + b"\n")
-        answers.flush()
+        answer(verdict, b"")
 
 
 def _judged(prove: Callable[[str, str], bool], gold: str, answer: str) -> Verdict:

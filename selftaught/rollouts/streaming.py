@@ -10,18 +10,17 @@ import hashlib
 import io
 import json
 import os
-import sys
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import closing, contextmanager, suppress
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from itertools import chain, groupby
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any, Literal, NamedTuple
 
-from selftaught.processes.child import answers_only, started
+from selftaught.processes.child import Child, conversation
 from selftaught.prompts import PromptStyle
 from selftaught.records import Rollout, parse_json_line, rollouts_in, to_json, write_jsonl
 from selftaught.rollouts.grading import Grader
@@ -61,8 +60,8 @@ class Done(NamedTuple):
     lines: bytes
 
 
-Errand = dict[str, Any]
-"""What is done to every block, as JSON: `{"grade": task, "options": ...}` or `{"keep": filters}`."""
+Job = dict[str, Any]
+"""What is done with every block, as JSON: `{"grade": task, "options": ...}` or `{"keep": filters}`."""
 
 
 def grade_stores(
@@ -89,8 +88,8 @@ def grade_stores(
     opened = open_task(task, **options)
     with closing(Grader(opened)):
         pass  # refused here, and not in every process
-    errand = {"grade": task, "options": options}
-    made_of = [errand, opened.grading_key, [[str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns] for path in stores]]  # fmt: skip
+    job = {"grade": task, "options": options}
+    made_of = [job, opened.grading_key, [[str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns] for path in stores]]  # fmt: skip
     digest = hashlib.sha256(json.dumps(made_of, sort_keys=True).encode()).hexdigest()[:16]
     partial = out.with_name(f"{out.name}.{digest}.partial")
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -100,7 +99,7 @@ def grade_stores(
     counts, end = _graded(partial)
     with partial.open("ab") as file:
         file.truncate(end)
-        for done in _done(errand, _blocks(stores, counts.total()), workers or _repaid(stores)):
+        for done in _done(job, _blocks(stores, counts.total()), workers or _repaid(stores)):
             file.write(done.lines)
             counts.update(done.counts)
         file.flush()
@@ -237,12 +236,12 @@ Work = Callable[[Block], Done]
 
 
 @contextmanager
-def _work(errand: Errand, workers: int | None) -> Iterator[Work]:
-    """The function that does an errand to a block."""
-    if "keep" in errand:
-        yield lambda block: _kept(block, errand["keep"])
+def _work(job: Job, workers: int | None) -> Iterator[Work]:
+    """The function that does an job to a block."""
+    if "keep" in job:
+        yield lambda block: _kept(block, job["keep"])
         return
-    task = open_task(errand["grade"], **errand["options"])
+    task = open_task(job["grade"], **job["options"])
     with closing(Grader(task, workers=workers)) as grader:
 
         def grade(block: Block) -> Done:
@@ -274,13 +273,13 @@ def _written(rollouts: Iterable[Rollout]) -> bytes:
 # ---------------------------------------------------------------- processes
 
 
-def _done(errand: Errand, blocks: Iterable[Block], workers: int) -> Iterator[Done]:
+def _done(job: Job, blocks: Iterable[Block], workers: int) -> Iterator[Done]:
     """What comes of every block, in their order."""
     if workers == 1:
-        with _work(errand, None) as work:
+        with _work(job, None) as work:
             yield from map(work, blocks)
         return
-    processes = [_Process(errand) for _ in range(workers)]
+    processes = [_Process(job) for _ in range(workers)]
     free: SimpleQueue[_Process] = SimpleQueue()
     for process in processes:
         free.put(process)
@@ -310,73 +309,52 @@ def _done(errand: Errand, blocks: Iterable[Block], workers: int) -> Iterator[Don
 
 
 class _Process:
-    """A process that does an errand to one block after another."""
+    """A worker process that does the same job for one block after another."""
 
-    def __init__(self, errand: Errand) -> None:
-        self._process = started(__name__)
-        assert self._process.stdin is not None and self._process.stdout is not None
-        self._stdin, self._stdout = self._process.stdin, self._process.stdout
-        self._errand = errand
+    def __init__(self, job: Job) -> None:
+        self._child = Child(__name__)
+        self._job: Job | None = job
 
     def done(self, block: Block) -> Done:
-        """What comes of a block.
+        """The result for a block.
 
         Raises:
             ValueError: a line of it is no rollout.
             ChildProcessError: the process ended.
         """
-        try:
-            if self._errand:
-                self._stdin.write(json.dumps(self._errand).encode() + b"\n")
-                self._errand = {}
-            head = json.dumps([block.where, block.first, len(block.lines)])
-            self._stdin.write(head.encode() + b"\n" + block.lines)
-            self._stdin.flush()
-            answer = self._stdout.readline()
-            told = json.loads(answer) if answer.endswith(b"\n") else {}
-            lines = self._stdout.read(told.get("size", 0))
-        except BrokenPipeError:
-            told, lines = {}, b""
-        if "error" in told:
-            raise ValueError(told["error"])
-        if "counts" not in told or len(lines) < told["size"]:
-            code = self._process.wait()
+        if self._job is not None:
+            job, self._job = self._job, None
+            self._child.ask(job)
+        reply = self._child.ask([block.where, block.first], block.lines)
+        if reply.message is None:
             raise ChildProcessError(
-                f"A process that was reading {block.where.removesuffix(', line ')} ended with code "
-                f"{code}; what it printed stands above. Repeat the command, with fewer --workers if "
-                "memory was short."
+                f"A process that was reading {block.where.removesuffix(', line ')} "
+                f"{self._child.how_it_ended()}; what it printed stands above. Repeat the command, with "
+                "fewer --workers if memory was short."
             )
-        return Done(told["counts"], lines)
+        if "error" in reply.message:
+            raise ValueError(reply.message["error"])
+        return Done(reply.message["counts"], reply.data)
 
     def stop(self) -> None:
         """Kill the process at once, from any thread."""
-        self._process.kill()
+        self._child.stop()
 
     def close(self) -> None:
-        """Give the pipes back; only when no thread is waiting for them."""
-        self._process.wait()
-        self._stdout.close()
-        with suppress(BrokenPipeError):
-            self._stdin.close()
+        """End the process; only when no thread is waiting for it."""
+        self._child.close()
 
 
 def serve() -> None:
-    """What a process runs: an errand, then blocks of lines on standard input, until it closes."""
-    answers = answers_only()
-    errand = json.loads(sys.stdin.buffer.readline())
-    with _work(errand, 1) as work:
-        while head := sys.stdin.buffer.readline():
-            where, first, size = json.loads(head)
-            block = Block(where, first, sys.stdin.buffer.read(size))
-            if len(block.lines) < size:
-                return
+    """Run in a worker process: do a job for one block of lines per message."""
+    messages, answer = conversation()
+    job, _ = next(messages)
+    with _work(job, 1) as work:
+        answer(True, b"")
+        for (where, first), lines in messages:
             try:
-                done = work(block)
-                told: dict[str, Any] = {"counts": done.counts, "size": len(done.lines)}
+                done = work(Block(where, first, lines))
             except ValueError as error:
-                done, told = Done({}, b""), {"error": str(error)}
-            try:
-                answers.write(json.dumps(told).encode() + b"\n" + done.lines)
-                answers.flush()
-            except BrokenPipeError:
-                os._exit(1)  # nobody is left to be told
+                answer({"error": str(error)}, b"")
+            else:
+                answer({"counts": done.counts}, done.lines)
