@@ -20,7 +20,7 @@ from selftaught.prompts import PromptStyle
 from selftaught.records import Problem, Rollout
 from selftaught.rollouts.selection import NothingToLearn, keep_correct
 from selftaught.runs.folder import Watch
-from selftaught.samplers import Engine, SamplingParams
+from selftaught.samplers import Engine
 from selftaught.samplers.scripted import ScriptedSampler
 from selftaught.tasks import Task
 from selftaught.tasks.answers import Verdict
@@ -43,10 +43,9 @@ TOY = Task(
 
 
 def star(config: StarConfig) -> Star:
-    params = SamplingParams(max_tokens=8, n=config.n, temperature=config.temperature)
-    return Star(
-        config, TOY, "base", PROBLEMS, PROBLEMS, PROBLEMS, params, Watch(), Engine("none", {})
-    )
+    config = replace(config, max_tokens=8)
+    watch, engine = Watch(), Engine("none", {})
+    return Star(config, TOY, "base", PROBLEMS, PROBLEMS, watch, engine, validation=PROBLEMS)
 
 
 def answers(direct: dict[str, str], hinted: dict[str, str]) -> ScriptedSampler:
@@ -61,7 +60,7 @@ def answers(direct: dict[str, str], hinted: dict[str, str]) -> ScriptedSampler:
 
 
 def run_bootstrap(config: StarConfig, sampler: ScriptedSampler, folder: Path, iteration: int = 1):
-    return bootstrap(star(config), sampler, iteration, PROBLEMS, folder, {})
+    return bootstrap(star(replace(config, out=folder)), sampler, iteration, PROBLEMS)
 
 
 def test_only_failures_are_asked_again_and_only_right_rationalizations_stay(tmp_path: Path):

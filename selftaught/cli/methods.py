@@ -18,7 +18,6 @@ from selftaught.methods.catalog import METHODS, method_of_folder
 from selftaught.methods.config import MethodConfig
 from selftaught.methods.run import plan
 from selftaught.printable import printable
-from selftaught.reports.tables import digits_table
 from selftaught.runs.folder import Row, Watch, read_json, read_rows
 
 
@@ -143,6 +142,8 @@ def star_ending(config: MethodConfig, summary: Row) -> str:
     )
     which = f"Best: iteration {summary['best']}." if summary["best"] else "No iteration beat the base model."  # fmt: skip
     stopped = f"Stopped: {summary['why stopped']}. {which}"
+    from selftaught.reports.tables import digits_table
+
     table = digits_table(read_rows(out / "metrics.jsonl"))
     return "\n".join([printable(table), "", printable(stopped), tested, *map(printable, lines)])
 
