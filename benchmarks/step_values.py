@@ -60,13 +60,13 @@ def begun_by(
     params = SamplingParams(
         n=args.written, temperature=0.7, max_tokens=args.max_tokens, stop=(STOP,)
     )
-    prompts, begun = [], []
+    prompts, prefix_tokens = [], []
     for prompt, answers in zip(asked, sampler.sample(asked, params), strict=True):
         for one in answers:
             for prefix in steps(tokenizer, one.token_ids or (), one.text):
                 prompts.append(prompt)
-                begun.append(prefix)
-    return prompts, begun
+                prefix_tokens.append(prefix)
+    return prompts, prefix_tokens
 
 
 def sides(args: argparse.Namespace) -> tuple[list[Side], list[Tokens]]:
@@ -75,7 +75,7 @@ def sides(args: argparse.Namespace) -> tuple[list[Side], list[Tokens]]:
     model = AutoModelForCausalLM.from_pretrained(args.folder, dtype=args.dtype).eval()
     eos = tokenizer.eos_token_id
     first = TransformersSampler(model, tokenizer=tokenizer, batch_size=args.batch_size)
-    prompts, begun = begun_by(first, tokenizer, args)
+    prompts, prefix_tokens = begun_by(first, tokenizer, args)
     params = SamplingParams(
         n=args.n, temperature=0.7, max_tokens=args.max_tokens, stop=(STOP,), seed=1
     )
@@ -83,16 +83,16 @@ def sides(args: argparse.Namespace) -> tuple[list[Side], list[Tokens]]:
     def ours() -> int:
         # A new sampler each time: nothing is left of the one before.
         with TransformersSampler(model, tokenizer=tokenizer, batch_size=args.batch_size) as sampler:
-            answers = sampler.sample(prompts, params, begun=begun)
-        pairs = zip(answers, begun, strict=True)
+            answers = sampler.sample(prompts, params, prefix_tokens=prefix_tokens)
+        pairs = zip(answers, prefix_tokens, strict=True)
         return sum(len(one.token_ids or ()) - len(own) for several, own in pairs for one in several)
 
     def plain() -> int:
         count, size = 0, max(1, args.plain_batch // args.n)
-        pairs = zip(prompts, begun, strict=True)
+        pairs = zip(prompts, prefix_tokens, strict=True)
         rows = [[*tokenizer(prompt).input_ids, *own] for prompt, own in pairs]
         for start in range(0, len(rows), size):
-            owns = begun[start : start + size]
+            owns = prefix_tokens[start : start + size]
             batch = tokenizer.pad({"input_ids": rows[start : start + size]}, return_tensors="pt")
             with torch.inference_mode():
                 out_BT = model.generate(
@@ -110,7 +110,7 @@ def sides(args: argparse.Namespace) -> tuple[list[Side], list[Tokens]]:
     return [
         Side(f"plain generate, batch {args.plain_batch}", plain),
         Side("sample(begun)", ours),
-    ], begun
+    ], prefix_tokens
 
 
 def main() -> None:
@@ -129,9 +129,11 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     torch.manual_seed(0)
-    compared, begun = sides(args)
-    mean = sum(map(len, begun)) / len(begun)
-    print(f"{len(begun)} prefixes of {mean:.1f} tokens on average, {args.n} continuations each\n")
+    compared, prefix_tokens = sides(args)
+    mean = sum(map(len, prefix_tokens)) / len(prefix_tokens)
+    print(
+        f"{len(prefix_tokens)} prefixes of {mean:.1f} tokens on average, {args.n} continuations each\n"
+    )
     for _ in range(args.repeats):
         for side in compared:
             start, cpu_start = time.perf_counter(), time.process_time()

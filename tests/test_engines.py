@@ -47,7 +47,7 @@ class Several(ScriptedSampler):
 
 @pytest.fixture(autouse=True)
 def small_units(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rollouts, "UNIT", 10)
+    monkeypatch.setattr(rollouts, "STORE_BATCH", 10)
 
 
 def test_units_in_hand_at_once_are_stored_in_their_order(tmp_path: Path):

@@ -23,7 +23,7 @@ from selftaught.methods import rft, step_dpo, vstar
 import selftaught.samplers.local.sampler, selftaught.samplers.local.scorer, selftaught.training
 import selftaught.evaluation.verifier
 from selftaught.rollouts import store as rollouts
-rollouts.UNIT = 32
+rollouts.STORE_BATCH = 32
 
 method, settings, seed, kills, longest = json.loads(sys.argv[1])
 make, run = {

@@ -24,7 +24,7 @@ torch.set_num_threads(1)
 from selftaught.methods import star
 import selftaught.samplers.local.sampler, selftaught.training
 from selftaught.rollouts import store as rollouts
-rollouts.UNIT = 32
+rollouts.STORE_BATCH = 32
 
 settings, seed, kills = json.loads(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
 config = star.StarConfig.small(**(settings | {"out": Path("runs/star")}))

@@ -286,7 +286,7 @@ def texts(completions: list[list[Completion]]) -> list[list[str]]:
 def test_the_store_is_the_undisturbed_one_whatever_the_server_does(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, short_pauses: None
 ):
-    monkeypatch.setattr(rollouts, "UNIT", 8)
+    monkeypatch.setattr(rollouts, "STORE_BATCH", 8)
     stores = []
     for name, faults in (("good", ()), ("bad", tuple(FAULTS.values()))):
         with serving(*faults) as server, opened(server) as sampler:
@@ -342,7 +342,7 @@ def test_a_draw_goes_by_seed_key_and_index_alone():
 def test_a_server_that_stays_away_ends_the_run_and_the_same_command_continues(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, short_pauses: None
 ):
-    monkeypatch.setattr(rollouts, "UNIT", 8)
+    monkeypatch.setattr(rollouts, "STORE_BATCH", 8)
     store = tmp_path / "store.jsonl"
     with serving() as server:
         server.down_after = 30
@@ -368,7 +368,7 @@ from pathlib import Path
 sys.path.insert(0, {tests!r})
 from test_openai_server import BARE, DRAWN, SUMS, rollouts, collect
 from selftaught.samplers import open_sampler
-rollouts.UNIT = 8
+rollouts.STORE_BATCH = 8
 with open_sampler("openai", "m", base_url={url!r}, concurrency=2) as sampler:
     collect(sampler, SUMS, BARE, DRAWN, store=Path({store!r}))
 """
@@ -377,7 +377,7 @@ with open_sampler("openai", "m", base_url={url!r}, concurrency=2) as sampler:
 def test_a_killed_run_is_continued_to_the_same_store(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, short_pauses: None
 ):
-    monkeypatch.setattr(rollouts, "UNIT", 8)
+    monkeypatch.setattr(rollouts, "STORE_BATCH", 8)
     store = tmp_path / "store.jsonl"
     with serving() as server:
         server.seconds = 0.05
@@ -671,7 +671,7 @@ def test_what_only_vllm_can_do_is_refused_elsewhere():
         with pytest.raises(ValueError, match="'x' ends with a message of the assistant"):
             sampler.check([continued], SamplingParams(), ["x"])
         with pytest.raises(ValueError, match="only vLLM is known to take"):
-            sampler.sample(["a"], SamplingParams(), begun=[[1]])
+            sampler.sample(["a"], SamplingParams(), prefix_tokens=[[1]])
         assert not server.asked
 
 
@@ -964,7 +964,7 @@ def test_llama_cpp_refusals_are_told(llama_cpp: Any):
     with pytest.raises(ValueError, match=r"of 'long' \(400.* do not fit what served can read"):
         there.sample(["x " * 5000], SamplingParams(), keys=["long"])
     with pytest.raises(ValueError, match="only vLLM is known to take"):
-        there.sample(["x"], SamplingParams(), begun=[[1, 2]])
+        there.sample(["x"], SamplingParams(), prefix_tokens=[[1, 2]])
 
 
 # ---------------------------------------------------------------- vLLM's
@@ -1000,22 +1000,22 @@ def test_vllm_continues_what_is_begun_at_every_token(
         straddling = text[max(0, len(head) - 1) :][:2]
         for stop in ((), ("he", "\n"), () if "\ufffd" in straddling else (straddling,)):
             params = SamplingParams(max_tokens=24, stop=stop)
-            begun = [whole.token_ids[:at]]
-            got = vllm_sampler.sample([prompt], params, begun=begun)
-            assert got == here.sample([prompt], params, begun=begun), (at, stop)
+            prefix_tokens = [whole.token_ids[:at]]
+            got = vllm_sampler.sample([prompt], params, prefix_tokens=prefix_tokens)
+            assert got == here.sample([prompt], params, prefix_tokens=prefix_tokens), (at, stop)
 
 
 @pytest.mark.slow
 @pytest.mark.vllm
 def test_vllm_leaves_what_has_ended_as_it_is(vllm_sampler: OpenAISampler, here: Any):
     end = here._tokenizer.eos_token_id
-    begun = [[*here._tokenizer("A: 3 + 40 = 43.").input_ids, end]]
+    prefix_tokens = [[*here._tokenizer("A: 3 + 40 = 43.").input_ids, end]]
     params = SamplingParams(max_tokens=24)
-    got = vllm_sampler.sample(["x"], params, begun=begun)
-    assert got == [[Completion("A: 3 + 40 = 43.", "stop", tuple(begun[0]))]]
-    assert got == here.sample(["x"], params, begun=begun)
+    got = vllm_sampler.sample(["x"], params, prefix_tokens=prefix_tokens)
+    assert got == [[Completion("A: 3 + 40 = 43.", "stop", tuple(prefix_tokens[0]))]]
+    assert got == here.sample(["x"], params, prefix_tokens=prefix_tokens)
     with pytest.raises(ValueError, match=r"of 'x' \(400"):
-        vllm_sampler.sample(["x"], params, begun=[[10**6]], keys=["x"])
+        vllm_sampler.sample(["x"], params, prefix_tokens=[[10**6]], keys=["x"])
 
 
 @pytest.mark.slow

@@ -137,8 +137,8 @@ def test_a_driver_that_is_stopped_continues_in_the_same_store(pool, tmp_path: Pa
 def test_completions_begun_go_on_in_the_pool_as_elsewhere(pool, undisturbed):
     first = undisturbed["greedy"][:70]
     prompts = [rollout.prompt for rollout in first]
-    begun = [(rollout.token_ids or ())[:5] for rollout in first]
-    again = pool.sample(prompts, GREEDY, begun=begun)
+    prefix_tokens = [(rollout.token_ids or ())[:5] for rollout in first]
+    again = pool.sample(prompts, GREEDY, prefix_tokens=prefix_tokens)
     whole = [rollout.token_ids for rollout in first]
     assert sum(one[0].token_ids == ids for one, ids in zip(again, whole, strict=True)) >= 69
 
@@ -147,7 +147,7 @@ def test_what_an_engine_refuses_is_said_in_its_own_words(pool, tmp_path: Path):
     with pytest.raises(ValueError, match=r"^The prompt of 'long' has .* tokens"):
         pool.check(["1" * 600], GREEDY, ["long"])
     with pytest.raises(ValueError, match="token ids from 0 to 97, got 999"):
-        pool.sample(["1+1"], GREEDY, begun=[(999,)])
+        pool.sample(["1+1"], GREEDY, prefix_tokens=[(999,)])
     assert pool.sample(["1+1"], GREEDY)[0][0].text  # and it goes on
     with pytest.raises(ValueError, match=r"10 workers .* need 10 CPU, .* has 2 CPU on 1 node"):
         open_sampler("ray", MODEL, workers=10)

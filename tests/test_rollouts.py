@@ -31,7 +31,7 @@ def echo() -> ScriptedSampler:
 
 @pytest.fixture
 def units_of_two_problems(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(room, "UNIT", 4)
+    monkeypatch.setattr(room, "STORE_BATCH", 4)
 
 
 def test_all_samples_of_all_problems_are_stored_in_order(tmp_path: Path):
@@ -133,14 +133,14 @@ BEGUN = [(5, number) if number % 2 else () for number in range(len(PROBLEMS))]
 def continuing() -> ScriptedSampler:
     return ScriptedSampler(
         lambda prompt, index: f"{prompt} {index}",
-        continued=lambda prompt, begun, index: f"{begun[1]} {prompt} {index}",
+        continued=lambda prompt, prefix_tokens, index: f"{prefix_tokens[1]} {prompt} {index}",
     )
 
 
 @pytest.mark.usefixtures("units_of_two_problems")
 def test_completions_begun_are_passed_on_unit_by_unit(tmp_path: Path):
     store = tmp_path / "rollouts.jsonl"
-    made = collect(continuing(), PROBLEMS, STYLE, TWO, store=store, begun=BEGUN)
+    made = collect(continuing(), PROBLEMS, STYLE, TWO, store=store, prefix_tokens=BEGUN)
     plain = collect(echo(), PROBLEMS, STYLE, TWO, store=tmp_path / "plain.jsonl")
     for number in range(len(PROBLEMS)):
         mark = f"{number} " if number % 2 else ""
@@ -148,23 +148,23 @@ def test_completions_begun_are_passed_on_unit_by_unit(tmp_path: Path):
             assert made[at].completion == mark + plain[at].completion
     whole = store.read_bytes()
     store.write_bytes(b"".join(whole.splitlines(keepends=True)[:7]))
-    assert collect(continuing(), PROBLEMS, STYLE, TWO, store=store, begun=BEGUN) == made
+    assert collect(continuing(), PROBLEMS, STYLE, TWO, store=store, prefix_tokens=BEGUN) == made
     assert store.read_bytes() == whole
 
 
 @pytest.mark.parametrize(("before", "now"), [(BEGUN, None), (None, BEGUN), (BEGUN, BEGUN[::-1])])
 def test_a_store_of_other_completions_begun_is_refused(tmp_path: Path, before, now):
     store = tmp_path / "rollouts.jsonl"
-    collect(continuing(), PROBLEMS, STYLE, TWO, store=store, begun=before)
+    collect(continuing(), PROBLEMS, STYLE, TWO, store=store, prefix_tokens=before)
     with pytest.raises(ValueError, match="What differs: the completions begun"):
-        collect(continuing(), PROBLEMS, STYLE, TWO, store=store, begun=now)
+        collect(continuing(), PROBLEMS, STYLE, TWO, store=store, prefix_tokens=now)
 
 
 def test_a_completion_begun_that_is_too_long_is_refused_before_any_is_asked(tmp_path: Path):
     sampler, store = continuing(), tmp_path / "rollouts.jsonl"
-    begun = [*BEGUN[:-1], (1,) * 256]
+    prefix_tokens = [*BEGUN[:-1], (1,) * 256]
     with pytest.raises(ValueError, match="begun for 'p6' has 256 tokens"):
-        collect(sampler, PROBLEMS, STYLE, TWO, store=store, begun=begun)
+        collect(sampler, PROBLEMS, STYLE, TWO, store=store, prefix_tokens=prefix_tokens)
     assert sampler.asked == []
     assert not store.exists()
 
@@ -279,7 +279,7 @@ import resource, sys
 sys.path.insert(0, {str(Path(__file__).parent)!r})
 from pathlib import Path
 import test_rollouts as here
-here.room.UNIT = 4
+here.room.STORE_BATCH = 4
 resource.setrlimit(resource.RLIMIT_FSIZE, (1500, 1500))
 try:
     here.collect(here.echo(), here.PROBLEMS, here.STYLE, here.TWO, store=Path({str(tmp_path / "r.jsonl")!r}))
@@ -291,12 +291,12 @@ except OSError as error:
     assert "repeat the command to continue" in done.stdout
     assert (tmp_path / "r.jsonl").stat().st_size == 1500  # torn in the middle of a unit
     undisturbed = tmp_path / "undisturbed.jsonl"
-    room_unit, room.UNIT = room.UNIT, 4
+    room_unit, room.STORE_BATCH = room.STORE_BATCH, 4
     try:
         collect(echo(), PROBLEMS, STYLE, TWO, store=undisturbed)
         collect(echo(), PROBLEMS, STYLE, TWO, store=tmp_path / "r.jsonl")
     finally:
-        room.UNIT = room_unit
+        room.STORE_BATCH = room_unit
     assert (tmp_path / "r.jsonl").read_bytes() == undisturbed.read_bytes()
     assert resource.getrlimit(resource.RLIMIT_FSIZE)[0] != 1500
 
@@ -384,7 +384,7 @@ def test_what_a_machine_that_fell_left_at_the_end_is_cut(tmp_path: Path, left: b
 def test_a_store_ends_the_same_whatever_is_looked_at_first(
     tmp_path: Path, monkeypatch, unit, block
 ):
-    monkeypatch.setattr(room, "UNIT", unit)
+    monkeypatch.setattr(room, "STORE_BATCH", unit)
     monkeypatch.setattr(room, "BLOCK", block)
     store = tmp_path / "rollouts.jsonl"
     collect(echo(), PROBLEMS, STYLE, TWO, store=store)
@@ -398,7 +398,7 @@ def test_a_store_ends_the_same_whatever_is_looked_at_first(
 def test_headers_hold_the_hashes_of_whole_lists(tmp_path: Path):
     """As stores made before have them."""
     store = tmp_path / "rollouts.jsonl"
-    collect(continuing(), PROBLEMS, STYLE, TWO, store=store, begun=BEGUN)
+    collect(continuing(), PROBLEMS, STYLE, TWO, store=store, prefix_tokens=BEGUN)
     header = json.loads(store.read_bytes().splitlines()[0])
 
     def digest(value: object, ascii_only: bool) -> str:

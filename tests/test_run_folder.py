@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 import yaml
 
-from selftaught.runs.folder import hold, read_rows, write_config, write_rows
+from selftaught.runs.folder import lock_folder, read_rows, write_config, write_rows
 
 HOLD = """
 import sys, time
 from pathlib import Path
-from selftaught.runs.folder import hold
-with hold(Path(sys.argv[1])):
+from selftaught.runs.folder import lock_folder
+with lock_folder(Path(sys.argv[1])):
     print("held", flush=True)
     time.sleep(60)
 """
@@ -34,7 +34,7 @@ def test_the_second_process_stops_at_once_and_says_who_holds_the_run(tmp_path: P
         began = time.monotonic()
         with (
             pytest.raises(BlockingIOError, match=f"in use by process {process.pid} on "),
-            hold(tmp_path),
+            lock_folder(tmp_path),
         ):
             pass
         assert time.monotonic() - began < 1
@@ -44,13 +44,16 @@ def test_the_second_process_stops_at_once_and_says_who_holds_the_run(tmp_path: P
 def test_a_killed_holder_leaves_the_run_free(tmp_path: Path):
     with holder(tmp_path) as process:
         process.kill()
-    with hold(tmp_path):
+    with lock_folder(tmp_path):
         pass
 
 
 def test_a_folder_that_cannot_be_made_is_told(tmp_path: Path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(OSError, match="Cannot write into the run folder"), hold(tmp_path / "file"):
+    with (
+        pytest.raises(OSError, match="Cannot write into the run folder"),
+        lock_folder(tmp_path / "file"),
+    ):
         pass
 
 

@@ -124,19 +124,19 @@ def by_loop(
     params: SamplingParams,
     ending: Ending,
     batch_size: int,
-    begun: Rows | None = None,
+    prefix_tokens: Rows | None = None,
 ) -> Rows:
     """Either road, on token ids."""
     done: dict[int, tuple[int, ...]] = {}
-    begun = begun or [()] * len(rows)
+    prefix_tokens = prefix_tokens or [()] * len(rows)
     with torch.inference_mode():
         loop.complete(
-            [row + own for row, own in zip(rows, begun, strict=True)],
+            [row + own for row, own in zip(rows, prefix_tokens, strict=True)],
             torch.stack([uniforms(0, str(row), 0, params.max_tokens) for row in rows]),
             params,
             ending,
             lambda number, tokens: done.update({number: tuple(tokens)}),
-            begun=[len(own) for own in begun],
+            prefix_tokens=[len(own) for own in prefix_tokens],
             batch_size=batch_size,
         )
     assert sorted(done) == list(range(len(rows)))
@@ -218,8 +218,8 @@ def test_a_completion_continued_from_its_own_prefix_is_the_undisturbed_one(
     for loop in loops:
         whole = by_loop(loop, rows, params, endless, 16)
         for batch_size, cuts in ((16, [0, 3, 8, 1, 8, 0, 5]), (2, [8, 0, 2, 2, 3, 8, 8])):
-            begun = [tokens[:cut] for tokens, cut in zip(whole, cuts, strict=True)]
-            assert by_loop(loop, rows, params, endless, batch_size, begun) == whole
+            prefix_tokens = [tokens[:cut] for tokens, cut in zip(whole, cuts, strict=True)]
+            assert by_loop(loop, rows, params, endless, batch_size, prefix_tokens) == whole
 
 
 @pytest.mark.parametrize("plainly", [False, True])
@@ -242,7 +242,7 @@ def test_a_stop_string_is_found_on_both_sides_of_where_a_completion_was_begun(
             tokens = [(answers[0].token_ids or ())[:cut] for answers in whole]
             counts: list[int] = []
             # One that has ended comes back as it is.
-            again = sampler.sample(prompts, params, begun=tokens, progress=counts.append)
+            again = sampler.sample(prompts, params, prefix_tokens=tokens, progress=counts.append)
             assert again == whole
             assert sum(counts) == len(prompts)
             checked += sum(map(len, tokens)) > 0
@@ -254,9 +254,9 @@ def test_several_continuations_of_one_prefix_differ_and_all_begin_with_it(
 ) -> None:
     with tiny(tiny_model_dir) as sampler:
         params = SamplingParams(n=5, temperature=1.0, max_tokens=12)
-        begun = [(40, 41, 42), (), (50,)]
-        answers = sampler.sample(["a", "b", "c"], params, begun=begun)
-        for several, tokens in zip(answers, begun, strict=True):
+        prefix_tokens = [(40, 41, 42), (), (50,)]
+        answers = sampler.sample(["a", "b", "c"], params, prefix_tokens=prefix_tokens)
+        for several, tokens in zip(answers, prefix_tokens, strict=True):
             assert {(one.token_ids or ())[: len(tokens)] for one in several} == {tokens}
             assert len({one.token_ids for one in several}) == 5
             text = sampler._tokenizer.decode(tokens)
@@ -276,21 +276,23 @@ def test_a_model_that_thinks_continues_what_it_began(tiny_model_dir: Path) -> No
     params = SamplingParams(max_tokens=6, temperature=1.0)
     with TransformersSampler(thinking, tokenizer=tokenizer) as sampler:
         whole = sampler.sample(prompts, params)
-        begun = [
+        prefix_tokens = [
             (answers[0].token_ids or ())[:cut] for answers, cut in zip(whole, (2, 4), strict=True)
         ]
-        assert sampler.sample(prompts, params, begun=begun) == whole
+        assert sampler.sample(prompts, params, prefix_tokens=prefix_tokens) == whole
 
 
 def test_a_completion_begun_that_cannot_be_continued_is_named(tiny_model_dir: Path) -> None:
     params = SamplingParams(max_tokens=4)
     with tiny(tiny_model_dir) as sampler:
         with pytest.raises(ValueError, match="begun for 'two' has 4 tokens; expected fewer than"):
-            sampler.sample(["1", "2"], params, keys=["one", "two"], begun=[(1,), (1, 2, 3, 4)])
+            sampler.sample(
+                ["1", "2"], params, keys=["one", "two"], prefix_tokens=[(1,), (1, 2, 3, 4)]
+            )
         with pytest.raises(ValueError, match="one begun completion per prompt, got 1 for 2"):
-            sampler.sample(["1", "2"], params, begun=[(1,)])
+            sampler.sample(["1", "2"], params, prefix_tokens=[(1,)])
         with pytest.raises(ValueError, match="token ids from 0 to 312, got 313"):
-            sampler.sample(["1"], params, begun=[(313,)])
+            sampler.sample(["1"], params, prefix_tokens=[(313,)])
 
 
 def test_slots_are_no_larger_than_what_they_hold(
@@ -301,8 +303,8 @@ def test_slots_are_no_larger_than_what_they_hold(
     make = loop.slots
     monkeypatch.setattr(loop, "slots", lambda *shape: sizes.append(shape) or make(*shape))
     rows = random_rows(shared=[0, 0], own=[7, 5])
-    begun = random_rows(shared=[0, 0], own=[3, 8])
-    by_loop(loop, rows, SamplingParams(max_tokens=9), endless, 4, begun)
+    prefix_tokens = random_rows(shared=[0, 0], own=[3, 8])
+    by_loop(loop, rows, SamplingParams(max_tokens=9), endless, 4, prefix_tokens)
     # Of 7 + 9 tokens the last is never read.
     assert sizes == [(2, 15)]
 
@@ -556,10 +558,12 @@ def test_a_scripted_sampler_answers_by_its_script(scripted_sampler: Callable[...
     later = sampler.sample(["a"], replace(params, first=5))
     assert [one.text for one in later[0]] == ["a 5", "a 6"]
     with pytest.raises(ValueError, match="scripted sampler has none to continue"):
-        sampler.sample(["a"], params, begun=[(1,)])
-    assert sampler.sample(["a"], params, begun=[()]) == answers[:1]
-    with scripted_sampler("new", continued=lambda p, begun, i: f"{p} {begun} {i}") as sampler:  # type: ignore
-        both = sampler.sample(["a", "b"], SamplingParams(), begun=[(), (7, 8)])
+        sampler.sample(["a"], params, prefix_tokens=[(1,)])
+    assert sampler.sample(["a"], params, prefix_tokens=[()]) == answers[:1]
+    with scripted_sampler(
+        "new", continued=lambda p, prefix_tokens, i: f"{p} {prefix_tokens} {i}"
+    ) as sampler:  # type: ignore
+        both = sampler.sample(["a", "b"], SamplingParams(), prefix_tokens=[(), (7, 8)])
         assert [one.text for each in both for one in each] == ["new", "b (7, 8) 0"]
     with scripted_sampler({"a": "1"}) as sampler:  # type: ignore
         assert sampler.sample(["a"], SamplingParams())[0][0] == Completion("1", "stop")

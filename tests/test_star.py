@@ -19,7 +19,7 @@ from selftaught.methods.star import (
 from selftaught.prompts import PromptStyle
 from selftaught.records import Problem, Rollout
 from selftaught.rollouts.selection import NothingToLearn, keep_correct
-from selftaught.runs.folder import Watch
+from selftaught.runs.folder import ProgressReporter
 from selftaught.samplers import Engine
 from selftaught.samplers.scripted import ScriptedSampler
 from selftaught.tasks import Task
@@ -44,8 +44,8 @@ TOY = Task(
 
 def star(config: StarConfig) -> Star:
     config = replace(config, max_tokens=8)
-    watch, engine = Watch(), Engine("none", {})
-    return Star(config, TOY, "base", PROBLEMS, PROBLEMS, watch, engine, validation=PROBLEMS)
+    reporter, engine = ProgressReporter(), Engine("none", {})
+    return Star(config, TOY, "base", PROBLEMS, PROBLEMS, reporter, engine, validation=PROBLEMS)
 
 
 def answers(direct: dict[str, str], hinted: dict[str, str]) -> ScriptedSampler:
@@ -172,7 +172,7 @@ def test_settings_that_cannot_be_are_refused(option: dict, told: str):
 
 def test_greedy_with_many_samples_is_refused_before_anything_runs(tmp_path: Path):
     with pytest.raises(ValueError, match="4 equal completions"):
-        open_star(StarConfig(n=4, out=tmp_path), Watch())
+        open_star(StarConfig(n=4, out=tmp_path), ProgressReporter())
 
 
 @pytest.mark.slow
@@ -198,4 +198,4 @@ def test_the_direct_answer_baseline_trains_as_long_as_the_best_model(
     lengths = [6, 8][:best]  # 6 steps, then 2 more
     told = json.loads((tmp_path / "run" / f"direct-{best}" / "model" / "training.json").read_text())
     assert told["steps"] == (lengths[-1] if from_base else sum(lengths))
-    assert told["trained_on"] == len(open_star(config, Watch()).train)
+    assert told["trained_on"] == len(open_star(config, ProgressReporter()).train)

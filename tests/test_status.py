@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from selftaught.cli import main
-from selftaught.runs.folder import Watch, hold
-from selftaught.runs.status import Status, read_status, reported, status_file, status_lines
+from selftaught.runs.folder import ProgressReporter, lock_folder
+from selftaught.runs.status import Status, read_status, status_file, status_lines, tracked_status
 
 
 def told(path: Path) -> dict:
@@ -53,7 +53,10 @@ def test_the_end_is_told_whatever_it_is(tmp_path: Path):
                                ("c", ValueError("no such model"), "failed")):  # fmt: skip
         path = tmp_path / f"{name}.json"
         try:
-            with reported(path, "RFT") as watch, watch.progress("sampling", 3) as advance:
+            with (
+                tracked_status(path, "RFT") as reporter,
+                reporter.progress("sampling", 3) as advance,
+            ):
                 advance(1)
                 if error:
                     raise error
@@ -61,15 +64,17 @@ def test_the_end_is_told_whatever_it_is(tmp_path: Path):
             assert raised is error
         assert told(path)["state"] == state
     assert told(tmp_path / "c.json")["last_error"] == "ValueError: no such model"
-    with reported(tmp_path / "c.json", "RFT"):
+    with tracked_status(tmp_path / "c.json", "RFT"):
         assert told(tmp_path / "c.json")["last_error"] == "ValueError: no such model"
     assert told(tmp_path / "c.json")["last_error"] is None
 
 
 def test_the_watch_that_was_given_is_told_too(tmp_path: Path):
     rows: list = []
-    with reported(tmp_path / "status.json", "RFT", Watch(iteration=rows.append)) as watch:
-        watch.iteration({"name": "SFT"})
+    with tracked_status(
+        tmp_path / "status.json", "RFT", ProgressReporter(iteration=rows.append)
+    ) as reporter:
+        reporter.iteration({"name": "SFT"})
         assert told(tmp_path / "status.json")["iteration"] == "SFT"
     assert rows == [{"name": "SFT"}]
 
@@ -90,7 +95,7 @@ def test_a_status_of_another_hand_cannot_disturb_the_terminal(tmp_path: Path, ca
 
 
 def test_a_held_run_is_running_and_a_run_left_alone_was_killed(tmp_path: Path):
-    with hold(tmp_path):
+    with lock_folder(tmp_path):
         Status(tmp_path / "status.json", "STaR")
         assert read_status(tmp_path)["state"] == "running"
     assert read_status(tmp_path)["state"] == "killed"

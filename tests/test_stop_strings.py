@@ -103,14 +103,16 @@ def test_tokens_after_the_stop_string_are_left_out():
 def test_the_sampler_goes_on_where_a_thought_has_a_stop_string(tiny_model_dir: Path):
     """The same begun completion, after a prompt that opens a thought and after one that does not."""
     tokenizer = AutoTokenizer.from_pretrained(tiny_model_dir)
-    begun = tuple(tokenizer("12 + 7\n\nso")["input_ids"])
-    params = SamplingParams(max_tokens=len(begun) + 8, stop=("\n\n",))
+    prefix_tokens = tuple(tokenizer("12 + 7\n\nso")["input_ids"])
+    params = SamplingParams(max_tokens=len(prefix_tokens) + 8, stop=("\n\n",))
     prompts = ["Q: What is 12 + 7?\nA:", "Q: What is 12 + 7?\nA: <think>"]
     with TransformersSampler(tiny_model_dir) as sampler:
-        (plain,), (thinking,) = sampler.sample(prompts, params, begun=[begun, begun])
+        (plain,), (thinking,) = sampler.sample(
+            prompts, params, prefix_tokens=[prefix_tokens, prefix_tokens]
+        )
     assert (plain.text, plain.finish_reason, plain.thought_open) == ("12 + 7", "stop", False)
     assert thinking.text.startswith("12 + 7\n\nso") and thinking.thought_open
-    assert len(thinking.token_ids or ()) > len(begun)
+    assert len(thinking.token_ids or ()) > len(prefix_tokens)
 
 
 def test_the_scripted_sampler_reads_thoughts_too():

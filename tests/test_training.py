@@ -27,7 +27,7 @@ from selftaught.records import (
     write_jsonl,
 )
 from selftaught.training import (
-    Judged,
+    LabeledCompletion,
     completion_ids,
     dpo,
     dpo_config,
@@ -606,8 +606,10 @@ def outcome_options(folder: Path, **options):
     return outcome_config(folder / "checkpoints", **(given | options))
 
 
-def judged(folder: Path, several: list[tuple[str, str, bool]]) -> list[Judged]:
-    return [Judged(prompt, tokens(folder, text), right) for prompt, text, right in several]
+def judged(folder: Path, several: list[tuple[str, str, bool]]) -> list[LabeledCompletion]:
+    return [
+        LabeledCompletion(prompt, tokens(folder, text), right) for prompt, text, right in several
+    ]
 
 
 MIXED = [("1+2=", "3", True), ("Q: 1+2=", "it is 4.", False), ("5+5=", "10.", True),
@@ -672,7 +674,7 @@ def test_completions_of_one_kind_are_no_outcomes_to_learn(tiny_model_dir: Path, 
     right = judged(tiny_model_dir, [("1+2=", "3", True), ("2+2=", "4", True)])
     with pytest.raises(ValueError, match="right and wrong completions to tell apart, got 2"):
         train_outcome(tiny_model_dir, right, outcome_options(tmp_path), **options)
-    long = Judged("1+2=", (5,) * 40, False)
+    long = LabeledCompletion("1+2=", (5,) * 40, False)
     done = train_outcome(
         tiny_model_dir, [*judged(tiny_model_dir, MIXED), long], outcome_options(tmp_path), **options
     )
@@ -774,7 +776,7 @@ def test_a_training_is_known_by_the_hash_of_all_it_is_made_of(tmp_path: Path):
     """As trainings made before are: of one JSON text, records as their files have them."""
     options = config(tmp_path)
     preference = Preference("p\ud800", "c", "r", (1, 2), chosen_ids=(3,))
-    judged = Judged("p", (1, 2), True)
+    judged = LabeledCompletion("p", (1, 2), True)
     talk = Example([{"role": "user", "content": "\u00e9"}], [{"role": "assistant", "content": "2"}])
     for made_of in ([*EXAMPLES, talk], [preference] * 2, [judged], [], ()):
         plain = [json.loads(to_json(one)) for one in made_of]

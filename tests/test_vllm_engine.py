@@ -92,8 +92,8 @@ def test_a_stop_string_ends_a_completion_and_is_cut(engine, here):
 
 def test_a_completion_begun_is_continued_as_it_would_have_gone_on(engine):
     whole = [samples[0].token_ids for samples in engine.sample(PROMPTS[:4], GREEDY)]
-    begun = [ids[:7] for ids in whole]
-    again = engine.sample(PROMPTS[:4], GREEDY, begun=begun)
+    prefix_tokens = [ids[:7] for ids in whole]
+    again = engine.sample(PROMPTS[:4], GREEDY, prefix_tokens=prefix_tokens)
     same = [samples[0].token_ids == ids for samples, ids in zip(again, whole, strict=True)]
     assert sum(same) >= 3
 
@@ -101,7 +101,9 @@ def test_a_completion_begun_is_continued_as_it_would_have_gone_on(engine):
 def test_one_begun_that_has_ended_comes_back_as_it_is(engine):
     end = engine._eos[0]
     seen = []
-    (samples,) = engine.sample(PROMPTS[:1], DRAWN, begun=[(5, 6, end)], progress=seen.append)
+    (samples,) = engine.sample(
+        PROMPTS[:1], DRAWN, prefix_tokens=[(5, 6, end)], progress=seen.append
+    )
     assert [one.token_ids for one in samples] == [(5, 6, end)] * 3
     assert {one.finish_reason for one in samples} == {"stop"}
     assert sum(seen) == 3
@@ -154,7 +156,7 @@ def test_a_prompt_that_does_not_fit_is_refused_by_its_key(engine):
     with pytest.raises(ValueError, match=r"prompt of 'p7' has .* more than the 512"):
         engine.check(["word " * 600], GREEDY, ["p7"])
     with pytest.raises(ValueError, match="token ids from 0 to 312, got 9999"):
-        engine.sample(PROMPTS[:1], GREEDY, begun=[(9999,)])
+        engine.sample(PROMPTS[:1], GREEDY, prefix_tokens=[(9999,)])
 
 
 def test_an_engine_that_dies_is_started_once_more_and_asked_for_what_is_missing(
@@ -245,11 +247,16 @@ def test_an_engine_that_cannot_start_says_why(wide_model_dir: Path, monkeypatch)
 def test_a_stop_string_inside_a_thought_does_not_end_a_completion(engine, wide_model_dir: Path):
     """The engine stops there; the completion goes on from its tokens, to where it goes without stops."""
     prompts = ["Q: What is 3 + 5?\nA: <think>", "Q: What is 3 + 5?\nA:"]
-    begun = [(), tuple(engine._tokenizer("<think>so ", add_special_tokens=False)["input_ids"])]
+    prefix_tokens = [
+        (),
+        tuple(engine._tokenizer("<think>so ", add_special_tokens=False)["input_ids"]),
+    ]
     free = SamplingParams(max_tokens=40)
-    whole = [samples[0] for samples in engine.sample(prompts, free, begun=begun)]
+    whole = [samples[0] for samples in engine.sample(prompts, free, prefix_tokens=prefix_tokens)]
     stop = [one.text[12:14] for one in whole]
-    again = engine.sample(prompts, SamplingParams(max_tokens=40, stop=tuple(stop)), begun=begun)
+    again = engine.sample(
+        prompts, SamplingParams(max_tokens=40, stop=tuple(stop)), prefix_tokens=prefix_tokens
+    )
     for (one,), other in zip(again, whole, strict=True):
         assert (one.text, one.finish_reason) == (other.text, other.finish_reason)
     assert [one.thought_open for (one,) in again] == [True, False]

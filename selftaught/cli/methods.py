@@ -18,7 +18,7 @@ from selftaught.methods.catalog import METHODS, method_of_folder
 from selftaught.methods.config import MethodConfig
 from selftaught.methods.run import plan
 from selftaught.printable import printable
-from selftaught.runs.folder import Row, Watch, read_json, read_rows
+from selftaught.runs.folder import ProgressReporter, Row, read_json, read_rows
 
 
 @dataclass(frozen=True)
@@ -65,8 +65,10 @@ def run(command: str, options: Namespace) -> int:
         after = f"iteration {last['iteration']}" if "iteration" in last else repr(last.get("name"))
         say(f"Continuing {config.out} after {after}.")
     line = iteration_line if command == "star" else stage_line
-    watch = Watch(iteration=lambda row: print(line(row), flush=True), progress=progress_bar)
-    summary = method.run(config, watch)
+    reporter = ProgressReporter(
+        iteration=lambda row: print(line(row), flush=True), progress=progress_bar
+    )
+    summary = method.run(config, reporter)
     print("\n" + (star_ending(config, summary) if command == "star" else ending(config, summary)))
     return DONE
 

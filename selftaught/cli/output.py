@@ -12,23 +12,25 @@ from typing import TYPE_CHECKING, Any
 from selftaught.printable import printable
 
 if TYPE_CHECKING:
-    from selftaught.runs.folder import Watch
+    from selftaught.runs.folder import ProgressReporter
 
 
 DONE, FAILED, BAD_INPUT, NOTHING_LEARNED = 0, 1, 2, 3
 
 
 @contextmanager
-def tracked(out: Path, command: str) -> "Iterator[Watch]":
+def locked_output(out: Path, command: str) -> "Iterator[ProgressReporter]":
     """Hold what a command writes against another process that would write it too, and tell of it."""
-    from selftaught.runs.folder import Watch, hold
-    from selftaught.runs.status import reported, status_file
+    from selftaught.runs.folder import ProgressReporter, lock_folder
+    from selftaught.runs.status import status_file, tracked_status
 
     with (
-        hold(out.parent, f"{out.name}.lock"),
-        reported(status_file(out), command, Watch(progress=progress_bar)) as watch,
+        lock_folder(out.parent, f"{out.name}.lock"),
+        tracked_status(
+            status_file(out), command, ProgressReporter(progress=progress_bar)
+        ) as reporter,
     ):
-        yield watch
+        yield reporter
 
 
 @contextmanager

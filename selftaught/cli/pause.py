@@ -115,8 +115,8 @@ def _train(how: TrainOptions, bar: Bar) -> None:
     from selftaught.methods.pause import VARIANTS, add_pause_token, pause_rows, with_pauses
     from selftaught.models.embedded import embedded_model
     from selftaught.records import read_examples
-    from selftaught.runs.folder import Watch, hold, remember
-    from selftaught.runs.status import reported, status_file
+    from selftaught.runs.folder import ProgressReporter, lock_folder, remember
+    from selftaught.runs.status import status_file, tracked_status
     from selftaught.training import sft_config, train_rows, train_sft
 
     in_text, in_examples = VARIANTS[how.variant]
@@ -131,9 +131,11 @@ def _train(how: TrainOptions, bar: Bar) -> None:
     made_of = hashlib.sha256(name.encode()).hexdigest()[:8]
     start = how.out.with_name(f"{how.out.name}.start-{made_of}")
     with (
-        hold(how.out.parent, f"{how.out.name}.lock"),
-        reported(status_file(how.out), "pause train", Watch(progress=bar)) as watch,
-        watch.progress("training", max(how.max_steps, 0)) as advance,
+        lock_folder(how.out.parent, f"{how.out.name}.lock"),
+        tracked_status(
+            status_file(how.out), "pause train", ProgressReporter(progress=bar)
+        ) as reporter,
+        reporter.progress("training", max(how.max_steps, 0)) as advance,
     ):
         add_pause_token(name, start)
         if how.data is not None:
@@ -160,8 +162,8 @@ def _evaluate(how: EvaluateOptions, bar: Bar) -> None:
     from selftaught.models.embedded import embedded_model
     from selftaught.options import check_count
     from selftaught.reports.tables import markdown_table
-    from selftaught.runs.folder import Watch, hold, remember
-    from selftaught.runs.status import reported
+    from selftaught.runs.folder import ProgressReporter, lock_folder, remember
+    from selftaught.runs.status import tracked_status
     from selftaught.samplers import open_sampler
     from selftaught.samplers.base import SamplingParams
     from selftaught.tasks import open_task
@@ -179,15 +181,17 @@ def _evaluate(how: EvaluateOptions, bar: Bar) -> None:
         refuse_without_pause(name)
     found = []
     with (
-        hold(how.out),
-        reported(how.out / "status.json", "pause evaluate", Watch(progress=bar)) as watch,
+        lock_folder(how.out),
+        tracked_status(
+            how.out / "status.json", "pause evaluate", ProgressReporter(progress=bar)
+        ) as reporter,
         open_sampler("transformers", name) as sampler,
     ):
         remember(how, how.out)
         for count in how.pauses:
             style = paused(task.styled(how.prompt), count, how.filler or PAUSE)
             store = how.out / f"{'pauses' if how.filler is None else 'fillers'}-{count}.jsonl"
-            with watch.progress("evaluating", len(problems)) as advance:
+            with reporter.progress("evaluating", len(problems)) as advance:
                 found.append(
                     evaluate(
                         sampler, task, problems, style, params, store=store,

@@ -205,7 +205,7 @@ def _train(how: TrainOptions, bar: Bar) -> None:
     from selftaught.quiet.spans import Spans, consecutive, spans
     from selftaught.quiet.training import quiet_arguments, train_quiet, with_lora
     from selftaught.reports.quiet_page import training_page
-    from selftaught.runs.folder import hold
+    from selftaught.runs.folder import lock_folder
 
     logging.disable_progress_bar()
     _at_least(2, length=how.length)
@@ -241,9 +241,9 @@ def _train(how: TrainOptions, bar: Bar) -> None:
     )
     total = how.max_steps if how.max_steps > 0 else 0
     with (
-        _held(hold, how.out, main=main),
-        _reported(how.out, bar, main=main) as watch,
-        watch.progress("training", total) as advance,
+        _held(lock_folder, how.out, main=main),
+        _reported(how.out, bar, main=main) as reporter,
+        reporter.progress("training", total) as advance,
     ):
         log = train_quiet(
             model, tokenizer, learned, arguments, out=how.out, peft_model=peft_model,
@@ -444,26 +444,28 @@ def _stored(path: Path, measure: "Callable[[], Measured]") -> "Measured":
 
 
 @contextmanager
-def _held(hold: Any, out: Path, *, main: bool) -> Iterator[None]:
+def _held(lock_folder: Any, out: Path, *, main: bool) -> Iterator[None]:
     """Hold a run folder against another command; the first process does, of several."""
     if not main:
         yield
         return
-    with hold(out):
+    with lock_folder(out):
         yield
 
 
 @contextmanager
 def _reported(out: Path, bar: Bar, *, main: bool) -> Iterator[Any]:
     """A watch that writes the run's status; of several processes, the main one's."""
-    from selftaught.runs.folder import Watch
-    from selftaught.runs.status import reported
+    from selftaught.runs.folder import ProgressReporter
+    from selftaught.runs.status import tracked_status
 
     if not main:
-        yield Watch()
+        yield ProgressReporter()
         return
-    with reported(out / "status.json", "Quiet-STaR", Watch(progress=bar)) as watch:
-        yield watch
+    with tracked_status(
+        out / "status.json", "Quiet-STaR", ProgressReporter(progress=bar)
+    ) as reporter:
+        yield reporter
 
 
 def _remember(options: Any, path: Path) -> None:

@@ -12,7 +12,7 @@ from selftaught.cli.arguments import Positional, add_options
 from selftaught.cli.output import progress_bar
 from selftaught.option_groups import ModelOptions, Prompt, PromptOptions, SamplingOptions
 from selftaught.printable import printable
-from selftaught.runs.folder import Watch, read_rows
+from selftaught.runs.folder import ProgressReporter, read_rows
 
 DONE, NO_ANSWER = 0, 3
 
@@ -108,14 +108,14 @@ def _solve_file(
     solve_file: Any,
     bar: Callable[..., Any],
 ) -> int:
-    from selftaught.runs.folder import hold, remember
-    from selftaught.runs.status import reported, status_file
+    from selftaught.runs.folder import lock_folder, remember
+    from selftaught.runs.status import status_file, tracked_status
 
     out = ask.out or Path("runs/solved.jsonl")
     with (
-        hold(out.parent, f"{out.name}.lock"),
-        reported(status_file(out), "solve", Watch(progress=bar)) as watch,
-        watch.progress("solving", len(questions)) as advance,
+        lock_folder(out.parent, f"{out.name}.lock"),
+        tracked_status(status_file(out), "solve", ProgressReporter(progress=bar)) as reporter,
+        reporter.progress("solving", len(questions)) as advance,
     ):
 
         def told(one: Any) -> None:

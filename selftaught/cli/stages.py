@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from jsonargparse import ArgumentParser, Namespace
 
 from selftaught.cli.arguments import Positional, add_options
-from selftaught.cli.output import DONE, say, tracked, usage_summary
+from selftaught.cli.output import DONE, locked_output, say, usage_summary
 from selftaught.option_groups import (
     LaunchOptions,
     ModelOptions,
@@ -176,10 +176,10 @@ def sample(options: Namespace) -> int:
     _, problems, style, params = _asked(ask)
 
     with (
-        tracked(ask.out, "sample") as watch,
+        locked_output(ask.out, "sample") as reporter,
         _opened(ask) as sampler,
         usage_summary(sampler, ask.out),
-        watch.progress("sampling", len(problems) * params.n) as advance,
+        reporter.progress("sampling", len(problems) * params.n) as advance,
     ):
         count = fill(
             sampler, problems, style, params, store=ask.out, progress=advance,
@@ -198,7 +198,7 @@ def grade(options: Namespace) -> int:
 
     stores = [Path(store) for store in options.pop("rollouts")]
     how = GradeOptions(**values_of(options))
-    with tracked(how.out, "grade"):
+    with locked_output(how.out, "grade"):
         counts = grade_stores(stores, how.out, how.task, how.task_options, workers=how.workers)
     remember(how, how.out)
     told = ", ".join(f"{counts.get(outcome, 0)} {outcome}" for outcome in OUTCOMES)
@@ -214,7 +214,7 @@ def select(options: Namespace) -> int:
     stores = [Path(store) for store in options.pop("rollouts")]
     how = SelectOptions(**values_of(options))
     style = _style(open_task(how.task, **how.task_options), how)
-    with tracked(how.out, "select"):
+    with locked_output(how.out, "select"):
         kept, count = choose(
             stores, how.out, how.keep, style,
             distinct_by=how.distinct_by, at_most=how.at_most, workers=how.workers,
@@ -240,8 +240,8 @@ def train(options: Namespace) -> int:
     stage = Stage(kind, _model(how.model), how.data, how.out, how.out.with_name(how.out.name + ".training"),
                   given, lora if how.use_peft else None)  # fmt: skip
     with (
-        tracked(how.out, "train") as watch,
-        watch.progress("training", max(how.max_steps, 0)) as advance,
+        locked_output(how.out, "train") as reporter,
+        reporter.progress("training", max(how.max_steps, 0)) as advance,
     ):
         done = launch(stage, launch_of(how), advance)
     remember(how, how.out)
@@ -261,10 +261,10 @@ def evaluate(options: Namespace) -> int:
     ask = EvaluateOptions(**values_of(options))
     task, problems, style, params = _asked(ask)
     with (
-        tracked(ask.out, "evaluate") as watch,
+        locked_output(ask.out, "evaluate") as reporter,
         _opened(ask) as sampler,
         usage_summary(sampler, ask.out),
-        watch.progress("evaluating", len(problems) * params.n) as advance,
+        reporter.progress("evaluating", len(problems) * params.n) as advance,
     ):
         evaluation = evaluate(
             sampler, task, problems, style, params, store=ask.out, name=ask.model, progress=advance

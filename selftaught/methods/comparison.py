@@ -17,10 +17,10 @@ from selftaught.methods.rft import RftConfig, open_rft, run_rft
 from selftaught.methods.run import (
     Run,
     fit,
-    held,
     measured,
     once,
     open_run,
+    running,
     sampled,
     seed_examples,
     seed_work,
@@ -37,7 +37,7 @@ from selftaught.records import read_rollouts
 from selftaught.reports.comparison_page import report
 from selftaught.rollouts.selection import draw_problems
 from selftaught.rollouts.steps import split_steps
-from selftaught.runs.folder import Row, Watch, link_tree, read_rows, write_config
+from selftaught.runs.folder import ProgressReporter, Row, link_tree, read_rows, write_config
 from selftaught.runs.preflight import check_method_options
 from selftaught.samplers import Engine
 from selftaught.training import open_tokenizer
@@ -108,7 +108,7 @@ class Pilot:
     """What the seed set has already cost."""
 
 
-def run_compare(config: CompareConfig, watch: Watch | None = None) -> Row:
+def run_compare(config: CompareConfig, reporter: ProgressReporter | None = None) -> Row:
     """Run every method at the budget, or continue, and return the summary.
 
     Raises:
@@ -116,8 +116,8 @@ def run_compare(config: CompareConfig, watch: Watch | None = None) -> Row:
         NothingToLearn: a method had nothing to learn from; says which and why.
         BlockingIOError: another process runs in the folder.
     """
-    with held(config, "comparison", watch) as (watch, engine):
-        run = open_compare(config, watch, engine)
+    with running(config, "comparison", reporter) as (reporter, engine):
+        run = open_compare(config, reporter, engine)
         write_config(config.out, config.plain(), CHANGEABLE)
         once(run, "SFT", lambda: _sft(run))
         pilot = _pilot(run)
@@ -130,13 +130,13 @@ def run_compare(config: CompareConfig, watch: Watch | None = None) -> Row:
 
 
 def open_compare(
-    config: CompareConfig, watch: Watch | None = None, engine: Engine | None = None
+    config: CompareConfig, reporter: ProgressReporter | None = None, engine: Engine | None = None
 ) -> Run[CompareConfig]:
     """Check everything a comparison needs, as each of its methods does; see `open_run`."""
     own = {"star": StarConfig, "rft": RftConfig, "vstar": VstarConfig, "step_dpo": StepDpoConfig}
     for name, options in own.items():
         check_method_options(name, options, getattr(config, name))
-    run = open_run(config, watch, engine)
+    run = open_run(config, reporter, engine)
     for name in config.methods:
         # How many samples a method may draw is known after the pilot only; its checks need no number.
         settings = METHODS[name].settings(run, Pilot(1.0, 1.0, 0), config.budget)
@@ -263,7 +263,7 @@ def _run_method(
     """Its summary, final model, greedy evaluation, and the tokens it sampled and trained on."""
     run.engine.close()  # a method has its own
     if method == "star":
-        summary = run_star(config, run.watch)
+        summary = run_star(config, run.reporter)
         stores = [*config.out.glob("iteration-*/rollouts.jsonl"), *config.out.glob("iteration-*/rationalized.jsonl")]  # fmt: skip
         drawn = sum(tokens_of(read_rollouts(store)) for store in stores)
         rows = read_rows(config.out / "metrics.jsonl")
@@ -277,7 +277,7 @@ def _run_method(
     same = all(getattr(config, name) == getattr(run.config, name) for name in shared)
     if same and not target.exists():
         link_tree(run.config.out / "sft", target)
-    summary = METHODS[method].run(config, run.watch)
+    summary = METHODS[method].run(config, run.reporter)
     rows = summary["rows"]
     final = METHODS[method].final(config)
     row = next(row for row in rows if row["name"] == final)
@@ -366,7 +366,7 @@ def _choices(
 @dataclass(frozen=True)
 class _Method:
     settings: Callable[[Run, Pilot, int], Any]
-    run: Callable[[Any, Watch], Row]
+    run: Callable[[Any, ProgressReporter], Row]
     open: Callable[[Any], Any]
     """Checks everything that its run needs."""
     final: Callable[[Any], str]

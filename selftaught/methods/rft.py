@@ -23,16 +23,16 @@ from selftaught.methods.run import (
     Run,
     distinct,
     fit,
-    held,
     measured,
     model_card,
     once,
     open_run,
+    reasons_dropped,
+    running,
     sampled,
     seed_examples,
     seed_work,
     tokens_of,
-    told_dropped,
     trained_row,
     write_summary,
 )
@@ -47,9 +47,9 @@ from selftaught.rollouts.selection import (
     keep_correct,
     keep_distinct,
     make_examples,
-    way,
+    solution_path,
 )
-from selftaught.runs.folder import Row, Watch, publish, read_rows, write_config
+from selftaught.runs.folder import ProgressReporter, Row, publish, read_rows, write_config
 from selftaught.samplers import Engine, check_model, check_prompts
 from selftaught.training.launch import PLACE
 
@@ -107,7 +107,7 @@ CHANGEABLE = ("out", "k", "baselines", *PLACE)
 """Fields a continued run may change: nothing stored depends on them."""
 
 
-def run_rft(config: RftConfig, watch: Watch | None = None) -> Row:
+def run_rft(config: RftConfig, reporter: ProgressReporter | None = None) -> Row:
     """Run RFT, or continue it, and return its summary (also `summary.json` in the run folder).
 
     Raises:
@@ -115,8 +115,8 @@ def run_rft(config: RftConfig, watch: Watch | None = None) -> Row:
         NothingToLearn: no completion was right; says why.
         BlockingIOError: another process runs in the folder.
     """
-    with held(config, "RFT", watch) as (watch, engine):
-        run = open_rft(config, watch, engine)
+    with running(config, "RFT", reporter) as (reporter, engine):
+        run = open_rft(config, reporter, engine)
         pooled = run.read["pooled"]
         write_config(config.out, config.plain(), CHANGEABLE)
         gold = seed_examples(run, run.train, config.out / "sft")
@@ -126,7 +126,7 @@ def run_rft(config: RftConfig, watch: Watch | None = None) -> Row:
         rollouts = sample_paths(run, generator, max(config.k))
         if not run.kept(rollouts):
             raise NothingToLearn(
-                f"None of {len(rollouts)} completions was kept: {told_dropped(rollouts)}. Try more "
+                f"None of {len(rollouts)} completions was kept: {reasons_dropped(rollouts)}. Try more "
                 "samples (--k), easier problems or a stronger model."
             )
         for k in sorted(set(config.k)):
@@ -138,10 +138,10 @@ def run_rft(config: RftConfig, watch: Watch | None = None) -> Row:
 
 
 def open_rft(
-    config: RftConfig, watch: Watch | None = None, engine: Engine | None = None
+    config: RftConfig, reporter: ProgressReporter | None = None, engine: Engine | None = None
 ) -> Run[RftConfig]:
     """Check everything a run of RFT needs; see `open_run`. The other models' rollouts are read."""
-    run = open_run(config, watch, engine)
+    run = open_run(config, reporter, engine)
     if config.generator is not None:
         check_model(config.generator)
         prompts = ((one.id, run.tuned(one)) for one in run.train)
@@ -177,8 +177,8 @@ def distinct_paths(
     found = distinct(run, rollouts, config.distinct_by, config.edits)
     if not config.skip_gold_class:
         return found
-    gold = {one.id: way(one.rationale) for one in run.train if one.rationale is not None}
-    return [one for one in found if way(one.completion) != gold.get(one.problem.id)]
+    gold = {one.id: solution_path(one.rationale) for one in run.train if one.rationale is not None}
+    return [one for one in found if solution_path(one.completion) != gold.get(one.problem.id)]
 
 
 def _sft(run: Run[RftConfig], gold: Sequence[Example]) -> Row:

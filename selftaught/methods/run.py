@@ -36,13 +36,21 @@ from selftaught.rollouts.selection import (
     keep_distinct,
     keep_sound,
     make_examples,
-    way,
+    solution_path,
     why_dropped,
 )
 from selftaught.rollouts.store import collect_up_to
-from selftaught.runs.folder import Row, Watch, check_config, hold, read_rows, timed, write_rows
+from selftaught.runs.folder import (
+    ProgressReporter,
+    Row,
+    check_config,
+    lock_folder,
+    read_rows,
+    timed,
+    write_rows,
+)
 from selftaught.runs.preflight import check_settings, check_texts
-from selftaught.runs.status import reported
+from selftaught.runs.status import tracked_status
 from selftaught.samplers import Engine, SamplingParams, as_seen, prompt_opens_thought
 from selftaught.tasks import Task, open_task
 from selftaught.training import Training
@@ -61,7 +69,7 @@ class Run(Generic[C]):
     """Folder or hub name of the base model."""
     train: Sequence[Problem]
     test: Sequence[Problem]
-    watch: Watch
+    reporter: ProgressReporter
     engine: Engine
     """Samples one model at a time; closed while a model is trained or a verifier scores."""
     seconds: dict[str, float] = field(default_factory=dict)
@@ -111,7 +119,9 @@ class Run(Generic[C]):
 
 
 @contextmanager
-def held(config: MethodConfig, method: str, watch: Watch | None) -> Iterator[tuple[Watch, Engine]]:
+def running(
+    config: MethodConfig, method: str, reporter: ProgressReporter | None
+) -> Iterator[tuple[ProgressReporter, Engine]]:
     """Hold a run folder while a method runs in it, and keep its `status.json` up to date.
 
     Args:
@@ -121,15 +131,18 @@ def held(config: MethodConfig, method: str, watch: Watch | None) -> Iterator[tup
         BlockingIOError: another process runs in the folder.
     """
     with (
-        hold(config.out),
-        reported(config.out / "status.json", method, watch) as reporting,
+        lock_folder(config.out),
+        tracked_status(config.out / "status.json", method, reporter) as reporting,
         Engine(config.sampler, config.sampler_options) as engine,
     ):
         yield reporting, engine
 
 
 def open_task_of(
-    config: C, watch: Watch | None, engine: Engine | None, needed: Mapping[str, int | None]
+    config: C,
+    reporter: ProgressReporter | None,
+    engine: Engine | None,
+    needed: Mapping[str, int | None],
 ) -> tuple[Run[C], dict[str, Sequence[Problem]]]:
     """Open the task of a run, draw the problems of every split, and check their gold answers.
 
@@ -154,13 +167,15 @@ def open_task_of(
     check_gold([problem for problems in splits.values() for problem in problems], task)
     base = str(embedded_model()) if config.model == "embedded" else config.model
     engine = engine or Engine(config.sampler, config.sampler_options)
-    run = Run(config, task, base, splits["train"], splits["test"], watch or Watch(), engine)
+    run = Run(
+        config, task, base, splits["train"], splits["test"], reporter or ProgressReporter(), engine
+    )
     return run, splits
 
 
 def open_run(
     config: C,
-    watch: Watch | None = None,
+    reporter: ProgressReporter | None = None,
     engine: Engine | None = None,
     trainings: Sequence[tuple[Kind, Mapping[str, Any]]] = (),
 ) -> Run[C]:
@@ -177,7 +192,7 @@ def open_run(
         OSError: there is no such file or model.
     """
     needed = {"train": config.train_problems, "test": config.test_problems}
-    run, _ = open_task_of(config, watch, engine, needed)
+    run, _ = open_task_of(config, reporter, engine, needed)
     task, base, train, test = run.task, run.base, run.train, run.test
     options = trainer_options(config)
     check_settings(config, base, [("sft", options), *trainings])
@@ -298,7 +313,7 @@ def _own_rationales(run: Run, problems: Sequence[Problem], folder: Path) -> list
     if not kept:
         raise NothingToLearn(
             f"The task has no rationales of its own, and none of the base model's {len(rollouts)} "
-            f"completions was kept ({told_dropped(rollouts)}). Try more of them (--seed_samples 8), "
+            f"completions was kept ({reasons_dropped(rollouts)}). Try more of them (--seed_samples 8), "
             "easier problems, or a stronger model."
         )
     return kept
@@ -319,7 +334,7 @@ def distinct(
         ValueError: they are to be told apart by equations, and none holds any.
     """
     kept = run.kept(rollouts)
-    if by == "equations" and kept and not any(way(one.completion) for one in kept):
+    if by == "equations" and kept and not any(solution_path(one.completion) for one in kept):
         raise ValueError(
             f"None of the {len(kept)} right completions holds an equation to tell it by; choose "
             "another --distinct_by: text, numbers or edits, with another --out."
@@ -327,7 +342,7 @@ def distinct(
     return keep_distinct(kept, by, edits=edits)
 
 
-def told_dropped(rollouts: Sequence[Rollout]) -> str:
+def reasons_dropped(rollouts: Sequence[Rollout]) -> str:
     """Why completions were not kept, in words."""
     reasons = [f"{count} {why}" for why, count in sorted(why_dropped(rollouts).items())]
     right = len(keep_correct(rollouts))
@@ -388,7 +403,7 @@ def train_on(
                   lora if config.use_peft else None)  # fmt: skip
     with (
         timed(run.seconds, "train"),
-        run.watch.progress(f"{out.name}: training", _steps(options, count)) as advance,
+        run.reporter.progress(f"{out.name}: training", _steps(options, count)) as advance,
     ):
         return launch(stage, launch_of(config), advance)
 
@@ -400,7 +415,7 @@ def training_row(training: Training) -> Row:
             "tokenized from text": training.from_text}  # fmt: skip
 
 
-def told_apart(training: Training) -> str:
+def ranked_correctly(training: Training) -> str:
     """How many preferences there were, and how many of the last ones the model had learned."""
     found = [each["rewards/accuracies"] for each in training.log if "rewards/accuracies" in each]
     last = found[-max(1, len(found) // 10) :]
@@ -437,7 +452,7 @@ def sampled(
     """Graded samples of a model, `params.n` per problem; a store with fewer is added to."""
     with timed(run.seconds, "sample"):
         sampler = run.engine.of(model)
-        with run.watch.progress(
+        with run.reporter.progress(
             f"{store.parent.name}: {store.stem}", len(problems) * params.n
         ) as advance:
             rollouts = collect_up_to(sampler, problems, style, params, store=store, progress=advance)  # fmt: skip
@@ -457,7 +472,7 @@ def accuracy(
     greedy = replace(run.params, n=1, temperature=0.0)
     with timed(run.seconds, "evaluate"):
         sampler = run.engine.of(model)
-        with run.watch.progress(f"{name}: {store.stem}", len(problems)) as advance:
+        with run.reporter.progress(f"{name}: {store.stem}", len(problems)) as advance:
             return evaluate(sampler, run.task, problems, style, greedy,
                             store=store, name=name, progress=advance)  # fmt: skip
 
@@ -484,7 +499,7 @@ def once(run: Run, name: str, make: Callable[[], Row]) -> Row:
     row = {"name": name, **made, "seconds": dict(run.seconds)}
     run.seconds.clear()
     write_rows(metrics, [*read_rows(metrics), row])
-    run.watch.iteration(row)
+    run.reporter.iteration(row)
     return row
 
 

@@ -26,9 +26,9 @@ from selftaught.methods.run import (
     accuracy,
     check_chat,
     fit,
-    held,
     model_card,
     open_task_of,
+    running,
     trainer_options,
     write_summary,
 )
@@ -54,8 +54,8 @@ from selftaught.rollouts.selection import (
 )
 from selftaught.rollouts.store import collect
 from selftaught.runs.folder import (
+    ProgressReporter,
     Row,
-    Watch,
     publish,
     read_rows,
     timed,
@@ -231,7 +231,7 @@ class Star(Run[StarConfig]):
         return str(self.folder(iteration) / "model") if iteration else self.base
 
 
-def run_star(config: StarConfig, watch: Watch | None = None) -> Row:
+def run_star(config: StarConfig, reporter: ProgressReporter | None = None) -> Row:
     """Run STaR, or continue it, and return its summary (also `summary.json` in the run folder).
 
     Raises:
@@ -239,8 +239,8 @@ def run_star(config: StarConfig, watch: Watch | None = None) -> Row:
         NothingToLearn: no iteration could begin to learn; says why.
         BlockingIOError: another process runs in the folder.
     """
-    with held(config, "STaR", watch) as (watch, engine):
-        star = open_star(config, watch, engine)
+    with running(config, "STaR", reporter) as (reporter, engine):
+        star = open_star(config, reporter, engine)
         write_config(config.out, config.plain(), CHANGEABLE)
         metrics = config.out / "metrics.jsonl"
         rows = read_rows(metrics) or [_base_row(star)]
@@ -256,7 +256,7 @@ def run_star(config: StarConfig, watch: Watch | None = None) -> Row:
             write_rows(metrics, rows)
             _prune(star, rows)
             report(config.out)
-            star.watch.iteration(rows[-1])
+            star.reporter.iteration(rows[-1])
         return _finish(star, rows)
 
 
@@ -305,7 +305,9 @@ def bootstrap(
     def ask(asked: Sequence[Problem], shown: PromptStyle, name: str, **kinds: Any) -> list[Rollout]:
         with (
             timed(star.seconds, "sample" if name == "rollouts" else "rationalize"),
-            star.watch.progress(f"iteration {iteration}: {name}", len(asked) * params.n) as advance,
+            star.reporter.progress(
+                f"iteration {iteration}: {name}", len(asked) * params.n
+            ) as advance,
         ):
             rollouts = collect(sampler, asked, shown, params, store=out / f"{name}.jsonl",
                                progress=advance, **kinds)  # fmt: skip
@@ -342,7 +344,9 @@ def best_iteration(rows: Sequence[Row]) -> int:
     return max(range(len(rows)), key=lambda index: (_value(rows[index]), -index))
 
 
-def open_star(config: StarConfig, watch: Watch | None = None, engine: Engine | None = None) -> Star:
+def open_star(
+    config: StarConfig, reporter: ProgressReporter | None = None, engine: Engine | None = None
+) -> Star:
     """Open the task, check every gold answer, option and prompt, and cut the splits.
 
     Nothing is sampled, and no weights are read. A dry run and a run both begin with this.
@@ -353,7 +357,7 @@ def open_star(config: StarConfig, watch: Watch | None = None, engine: Engine | N
         OSError: there is no such file or model.
     """
     needed = {"train": None, "validation": config.validation_problems, "test": config.test_problems}
-    run, splits = open_task_of(config, watch, engine, needed)
+    run, splits = open_task_of(config, reporter, engine, needed)
     star = Star(**vars(run), validation=splits["validation"])
     taught = star.training_prompt()
     check_chat(taught, star.task, star.base, star.train[0], rationales=config.baselines)
@@ -408,7 +412,7 @@ def _base_row(star: Star) -> Row:
         "seconds": _seconds(star),
     }
     write_rows(star.config.out / "metrics.jsonl", [row])
-    star.watch.iteration(row)
+    star.reporter.iteration(row)
     return row
 
 

@@ -25,16 +25,16 @@ from selftaught.methods.run import (
     Run,
     distinct,
     fit,
-    held,
     measured,
     model_card,
     once,
     open_run,
     prefer,
     preference_options,
+    ranked_correctly,
+    running,
     seed_examples,
     seed_work,
-    told_apart,
     train_on,
     trained_row,
     trainer_options,
@@ -71,7 +71,14 @@ from selftaught.rollouts.selection import (
 from selftaught.rollouts.steps import (
     ValuedRollout,
 )
-from selftaught.runs.folder import Row, Watch, publish, read_rows, write_config, write_rows
+from selftaught.runs.folder import (
+    ProgressReporter,
+    Row,
+    publish,
+    read_rows,
+    write_config,
+    write_rows,
+)
 from selftaught.samplers import Engine
 from selftaught.training import open_tokenizer
 from selftaught.training.launch import PLACE
@@ -83,7 +90,7 @@ CHANGEABLE = ("out", "methods", "sizes", "sft_sizes", *PLACE)
 """Fields a continued run may change: nothing stored depends on them."""
 
 
-def run_step_dpo(config: StepDpoConfig, watch: Watch | None = None) -> Row:
+def run_step_dpo(config: StepDpoConfig, reporter: ProgressReporter | None = None) -> Row:
     """Run per-step DPO and its ablations, or continue them, and return the summary.
 
     Raises:
@@ -91,8 +98,8 @@ def run_step_dpo(config: StepDpoConfig, watch: Watch | None = None) -> Row:
         NothingToLearn: no wrong completion, or none with a pit; says how many there were.
         BlockingIOError: another process runs in the folder.
     """
-    with held(config, "per-step DPO", watch) as (watch, engine):
-        run = open_step_dpo(config, watch, engine)
+    with running(config, "per-step DPO", reporter) as (reporter, engine):
+        run = open_step_dpo(config, reporter, engine)
         write_config(config.out, config.plain(), CHANGEABLE)
         for count in sorted(set(config.sft_sizes) - set(_sizes(run))):
             _sft(_size(run, count))
@@ -105,10 +112,10 @@ def run_step_dpo(config: StepDpoConfig, watch: Watch | None = None) -> Row:
 
 
 def open_step_dpo(
-    config: StepDpoConfig, watch: Watch | None = None, engine: Engine | None = None
+    config: StepDpoConfig, reporter: ProgressReporter | None = None, engine: Engine | None = None
 ) -> Run[StepDpoConfig]:
     """Check everything a run of per-step DPO needs; see `open_run`."""
-    run = open_run(config, watch, engine, [("dpo", _dpo_options(config))])
+    run = open_run(config, reporter, engine, [("dpo", _dpo_options(config))])
     largest = max([*config.sizes, *config.sft_sizes], default=0)
     if largest > len(run.train):
         raise ValueError(
@@ -205,7 +212,10 @@ def _preferred(size: StepSize, method: Learner, folder: Path) -> tuple[Any, Row]
         )
     start = size.sft if config.start == "sft" else str(size.folder / "rft" / "model")
     training = prefer(size.run, start, pairs, folder, _dpo_options(config))
-    return training, {"pairs": counts, "told": f"{told_apart(training)} ({_in_words(counts)})"}
+    return training, {
+        "pairs": counts,
+        "told": f"{ranked_correctly(training)} ({_in_words(counts)})",
+    }
 
 
 def _in_words(counts: Mapping[str, Any]) -> str:

@@ -243,13 +243,13 @@ def _continued(
     if not prefixes:
         return {}
     problems = [replace(problem, id=key, rationale=None) for key, (problem, _) in prefixes.items()]
-    begun = [ids for _, ids in prefixes.values()]
+    prefix_tokens = [ids for _, ids in prefixes.values()]
     params = replace(run.params, n=config.best_of * config.repeats, seed=config.seed + 1)
     store = size.folder / f"{name}.jsonl"
     with timed(run.seconds, "sample"):
         sampler, count = run.engine.of(size.sft), len(problems) * params.n
-        with run.watch.progress(f"{size.folder.name}: {name}", count) as advance:
-            rollouts = collect(sampler, problems, run.tuned, params, store=store, begun=begun, progress=advance)  # fmt: skip
+        with run.reporter.progress(f"{size.folder.name}: {name}", count) as advance:
+            rollouts = collect(sampler, problems, run.tuned, params, store=store, prefix_tokens=prefix_tokens, progress=advance)  # fmt: skip
     with timed(run.seconds, "grade"):
         graded = graded_beside(store, rollouts, run.task)
     counts: dict[str, tuple[int, int]] = {}

@@ -34,19 +34,19 @@ from selftaught.methods.config import SeededConfig
 from selftaught.methods.run import (
     Run,
     fit,
-    held,
     measured,
     model_card,
     once,
     open_run,
     prefer,
     preference_options,
+    ranked_correctly,
+    running,
     sampled,
     seed_examples,
     seed_rollouts,
     seed_work,
     tokens_of,
-    told_apart,
     train_on,
     trained_row,
     trainer_options,
@@ -63,8 +63,8 @@ from selftaught.rollouts.selection import (
     make_preferences,
 )
 from selftaught.runs.folder import (
+    ProgressReporter,
     Row,
-    Watch,
     publish,
     read_json,
     read_rows,
@@ -74,7 +74,7 @@ from selftaught.runs.folder import (
 )
 from selftaught.samplers import Engine
 from selftaught.training import (
-    Judged,
+    LabeledCompletion,
     completion_ids,
     open_tokenizer,
 )
@@ -147,7 +147,7 @@ CHANGEABLE = ("out", "baselines", "table", *PLACE)
 """Fields a continued run may change: nothing stored depends on them."""
 
 
-def run_vstar(config: VstarConfig, watch: Watch | None = None) -> Row:
+def run_vstar(config: VstarConfig, reporter: ProgressReporter | None = None) -> Row:
     """Run V-STaR, or continue it, and return its summary (also `summary.json` in the run folder).
 
     Raises:
@@ -155,8 +155,8 @@ def run_vstar(config: VstarConfig, watch: Watch | None = None) -> Row:
         NothingToLearn: no problem has both a right and a wrong completion; says how many there are.
         BlockingIOError: another process runs in the folder.
     """
-    with held(config, "V-STaR", watch) as (watch, engine):
-        run = open_vstar(config, watch, engine)
+    with running(config, "V-STaR", reporter) as (reporter, engine):
+        run = open_vstar(config, reporter, engine)
         write_config(config.out, config.plain(), CHANGEABLE)
         seed = seed_examples(run, run.train, config.out / "sft")
         once(run, "G_SFT", lambda: _generator(run, seed, [], 0))
@@ -182,13 +182,13 @@ def run_vstar(config: VstarConfig, watch: Watch | None = None) -> Row:
 
 
 def open_vstar(
-    config: VstarConfig, watch: Watch | None = None, engine: Engine | None = None
+    config: VstarConfig, reporter: ProgressReporter | None = None, engine: Engine | None = None
 ) -> Run[VstarConfig]:
     """Check everything a run of V-STaR needs; see `open_run`."""
     trainings: list[tuple[Kind, Mapping[str, Any]]] = [("dpo", _verifier_options(config))]
     if config.baselines:
         trainings.append(("outcome", _outcome_options(config)))
-    return open_run(config, watch, engine, trainings)
+    return open_run(config, reporter, engine, trainings)
 
 
 def work(run: Run[VstarConfig]) -> list[tuple[str, str]]:
@@ -288,7 +288,7 @@ def train_verifier(run: Run[VstarConfig], rollouts: Sequence[Rollout], folder: s
     pairs = preferences_of(run, rollouts)
     training = prefer(run, _model(run, 0), pairs, config.out / folder, _verifier_options(config))
     return {"model": str(training.model), "pairs": len(pairs), "training": training_row(training),
-            "told": told_apart(training)}  # fmt: skip
+            "told": ranked_correctly(training)}  # fmt: skip
 
 
 # ---------------------------------------------------------------- choosing among candidates
@@ -424,7 +424,7 @@ def _outcome(run: Run[VstarConfig], collected: Sequence[Rollout]) -> Row:
     tokenizer = open_tokenizer(_model(run, 0))
     everything = keep_distinct([*seed_rollouts(run, run.train, config.out / "sft"), *collected])
     judged = [
-        Judged(run.tuned(one.problem), completion_ids(one, tokenizer), bool(one.correct),
+        LabeledCompletion(run.tuned(one.problem), completion_ids(one, tokenizer), bool(one.correct),
                run.tuned.chat_template_kwargs or None)
         for one in everything
     ]  # fmt: skip

@@ -32,8 +32,8 @@ from selftaught.quiet.config import QuietConfig
 from selftaught.quiet.gating import ThinkWhen, check_thoughts, wanted
 from selftaught.quiet.mixing import Gate
 from selftaught.quiet.thoughts import (
-    Marks,
     Prefix,
+    SpecialTokens,
     after_thought,
     draw,
     language_head,
@@ -50,7 +50,7 @@ class ThinkingModel(Protocol):
     gate: Gate | None
 
     @property
-    def marks(self) -> Marks: ...
+    def marks(self) -> SpecialTokens: ...
 
     def check_length(
         self, ids_BT: Tensor, mask_BT: Tensor | None = None, more: int = 0

@@ -38,8 +38,8 @@ from selftaught.quiet.mixing import Gate, MixingHead
 from selftaught.quiet.positions import choose
 from selftaught.quiet.self_check import self_check
 from selftaught.quiet.thoughts import (
-    Marks,
     Prefix,
+    SpecialTokens,
     at_positions,
     input_matrix,
     language_head,
@@ -125,7 +125,7 @@ class QuietLM(nn.Module):
         self.base = base
         self.quiet_config = config
         never = {start, end} | ({pad} if pad is not None else set())
-        self._ids = Marks(start, end, tuple(sorted(never)))
+        self._ids = SpecialTokens(start, end, tuple(sorted(never)))
         if check:
             self_check(base, self._ids)
         width = output_matrix(base).weight.shape[1]
@@ -141,7 +141,7 @@ class QuietLM(nn.Module):
         return self.base.config
 
     @property
-    def marks(self) -> Marks:
+    def marks(self) -> SpecialTokens:
         """The tokens around a thought, and where their embeddings have moved."""
         return replace(self._ids, moved_2D=self.quiet_config.embedding_scale * self.moved)
 

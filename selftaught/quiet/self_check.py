@@ -29,7 +29,14 @@ from selftaught.quiet.attention import (
     thoughtful,
     unsupported,
 )
-from selftaught.quiet.thoughts import Marks, input_matrix, language_head, output_matrix, read, talk
+from selftaught.quiet.thoughts import (
+    SpecialTokens,
+    input_matrix,
+    language_head,
+    output_matrix,
+    read,
+    talk,
+)
 
 TEXT, THOUGHT, LOOKAHEAD = 8, 2, 2
 AGREEMENT = {torch.float64: 1e-4, torch.float32: 1e-3}
@@ -81,7 +88,7 @@ def check_attention(base: PreTrainedModel) -> None:
         )
 
 
-def self_check(base: PreTrainedModel, marks: Marks) -> None:
+def self_check(base: PreTrainedModel, marks: SpecialTokens) -> None:
     """Compare thoughts after a short text with ordinary forward passes of the same tokens.
 
     Compared are the logits of the text and of the lookahead after a thought, and the gradients of a
@@ -109,7 +116,7 @@ def self_check(base: PreTrainedModel, marks: Marks) -> None:
         raise unsupported(base, wrong)
 
 
-def _difference_in_float32(base: PreTrainedModel, marks: Marks) -> str | None:
+def _difference_in_float32(base: PreTrainedModel, marks: SpecialTokens) -> str | None:
     """What differs; where the memory is too small for float32, of logits in the model's own dtype."""
     try:
         with _as_float32(base), _without_zeros(base):
@@ -201,7 +208,7 @@ class _Found:
             self.gradients[name] = self.gradients[name] + one if name in self.gradients else one
 
 
-def _difference(base: PreTrainedModel, marks: Marks, *, gradients: bool) -> str | None:
+def _difference(base: PreTrainedModel, marks: SpecialTokens, *, gradients: bool) -> str | None:
     """What differs between parallel thoughts and ordinary forward passes, and in which layer first."""
     example = _example(base, marks)
     watched = {
@@ -229,7 +236,7 @@ def _difference(base: PreTrainedModel, marks: Marks, *, gradients: bool) -> str 
     return None
 
 
-def _example(base: PreTrainedModel, marks: Marks) -> _Example:
+def _example(base: PreTrainedModel, marks: SpecialTokens) -> _Example:
     """Random tokens, without those that thoughts never have."""
     count, device = base.config.get_text_config().vocab_size, base.device
     draw = torch.Generator().manual_seed(0)
@@ -245,7 +252,7 @@ def _example(base: PreTrainedModel, marks: Marks) -> _Example:
 
 
 def _parallel(
-    base: PreTrainedModel, marks: Marks, example: _Example, watched: Mapping[str, Tensor]
+    base: PreTrainedModel, marks: SpecialTokens, example: _Example, watched: Mapping[str, Tensor]
 ) -> _Found:
     """As in training: the text is read once, and thoughts' gradients are sent through that pass."""
     learns, head = torch.is_grad_enabled(), language_head(base)

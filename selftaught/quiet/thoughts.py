@@ -27,7 +27,7 @@ Head = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True)
-class Marks:
+class SpecialTokens:
     """The tokens around a thought."""
 
     start: int
@@ -93,7 +93,7 @@ def language_head(base: PreTrainedModel) -> Head:
     return head
 
 
-def _embedded(base: PreTrainedModel, ids_RU: Tensor, marks: Marks) -> Tensor:
+def _embedded(base: PreTrainedModel, ids_RU: Tensor, marks: SpecialTokens) -> Tensor:
     """The embeddings of thoughts, with start and end where they have moved to."""
     matrix = input_matrix(base)
     embedding_RUD = matrix(ids_RU)
@@ -183,7 +183,7 @@ def think(
     prefix: Prefix,
     position_BJ: Tensor,
     uniform_BNJS: Tensor,
-    marks: Marks,
+    marks: SpecialTokens,
     temperature: float,
 ) -> tuple[Tensor, Tensor, Thinking]:
     """Thoughts after the given positions, one forward pass per token for all: `[B, N, J, S]`.
@@ -217,7 +217,7 @@ def after_thought(
     position_BJ: Tensor,
     thinking: Thinking,
     thought_BNJS: Tensor,
-    marks: Marks,
+    marks: SpecialTokens,
 ) -> Tensor:
     """The hidden state at the end token of thoughts just drawn: `[R, D]`."""
     thoughts, length = thought_BNJS.shape[1], thought_BNJS.shape[-1]
@@ -251,7 +251,7 @@ def talk(
     position_BJ: Tensor,
     thought_BNJS: Tensor,
     lookahead: int,
-    marks: Marks,
+    marks: SpecialTokens,
 ) -> tuple[Tensor, Tensor]:
     """Hidden states along the thoughts and after them, in one teacher-forced pass.
 

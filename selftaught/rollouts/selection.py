@@ -78,7 +78,7 @@ def keep_distinct(
     return kept
 
 
-def way(completion: str) -> tuple[str, ...]:
+def solution_path(completion: str) -> tuple[str, ...]:
     """The equations of a rationale in their order, each without white space: its class in RFT.
 
     Where there are calculator spans they are the class, also those that are no arithmetic.
@@ -102,7 +102,7 @@ def _most_distant(rollouts: Sequence[Rollout]) -> list[Rollout]:
     for rollout in rollouts:
         text = rollout.completion
         if text not in classes:
-            classes[text] = way(text)
+            classes[text] = solution_path(text)
         at = place.setdefault(classes[text], len(kept))
         if at < len(kept) and texts[at] == text:
             continue

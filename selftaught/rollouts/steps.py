@@ -161,8 +161,8 @@ def _settled(text: str) -> int:
 
 def text_after(decode: Decode, before: Sequence[int], token_ids: Sequence[int]) -> str:
     """The text of `token_ids` as it stands after the tokens `before`, its first space included."""
-    begun, whole = decode(before), decode([*before, *token_ids])
-    return whole[len(begun) :] if whole.startswith(begun) else decode(token_ids)
+    prefix, whole = decode(before), decode([*before, *token_ids])
+    return whole[len(prefix) :] if whole.startswith(prefix) else decode(token_ids)
 
 
 # What a step is worth
@@ -324,8 +324,8 @@ def step_pair(
             its first step is used.
     """
     step = chosen.token_ids[: chosen.ends[0]] if chosen.ends else ()
-    begun = valued.prefix(pit)
-    return _preference(valued.rollout.prompt, begun, step, valued.step(pit), decode)
+    prefix = valued.prefix(pit)
+    return _preference(valued.rollout.prompt, prefix, step, valued.step(pit), decode)
 
 
 def truncated_pair(
@@ -396,7 +396,7 @@ def _ended(token_ids: Sequence[int], end: int) -> tuple[int, ...]:
 
 def _preference(
     prompt: Text,
-    begun: tuple[int, ...],
+    prefix: tuple[int, ...],
     chosen: tuple[int, ...],
     rejected: tuple[int, ...],
     decode: Decode,
@@ -404,8 +404,8 @@ def _preference(
     """The preference to learn from token by token; None where both sides are the same or one is empty."""
     if chosen == rejected or not chosen or not rejected:
         return None
-    better, worse = (_said(prompt, text_after(decode, begun, ids)) for ids in (chosen, rejected))
-    return Preference(prompt, better, worse, begun=begun, chosen_ids=chosen, rejected_ids=rejected)
+    better, worse = (_said(prompt, text_after(decode, prefix, ids)) for ids in (chosen, rejected))
+    return Preference(prompt, better, worse, begun=prefix, chosen_ids=chosen, rejected_ids=rejected)
 
 
 def _said(prompt: Text, text: str) -> Text:

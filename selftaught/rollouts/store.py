@@ -33,7 +33,7 @@ from selftaught.records import (
     rollouts_in,
     to_json,
 )
-from selftaught.samplers.base import UNIT, Sampler, SamplingParams, checked_begun
+from selftaught.samplers.base import STORE_BATCH, Sampler, SamplingParams, checked_prefix_tokens
 
 FORMAT = "selftaught rollouts 1"
 BLOCK = 2**22
@@ -48,7 +48,7 @@ def collect(
     *,
     store: Path,
     origin: Origin = "sampled",
-    begun: Sequence[Sequence[int]] | None = None,
+    prefix_tokens: Sequence[Sequence[int]] | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> list[Rollout]:
     """Ask every problem `params.n` times and return all rollouts; what the store holds is kept.
@@ -62,7 +62,7 @@ def collect(
         ValueError: the store was made with another model, other prompts or other options.
         OSError: the store cannot be written; what it holds stays.
     """
-    fill(sampler, problems, prompt, params, store=store, origin=origin, begun=begun,
+    fill(sampler, problems, prompt, params, store=store, origin=origin, prefix_tokens=prefix_tokens,
          progress=progress)  # fmt: skip
     rollouts = read_rollouts(store)
     samples = range(params.first, params.first + params.n)
@@ -80,7 +80,7 @@ def fill(
     *,
     store: Path,
     origin: Origin = "sampled",
-    begun: Sequence[Sequence[int]] | None = None,
+    prefix_tokens: Sequence[Sequence[int]] | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> int:
     """`collect`, for a store that need not fit into memory: how many rollouts it holds at the end.
@@ -90,8 +90,8 @@ def fill(
     check_ids(problems)
     params = params.for_prompt(prompt.stop, prompt.chat_template_kwargs)
     ids = [problem.id for problem in problems]
-    written = checked_begun(begun, ids, params.max_tokens)
-    size = max(1, UNIT // params.n)
+    written = checked_prefix_tokens(prefix_tokens, ids, params.max_tokens)
+    size = max(1, STORE_BATCH // params.n)
     header = {
         "format": FORMAT,
         "model": sampler.model,
@@ -103,32 +103,32 @@ def fill(
         "unit": size,
         "params": params.stored(),
     }
-    if begun is not None:
+    if prefix_tokens is not None:
         header["begun"] = _digest(written)
     stored, end = _stored(store, header, ids)
     done = -(-stored // (size * params.n))  # the last unit may be shorter than the others
-    units = [problems[start : start + size] for start in range(0, len(problems), size)]
-    for number, unit in enumerate(units[done:], done):
+    batches = [problems[start : start + size] for start in range(0, len(problems), size)]
+    for number, batch in enumerate(batches[done:], done):
         here = slice(number * size, (number + 1) * size)
-        sampler.check([prompt(problem) for problem in unit], params, ids[here])
+        sampler.check([prompt(problem) for problem in batch], params, ids[here])
     _open(store, header, end)
     if progress and stored:
         progress(stored)
     told = _one_at_a_time(progress)
 
     def asked(number: int) -> list[Rollout]:
-        unit, here = units[number], slice(number * size, (number + 1) * size)
-        shown = [prompt(problem) for problem in unit]
-        continued = {} if begun is None else {"begun": written[here]}
+        batch, here = batches[number], slice(number * size, (number + 1) * size)
+        shown = [prompt(problem) for problem in batch]
+        continued = {} if prefix_tokens is None else {"prefix_tokens": written[here]}
         completions = sampler.sample(shown, params, keys=ids[here], progress=told, **continued)
         return [
             Rollout(problem, seen, one.text, one.finish_reason, sampler.model, index, origin,
                     one.token_ids, thought_open=one.thought_open)
-            for problem, seen, samples in zip(unit, shown, completions, strict=True)
+            for problem, seen, samples in zip(batch, shown, completions, strict=True)
             for index, one in enumerate(samples, params.first)
         ]  # fmt: skip
 
-    for fresh in _in_order(asked, range(done, len(units)), sampler.at_once):
+    for fresh in _in_order(asked, range(done, len(batches)), sampler.at_once):
         _append(store, "".join(to_json(rollout) + "\n" for rollout in fresh), stored)
         stored += len(fresh)
     return stored
@@ -145,14 +145,14 @@ def _in_order(
         yield from map(asked, numbers)
         return
     pool = ThreadPoolExecutor(at_once, thread_name_prefix="collect")
-    begun: deque[Future[list[Rollout]]] = deque()
+    prefix_tokens: deque[Future[list[Rollout]]] = deque()
     try:
         for number in numbers:
-            begun.append(pool.submit(asked, number))
-            if len(begun) == at_once:
-                yield begun.popleft().result()
-        while begun:
-            yield begun.popleft().result()
+            prefix_tokens.append(pool.submit(asked, number))
+            if len(prefix_tokens) == at_once:
+                yield prefix_tokens.popleft().result()
+        while prefix_tokens:
+            yield prefix_tokens.popleft().result()
     finally:
         # After an error the others are not waited for: they end when the sampler is closed.
         pool.shutdown(wait=False, cancel_futures=True)
@@ -179,7 +179,7 @@ def collect_up_to(
     *,
     store: Path,
     origin: Origin = "sampled",
-    begun: Sequence[Sequence[int]] | None = None,
+    prefix_tokens: Sequence[Sequence[int]] | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> list[Rollout]:
     """The first `params.n` samples of every problem, of which only the missing ones are asked for.
@@ -210,7 +210,7 @@ def collect_up_to(
         made_for = replace(params, n=n if params.temperature else 1, first=first)
         rollouts = collect(
             sampler, problems, prompt, made_for,
-            store=block, origin=origin, begun=begun, progress=told,
+            store=block, origin=origin, prefix_tokens=prefix_tokens, progress=told,
         )  # fmt: skip
         blocks.append((n, rollouts))
         first += n
@@ -278,21 +278,21 @@ def _stored(store: Path, header: dict[str, Any], ids: Sequence[str]) -> tuple[in
     first = _first_line(store)
     _refuse_another(store, header, parse_json_line(first, f"{store}, line 1"))
     n, index = header["params"]["n"], header["params"].get("first", 0)
-    unit, wanted = header["unit"] * n, len(ids) * n
-    lines, end = _last_lines(store, len(first), 2 * unit)
+    batch, wanted = header["unit"] * n, len(ids) * n
+    lines, end = _last_lines(store, len(first), 2 * batch)
     places = {name: place for place, name in enumerate(ids)}
     rows, torn = 0, 0
-    while lines and torn < unit and not (rows := _row(lines[-1], places, n, index)):
+    while lines and torn < batch and not (rows := _row(lines[-1], places, n, index)):
         end -= len(lines.pop())  # of a unit that was never whole
         torn += 1
     if lines and not rows:
         raise _damaged(store)
-    cut = 0 if rows == wanted else rows % unit
+    cut = 0 if rows == wanted else rows % batch
     end -= sum(map(len, lines[len(lines) - cut :]))
     rows -= cut
     if not rows:
         return 0, len(first)
-    last = range(rows - 1 - (rows - 1) % unit, rows)
+    last = range(rows - 1 - (rows - 1) % batch, rows)
     there = lines[: len(lines) - cut][-len(last) :]
     if [_row(line, places, n, index) for line in there] != [row + 1 for row in last]:
         raise _damaged(store)

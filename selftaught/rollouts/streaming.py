@@ -292,14 +292,14 @@ def _done(job: Job, blocks: Iterable[Block], workers: int) -> Iterator[Done]:
             free.put(process)
 
     pool = ThreadPoolExecutor(workers, thread_name_prefix="bulk")
-    begun: deque[Future[Done]] = deque()
+    pending: deque[Future[Done]] = deque()
     try:
         for block in blocks:
-            begun.append(pool.submit(ask, block))
-            if len(begun) == 2 * workers:
-                yield begun.popleft().result()
-        while begun:
-            yield begun.popleft().result()
+            pending.append(pool.submit(ask, block))
+            if len(pending) == 2 * workers:
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()
     finally:
         for process in processes:
             process.stop()

@@ -28,7 +28,7 @@ Advance = Callable[[int], Any]
 
 
 @dataclass(frozen=True)
-class Watch:
+class ProgressReporter:
     """Who looks on: told of every finished iteration, and asked for progress bars."""
 
     iteration: Callable[[dict[str, Any]], None] = lambda row: None
@@ -38,7 +38,7 @@ class Watch:
 
 
 @contextmanager
-def hold(folder: Path, name: str = "run.lock") -> Iterator[None]:
+def lock_folder(folder: Path, name: str = "run.lock") -> Iterator[None]:
     """Hold a run folder for this process; the hold ends with the process, however it ends.
 
     Without `fcntl`, which only POSIX systems have, nothing keeps a second process out.

@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
-from selftaught.runs.folder import Advance, Watch, read_json
+from selftaught.runs.folder import Advance, ProgressReporter, read_json
 
 State = Literal["running", "done", "stopped", "failed", "killed"]
 
@@ -127,13 +127,15 @@ class Status:
 
 
 @contextmanager
-def reported(path: Path, method: str, watch: Watch | None = None) -> Iterator[Watch]:
+def tracked_status(
+    path: Path, method: str, reporter: ProgressReporter | None = None
+) -> Iterator[ProgressReporter]:
     """A watch that also writes the status file, to its end and whatever ends it.
 
     Args:
         path: the status file; see `status_file`.
     """
-    inner = watch or Watch()
+    inner = reporter or ProgressReporter()
     status = Status(path, method)
 
     @contextmanager
@@ -152,7 +154,7 @@ def reported(path: Path, method: str, watch: Watch | None = None) -> Iterator[Wa
         inner.iteration(row)
 
     try:
-        yield Watch(iteration=iteration, progress=progress)
+        yield ProgressReporter(iteration=iteration, progress=progress)
     except KeyboardInterrupt:
         status.end("stopped")
         raise

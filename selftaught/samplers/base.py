@@ -12,7 +12,7 @@ from selftaught.records import Completion, Text, parse_json_line
 from selftaught.rendering import check_template_options
 from selftaught.thought_marks import THINK, ThoughtMarks, checked_marks, outside_thoughts
 
-UNIT = 512
+STORE_BATCH = 512
 """Completions that are asked for in one call and stored together: what a killed run asks again, for each
 call in hand, at most."""
 
@@ -232,7 +232,7 @@ class Sampler(Protocol):
         params: SamplingParams,
         *,
         keys: Sequence[str] | None = None,
-        begun: Sequence[Sequence[int]] | None = None,
+        prefix_tokens: Sequence[Sequence[int]] | None = None,
         progress: Callable[[int], None] | None = None,
     ) -> list[list[Completion]]:
         """`params.n` completions for every prompt, as `[prompt][sample]`.
@@ -295,25 +295,25 @@ def draw_number(seed: int, key: str, index: int) -> int:
     return int.from_bytes(hashlib.sha256(name).digest()[:8], "big") >> 1
 
 
-def checked_begun(
-    begun: Sequence[Sequence[int]] | None, keys: Sequence[str], max_tokens: int
+def checked_prefix_tokens(
+    prefix_tokens: Sequence[Sequence[int]] | None, keys: Sequence[str], max_tokens: int
 ) -> list[tuple[int, ...]]:
     """The tokens of the completion begun for each key, none where `begun` is None.
 
     Raises:
         ValueError: their number is not that of the keys, or one has `max_tokens` or more tokens.
     """
-    if begun is None:
+    if prefix_tokens is None:
         return [()] * len(keys)
-    if len(begun) != len(keys):
+    if len(prefix_tokens) != len(keys):
         raise ValueError(
-            f"Expected one begun completion per prompt, got {len(begun)} for {len(keys)}."
+            f"Expected one begun completion per prompt, got {len(prefix_tokens)} for {len(keys)}."
         )
-    for tokens, key in zip(begun, keys, strict=True):
+    for tokens, key in zip(prefix_tokens, keys, strict=True):
         if len(tokens) >= max_tokens:
             raise ValueError(
                 f"The completion begun for {key!r} has {len(tokens)} tokens; expected fewer than "
                 f"max_tokens={max_tokens}, which counts the whole completion. Raise max_tokens or "
                 "leave this one out."
             )
-    return [tuple(tokens) for tokens in begun]
+    return [tuple(tokens) for tokens in prefix_tokens]

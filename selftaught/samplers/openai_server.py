@@ -22,7 +22,13 @@ from functools import partial
 from typing import Any, TypeGuard, TypeVar
 
 from selftaught.records import Completion, FinishReason, Text
-from selftaught.samplers.base import Closing, SamplingParams, Usage, checked_begun, without_stop
+from selftaught.samplers.base import (
+    Closing,
+    SamplingParams,
+    Usage,
+    checked_prefix_tokens,
+    without_stop,
+)
 from selftaught.samplers.openai_client import Refused, ServerLine, Wrong, check_url, is_count
 from selftaught.thought_marks import ThoughtMarks, after_thought
 
@@ -127,7 +133,7 @@ class OpenAISampler(Closing):
         params: SamplingParams,
         *,
         keys: Sequence[str] | None = None,
-        begun: Sequence[Sequence[int]] | None = None,
+        prefix_tokens: Sequence[Sequence[int]] | None = None,
         progress: Callable[[int], None] | None = None,
     ) -> list[list[Completion]]:
         """`params.n` completions for every prompt, as `[prompt][sample]`; see `Sampler`.
@@ -143,7 +149,7 @@ class OpenAISampler(Closing):
         keys = [_default_key(prompt) for prompt in prompts] if keys is None else keys
         if len(keys) != len(prompts):
             raise ValueError(f"Expected one key per prompt, got {len(keys)} for {len(prompts)}.")
-        written = checked_begun(begun, keys, params.max_tokens)
+        written = checked_prefix_tokens(prefix_tokens, keys, params.max_tokens)
         self.check(prompts, params, keys)
         if any(written) and self._kind != "vllm":
             raise ValueError(
@@ -201,7 +207,7 @@ class OpenAISampler(Closing):
 
     async def _completions(self, ask: "_Ask") -> list[Completion]:
         """The completions of one ask, in order."""
-        if ask.begun:
+        if ask.prefix_tokens:
             return [await self._continued(ask)]
         while True:
             path, body = self._request(ask)
@@ -290,13 +296,13 @@ class OpenAISampler(Closing):
 
     async def _continued(self, ask: "_Ask") -> Completion:
         """The whole of a completion that is begun, by a vLLM server's own tokenizer."""
-        before = await self._text(ask.begun, ask)
+        before = await self._text(ask.prefix_tokens, ask)
         if (text := _cut(before, ask)) is not None:
-            ids = await self._up_to_stop(ask.begun, len(ask.begun), ask)
+            ids = await self._up_to_stop(ask.prefix_tokens, len(ask.prefix_tokens), ask)
             return Completion(text, "stop", ids, ask.opened)
-        if await self._ends_a_text(ask.begun[-1], ask):
-            text = await self._text(ask.begun[:-1], ask)
-            return Completion(text, "stop", ask.begun, ask.opened)
+        if await self._ends_a_text(ask.prefix_tokens[-1], ask):
+            text = await self._text(ask.prefix_tokens[:-1], ask)
+            return Completion(text, "stop", ask.prefix_tokens, ask.opened)
         options = ask.params.chat_template_kwargs
         asked = (
             {"prompt": ask.prompt}
@@ -309,7 +315,7 @@ class OpenAISampler(Closing):
             }
         )
         tokens = await self._at_root("tokenize", asked, ask, lambda answer: _ids(answer["tokens"]))
-        ids = ask.begun
+        ids = ask.prefix_tokens
         if _in_thought(before, ask):
             ask = replace(ask, stop_here=True)
         while True:
@@ -527,7 +533,7 @@ class _Ask:
 
     prompt: Text
     key: str
-    begun: tuple[int, ...]
+    prefix_tokens: tuple[int, ...]
     part: range
     """Indices of the samples."""
     params: SamplingParams

@@ -22,7 +22,13 @@ from typing import Any
 from selftaught.options import check_options
 from selftaught.processes import ray_cluster as cluster
 from selftaught.records import Completion, Text
-from selftaught.samplers.base import UNIT, Closing, SamplingParams, checked_begun, checked_keys
+from selftaught.samplers.base import (
+    STORE_BATCH,
+    Closing,
+    SamplingParams,
+    checked_keys,
+    checked_prefix_tokens,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -116,7 +122,7 @@ class RaySampler(Closing):
             # Chunks in hand: vLLM takes up to 1,024 completions at a time, and a chunk waits for its last.
             self._depth = 2 if engine == "transformers" else 32
             self._chunk = chunk
-            self.at_once = 1 + -(-workers * self._depth * chunk // UNIT)
+            self.at_once = 1 + -(-workers * self._depth * chunk // STORE_BATCH)
             made = ray.remote(num_cpus=cpus, num_gpus=gpus)(_Engine)
             self._made = made.options(max_concurrency=1 if self._depth == 2 else self._depth)
             self._given = (opener, engine, str(path or self.model), options)
@@ -134,17 +140,19 @@ class RaySampler(Closing):
         params: SamplingParams,
         *,
         keys: Sequence[str] | None = None,
-        begun: Sequence[Sequence[int]] | None = None,
+        prefix_tokens: Sequence[Sequence[int]] | None = None,
         progress: Callable[[int], None] | None = None,
     ) -> list[list[Completion]]:
         """`params.n` completions for every prompt, as `[prompt][sample]`; see `Sampler`."""
         keys = checked_keys(keys, prompts)
-        checked_begun(begun, keys, params.max_tokens)
+        checked_prefix_tokens(prefix_tokens, keys, params.max_tokens)
         size = max(1, self._chunk // params.n)
         chunks = []
         for start in range(0, len(prompts), size):
             part = slice(start, start + size)
-            own = None if begun is None else [tuple(tokens) for tokens in begun[part]]
+            own = (
+                None if prefix_tokens is None else [tuple(tokens) for tokens in prefix_tokens[part]]
+            )
             chunks.append(_Chunk((list(prompts[part]), params, list(keys[part]), own)))
         with self._lock:
             if self._closed or self._error:
@@ -436,11 +444,11 @@ class _Engine:
         prompts: list[Text],
         params: SamplingParams,
         keys: list[str],
-        begun: list[tuple[int, ...]] | None,
+        prefix_tokens: list[tuple[int, ...]] | None,
     ) -> list[list[Completion]]:
         """One chunk; an engine that is gone for good takes its actor along, which is then replaced."""
         try:
-            return self._sampler.sample(prompts, params, keys=keys, begun=begun)
+            return self._sampler.sample(prompts, params, keys=keys, prefix_tokens=prefix_tokens)
         except ChildProcessError:
             os._exit(1)
 

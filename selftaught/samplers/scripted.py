@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 
 from selftaught.records import Completion, Text
-from selftaught.samplers.base import Closing, SamplingParams, checked_begun, without_stop
+from selftaught.samplers.base import Closing, SamplingParams, checked_prefix_tokens, without_stop
 
 Script = Callable[[Text, int], str | Completion]
 Continuation = Callable[[Text, tuple[int, ...], int], str | Completion]
@@ -38,12 +38,12 @@ class ScriptedSampler(Closing):
         params: SamplingParams,
         *,
         keys: Sequence[str] | None = None,
-        begun: Sequence[Sequence[int]] | None = None,
+        prefix_tokens: Sequence[Sequence[int]] | None = None,
         progress: Callable[[int], None] | None = None,
     ) -> list[list[Completion]]:
         """`params.n` completions for every prompt, as `[prompt][sample]`; see `Sampler`."""
         keys = [str(prompt) for prompt in prompts] if keys is None else keys
-        written = checked_begun(begun, keys, params.max_tokens)
+        written = checked_prefix_tokens(prefix_tokens, keys, params.max_tokens)
         if any(written) and self._continued is None:
             raise ValueError(
                 "Expected no completion to be begun, because this scripted sampler has none to "
@@ -60,9 +60,9 @@ class ScriptedSampler(Closing):
                 progress(params.n)
         return completions
 
-    def _answer(self, prompt: Text, begun: tuple[int, ...], index: int) -> str | Completion:
-        if begun and self._continued is not None:
-            return self._continued(prompt, begun, index)
+    def _answer(self, prompt: Text, prefix_tokens: tuple[int, ...], index: int) -> str | Completion:
+        if prefix_tokens and self._continued is not None:
+            return self._continued(prompt, prefix_tokens, index)
         return self._script(prompt, index)
 
     def check(self, prompts: Sequence[Text], params: SamplingParams, keys: Sequence[str]) -> None:

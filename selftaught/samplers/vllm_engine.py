@@ -31,11 +31,11 @@ from transformers import AutoConfig, GenerationConfig
 
 from selftaught.records import Completion, Text
 from selftaught.samplers.base import (
-    UNIT,
+    STORE_BATCH,
     Closing,
     SamplingParams,
-    checked_begun,
     checked_keys,
+    checked_prefix_tokens,
     draw_number,
 )
 from selftaught.samplers.local.token_choice import endings
@@ -171,12 +171,12 @@ class VllmSampler(Closing):
         params: SamplingParams,
         *,
         keys: Sequence[str] | None = None,
-        begun: Sequence[Sequence[int]] | None = None,
+        prefix_tokens: Sequence[Sequence[int]] | None = None,
         progress: Callable[[int], None] | None = None,
     ) -> list[list[Completion]]:
         """`params.n` completions for every prompt, as `[prompt][sample]`; see `Sampler`."""
         keys = checked_keys(keys, prompts)
-        written = checked_begun(begun, keys, params.max_tokens)
+        written = checked_prefix_tokens(prefix_tokens, keys, params.max_tokens)
         self._check_vocabulary(written)
         ended_by = endings(self._tokenizer, self._eos, prompts, params)
         indices = range(params.first, params.first + params.n)
@@ -367,7 +367,7 @@ class _Request:
 
 def _calls_that_fill(requests: int) -> int:
     """How many calls hold twice the requests that are taken at a time, so that those never run out."""
-    return max(4, -(-2 * requests // UNIT))
+    return max(4, -(-2 * requests // STORE_BATCH))
 
 
 @dataclass(frozen=True)
@@ -420,7 +420,7 @@ def _hint(printed: str) -> str:
 class _Child:
     """The process of the engine, from its start to its end."""
 
-    def __init__(self, errand: dict[str, Any]) -> None:
+    def __init__(self, job: dict[str, Any]) -> None:
         self._log: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115
         environment = {
             "VLLM_LOGGING_LEVEL": "WARNING", "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1",
@@ -435,10 +435,10 @@ class _Child:
             start_new_session=True,  # so that all its processes can be ended together
         )  # fmt: skip
         self._sending = threading.Lock()
-        self._model = errand["model"]
+        self._model = job["model"]
         self.ready = False
         self.told: dict[str, Any] = {}
-        self._write({"engine": errand})
+        self._write({"engine": job})
 
     def await_ready(self) -> None:
         """Wait until the engine has started.
@@ -539,8 +539,8 @@ def serve() -> None:
     asked, answers = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     os.dup2(2, 1)
-    errand = json.loads(asked.readline())["engine"]
-    asyncio.run(_serve(errand, asked, lambda said: _say(answers, said)))
+    job = json.loads(asked.readline())["engine"]
+    asyncio.run(_serve(job, asked, lambda said: _say(answers, said)))
 
 
 def _say(answers: IO[bytes], said: dict[str, Any]) -> None:
@@ -549,7 +549,7 @@ def _say(answers: IO[bytes], said: dict[str, Any]) -> None:
 
 
 async def _serve(
-    errand: dict[str, Any], asked: IO[bytes], say: Callable[[dict[str, Any]], None]
+    job: dict[str, Any], asked: IO[bytes], say: Callable[[dict[str, Any]], None]
 ) -> None:
     loop = asyncio.get_running_loop()
     messages: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
@@ -559,9 +559,9 @@ async def _serve(
     from vllm.v1.engine.async_llm import AsyncLLM
 
     if not torch.accelerator.is_available():
-        errand = OPTIONS_ON_A_CPU | errand
+        job = OPTIONS_ON_A_CPU | job
     try:
-        arguments = AsyncEngineArgs(**errand)
+        arguments = AsyncEngineArgs(**job)
     except TypeError as error:
         say({"error": str(error)})
         return

@@ -8,13 +8,13 @@ tokenized here: those that do not fit are dropped and counted.
 from selftaught.training.completion_tokens import completion_ids, open_tokenizer, written_ids
 from selftaught.training.dpo import dpo_config, preference_rows, train_dpo
 from selftaught.training.options import check_lora
-from selftaught.training.outcome import Judged, outcome_config, train_outcome
+from selftaught.training.outcome import LabeledCompletion, outcome_config, train_outcome
 from selftaught.training.sft import sft_config, tokenized, train_rows, train_sft
 from selftaught.training.trainer import Training, lora_config
 from selftaught.training.weighted import train_weighted
 
 __all__ = [
-    "Judged",
+    "LabeledCompletion",
     "Training",
     "check_lora",
     "completion_ids",

@@ -30,7 +30,7 @@ import yaml
 
 from selftaught.records import read_examples, read_jsonl, read_preferences, write_atomically
 from selftaught.training import (
-    Judged,
+    LabeledCompletion,
     Training,
     dpo_config,
     lora_config,
@@ -139,7 +139,7 @@ def run_stage(
             train = partial(train_dpo, stage.model, read_preferences(stage.rows))
         case "outcome":
             judged = [
-                Judged(
+                LabeledCompletion(
                     row["prompt"], tuple(row["ids"]), row["right"], row.get("chat_template_kwargs")
                 )
                 for row in read_jsonl(stage.rows)
@@ -472,14 +472,14 @@ def _tell(beside: Path, error: ValueError | ImportError | OSError) -> None:
 def end_with_starter(end: Callable[[], Any]) -> None:
     """End this process, by this call, when the one that started the launch has ended."""
 
-    def watch() -> None:
+    def reporter() -> None:
         while os.read(0, 1):
             pass
         end()
         time.sleep(30)
         os._exit(1)
 
-    threading.Thread(target=watch, daemon=True).start()
+    threading.Thread(target=reporter, daemon=True).start()
 
 
 def main(path: str) -> None:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Judged:
+class LabeledCompletion:
     """A completion, by its tokens, and whether it was right."""
 
     prompt: Text
@@ -55,7 +55,7 @@ def outcome_config(output_dir: Path, /, *, max_length: int, **options: Any) -> "
 
 def train_outcome(
     model: str | Path,
-    judged: Sequence[Judged],
+    judged: Sequence[LabeledCompletion],
     config: "TrainingArguments",
     *,
     out: Path,

@@ -349,9 +349,9 @@ def _last_whole_checkpoint(folder: Path) -> str | None:
     return None
 
 
-def _mean_loss(log: Sequence[dict[str, float]], reported: float) -> float:
+def _mean_loss(log: Sequence[dict[str, float]], tracked_status: float) -> float:
     """The mean of the logged losses: TRL's own figure covers a continued part only."""
-    return sum(row["loss"] for row in log) / len(log) if log else reported
+    return sum(row["loss"] for row in log) / len(log) if log else tracked_status
 
 
 @contextmanager

@@ -38,7 +38,7 @@ class PlainLoop:
         ending: Ending,
         finished: Callable[[int, list[int]], None],
         *,
-        begun: Sequence[int],
+        prefix_tokens: Sequence[int],
         batch_size: int,
     ) -> None:
         """Complete every row of tokens, the last `begun[row]` of which are of its completion.
@@ -49,14 +49,14 @@ class PlainLoop:
         # `generate` fills in what the model's own settings say, a repetition penalty for one.
         self._described.generation_config = GenerationConfig()
         try:
-            self._complete(rows, begun, uniform_BN, params, ending, finished, batch_size)
+            self._complete(rows, prefix_tokens, uniform_BN, params, ending, finished, batch_size)
         finally:
             self._described.generation_config = saved
 
     def _complete(
         self,
         rows: Sequence[tuple[int, ...]],
-        begun: Sequence[int],
+        prefix_tokens: Sequence[int],
         uniform_BN: Tensor,
         params: SamplingParams,
         ending: Ending,
@@ -64,7 +64,7 @@ class PlainLoop:
         batch_size: int,
     ) -> None:
         def lengths(number: int) -> tuple[int, int]:
-            return len(rows[number]), begun[number]
+            return len(rows[number]), prefix_tokens[number]
 
         for (length, own), same in groupby(sorted(range(len(rows)), key=lengths), key=lengths):
             numbers = list(same)

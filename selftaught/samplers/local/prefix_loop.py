@@ -328,7 +328,7 @@ class SharedPrefixLoop:
         ending: Ending,
         finished: Callable[[int, list[int]], None],
         *,
-        begun: Sequence[int],
+        prefix_tokens: Sequence[int],
         batch_size: int,
     ) -> None:
         """Complete every row of tokens, the last `begun[row]` of which are of its completion.
@@ -339,7 +339,7 @@ class SharedPrefixLoop:
             for group in plan(rows, batch_size, params.max_tokens):
                 prefix = self.prefix(rows[group.numbers[0]][: group.shared])
                 batch = _Batch(
-                    self, prefix, rows, begun, group.numbers, params.max_tokens, batch_size
+                    self, prefix, rows, prefix_tokens, group.numbers, params.max_tokens, batch_size
                 )
                 batch.run(uniform_BN, params, ending, finished)
 
@@ -445,7 +445,7 @@ class _Batch:
         loop: SharedPrefixLoop,
         prefix: Prefix,
         rows: Sequence[tuple[int, ...]],
-        begun: Sequence[int],
+        prefix_tokens: Sequence[int],
         numbers: Sequence[int],
         max_tokens: int,
         batch_size: int,
@@ -454,13 +454,13 @@ class _Batch:
         shared = len(prefix.tokens)
         self._own = {number: rows[number][shared:] for number in numbers}
         self._begun = {
-            number: rows[number][len(rows[number]) - begun[number] :] for number in numbers
+            number: rows[number][len(rows[number]) - prefix_tokens[number] :] for number in numbers
         }
         # Shortest first: prompts computed together are padded little.
         self._waiting = sorted(numbers, key=lambda number: (len(rows[number]), rows[number]))
         size = min(batch_size, len(numbers))
         self._size = size
-        longest = max(len(rows[number]) - begun[number] for number in numbers) + max_tokens
+        longest = max(len(rows[number]) - prefix_tokens[number] for number in numbers) + max_tokens
         # The last token of a completion is not stored.
         self._slots = loop.slots(size, longest - shared - 1)
         device = loop._model.device
@@ -521,9 +521,9 @@ class _Batch:
         self._number_B[new] = torch.tensor(order, device=device)
         self._stored_B[new] = torch.tensor([len(self._own[n]) - 1 for n in order], device=device)
         self._token_B[new] = torch.tensor([self._own[n][-1] for n in order], device=device)
-        begun = [self._begun[n] for n in order]
-        self._count_B[new] = torch.tensor([*map(len, begun)], device=device)
-        for row, tokens in enumerate(begun, slots[0]):
+        prefix_tokens = [self._begun[n] for n in order]
+        self._count_B[new] = torch.tensor([*map(len, prefix_tokens)], device=device)
+        for row, tokens in enumerate(prefix_tokens, slots[0]):
             if tokens:
                 self._drawn_BN[row, : len(tokens)] = torch.tensor(tokens, device=device)
         self._at_work += len(order)

@@ -15,7 +15,7 @@ from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from selftaught.records import Completion, Text
-from selftaught.samplers.base import Closing, SamplingParams, checked_begun, checked_keys
+from selftaught.samplers.base import Closing, SamplingParams, checked_keys, checked_prefix_tokens
 from selftaught.samplers.local.generate_loop import PlainLoop
 from selftaught.samplers.local.model_loading import (
     check_vocabulary,
@@ -96,12 +96,12 @@ class TransformersSampler(Closing):
         params: SamplingParams,
         *,
         keys: Sequence[str] | None = None,
-        begun: Sequence[Sequence[int]] | None = None,
+        prefix_tokens: Sequence[Sequence[int]] | None = None,
         progress: Callable[[int], None] | None = None,
     ) -> list[list[Completion]]:
         """`params.n` completions for every prompt, as `[prompt][sample]`; see `Sampler`."""
         keys = checked_keys(keys, prompts)
-        written = checked_begun(begun, keys, params.max_tokens)
+        written = checked_prefix_tokens(prefix_tokens, keys, params.max_tokens)
         check_vocabulary(self._described, written)
         tokens = [
             self._tokens(prompt, key, params) for prompt, key in zip(prompts, keys, strict=True)
@@ -151,7 +151,7 @@ class TransformersSampler(Closing):
             params,
             ending,
             lambda row, token_ids: finished(asked[row], token_ids),
-            begun=[len(written[prompt]) for prompt, _ in asked],
+            prefix_tokens=[len(written[prompt]) for prompt, _ in asked],
             batch_size=self._batch_size,
         )
 
