@@ -86,7 +86,7 @@ class Seen(list[str]):
         self._open: str | None = None
         for module, name in (
             (samplers, "open_sampler"), (verifier, "open_scorer"), (verifier, "OutcomeModel"),
-            (run, "launch"), (star, "launch"),
+            (run, "launch"),
         ):  # fmt: skip
             monkeypatch.setattr(module, name, getattr(self, name)(getattr(module, name)))
 
