@@ -18,10 +18,12 @@ from selftaught.quantities import (
     quantity,
     same_quantity,
     stated_value,
+    units_agree,
     value_part,
 )
+from selftaught.retractions import Mention, Reading, numbers_in, taken_back
 
-GRADING_VERSION = 2
+GRADING_VERSION = 3
 """Raised with every change of the rules by which answers are read or compared; stored grades of another
 version are computed again."""
 
@@ -41,6 +43,10 @@ class Kind(NamedTuple):
 
     read: Callable[[str], Any]
     same: Callable[[Any, Any], bool]
+    after: Reading
+    """How values are found in the text after an answer, which may take it back."""
+    core: Callable[[str], str] = lambda phrase: phrase
+    """The part of a phrase that is the value."""
 
 
 class Place(NamedTuple):
@@ -175,43 +181,15 @@ _NEXT_QUESTION = re.compile(
     r"|<\|im_start\|>user|^### ?(?:Question|Problem|Instruction)",
     re.MULTILINE,
 )
-_AFTER_SENTENCE = r"(?:^|[.!?\n…*$)}]|[-–—]|\bbut|,)[ \t]*+(?:(?:but|hmm|oh|ah|so),? ++)?"
-_TAKEN_BACK = re.compile(
-    rf"{_AFTER_SENTENCE}(?:wait|hold on|oops|sorry|correction|scratch that|on second thought|on reflection|nope"
-    r"|i made an?|i was wrong|not quite|(?:this|that) contradicts"
-    r"|(?:that|this|it)(?:'s| is) (?:wrong|incorrect|not (?:right|correct|the answer))"
-    r"|(?:that|this|it) can(?:'t|not| not) be)\b"
-    r"|(?:[.!?\n…*$)}]|\bbut|,)[ \t]*+(?:but )?no[,.:!]"
-    r"|\balso (?:correct|right|possible|valid|works)\b|\b(?:fits|is) better\b",
+_CORRECTED = re.compile(
+    r"\b(?:wait|hold on|oops|sorry|correction|scratch that|no[,.:!]|nope|wrong|incorrect|mistake\w*|actually|rather|instead"
+    r"|correct(?:ed|ing)?|re-?(?:check|calculat|count|consider|do)\w*|never ?mind|not quite|i mean|i forgot|misread)\b"
+    r"|\bno[,.:!]",
     re.IGNORECASE,
 )
-"""Words that take an answer back."""
-_LOOKED_AT_AGAIN = re.compile(
-    rf"{_AFTER_SENTENCE}(?:actually|hmm+|wait|or (?:maybe |perhaps |possibly )?[-$\\]?[0-9A-Z]"
-    r"|re-?check\w*|(?:let me |let us |let's )?(?:double[- ]?check|re-?check|verify|reconsider|redo)|final result)\b",
-    re.IGNORECASE,
-)
-"""Words after which another number takes the answer back, and the same number confirms it."""
+"""Words between two places that make the later one a correction of the earlier."""
 _LAST_NUMBER = re.compile(r"[0-9]++(?:[.,][0-9]++)*+")
 _NEXT_LINE = re.compile(r"\s*+(?:or\b|[-$]?[0-9][0-9.,]*+[ \t]*+(?:\n|$))", re.IGNORECASE)
-
-
-def _taken_back(text: str, start: int, end: int, phrase: str) -> bool:
-    """Whether the text after an answer takes it back."""
-    rest = text[start:end]
-    if _TAKEN_BACK.search(rest):
-        confirmed = _LAST_NUMBER.findall(phrase)[-1:] == _LAST_NUMBER.findall(rest)[-1:] != []
-        return not (
-            confirmed and re.search(r"(?i)\bwait\b|\bno,", rest) and not _WRONG.search(rest)
-        )
-    again = _LOOKED_AT_AGAIN.search(rest)
-    if again is None:
-        return False
-    numbers = _LAST_NUMBER.findall(rest, again.start())
-    return bool(numbers) and numbers[-1:] != _LAST_NUMBER.findall(phrase)[-1:]
-
-
-_WRONG = re.compile(r"\b(?:wrong|incorrect|mistake|not right|not correct)\b", re.IGNORECASE)
 
 
 def places(text: str) -> list[Place]:
@@ -393,7 +371,8 @@ def stated(text: str, kind: Kind, alone: Callable[[str], str | None]) -> str | N
     stated_numbers = _LAST_NUMBER.findall(sentence(chosen.phrase))[-1:]
     if below is not None and _LAST_NUMBER.findall(below[0]) != stated_numbers:
         return None
-    return None if _taken_back(text, end, until, sentence(chosen.phrase)) else chosen.phrase
+    answer = kind.core(sentence(chosen.phrase))
+    return None if taken_back(text[end:until], answer, kind.after) else chosen.phrase
 
 
 def _of_markers(markers: Sequence[Place], text: str, kind: Kind) -> Place | None:
@@ -404,7 +383,7 @@ def _of_markers(markers: Sequence[Place], text: str, kind: Kind) -> Place | None
     value = kind.read(chosen.phrase)
     for before, place in pairwise(markers):
         other = kind.read(place.phrase)
-        if _TAKEN_BACK.search(text, before.end, place.start):
+        if _CORRECTED.search(text, before.end, place.start):
             chosen, value = place, other
         elif place.phrase != chosen.phrase and (
             value is None or other is None or not kind.same(value, other)
@@ -446,7 +425,20 @@ def _number_phrase(phrase: str) -> str:
     return _OTHER_NUMBER.sub("", sentence(phrase))
 
 
-NUMBER = Kind(lambda phrase: quantity(_number_phrase(phrase)), _agree)
+def _other_number(phrase: str, answer: str, bare: bool) -> bool:
+    """Whether a phrase is another number than the answer, in the same unit or without one."""
+    value, stated = quantity(phrase), quantity(answer)
+    if value is None or stated is None or (bare and "=" in phrase) or _agree(value, stated):
+        return False
+    return value.value == stated.value or units_agree(stated, value) or units_agree(value, stated)
+
+
+NUMBER = Kind(
+    lambda phrase: quantity(_number_phrase(phrase)),
+    _agree,
+    Reading(numbers_in, _other_number),
+    lambda phrase: stated_value(_number_phrase(phrase)) or phrase,
+)
 _NAMED = re.compile(r"[\s$*\\(]*+[A-Za-z](?:_[A-Za-z0-9])? ?=(?!.*=)")
 
 
@@ -548,6 +540,30 @@ def _choice_reader(letters: str, *, tail_too: bool = True) -> Callable[[str], st
     return read
 
 
+def _letters_after(letters: str, read: Callable[[str], str | None]) -> Reading:
+    """How letters are found in the text after a choice; the article "A" is none."""
+    single = re.compile(
+        rf"\(([{letters.upper()}{letters.lower()}])\)"
+        rf"|(?<![A-Za-z0-9'])(?!A (?!is|was|seems|fits|would|because|instead))([{letters.upper()}])(?![A-Za-z0-9'])"
+    )
+    whole = re.compile(
+        rf"(?:(?:option|choice|letter|answer) )?(?:\(([{letters}])\)|(?-i:([{letters.upper()}]))\)?)",
+        re.IGNORECASE,
+    )
+
+    def mentions(text: str) -> list[Mention]:
+        return [
+            Mention(match.start(), match.end(), (match[1] or match[2]).upper())
+            for match in single.finditer(text)
+        ]
+
+    def other(phrase: str, answer: str, bare: bool) -> bool:
+        match = whole.fullmatch(phrase.strip(" *.$\"'"))
+        return match is not None and (match[1] or match[2]).upper() != read(answer)
+
+    return Reading(mentions, other)
+
+
 def _choice_alone(
     text: str, read: Callable[[str], str | None], bracketed: re.Pattern[str]
 ) -> str | None:
@@ -574,7 +590,7 @@ def choice_letter(text: str, letters: str = "ABCDE") -> str | None:
     Read are "(c)", "**C**", "Answer: C", "Option C is right", "the answer is blotter (c)" and the like.
     """
     read = _choice_reader(letters)
-    kind = Kind(read, lambda left, right: left == right)
+    kind = Kind(read, lambda left, right: left == right, _letters_after(letters, read))
     bracketed = re.compile(rf"\(([{letters}])\)", re.IGNORECASE)
     plain = _choice_reader(letters, tail_too=False)
     phrase = stated(text, kind, lambda whole: _choice_alone(whole, plain, bracketed))
@@ -599,7 +615,11 @@ def _plain_text(phrase: str) -> str:
     return " ".join(ascii_signs(phrase).split()).strip(" \"'`*.").casefold()
 
 
-TEXT = Kind(lambda phrase: _plain_text(phrase) or None, lambda left, right: left == right)
+TEXT = Kind(
+    lambda phrase: _plain_text(phrase) or None,
+    lambda left, right: left == right,
+    Reading(lambda text: [], lambda phrase, answer, bare: False),
+)
 
 
 def _text_alone(text: str) -> str | None:

@@ -8,6 +8,7 @@ import re
 
 from selftaught.answers import Kind, Verdict, closing_brace, sentence, stated
 from selftaught.quantities import ascii_signs, quantity, same_quantity, unit_named
+from selftaught.retractions import Reading, numbers_in
 
 # --- extraction ----------------------------------------------------------------------------------
 
@@ -43,8 +44,25 @@ def _formula_alone(text: str) -> str | None:
     return text if formula and plain else None
 
 
+def _other_formula(phrase: str, answer: str, bare: bool) -> bool:
+    """Whether a phrase is another formula than the answer; a sentence by itself, another number."""
+    left, right = normalised(_formula(phrase)), normalised(_formula(answer))
+    value, stated_value = quantity(left, strict=True), quantity(right, strict=True)
+    if value is not None and stated_value is not None:
+        return not same_quantity(stated_value, value)
+    if value is None and (
+        bare or _formula_alone(phrase) is None or not re.search("[0-9A-Za-z]", left)
+    ):
+        return False
+    return _literal(left) != _literal(without_name(right, left)[1]) and _literal(left) != _literal(
+        right
+    )
+
+
 LATEX = Kind(
-    lambda phrase: _literal(normalised(_formula(phrase))) or None, lambda left, right: left == right
+    lambda phrase: _literal(normalised(_formula(phrase))) or None,
+    lambda left, right: left == right,
+    Reading(numbers_in, _other_formula),
 )
 
 # --- cheap comparisons ---------------------------------------------------------------------------
