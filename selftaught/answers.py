@@ -95,6 +95,13 @@ _GOES_ON = re.compile(
     r"|and (?!.*[0-9\\])|is (?:the|our|my|your) (?!wrong|incorrect|lower|upper|opposite)|is (?:correct|right)\b",
     re.IGNORECASE,
 )
+_MINUS = str.maketrans(dict.fromkeys("\u2212\ufe63\u2010\u2011", "-"))
+_BARE_LINE = re.compile(r"(?:^|\n)[\s$*]*$")
+_ROUGHLY_AFTER = re.compile(
+    r"[ \t$*]*+\([^()\n]{0,40}?\b(?:approx\w*|about|roughly|around|rounded|estimate\w*|not|or|maybe|perhaps|possibly"
+    r"|probably|guess\w*|wrong|incorrect)\b|[ \t$]+[0-9]",
+    re.IGNORECASE,
+)
 _OTHER_AFTER = re.compile(
     r"[ \t$*]*+(?:[.,;:] ?)?(?:(?:or|and) (?:maybe |perhaps |possibly )?[-$\\]{0,2}[0-9]|[.,:][0-9]|\{,\}[0-9]|! ?[-=+*/^0-9]|!\$)"
 )
@@ -102,9 +109,11 @@ _OTHER_AFTER = re.compile(
 
 def _stands_alone(text: str, start: int, end: int) -> bool:
     """Whether a box is the whole of what is stated, and no part of a formula or a longer phrase."""
-    before = text[max(0, start - 60) : start]
+    before = text[max(0, start - 60) : start].translate(_MINUS)
     bare = _MARKUP_BEFORE.sub("", before)
     spaced = bare != before
+    if re.search(r"[0-9)\]}][ $]*-$" if spaced else r"[-+]$|[0-9][.,]$", bare):
+        return False  # 5 - \boxed{9}, -\boxed{9}, 1,\boxed{9}
     dash = bare.endswith("-") and (
         not before.endswith(("-", "-$")) and not bare.endswith(("=-", "= -", "(-"))
     )
@@ -142,8 +151,10 @@ def _stands_alone(text: str, start: int, end: int) -> bool:
         else set()
     ):
         return False
-    if _OTHER_AFTER.match(text, end):
+    if _OTHER_AFTER.match(text, end) or _ROUGHLY_AFTER.match(text, end):
         return False
+    if following == "!" and _BARE_LINE.search(before):
+        return False  # a factorial, or a cry
     clause = _CLAUSE.match(text, after)
     tail = clause[0][:200].replace("$", " ").strip(" *\t)]") if clause else ""
     tail = re.sub(r"\\(?:q?quad|tag.*|end.*|blacksquare|square|\\)$", "", tail).strip()
@@ -161,11 +172,14 @@ _PROSE = re.compile(
 )
 _NOT_OURS = re.compile(
     r"\b(?:wrong|incorrect|false|naive|tempting|possible|initial|first|previous|earlier|old|other|another|bad"
-    r"|intermediate|partial|approximate|expected|suggested|least|common)[ ]$"
+    r"|intermediate|partial|approximate|expected|suggested|least|common|worst|poorest|weakest|second|third|next[- ]best"
+    r"|second[- ]best|runner-up|opposite|his|her|their|least [a-z]{1,20}|(?<!my )second [a-z]{1,20}"
+    r"|(?-i:[A-Z][a-z]+)'s|(?:student|teacher|friend|book|textbook|brother|sister|classmate|pupil|model)'?s)[ ]$"
     r"|\b(?:if|suppose|supposing|assume|assuming|unless|whether|imagine|say|says|said|claims?|claimed"
     r"|believes?|thought|guess|guessed|pretend|hypothesis)(?:,? that)?[,:]? (?:the |my |our |her |his |their )?$"
     r"|\b(?:don't|do not|doesn't|does not|not true|untrue|false|doubt|no way|mistakes?|people|might|can't|cannot"
-    r"|first glance|first sight|wrong|unlikely|hardly|deny|denies|isn't|is not|not equal|never|some say)\b"
+    r"|first glance|first sight|wrong|unlikely|hardly|deny|denies|isn't|is not|not equal|never|some say|impossible"
+    r"|not (?:\w+ )?(?:sure|certain|clear|convinced|obvious)|unsure|uncertain|unclear|perhaps|maybe|possibly)\b"
     r"[^.!?\n,;]{0,60}$",
     re.IGNORECASE,
 )
@@ -343,7 +357,12 @@ def stated(text: str, kind: Kind, alone: Callable[[str], str | None]) -> str | N
     """
     found = places(text)
     if not found:
-        return alone(text)
+        phrase = alone(text)
+        if phrase is None:
+            return None
+        first = sentence(phrase)
+        rest = text[text.rindex(phrase) + len(first) :] if phrase in text else ""
+        return None if taken_back(rest, kind.core(first), kind.after) else phrase
     markers = [place for place in found if place.kind == "marker"]
     boxes = [place for place in found if place.kind == "box"]
     prose = [place for place in found if place.kind == "prose"]
@@ -351,7 +370,7 @@ def stated(text: str, kind: Kind, alone: Callable[[str], str | None]) -> str | N
     if chosen is None:
         return None
     value = kind.read(chosen.phrase)
-    if value is None:
+    if value is None or (chosen.kind == "box" and not _last_counts(boxes, value, text, kind)):
         return None
     against = (
         [] if chosen.kind == "prose" else [place for place in prose if place.start > chosen.end]
@@ -390,6 +409,42 @@ def _of_markers(markers: Sequence[Place], text: str, kind: Kind) -> Place | None
         ):
             return None
     return chosen
+
+
+_CONCLUDED = re.compile(
+    r"\b(?:so|therefore|thus|hence|total|altogether|in all|finally|overall|conclu\w+|gives?)\b"
+    r"|\\(?:therefore|implies|Rightarrow)(?![A-Za-z])",
+    re.IGNORECASE,
+)
+_FINAL = re.compile(
+    r"\b(?:final|finally|answer|conclu\w+|in total|altogether|overall)\b", re.IGNORECASE
+)
+_PART = re.compile(
+    r"\bparts?\b|(?<![A-Za-z0-9])\([b-h2-9]\)|\n[ \t*]*(?:[b-h2-9][.)]|[-*]) ", re.IGNORECASE
+)
+_NAME_BEFORE = re.compile(
+    r"([A-Za-z](?:_[{}A-Za-z0-9]{1,5})?|[A-Za-z]{2,12}) ?(?:=|:|\bis\b)[\s$*\\(\[]*$"
+)
+
+
+def _last_counts(boxes: Sequence[Place], value: Any, text: str, kind: Kind) -> bool:
+    """Whether the last box states the answer: the one before agrees, is corrected or led to it."""
+    for before, after in reversed(list(pairwise(boxes[-MOST_PLACES:]))):
+        other = kind.read(before.phrase)
+        if other is not None and kind.same(value, other):
+            continue
+        between = text[before.end : after.start]
+        if _CORRECTED.search(between) or _FINAL.search(between):
+            return True
+        names = [
+            _NAME_BEFORE.search(text[max(0, place.start - 40) : place.start])
+            for place in (before, after)
+        ]
+        named = [name[1] for name in names if name]
+        if len(named) == 2 and named[0] != named[1]:
+            return False
+        return bool(_CONCLUDED.search(between)) and not _PART.search(between)
+    return True
 
 
 def _same_sentence(before: Place, after: Place) -> bool:
@@ -489,9 +544,12 @@ _DENIED = frozenset(
 """Words that may not follow a letter directly: the phrase then chooses another letter, or none."""
 _NO_CHOICE = _DENIED - {"and"} | frozenset(
     "but anything unlikely be out exclude excluded excluding eliminate eliminated besides instead than "
-    "opposite doubt any all none worst least if unlike hardly longer".split()
+    "opposite doubt any all none worst least if unlike hardly longer unknown unclear uncertain undetermined".split()
 )
-_LEADS_AWAY = [[word] for word in "from before after to of than beyond like different".split()]
+_LEADS_AWAY = [
+    [word]
+    for word in "from before after to of than beyond like different in at on see under by with near per".split()
+]
 """Words that may not stand before a letter in brackets."""
 
 
@@ -535,6 +593,8 @@ def _choice_reader(letters: str, *, tail_too: bool = True) -> Callable[[str], st
         words = re.findall(r"[a-z']+", match[1].lower()) if match else []
         if match is None or _NO_CHOICE & set(words) or words[-1:] in _LEADS_AWAY:
             return None
+        if re.fullmatch(r"(?:(?:option|choice|letter|answer) )?[A-Za-z]", match[1]):
+            return None  # C (B)
         return match[2].upper()
 
     return read
