@@ -8,6 +8,7 @@ Every pattern here reads untrusted text in time linear in its length, and nothin
 """
 
 import re
+import unicodedata
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import Any, NamedTuple
@@ -167,7 +168,8 @@ def _stands_alone(text: str, start: int, end: int) -> bool:
 _PROSE = re.compile(
     r"\b(?:answers?|(?:correct|right|best)[ ](?:option|choice))(?:\*\*)?(?:[ ](?:to|for)[ ][^.\n:=]{1,80}?)?"
     r"(?:(?P<not>[ ]?(?:isn't|aren't|is[ ]not|are[ ]not|cannot[ ]be|can't[ ]be|wasn't|was[ ]not))\b"
-    r"|[ ](?:is|are|would[ ]be|will[ ]be|should[ ]be|must[ ]be|comes[ ]to|equals)\b|[ ]?[:=])[:=,\s]{0,3}+",
+    r"|[ ](?:is|are|would[ ]be|will[ ]be|should[ ]be|must[ ]be|comes[ ]to|equals)\b|[ ]?[:=])[:=,\s]{0,3}+"
+    r"|答案(?:是|为|：|:)[：:\s]{0,3}+",
     re.IGNORECASE,
 )
 _NOT_OURS = re.compile(
@@ -175,6 +177,7 @@ _NOT_OURS = re.compile(
     r"|intermediate|partial|approximate|expected|suggested|least|common|worst|poorest|weakest|second|third|next[- ]best"
     r"|second[- ]best|runner-up|opposite|his|her|their|least [a-z]{1,20}|(?<!my )second [a-z]{1,20}"
     r"|(?-i:[A-Z][a-z]+)'s|(?:student|teacher|friend|book|textbook|brother|sister|classmate|pupil|model)'?s)[ ]$"
+    r"|(?:错误|错|不正确|可能|他|她)的?$"
     r"|\b(?:if|suppose|supposing|assume|assuming|unless|whether|imagine|say|says|said|claims?|claimed"
     r"|believes?|thought|guess|guessed|pretend|hypothesis)(?:,? that)?[,:]? (?:the |my |our |her |his |their )?$"
     r"|\b(?:don't|do not|doesn't|does not|not true|untrue|false|doubt|no way|mistakes?|people|might|can't|cannot"
@@ -206,11 +209,14 @@ _LAST_NUMBER = re.compile(r"[0-9]++(?:[.,][0-9]++)*+")
 _NEXT_LINE = re.compile(r"\s*+(?:or\b|[-$]?[0-9][0-9.,]*+[ \t]*+(?:\n|$))", re.IGNORECASE)
 
 
+_TAG = re.compile(r"<(/?)answer>", re.IGNORECASE)
+
+
 def places(text: str) -> list[Place]:
     """Return the marked places of a text in their order, without those that belong to a next question."""
     found = [*_markers(text), *_boxes(text)]
-    boxes = [place.start for place in found if place.kind == "box"]
-    found += _prose(text, boxes)
+    found += _prose(text, [place.start for place in found if place.kind == "box"])
+    found += _tags(text, [place.start for place in found])
     found.sort(key=lambda place: place.start)
     if found:
         # A model that runs on writes questions and answers of its own.
@@ -222,10 +228,29 @@ def places(text: str) -> list[Place]:
 
 def _markers(text: str) -> list[Place]:
     lines = [
-        Place("marker", match.start(), match.end(), match[1].strip().rstrip("#").strip())
+        Place(
+            "marker", match.start(), match.end(), _TAG.sub("", match[1]).strip().rstrip("#").strip()
+        )
         for match in _MARKER.finditer(text)
     ]
     return [place for place in lines if place.phrase and not _HEADING.match(place.phrase)]
+
+
+def _tags(text: str, marked: Sequence[int]) -> list[Place]:
+    """What stands between <answer> and </answer> counts like a box, unless a marked place is in it."""
+    found: list[Place] = []
+    opened: re.Match[str] | None = None
+    for tag in _TAG.finditer(text):
+        if not tag[1]:
+            opened = tag
+        elif opened is not None:
+            phrase = text[opened.end() : tag.start()].strip()
+            denied = _NOT_OURS.search(text, max(0, opened.start() - 80), opened.start())
+            inside = any(opened.start() < start < tag.start() for start in marked[:MOST_PLACES])
+            if phrase and not inside:
+                found.append(Place("box", opened.start(), tag.end(), "" if denied else phrase))
+            opened = None
+    return found
 
 
 def _boxes(text: str) -> list[Place]:
@@ -324,14 +349,23 @@ def _prose(text: str, boxes: Sequence[int]) -> list[Place]:
             box += 1
         if box < len(ordered) and ordered[box] < line_end:
             continue
+        if tag := _TAG.search(text, phrase_start, line_end):
+            line_end = tag.start() if tag[1] else line_end
         phrase = text[phrase_start:line_end].strip()
+        if phrase.endswith(("*", "_")) and phrase.count(phrase[-1]) == 1:
+            phrase = phrase[:-1]  # *The answer is 5.*
         if phrase and not phrase.startswith("####"):
             found.append(Place("prose", start, line_end, f"not {phrase}" if negated else phrase))
     return found
 
 
 _SENTENCE_END = re.compile(r"[.。](?=\s+[\"'(*]*+[A-Z])")
-_REASON = re.compile(r"[,;]? \(?(?:because|since|as required|given that|where)\b", re.IGNORECASE)
+_REASON = re.compile(
+    r"[,;]? \(?(?:because|since|as required|given that|where)\b"
+    r"|, as (?!well|much|many|long|far|soon|(?-i:an? )|opposed|estimat|approx|rounded)(?=[^.\n]{0,80}(?:=| is | are | has | have | was | were | makes | gives ))"
+    r"|, which is (?:correct|right|what|the )|;(?= [A-E(])",
+    re.IGNORECASE,
+)
 
 
 def sentence(phrase: str) -> str:
@@ -355,6 +389,8 @@ def stated(text: str, kind: Kind, alone: Callable[[str], str | None]) -> str | N
         kind: how phrases are read and compared.
         alone: reads a completion without a marked place.
     """
+    if end := _END_TOKEN.search(text):
+        text = text[: end.start()]
     found = places(text)
     if not found:
         phrase = alone(text)
@@ -411,6 +447,11 @@ def _of_markers(markers: Sequence[Place], text: str, kind: Kind) -> Place | None
     return chosen
 
 
+_END_TOKEN = re.compile(
+    r"(?<=[^\s>])\s*+(?:<\|(?:im_end|endoftext|eot_id|end|end_of_text|eom_id|END_OF_TURN_TOKEN)\|>|</s>|<eos>|<end_of_turn>"
+    r"|<｜end▁of▁sentence｜>)"
+)
+"""The end of a turn, written out: what follows it is not of this answer."""
 _CONCLUDED = re.compile(
     r"\b(?:so|therefore|thus|hence|total|altogether|in all|finally|overall|conclu\w+|gives?)\b"
     r"|\\(?:therefore|implies|Rightarrow)(?![A-Za-z])",
@@ -471,13 +512,19 @@ def _agree(left: Any, right: Any) -> bool:
 
 
 _OTHER_NUMBER = re.compile(
-    r"(?<=\S),? (?:and )?not (?:the )?[$€£]?-?[0-9][0-9.,]*+(?: [A-Za-z]+)?\W*+$"
+    r"(?<=\S),? (?:and |which is )?not (?:the )?[$€£]?-?[0-9][0-9.,]*+(?: [A-Za-z]+)?\W*+$"
 )
 
 
+_CRY = re.compile(r"(?<=[A-Za-z%*])!$")
+
+
 def _number_phrase(phrase: str) -> str:
-    """The first sentence of a phrase without a number that it rules out, as in "10, not 9"."""
-    return _OTHER_NUMBER.sub("", sentence(phrase))
+    """The first sentence of a phrase without a number that it rules out, as in "10, not 9".
+
+    After a word an exclamation mark ends the sentence; after a number it may be a factorial.
+    """
+    return _CRY.sub("", _OTHER_NUMBER.sub("", sentence(phrase)))
 
 
 def _other_number(phrase: str, answer: str, bare: bool) -> bool:
@@ -530,7 +577,7 @@ _RULED_OUT = re.compile(
 )
 _CHOICE_LEAD = (
     r"(?:(?:so|thus|therefore|hence|then|clearly|definitely|certainly|it is|it's|it must be|this is|must be"
-    r"|i choose|i pick|i would choose|i'd choose|i would go with|i'd go with|my choice is|the answer is"
+    r"|i choose|i pick|i would choose|i'd choose|i would go with|i'd go with|i'd say|indeed|actually|my choice is|the answer is"
     r"|answer is)\b[,:]? *+)*+"
     r"(?:(?:the )?(?:correct |right |best )?(?:option|choice|letter|answer)(?: is|:)?[ ~]++)?"
 )
@@ -577,6 +624,8 @@ def _choice_reader(letters: str, *, tail_too: bool = True) -> Callable[[str], st
         if not plain:
             return None
         plain = _RULED_OUT.sub("", plain.rstrip("! ")).strip()
+        if plain.startswith("[") and plain.endswith("]"):
+            plain = plain[1:-1].strip()
         match = head.match(plain)
         if match is not None:
             rest = plain[match.end() :]
@@ -672,7 +721,19 @@ _any_choice = _choice_reader("A-Z")
 
 
 def _plain_text(phrase: str) -> str:
-    return " ".join(ascii_signs(phrase).split()).strip(" \"'`*.").casefold()
+    phrase = unicodedata.normalize("NFC", ascii_signs(phrase))
+    for _ in range(3):  # $\\text{\\textbf{yes}}$
+        for sign in ("$", "**", "*", "`"):
+            if len(phrase) > 2 * len(sign) and phrase.startswith(sign) and phrase.endswith(sign):
+                phrase = phrase[len(sign) : -len(sign)].strip()
+        if block := _TEXT_BLOCK.fullmatch(phrase):
+            phrase = block[1]
+    return " ".join(phrase.split()).strip(" \"'`*.!").casefold()
+
+
+_TEXT_BLOCK = re.compile(
+    r"\\(?:text|textbf|textit|textrm|mathrm|mathbf|mbox) ?\{([^{}]*+(?:\{[^{}]*+\})?+)\}"
+)
 
 
 TEXT = Kind(
@@ -697,7 +758,12 @@ def stated_text(completion: str) -> str | None:
 def same_text(gold: str, answer: str) -> Verdict:
     """Compare two texts as words: case, spacing and a final full stop aside."""
     left, right = _plain_text(gold), _plain_text(answer)
-    return Verdict(left == right, "text") if left else Verdict(None, "empty gold")
+    if not left:
+        return Verdict(None, "empty gold")
+    first = sentence(answer)
+    if len(answer[len(first) :].split()) > 2:  # "Paris. It lies on the Seine."
+        return Verdict(left in (right, _plain_text(first)), "text")
+    return Verdict(left == right, "text")
 
 
 # --- single places -------------------------------------------------------------------------------

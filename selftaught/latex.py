@@ -86,7 +86,8 @@ def same_expression(gold: str, answer: str) -> Verdict:
     if _literal(left) == _literal(right):
         return Verdict(True, "literal")
     number, other = quantity(left, strict=True), quantity(right, strict=True)
-    if number is not None and other is not None:
+    variable = re.search("[0-9][a-z]$", left)  # 3m is a product
+    if number is not None and other is not None and not variable:
         return Verdict(same_quantity(number, other), "number")
     if _no_solution(left) and _no_solution(right):
         return Verdict(True, "empty set")

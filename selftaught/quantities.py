@@ -396,7 +396,7 @@ _SIGN_ONLY = re.compile(_SIGN)
 _EQUALS = re.compile(r"(?<![!<>=:~])=(?![=>~<])")
 _LEAD = re.compile(
     r"(?:(?:so|thus|therefore|hence|then|indeed|simply|just|exactly|precisely|equal to|equals|a total of"
-    r"|in total|clearly|of course|it is|it's)\b[,:]? ++)++",
+    r"|in total|clearly|of course|it is|it's|actually|yes|as follows|given by|the number)\b[,:]? ++)++",
     re.IGNORECASE,
 )
 _SAID = re.compile(
