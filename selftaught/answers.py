@@ -89,18 +89,18 @@ _NOT_BEFORE = re.compile(
     r"|n't|(?<!\\)\\(?:neq?|leq?|geq?|lt|gt|approx|sim|pm|times|cdot|sqrt|sin|cos|tan|log|ln|in|equiv)|[≈≠±√≥≤~<>])$"
 )
 _PERCENT_AFTER = re.compile(r"[ \t$*]*+(?:\\\)|\\\])?[ \t$*]*+(?:\\?%|per ?cent\b)")
-_MARKUP_AFTER = re.compile(r"(?:[ \t]*+(?:[$*]|\\\)|\\\]|\\[,;: ]))*+")
+_MARKUP_AFTER = re.compile(r"(?:[ \t]*+(?:[$*]|</?answer>|\\\)|\\\]|\\[,;: ]))*+")
 _CLAUSE = re.compile(r"[^\n.,;:!?(—–]*+")
 _GOES_ON = re.compile(
     r"(?:as|because|since|so|which|for|when|where|that|from|thus|hence|therefore)\b"
     r"|and (?!.*[0-9\\])|is (?:the|our|my|your) (?!wrong|incorrect|lower|upper|opposite)|is (?:correct|right)\b",
     re.IGNORECASE,
 )
-_MINUS = str.maketrans(dict.fromkeys("\u2212\ufe63\u2010\u2011", "-"))
+_MINUS = str.maketrans(dict.fromkeys("\u2212\u2013\ufe63\u2010\u2011", "-"))
 _BARE_LINE = re.compile(r"(?:^|\n)[\s$*]*$")
 _ROUGHLY_AFTER = re.compile(
     r"[ \t$*]*+\([^()\n]{0,40}?\b(?:approx\w*|about|roughly|around|rounded|estimate\w*|not|or|maybe|perhaps|possibly"
-    r"|probably|guess\w*|wrong|incorrect)\b|[ \t$]+[0-9]",
+    r"|probably|guess\w*|wrong|incorrect)\b|[ \t$]++(?:[0-9/^+×÷±|<>≤≥]|-[ ]?[0-9\\(]|\\(?:times|cdot|div|pm|approx|d?frac|sqrt|leq?|geq?|neq?|[lg]t)(?![A-Za-z]))",
     re.IGNORECASE,
 )
 _OTHER_AFTER = re.compile(
@@ -110,7 +110,7 @@ _OTHER_AFTER = re.compile(
 
 def _stands_alone(text: str, start: int, end: int) -> bool:
     """Whether a box is the whole of what is stated, and no part of a formula or a longer phrase."""
-    before = text[max(0, start - 60) : start].translate(_MINUS)
+    before = text[max(0, start - 60) : start].translate(_MINUS).removesuffix("<answer>")
     bare = _MARKUP_BEFORE.sub("", before)
     spaced = bare != before
     if re.search(r"[0-9)\]}][ $]*-$" if spaced else r"[-+]$|[0-9][.,]$", bare):
@@ -246,6 +246,9 @@ def _tags(text: str, marked: Sequence[int]) -> list[Place]:
         elif opened is not None:
             phrase = text[opened.end() : tag.start()].strip()
             denied = _NOT_OURS.search(text, max(0, opened.start() - 80), opened.start())
+            denied = denied or _NOT_BEFORE.search(
+                text[max(0, opened.start() - 60) : opened.start()].rstrip()
+            )
             inside = any(opened.start() < start < tag.start() for start in marked[:MOST_PLACES])
             if phrase and not inside:
                 found.append(Place("box", opened.start(), tag.end(), "" if denied else phrase))
@@ -359,7 +362,7 @@ def _prose(text: str, boxes: Sequence[int]) -> list[Place]:
     return found
 
 
-_SENTENCE_END = re.compile(r"[.。](?=\s+[\"'(*]*+[A-Z])")
+_SENTENCE_END = re.compile(r"[.。](?=\s+(?:[\"'(*]*+[A-Z]|[✓✔(]))")
 _REASON = re.compile(
     r"[,;]? \(?(?:because|since|as required|given that|where)\b"
     r"|, as (?!well|much|many|long|far|soon|(?-i:an? )|opposed|estimat|approx|rounded)(?=[^.\n]{0,80}(?:=| is | are | has | have | was | were | makes | gives ))"
@@ -397,7 +400,7 @@ def stated(text: str, kind: Kind, alone: Callable[[str], str | None]) -> str | N
         if phrase is None:
             return None
         first = sentence(phrase)
-        rest = text[text.rindex(phrase) + len(first) :] if phrase in text else ""
+        rest = _after_phrase(text, phrase)[len(first) :]
         return None if taken_back(rest, kind.core(first), kind.after) else phrase
     markers = [place for place in found if place.kind == "marker"]
     boxes = [place for place in found if place.kind == "box"]
@@ -428,6 +431,12 @@ def stated(text: str, kind: Kind, alone: Callable[[str], str | None]) -> str | N
         return None
     answer = kind.core(sentence(chosen.phrase))
     return None if taken_back(text[end:until], answer, kind.after) else chosen.phrase
+
+
+def _after_phrase(text: str, phrase: str) -> str:
+    """The text from a phrase on that stands at its beginning or at its end."""
+    stripped = text.lstrip()
+    return stripped if stripped.startswith(phrase) else text[max(0, text.rfind(phrase)) :]
 
 
 def _of_markers(markers: Sequence[Place], text: str, kind: Kind) -> Place | None:
@@ -586,7 +595,8 @@ _ENDS_RIGHT = re.compile(
 )
 _DENIED = frozenset(
     "not neither nor or either both except wrong incorrect never maybe perhaps isn't aren't cannot can't "
-    "could might may unless false and is was are would should".split()
+    "could might may unless false and is was are would should "
+    "does doesn't do did didn't has hasn't have fails fail".split()
 )
 """Words that may not follow a letter directly: the phrase then chooses another letter, or none."""
 _NO_CHOICE = _DENIED - {"and"} | frozenset(
@@ -761,7 +771,10 @@ def same_text(gold: str, answer: str) -> Verdict:
     if not left:
         return Verdict(None, "empty gold")
     first = sentence(answer)
-    if len(answer[len(first) :].split()) > 2:  # "Paris. It lies on the Seine."
+    rest = answer[len(first) :]
+    if (
+        rest.startswith((",", " ")) or len(re.findall(r"\w+", rest)) > 3
+    ):  # "Paris. It lies on the Seine."
         return Verdict(left in (right, _plain_text(first)), "text")
     return Verdict(left == right, "text")
 

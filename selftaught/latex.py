@@ -7,7 +7,14 @@ What `same_expression` leaves undecided goes to math-verify and sympy, in
 import re
 
 from selftaught.answers import Kind, Verdict, closing_brace, sentence, stated
-from selftaught.quantities import ascii_signs, false_equation, quantity, same_quantity, unit_named
+from selftaught.quantities import (
+    ascii_signs,
+    false_equation,
+    holds,
+    quantity,
+    same_quantity,
+    unit_named,
+)
 from selftaught.retractions import Reading, numbers_in
 
 # --- extraction ----------------------------------------------------------------------------------
@@ -133,10 +140,7 @@ def _differ(gold: str, answer: str) -> str:
 def last_side(answer: str, gold: str) -> str:
     """The value of an answer that is a computation, "2^3 = 8", where gold is no equation."""
     first, equals, last = answer.rpartition("=")
-    letters = re.search(
-        "[A-Za-z<>]", re.sub(r"\\\\(?:frac|cdot|times|sqrt|div)(?![A-Za-z])", "", first + last)
-    )
-    if not equals or "=" in gold or letters or _literal(first) == _literal(last):
+    if not equals or "=" in gold or not holds(answer) or _literal(first) == _literal(last):
         return answer
     return last.strip()
 
@@ -251,7 +255,7 @@ def _unwrapped(text: str) -> str:
 
 _NAMED = re.compile(
     r"([A-Za-z](?:_[A-Za-z0-9]|_\{[A-Za-z0-9]{1,5}\})?'?(?:\^\{-1\})?(?:\((?:[a-z]|-?[0-9]{1,4})\))?"
-    r"|(?:\\angle ?)?[A-Z]{1,3}|\\angle ?\{[A-Z]{1,3}\}|\\overline ?\{[A-Z]{2}\}|\|[A-Zz]\||\\text ?\{[A-Za-z ]{1,40}\})"
+    r"|(?:\\angle ?)?[A-Z]{1,3}|\\angle ?\{[A-Z]{1,3}\}|\\overline ?\{[A-Z]{2}\}|\|[A-Zz]\||\\text ?\{(?! ?not\b)[A-Za-z ]{1,40}\})"
     r" ?(?:=|\\in(?![A-Za-z])) ?"
 )
 

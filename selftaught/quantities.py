@@ -99,7 +99,9 @@ def plain_phrase(text: str) -> str | None:
     if (dollars := text.count("$")) == 1:
         text = text.replace("$", "\x01")
     elif dollars % 2:
-        return None
+        if len(re.findall(r"\$ ?[0-9]", text)) < dollars:
+            return None
+        text = text.replace("$", "\x01")
     text = " ".join(text.replace("$", " ").replace("\x01", "$").split())
     for _ in range(8):  # deeper wrapping than this is no answer of anybody's
         before = text
@@ -517,6 +519,8 @@ _SIDE_COMMANDS = [
     (re.compile(r"\\[dtc]?frac ?\{([0-9. +*/()-]{1,40})\} ?\{([0-9. +*/()-]{1,40})\}"), r"((\1)/(\2))"),
     (re.compile(r"\\[dtc]?frac ?([0-9]) ?([0-9])"), r"(\1/\2)"),
     (re.compile(r"\\(?:times|cdot|ast)(?![A-Za-z])|[×·⋅∗]|\*\*(?![0-9(-])"), "*"),
+    (re.compile(r"\\?% ?of\b"), "/100*"),
+    (re.compile(r"(?<=[0-9)]) of (?=[0-9($])"), "*"),
     (re.compile(r"\\div(?![A-Za-z])|[÷\u2044\u2215]"), "/"),
     (re.compile(r"(?<=[0-9)]) ?x ?(?=[0-9(])"), "*"),
     (re.compile(r"\\(?:left|right|displaystyle|quad|qquad)(?![A-Za-z])|\\[,;: !()\[\]]|[$€£]"), " "),
@@ -536,13 +540,24 @@ def false_equation(phrase: str) -> bool:
     """
     if len(phrase) > LONGEST:
         return False
-    sides = [_arithmetic(side) for side in _EQUALS.split(ascii_signs(phrase))]
+    sides = _sides(phrase)
     for (left, words, _), (right, other, decimals) in pairwise(sides):
         if left is None or right is None or (words and other and words != other):
             continue
         if left != right and (not decimals or abs(left - right) >= Fraction(1, 10**decimals)):
             return True
     return False
+
+
+def holds(phrase: str) -> bool:
+    """Whether all sides of an equation are arithmetic without words, and equal."""
+    sides = _sides(phrase) if len(phrase) <= LONGEST else []
+    plain = all(value is not None and not words for value, words, _ in sides)
+    return len(sides) > 1 and plain and not false_equation(phrase)
+
+
+def _sides(phrase: str) -> "list[tuple[Fraction | None, frozenset[str], int]]":
+    return [_arithmetic(side) for side in _EQUALS.split(ascii_signs(phrase))]
 
 
 def _arithmetic(side: str) -> tuple[Fraction | None, frozenset[str], int]:

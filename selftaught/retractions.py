@@ -88,17 +88,22 @@ _BAD = (
     r"|certain|the answer|what|as asked)\b(?! (?:to|for)\b)|(?:be|work|match|check|fit|hold|add)(?: out| up)?\b(?=\W*$)))"
 )
 _JUDGED = re.compile(rf"{_SUBJECT}(?P<between>[^.!?\n;]{{0,40}}?){_BAD}", re.IGNORECASE)
+_ERRED = re.compile(
+    r"\b(?:i|we)(?:'ve| have)? (?:mis(?:read|count|calculat|comput|took|understood|interpret|add)\w*|forgot|overlooked"
+    r"|(?:made|found|see|notice|spotted) (?:an?|the|my) (?:\w{1,15} ){0,2}?(?:mistake|error|slip))\b"
+    r"|\b(?:torn|undecided|toss-?up|coin flip)\b",
+    re.IGNORECASE,
+)
 _OF_ANOTHER = re.compile(
     r"\b(?:because|why|since|others?|options?|choices?|rest|if|when|unless|than|nothing|no|any)\b|\bnot\b|n't|\([A-Za-z]\)|\b[A-E]\b"
 )
 _OWN_BAD = re.compile(
-    rf"[)$*]*,? (?:is|was|seems|looks|appears|sounds|can|could|does|would)[^.!?\n;]{{0,20}}?{_BAD}",
+    rf"[)$*]*,? (?:is|was|seems|looks|appears|sounds|ca(?=n't)|wo(?=n't)|can|could|does|would)[^.!?\n;]{{0,20}}?{_BAD}",
     re.IGNORECASE,
 )
 _PREFERRED = re.compile(
-    r"[)$*]*,? (?:is|are|was|seems?|looks?|sounds?|would be|could be|might be|may be|should be|must be|fits?|works?|makes?|also|too"
-    r"|as well)\b[^.!?\n;]{0,30}?\b(?:better|more(?! than)|best|correct|right|also|too|as well|possible|plausible|likely"
-    r"|the (?:answer|one|winner)|valid|true|acceptable|actual)\b|[)$*]*,? (?:fits|works|makes sense)\W*$"
+    r"[)$*]*,? (?:is|are|was|seems?|looks?|sounds?|would be|could be|might be|may be|should be|must be|fits?|works?|makes?|also)\b[^.!?\n;]{0,30}?\b(?:better|more(?! than)|best|correct|right|also|too(?=\W*$)|as well(?! as)|possible|plausible|likely"
+    r"|the (?:answer|one|winner)|valid|true|acceptable|actual)\b|[)$*]*,? (?:also |(?:would|could|might) (?:also )?)?(?:fits?|works?|makes? sense)\W*$"
     r"|[)$*]* instead\b",
     re.IGNORECASE,
 )
@@ -194,7 +199,9 @@ def _same(left: Mention, right: Mention) -> bool:
 
 
 def _judged(sentence: str) -> bool:
-    return any(not _OF_ANOTHER.search(match["between"]) for match in _JUDGED.finditer(sentence))
+    return bool(_ERRED.search(sentence)) or any(
+        not _OF_ANOTHER.search(match["between"]) for match in _JUDGED.finditer(sentence)
+    )
 
 
 def _against(sentence: str, mention: Mention, own: list[Mention]) -> bool:
@@ -207,11 +214,27 @@ def _against(sentence: str, mention: Mention, own: list[Mention]) -> bool:
 
 def _claims_another(sentence: str, answer: str, reading: Reading) -> bool:
     """Whether a sentence says nothing but that the answer is another value: "So it is 4."."""
-    rest = sentence
+    clauses = (
+        [sentence] if _ASSUMED.search(sentence) else [sentence, *_CLAUSES.split(sentence)[1:][:5]]
+    )
+    return any(
+        _is_another(clause, answer, reading, begins=number == 0)
+        for number, clause in enumerate(clauses)
+    )
+
+
+_ASSUMED = re.compile(r"\b(?:if|unless|when|suppose|were|had)\b", re.IGNORECASE)
+_CLAUSES = re.compile(r"(?:[,;:]|\s[-–—]+)\s+|—")
+
+
+def _is_another(clause: str, answer: str, reading: Reading, begins: bool) -> bool:
+    rest = clause
     if lead := _LEAD.match(rest):
         rest = rest[lead.end() :]
     if claim := _CLAIM.match(rest):
         rest = rest[claim.end() :]
+    elif not begins:
+        return False
     rest = _AFTER_VALUE.sub("", rest)
     return bool(rest) and reading.other(rest, answer, lead is None and claim is None)
 
