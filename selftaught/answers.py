@@ -67,7 +67,10 @@ MOST_PLACES = 100
 
 _MARKER = re.compile(r"(?<!#)#{4}(?!#)([^\n]*+)")
 _HEADING = re.compile(
-    r" *+(?:step|part|case|solution|method|explanation|analysis|approach|problem)\b", re.IGNORECASE
+    
+    r" *+(?:(?:step|part|case|solution|method|explanation|analysis|approach|problem)\b|[0-9]{1,2}\. +[A-Z][a-z]+[A-Za-z ]*$)",
+    re.IGNORECASE,
+
 )
 _BOX = re.compile(r"\\(?:boxed|fbox)(?![A-Za-z])[ \t]*+")
 _BARE_BOX = re.compile(r"-?[0-9][0-9.,]*+(?<![.,])|[A-Za-z](?![A-Za-z])")
@@ -113,7 +116,7 @@ def _stands_alone(text: str, start: int, end: int) -> bool:
     before = text[max(0, start - 60) : start].translate(_MINUS).removesuffix("<answer>")
     bare = _MARKUP_BEFORE.sub("", before)
     spaced = bare != before
-    if re.search(r"[0-9)\]}][ $]*-$" if spaced else r"[-+]$|[0-9][.,]$", bare):
+    if re.search(r"[0-9)\]}][ $]*-\Z" if spaced else r"[-+]\Z|[0-9][.,]\Z", bare):
         return False  # 5 - \boxed{9}, -\boxed{9}, 1,\boxed{9}
     dash = bare.endswith("-") and (
         not before.endswith(("-", "-$")) and not bare.endswith(("=-", "= -", "(-"))
@@ -533,7 +536,7 @@ def _number_phrase(phrase: str) -> str:
 
     After a word an exclamation mark ends the sentence; after a number it may be a factorial.
     """
-    return _CRY.sub("", _OTHER_NUMBER.sub("", sentence(phrase)))
+    return _CRY.sub("", _OTHER_NUMBER.sub("", sentence(phrase)).rstrip(" ;"))
 
 
 def _other_number(phrase: str, answer: str, bare: bool) -> bool:

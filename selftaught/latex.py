@@ -62,9 +62,8 @@ def _other_formula(phrase: str, answer: str, bare: bool) -> bool:
         bare or _formula_alone(phrase) is None or not re.search("[0-9A-Za-z]", left)
     ):
         return False
-    return _literal(left) != _literal(without_name(right, left)[1]) and _literal(left) != _literal(
-        right
-    )
+    left, right = without_name(left, right)
+    return not _RELATION.search(left) and "approx" not in left and _literal(left) != _literal(right)
 
 
 LATEX = Kind(

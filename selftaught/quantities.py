@@ -95,14 +95,10 @@ def plain_phrase(text: str) -> str | None:
         text = pattern.sub(meant, text)
     for _ in range(3):  # \textbf{\text{5}}
         text = _WORD_BLOCK.sub(r" \1 ", text)
-    text = text.replace("\\%", "%").replace("\\$", "\x01")
-    if (dollars := text.count("$")) == 1:
-        text = text.replace("$", "\x01")
-    elif dollars % 2:
-        if len(re.findall(r"\$ ?[0-9]", text)) < dollars:
-            return None
-        text = text.replace("$", "\x01")
-    text = " ".join(text.replace("$", " ").replace("\x01", "$").split())
+    money = _with_money(text.replace("\\%", "%").replace("\\$", "\x01"))
+    if money is None:
+        return None
+    text = " ".join(money.replace("$", " ").replace("\x01", "$").split())
     for _ in range(8):  # deeper wrapping than this is no answer of anybody's
         before = text
         text = text.strip(" \t\x00")
@@ -118,6 +114,15 @@ def plain_phrase(text: str) -> str | None:
         if text == before:
             break
     return text
+
+
+def _with_money(text: str) -> str | None:
+    """The text with another sign for the dollars that are money; None where that cannot be told."""
+    dollars = text.count("$")
+    if dollars % 2 == 0:
+        return text
+    money = len(re.findall(r"\$ ?[0-9]", text))
+    return text.replace("$", "\x01") if dollars in (1, money) else None
 
 
 def _closes_at_end(text: str) -> bool:
@@ -261,6 +266,8 @@ def _unit_of(rest: str, money: str, attached: bool) -> _Unit | None:
     if any(not word[0].isalpha() for word in rest_words) or any(
         power for _, power in tokens[used:]
     ):
+        return None
+    if name.count("per ") > 1 or (name and "per" in rest_words):
         return None
     if money:
         if name and name != money and not name.startswith(f"{money} per"):

@@ -10,6 +10,7 @@ Every pattern here reads untrusted text in time linear in its length, and nothin
 
 import re
 from collections.abc import Callable, Iterator
+from fractions import Fraction
 from typing import Any, NamedTuple
 
 from selftaught.quantities import ascii_signs, unit_named
@@ -39,12 +40,13 @@ MOST_SENTENCES = 200
 """Sentences after an answer that are looked at, from their beginning and from their end."""
 
 _FILLERS = r"(?:(?:but|hm+|oh|ah|so|well|and|yes|ok|okay|um+|er|now)[, .…]+)*"
-_BEGINS = rf"(?:^|[,;:(—–]\s*|\s-+\s|\bbut\s|\band\s){_FILLERS}"
+_BEGINS = rf"(?:^|[,;:(—\u2013]\s*|\s-+\s|\bbut\s|\band\s){_FILLERS}"
 _AGAIN = r"re-?(?:view|check|calc|comput|count|consider|read|exam|flect|eval|verif|think|vis|do\b|start|solve|try|work)"
 _RETRACTED = re.compile(
     rf"{_BEGINS}(?:(?:please )?(?:strike|scratch|cancel|forget|ignore|disregard|delete|discard) (?:that|this|it|the|my)"
     r"|i (?:take (?:that|it|this) back|retract|withdraw|was (?:wrong|mistaken)|stand corrected)"
-    r"|i(?:'ve| have)? changed? my mind)\b",
+    r"|i(?:'ve| have)? changed? my mind)\b"
+    r"|\b(?:change|switch|correct|update|revise) (?:it|that|this|my (?:answer|choice)|the answer) to\b",
     re.IGNORECASE,
 )
 _DOUBTED = re.compile(
@@ -60,8 +62,13 @@ _DOUBTED = re.compile(
     re.IGNORECASE,
 )
 _CHECKED = re.compile(
-    rf"{_BEGINS}(?:(?:let me |let us |let's |we can |i will |i'll )?(?:double[- ]?check|verify|cross-?check)|final result)\b",
+    rf"{_BEGINS}(?:(?:let me |let us |let's |we can |i will |i'll )?(?:double[- ]?check|verify|cross-?check)|final result)\b"
+    r"|^(?:(?:then|now|next|finally|but|we|you|still|also|and)\b,?\s*){1,3}[^.!?\n]{0,40}?\b(?:subtract|add|multipl|divid|minus|plus)"
+    r"|\bthen (?:subtract|add|multipl|divid|minus|plus|times)\w*",
     re.IGNORECASE,
+)
+_WRONG = re.compile(
+    r"(?<!not )(?<!nothing )(?<!no )\b(?:wrong|incorrect|mistake|error)\b", re.IGNORECASE
 )
 _CONFIRMED = re.compile(
     r"\b(?:yes|correct|right|indeed|true|works|matches|checks out|confirm\w*|as required|as expected|holds|good)\b|[✓✔]",
@@ -73,7 +80,8 @@ _NOT_MEANT = re.compile(
 )
 """What stands before a value that is not confirmed by being named."""
 _NOT = re.compile(
-    r"(?:\bnot|n't|\bnever) (?:just |only |simply |the |equal to |option )*[$(\\*]*$", re.IGNORECASE
+    r"(?:≠|\\neq?) ?[$(\\*]*$|(?:\bnot|n't|\bnever) (?:just |only |simply |the |equal to |option )*[$(\\*]*$",
+    re.IGNORECASE,
 )
 _SUBJECT = (
     r"(?:\b(?:that|this|it|which|i|we|there|something)\b"
@@ -91,7 +99,7 @@ _JUDGED = re.compile(rf"{_SUBJECT}(?P<between>[^.!?\n;]{{0,40}}?){_BAD}", re.IGN
 _ERRED = re.compile(
     r"\b(?:i|we)(?:'ve| have)? (?:mis(?:read|count|calculat|comput|took|understood|interpret|add)\w*|forgot|overlooked"
     r"|(?:made|found|see|notice|spotted) (?:an?|the|my) (?:\w{1,15} ){0,2}?(?:mistake|error|slip))\b"
-    r"|\b(?:torn|undecided|toss-?up|coin flip)\b",
+    r"|\b(?:torn|undecided|toss-?up|coin flip|guessing|guessed|a (?:wild |random )?guess)\b",
     re.IGNORECASE,
 )
 _OF_ANOTHER = re.compile(
@@ -102,7 +110,7 @@ _OWN_BAD = re.compile(
     re.IGNORECASE,
 )
 _PREFERRED = re.compile(
-    r"[)$*]*,? (?:is|are|was|seems?|looks?|sounds?|would be|could be|might be|may be|should be|must be|fits?|works?|makes?|also)\b[^.!?\n;]{0,30}?\b(?:better|more(?! than)|best|correct|right|also|too(?=\W*$)|as well(?! as)|possible|plausible|likely"
+    r"[)$*]*,? (?:is|are|was|seems?|looks?|sounds?|would be|could be|might be|may be|should be|must be|fits?|works?|makes?|also)\b[^.!?\n;]{0,30}?\b(?:better|more(?! than)|best|correct|right|also|too(?=\W*$)|as well(?! as)|equally|just as|possible|plausible|likely"
     r"|the (?:answer|one|winner)|valid|true|acceptable|actual)\b|[)$*]*,? (?:also |(?:would|could|might) (?:also )?)?(?:fits?|works?|makes? sense)\W*$"
     r"|[)$*]* instead\b",
     re.IGNORECASE,
@@ -114,7 +122,7 @@ _NEGATED = re.compile(
 _LEAD = re.compile(
     r"(?:(?:so|thus|therefore|hence|then|but|however|and|or|well|oh|ah|yes|no|maybe|perhaps|possibly|probably|alternatively"
     r"|otherwise|in fact|indeed|instead|rather|also|finally|more precisely|more likely|precisely|better|again|now|clearly"
-    r"|still|though|yet|wait|actually|sorry|oops|edit|correction|hm+|i (?:now )?(?:think|believe|guess|suppose|mean|say)(?: that)?"
+    r"|still|though|yet|wait|actually|sorry|oops|edit|correction|hm+|technically|strictly(?: speaking)?|to be (?:exact|precise)|exactly|final|revised|i (?:now )?(?:think|believe|guess|suppose|mean|say)(?: that)?"
     r"|i'd say|i would say)\b[,:.…!]*+\s*+)++",
     re.IGNORECASE,
 )
@@ -123,7 +131,7 @@ _IS = (
     r"| comes (?:out )?to| becomes)"
 )
 _CLAIM = re.compile(
-    rf"(?:(?:(?:it|that|this|these|they|(?:the|my|our)(?: [\w-]{{1,20}}){{0,4}}? (?:answer|result|value|solution|choice|option|letter)"
+    rf"(?:(?:(?:it|that|this|these|they|(?:the|my|our)(?: (?!wrong|incorrect|other|old|first)[\w-]{{1,20}}){{0,4}}? (?:answer|result|value|solution|choice|option|letter)"
     r"|the (?:correct|right|true|actual|real|final|proper|new|updated|revised|corrected)(?: [\w-]{1,20}){0,4}?)"
     rf"{_IS})|(?:should|must|could|might|may|would)(?: [a-z]{{1,12}})? be"
     r"|(?:we|i|you|one)(?:'d| would| should)? (?:get|obtain|choose|pick|go with|find|say)|make (?:that|it))\b"
@@ -135,7 +143,7 @@ _AFTER_VALUE = re.compile(
     r"(?:,? (?:instead|then|now|actually|too|as well|really|after all|though|rather than|not|because|since|in (?:total|all))\b[^\n]*)"
     r"|[\s.!?*]+$"
 )
-_SENTENCES = re.compile(r"(?<=[.!?;…])[\s*]+")
+_SENTENCES = re.compile(r"(?<=[.!?…])[\s*]+")
 _LIST_MARK = re.compile(r"[-*#(\s]*(?:[0-9]{1,2}|[A-Za-z])[.)]")
 
 
@@ -152,36 +160,39 @@ def taken_back(rest: str, answer: str, reading: Reading) -> bool:
     sentences = list(_sentences(rest))
     if len(sentences) > 2 * MOST_SENTENCES:
         sentences = [*sentences[:MOST_SENTENCES], *sentences[-MOST_SENTENCES:]]
-    doubt: tuple[int, bool] | None = None
-    named: list[tuple[int, Mention]] = []
-    for number, sentence in enumerate(sentences):
-        found = reading.mentions(sentence)
-        if _RETRACTED.search(sentence) or _judged(sentence):
+    doubted, checked = False, False
+    since: list[str] = []
+    for sentence in sentences:
+        if (
+            _RETRACTED.search(sentence)
+            or _judged(sentence)
+            or any(_against(sentence, mention, own) for mention in reading.mentions(sentence))
+            or _claims_another(sentence, answer, reading)
+        ):
             return True
-        if any(_against(sentence, mention, own) for mention in found):
-            return True
-        if _claims_another(sentence, answer, reading):
-            return True
-        doubted = _DOUBTED.search(sentence)
-        if doubt is None and (doubted or _CHECKED.search(sentence)):
-            doubt = number, doubted is None
-        elif doubted and doubt is not None:
-            doubt = doubt[0], False
-        named += [
-            (number, mention)
-            for mention in found
-            if not _NOT_MEANT.search(sentence[: mention.start][-40:])
-        ]
-    if doubt is None:
+        doubted = doubted or bool(_DOUBTED.search(sentence))
+        checked = checked or bool(_CHECKED.search(sentence))
+        if doubted or checked:
+            since.append(sentence)
+    return bool(since) and not _upheld(since, own, reading, checked=not doubted)
+
+
+def _upheld(sentences: list[str], own: list[Mention], reading: Reading, *, checked: bool) -> bool:
+    """Whether an answer that was doubted, or only checked, is confirmed: its value is the last one named.
+
+    A check may end in another number, if the answer stands in it and it is said to hold.
+    """
+    if any(_WRONG.search(sentence) for sentence in sentences):
         return False
-    since = [mention for number, mention in named if number >= doubt[0]]
-    if own and since and _same(own[0], since[-1]):
-        return False
-    if doubt[1]:  # a check: it may end in another number if the answer stands in it
-        inside = bool(own) and any(_same(own[0], mention) for mention in since)
-        holds = any(_CONFIRMED.search(sentence) for sentence in sentences[doubt[0] :])
-        return bool(since) and not (inside and holds)
-    return True
+    named = [
+        _same(own[0], mention) if own else False
+        for sentence in sentences
+        for mention in reading.mentions(sentence)
+        if not _NOT_MEANT.search(sentence[: mention.start][-40:])
+    ]
+    if named[-1:] == [True] or not checked:
+        return named[-1:] == [True]
+    return not named or (any(named) and any(map(_CONFIRMED.search, sentences)))
 
 
 def _sentences(text: str) -> Iterator[str]:
@@ -190,7 +201,7 @@ def _sentences(text: str) -> Iterator[str]:
         if len(pieces) > 1 and _LIST_MARK.fullmatch(pieces[0]):
             pieces = pieces[1:]  # "1. First ..."
         for piece in pieces:
-            if plain := piece.strip(" \t*_>#")[:500]:
+            if plain := piece.lstrip(" \t,;:*_>#").rstrip(" \t*_>#")[:500]:
                 yield plain
 
 
@@ -223,8 +234,15 @@ def _claims_another(sentence: str, answer: str, reading: Reading) -> bool:
     )
 
 
-_ASSUMED = re.compile(r"\b(?:if|unless|when|suppose|were|had)\b", re.IGNORECASE)
-_CLAUSES = re.compile(r"(?:[,;:]|\s[-–—]+)\s+|—")
+_ASSUMED = re.compile(
+    r"\b(?:if|unless|when|suppose|were|had)\b|\b(?:over|for|in|after|within|during) (?:a|one|the|each|every|[0-9]{1,6})"
+    r" (?:\w{1,20} )?(?:minutes?|hours?|days?|weeks?|months?|years?)\b",
+    re.IGNORECASE,
+)
+_SO = re.compile(
+    r"(?:so|thus|therefore|hence|actually|no|sorry|rather|maybe|perhaps)\b", re.IGNORECASE
+)
+_CLAUSES = re.compile(r"(?:[,;:]|\s[-\u2013—]+)\s+|—")
 
 
 def _is_another(clause: str, answer: str, reading: Reading, begins: bool) -> bool:
@@ -233,9 +251,12 @@ def _is_another(clause: str, answer: str, reading: Reading, begins: bool) -> boo
         rest = rest[lead.end() :]
     if claim := _CLAIM.match(rest):
         rest = rest[claim.end() :]
-    elif not begins:
-        return False
     rest = _AFTER_VALUE.sub("", rest)
+    if not begins and not _SO.match(clause):
+        if claim is None or claim[0].lower().startswith(("we ", "i ", "you ", "one ")):
+            return False
+    elif not begins and claim is None and re.search("[a-z]{2}", rest):
+        return False  # "so 9 are left" in an explanation
     return bool(rest) and reading.other(rest, answer, lead is None and claim is None)
 
 
@@ -245,18 +266,20 @@ _NUMBER = re.compile(
     r"(?P<sign>(?<![\w)\]}.])-)?[$€£]?(?P<digits>[0-9]++(?:[.,][0-9]++)*+)(?: ?/ ?(?P<under>[0-9]++))?"
     r"(?:\\? ?(?P<unit>%|°|[A-Za-z]++))?"
 )
-_SCALES = frozenset("hundred thousand million billion trillion dozen k m bn".split())
+_SCALES = frozenset(
+    ("hundred", "thousand", "million", "billion", "trillion", "dozen", "k", "m", "bn")
+)
 
 
 class _Named(NamedTuple):
     """A number as it is written, and what tells it from the same digits elsewhere."""
 
-    digits: str
+    value: Fraction | str
     unit: str
 
     def __eq__(self, other: object) -> bool:
         """Equal also where one has no unit; a percent sign or a scale word is never left out."""
-        if not isinstance(other, _Named) or self.digits != other.digits:
+        if not isinstance(other, _Named) or self.value != other.value:
             return False
         units = {self.unit, other.unit}
         return len(units) == 1 or ("" in units and not units & (_SCALES | {"%"}))
@@ -273,13 +296,15 @@ def numbers_in(text: str) -> list[Mention]:
 
 
 def _named(match: re.Match[str]) -> _Named:
-    digits = re.sub(r",(?=[0-9]{3})", "", match["digits"])
-    if "." in digits:
-        digits = digits.rstrip("0").rstrip(".")
     word = match["unit"] or ""
     unit = (
         word.lower() if word.lower() in _SCALES else (unit_named(word[:20]) or "" if word else "")
     )
-    return _Named(
-        (match["sign"] or "") + digits + (f"/{match['under']}" if match["under"] else ""), unit
-    )
+    digits = re.sub(r",(?=[0-9]{3})", "", match["digits"])
+    written = (match["sign"] or "") + digits + (f"/{match['under']}" if match["under"] else "")
+    if len(written) > 40 or not re.fullmatch(
+        r"-?[0-9]+(?:\.[0-9]+)?", (match["sign"] or "") + digits
+    ):
+        return _Named(written, unit)
+    under = int(match["under"] or 1)
+    return _Named(Fraction((match["sign"] or "") + digits) / under if under else written, unit)
