@@ -67,10 +67,8 @@ MOST_PLACES = 100
 
 _MARKER = re.compile(r"(?<!#)#{4}(?!#)([^\n]*+)")
 _HEADING = re.compile(
-    
     r" *+(?:(?:step|part|case|solution|method|explanation|analysis|approach|problem)\b|[0-9]{1,2}\. +[A-Z][a-z]+[A-Za-z ]*$)",
     re.IGNORECASE,
-
 )
 _BOX = re.compile(r"\\(?:boxed|fbox)(?![A-Za-z])[ \t]*+")
 _BARE_BOX = re.compile(r"-?[0-9][0-9.,]*+(?<![.,])|[A-Za-z](?![A-Za-z])")
@@ -699,6 +697,9 @@ def _choice_alone(
     led = re.match(
         r"(?:so|thus|therefore|hence|it is|it must be|i choose|i pick)\b", last, re.IGNORECASE
     )
+    opening = read(sentence(lines[0]))
+    if opening is not None and read(last) not in (None, opening):
+        return None  # "B. C."
     if len(letters) <= 1 and read(last) is not None and (led or everywhere <= {read(last)}):
         return last
     first = read(lines[0]) if len(lines[0]) <= 20 else None
