@@ -239,6 +239,11 @@ _ASSUMED = re.compile(
     r" (?:\w{1,20} )?(?:minutes?|hours?|days?|weeks?|months?|years?)\b",
     re.IGNORECASE,
 )
+_THAT = re.compile(r"th(?:at|is|ese|ey)\b|we |i |you |one ", re.IGNORECASE)
+_THEN = re.compile(
+    r"(?:(?:so|thus|therefore|hence|then|and|but|also|now|finally|again|clearly|in fact|yes)\b[,:]*\s*)+",
+    re.IGNORECASE,
+)
 _SO = re.compile(
     r"(?:so|thus|therefore|hence|actually|no|sorry|rather|maybe|perhaps)\b", re.IGNORECASE
 )
@@ -257,6 +262,12 @@ def _is_another(clause: str, answer: str, reading: Reading, begins: bool) -> boo
             return False
     elif not begins and claim is None and re.search("[a-z]{2}", rest):
         return False  # "so 9 are left" in an explanation
+    if (
+        "=" in rest
+        and (claim is None or _THAT.match(claim[0]))
+        and (lead is None or _THEN.fullmatch(lead[0]))
+    ):
+        return False  # "So he pays 2*3 = $6", a step
     return bool(rest) and reading.other(rest, answer, lead is None and claim is None)
 
 
