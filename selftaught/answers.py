@@ -175,15 +175,16 @@ _PROSE = re.compile(
 )
 _NOT_OURS = re.compile(
     r"\b(?:wrong|incorrect|false|naive|tempting|possible|initial|first|previous|earlier|old|other|another|bad"
-    r"|intermediate|partial|approximate|expected|suggested|least|common|worst|poorest|weakest|second|third|next[- ]best"
+    r"|intermediate|partial|approximate|expected|suggested|least|common|worst|trap|decoy|lazy|obvious|intuitive|popular|typical|poorest|weakest|second|third|next[- ]best"
     r"|second[- ]best|runner-up|opposite|his|her|their|least [a-z]{1,20}|(?<!my )second [a-z]{1,20}"
     r"|(?-i:[A-Z][a-z]+)'s|(?:student|teacher|friend|book|textbook|brother|sister|classmate|pupil|model)'?s)[ ]$"
+    r"|\bnumber of $|\b(?:of|on|twice|half|double|than|minus|plus) (?:the|my|our|all|both) (?:[a-z]{1,20} )?$"
     r"|(?:错误|错|不正确|可能|他|她)的?$"
     r"|\b(?:if|suppose|supposing|assume|assuming|unless|whether|imagine|say|says|said|claims?|claimed"
     r"|believes?|thought|guess|guessed|pretend|hypothesis)(?:,? that)?[,:]? (?:the |my |our |her |his |their )?$"
     r"|\b(?:don't|do not|doesn't|does not|not true|untrue|false|doubt|no way|mistakes?|people|might|can't|cannot"
     r"|first glance|first sight|wrong|unlikely|hardly|deny|denies|isn't|is not|not equal|never|some say|impossible"
-    r"|not (?:\w+ )?(?:sure|certain|clear|convinced|obvious)|unsure|uncertain|unclear|perhaps|maybe|possibly)\b"
+    r"|not (?:\w+ )?(?:sure|certain|clear|convinced|obvious)|unsure|uncertain|unclear|perhaps|maybe|possibly|nobody|no one)\b"
     r"[^.!?\n,;]{0,60}$",
     re.IGNORECASE,
 )
@@ -331,6 +332,7 @@ def _prose(text: str, boxes: Sequence[int]) -> list[Place]:
         (match.start(), match.end(), match["not"] or "")
         for match in _PROSE.finditer(text)
         if not _NOT_OURS.search(text, max(0, match.start() - 80), match.start())
+        and not re.search(r"(?i)\bparts?\b|\([a-h]\)", match[0])
     ]
     heads += [(match.start(), match.end(), "") for match in _LABEL.finditer(text)]
     if opening := _OPENING_A.match(text):
@@ -463,19 +465,19 @@ _END_TOKEN = re.compile(
 )
 """The end of a turn, written out: what follows it is not of this answer."""
 _CONCLUDED = re.compile(
-    r"\b(?:so|therefore|thus|hence|total|altogether|in all|finally|overall|conclu\w+|gives?)\b"
+    r"\b(?:so|answer|therefore|thus|hence|total|altogether|in all|finally|overall|conclu\w+|gives?)\b"
     r"|\\(?:therefore|implies|Rightarrow)(?![A-Za-z])",
     re.IGNORECASE,
 )
-_FINAL = re.compile(
-    r"\b(?:final|finally|answer|conclu\w+|in total|altogether|overall)\b", re.IGNORECASE
-)
+_FINAL = re.compile(r"\b(?:final|finally|conclu\w+|overall)\b", re.IGNORECASE)
 _PART = re.compile(
     r"\bparts?\b|(?<![A-Za-z0-9])\([b-h2-9]\)|\n[ \t*]*(?:[b-h2-9][.)]|[-*]) ", re.IGNORECASE
 )
 _NAME_BEFORE = re.compile(
-    r"([A-Za-z](?:_[{}A-Za-z0-9]{1,5})?|[A-Za-z]{2,12}) ?(?:=|:|\bis\b)[\s$*\\(\[]*$"
+    r"(?:\b([A-Za-z](?:_[{}A-Za-z0-9]{1,5})?) ?(?:=|:|\bis\b)|\b([A-Za-z]{2,12}) ?[=:]"
+    r"|\b([A-Z][a-z]{1,12}) (?:has|had|gets|got|earns|pays|is|makes|needs))[\s$*\\(\[]*$"
 )
+"""The name of what a box holds: "y =", "Pears:", "Ben has"."""
 
 
 def _last_counts(boxes: Sequence[Place], value: Any, text: str, kind: Kind) -> bool:
@@ -491,7 +493,7 @@ def _last_counts(boxes: Sequence[Place], value: Any, text: str, kind: Kind) -> b
             _NAME_BEFORE.search(text[max(0, place.start - 40) : place.start])
             for place in (before, after)
         ]
-        named = [name[1] for name in names if name]
+        named = [name[1] or name[2] or name[3] for name in names if name]
         if len(named) == 2 and named[0] != named[1]:
             return False
         return bool(_CONCLUDED.search(between)) and not _PART.search(between)

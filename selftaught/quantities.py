@@ -470,17 +470,18 @@ def _without_explanation(phrase: str) -> str:
     """
     if not phrase.endswith(")") or (found := _EXPLAINED.fullmatch(phrase)) is None:
         return phrase
-    value, again = _read(found[1], True), _read(found[2], True)
-    if value is None or re.search(r"[=<>~]", found[2]):
+    inside = found[2].removeprefix("=").strip()
+    value, again = _read(found[1], True), _read(inside, True)
+    if value is None or re.search(r"[=<>~]", inside):
         return phrase
     if again is not None:
         return found[1] if same_quantity(value, again) and not again.unit else phrase
-    computed = _arithmetic(found[2])[0]
-    numbers = re.findall(r"[0-9]+(?:\.[0-9]+)?", found[2])
+    computed = _arithmetic(inside)[0]
+    numbers = re.findall(r"[0-9]+(?:\.[0-9]+)?", inside)
     if (
         len(numbers) == 2
         and all(len(number) < 20 for number in numbers)
-        and _SIDE_WORDS.search(found[2])
+        and _SIDE_WORDS.search(inside)
     ):
         left, right = map(Fraction, numbers)
         computed = value.value
@@ -492,7 +493,7 @@ def _without_explanation(phrase: str) -> str:
             right and left / right,
         }:
             return phrase
-        if any(_changes_value(word, 1) for word in re.findall("[A-Za-z]+", found[2])):
+        if any(_changes_value(word, 1) for word in re.findall("[A-Za-z]+", inside)):
             return phrase
     return found[1] if computed == value.value else phrase
 
@@ -526,6 +527,7 @@ _SIDE_COMMANDS = [
     (re.compile(r"\\[dtc]?frac ?\{([0-9. +*/()-]{1,40})\} ?\{([0-9. +*/()-]{1,40})\}"), r"((\1)/(\2))"),
     (re.compile(r"\\[dtc]?frac ?([0-9]) ?([0-9])"), r"(\1/\2)"),
     (re.compile(r"\\(?:times|cdot|ast)(?![A-Za-z])|[×·⋅∗]|\*\*(?![0-9(-])"), "*"),
+    (re.compile(r"\^ ?\{ ?(-?[0-9]{1,3}) ?\}"), r"^\1"),
     (re.compile(r"\\?% ?of\b"), "/100*"),
     (re.compile(r"(?<=[0-9)]) of (?=[0-9($])"), "*"),
     (re.compile(r"\\div(?![A-Za-z])|[÷\u2044\u2215]"), "/"),

@@ -57,6 +57,7 @@ _DOUBTED = re.compile(
     rf"|i (?:should have|(?:need|have) to {_AGAIN}\w*|must (?:have|{_AGAIN}\w*))"
     rf"|(?:let me|let us|let's|i'll|i will) (?:{_AGAIN}\w*|try|start|correct|fix|think|look|go back|take another)"
     rf"|{_AGAIN}\w*|(?:try|start)(?:ing)? (?:again|over)"
+    r"|(?:is|was|are) (?:this|that|it|the answer|my answer|we|i)(?: really)?(?: right| correct| true| possible| sure| so)?\?"
     r"|or(?= (?:maybe|perhaps|possibly|is it|could|should|rather|even|just)\b| [-$\\]{0,2}[0-9]| \(?(?-i:[A-E])\b)"
     r"|no(?=[,.:!;]|$| wait\b| it\b| it's\b| that\b| sorry\b| actually\b| [-$]?[0-9]| \(?(?-i:[A-E])\)?[.,!]))(?!\w)",
     re.IGNORECASE,
@@ -91,15 +92,16 @@ _SUBJECT = (
 _BAD = (
     r"(?:\b(?:wrong|incorrect|mistake|mistaken|erroneous|in error|an error|false|flawed|invalid|impossible|implausible"
     r"|unreasonable|unrealistic|unlikely|suspicious|absurd|nonsens\w{1,9}|contradicts?|contradiction"
-    r"|off(?=\W*$)|too (?:small|large|big|low|high|much|many|few|little|short|long)(?=\W*$))\b"
+    r"|off(?=(?: here| somewhere| by [^.]{1,20})?\W*$)|too (?:small|large|big|low|high|much|many|few|little|short|long)(?=\W*$))\b"
     r"|(?:\bnot|n't|\bcannot|\bnever) (?:[\w%]{1,12} ){0,2}?(?:(?:right|correct|possible|true|sense|valid|plausible|reasonable|sure"
-    r"|certain|the answer|what|as asked)\b(?! (?:to|for)\b)|(?:be|work|match|check|fit|hold|add)(?: out| up)?\b(?=\W*$)))"
+    r"|certain|the answer|what|as asked)\b(?! (?:to|for)\b)|(?:be|work|match|check|fit|hold|add)(?: out| up)?\b(?=\W*$| (?:the|any|my|with|what)\b)))"
 )
 _JUDGED = re.compile(rf"{_SUBJECT}(?P<between>[^.!?\n;]{{0,40}}?){_BAD}", re.IGNORECASE)
 _ERRED = re.compile(
     r"\b(?:i|we)(?:'ve| have)? (?:mis(?:read|count|calculat|comput|took|understood|interpret|add)\w*|forgot|overlooked"
     r"|(?:made|found|see|notice|spotted) (?:an?|the|my) (?:\w{1,15} ){0,2}?(?:mistake|error|slip))\b"
-    r"|\b(?:torn|undecided|toss-?up|coin flip|guessing|guessed|a (?:wild |random )?guess)\b",
+    r"|\bnone of the (?:options|choices|answers) (?:match|equal|is|are|fit)"
+    r"|\b(?:torn|undecided|toss-?up|coin flip|mixed up|typo|guessing|guessed|a (?:wild |random )?guess)\b",
     re.IGNORECASE,
 )
 _OF_ANOTHER = re.compile(
@@ -110,11 +112,12 @@ _OWN_BAD = re.compile(
     re.IGNORECASE,
 )
 _PREFERRED = re.compile(
-    r"[)$*]*,? (?:is|are|was|seems?|looks?|sounds?|would be|could be|might be|may be|should be|must be|fits?|works?|makes?|also)\b[^.!?\n;]{0,30}?\b(?:better|more(?! than)|best|correct|right|also|too(?=\W*$)|as well(?! as)|equally|just as|possible|plausible|likely"
+    r"[)$*]*,? (?:is|are|was|seems?|looks?|sounds?|would be|could be|might be|may be|should be|must be|fits?|works?|makes?|also)\b[^.!?\n;]{0,30}?\b(?:better|closer|more(?! than)|best|correct|right|also|too(?=\W*$)|as well(?! as)|equally|just as|possible|plausible|likely"
     r"|the (?:answer|one|winner)|valid|true|acceptable|actual)\b|[)$*]*,? (?:also |(?:would|could|might) (?:also )?)?(?:fits?|works?|makes? sense)\W*$"
     r"|[)$*]* instead\b",
     re.IGNORECASE,
 )
+_BOTH = re.compile(r"(?:both|either)\b", re.IGNORECASE)
 _NEGATED = re.compile(
     r"\b(?:not|less|least|neither|never|no|only if|if|unless|hardly|unlikely|wrong|incorrect)\b|n't",
     re.IGNORECASE,
@@ -128,13 +131,14 @@ _LEAD = re.compile(
 )
 _IS = (
     r"(?:'s| is| are| was| equals?| ?=|(?: should| must| will| would| could| may| might)(?: [a-z]{1,12})? be| has to be"
-    r"| comes (?:out )?to| becomes)"
+    r"| should read| comes (?:out )?to| becomes)"
 )
 _CLAIM = re.compile(
     rf"(?:(?:(?:it|that|this|these|they|(?:the|my|our)(?: (?!wrong|incorrect|other|old|first)[\w-]{{1,20}}){{0,4}}? (?:answer|result|value|solution|choice|option|letter)"
     r"|the (?:correct|right|true|actual|real|final|proper|new|updated|revised|corrected)(?: [\w-]{1,20}){0,4}?)"
-    rf"{_IS})|(?:should|must|could|might|may|would)(?: [a-z]{{1,12}})? be"
-    r"|(?:we|i|you|one)(?:'d| would| should)? (?:get|obtain|choose|pick|go with|find|say)|make (?:that|it))\b"
+    rf"{_IS})|should read|(?:should|must|could|might|may|would)(?: [a-z]{{1,12}})? be"
+    r"|(?:we|i|you|one)(?:'d| would| should)? (?:get|obtain|choose|pick|go with|find|say)|make (?:that|it)"
+    r"|the (?:answer key|key|book|textbook|solutions?) (?:says|gives|has))\b"
     r"(?: (?:really|actually|also|instead|now|probably|just|only|simply|in fact|equal to|exactly|more likely|definitely"
     r"|certainly|clearly|indeed|rather|option|choice)\b)*+[:,]?\s*+",
     re.IGNORECASE,
@@ -201,7 +205,7 @@ def _sentences(text: str) -> Iterator[str]:
         if len(pieces) > 1 and _LIST_MARK.fullmatch(pieces[0]):
             pieces = pieces[1:]  # "1. First ..."
         for piece in pieces:
-            if plain := piece.lstrip(" \t,;:*_>#").rstrip(" \t*_>#")[:500]:
+            if plain := piece.lstrip(" \t.…,;:*_>#").rstrip(" \t*_>#")[:500]:
                 yield plain
 
 
@@ -219,6 +223,8 @@ def _against(sentence: str, mention: Mention, own: list[Mention]) -> bool:
     """Whether a sentence rules the answer out where it names it, or prefers another value."""
     before, after = sentence[: mention.start][-40:], sentence[mention.end :][:80]
     if own and _same(own[0], mention):
+        if _BOTH.match(sentence) and not _NEGATED.search(sentence):
+            return True
         return bool(_NOT.search(before) or _OWN_BAD.match(after))
     return bool(_PREFERRED.match(after)) and not _NEGATED.search(sentence)
 
@@ -228,6 +234,14 @@ def _claims_another(sentence: str, answer: str, reading: Reading) -> bool:
     clauses = (
         [sentence] if _ASSUMED.search(sentence) else [sentence, *_CLAUSES.split(sentence)[1:][:5]]
     )
+    *before, last = clauses
+    if (
+        before
+        and _ASIDE.fullmatch(sentence.removesuffix(last))
+        and "=" not in last
+        and not re.search("[a-z]{2}", last)
+    ):
+        return reading.other(_AFTER_VALUE.sub("", last), answer, False)
     return any(
         _is_another(clause, answer, reading, begins=number == 0)
         for number, clause in enumerate(clauses)
@@ -244,6 +258,12 @@ _THEN = re.compile(
     r"(?:(?:so|thus|therefore|hence|then|and|but|also|now|finally|again|clearly|in fact|yes)\b[,:]*\s*)+",
     re.IGNORECASE,
 )
+_ASIDE = re.compile(
+    r"(?!note|step|check|total|time|score|confidence|difficulty|page|source|units?\b)"
+    r"(?:[A-Za-z']{1,15}(?: [A-Za-z']{1,15}){0,5},|[A-Za-z']{1,15}:|[A-Za-z']{1,15}(?: [A-Za-z']{1,15}){0,2} ?[\u2013—-])\s*",
+    re.IGNORECASE,
+)
+"""A few words before a value that stands by itself: "Come to think of it, 4"."""
 _SO = re.compile(
     r"(?:so|thus|therefore|hence|actually|no|sorry|rather|maybe|perhaps)\b", re.IGNORECASE
 )
