@@ -111,7 +111,8 @@ _OTHER_AFTER = re.compile(
 
 def _stands_alone(text: str, start: int, end: int) -> bool:
     """Whether a box is the whole of what is stated, and no part of a formula or a longer phrase."""
-    before = text[max(0, start - 60) : start].translate(_MINUS).removesuffix("<answer>")
+    before = text[max(0, start - 60) : start].translate(_MINUS)
+    before = _TAG_END.sub("", before)
     bare = _MARKUP_BEFORE.sub("", before)
     spaced = bare != before
     if re.search(r"[0-9)\]}][ $]*-\Z" if spaced else r"[-+]\Z|[0-9][.,]\Z", bare):
@@ -211,6 +212,7 @@ _LAST_NUMBER = re.compile(r"[0-9]++(?:[.,][0-9]++)*+")
 _NEXT_LINE = re.compile(r"\s*+(?:or\b|[-$]?[0-9][0-9.,]*+[ \t]*+(?:\n|$))", re.IGNORECASE)
 
 
+_TAG_END = re.compile(r"(?:</?[A-Za-z_]{1,20}>\s*+)+$")
 _TAG = re.compile(r"<(/?)answer>", re.IGNORECASE)
 
 
@@ -248,9 +250,8 @@ def _tags(text: str, marked: Sequence[int]) -> list[Place]:
         elif opened is not None:
             phrase = text[opened.end() : tag.start()].strip()
             denied = _NOT_OURS.search(text, max(0, opened.start() - 80), opened.start())
-            denied = denied or _NOT_BEFORE.search(
-                text[max(0, opened.start() - 60) : opened.start()].rstrip()
-            )
+            before = _TAG_END.sub("", text[max(0, opened.start() - 60) : opened.start()].rstrip())
+            denied = denied or _NOT_BEFORE.search(before)
             inside = any(opened.start() < start < tag.start() for start in marked[:MOST_PLACES])
             if phrase and not inside:
                 found.append(Place("box", opened.start(), tag.end(), "" if denied else phrase))
@@ -465,7 +466,7 @@ _END_TOKEN = re.compile(
 )
 """The end of a turn, written out: what follows it is not of this answer."""
 _CONCLUDED = re.compile(
-    r"\b(?:so|answer|therefore|thus|hence|total|altogether|in all|finally|overall|conclu\w+|gives?)\b"
+    r"\b(?:so|answer|therefore|thus|hence|in total|the total|total of|altogether|in all|finally|overall|conclu\w+|gives?)\b"
     r"|\\(?:therefore|implies|Rightarrow)(?![A-Za-z])",
     re.IGNORECASE,
 )
@@ -475,9 +476,18 @@ _PART = re.compile(
 )
 _NAME_BEFORE = re.compile(
     r"(?:\b([A-Za-z](?:_[{}A-Za-z0-9]{1,5})?) ?(?:=|:|\bis\b)|\b([A-Za-z]{2,12}) ?[=:]"
-    r"|\b([A-Z][a-z]{1,12}) (?:has|had|gets|got|earns|pays|is|makes|needs))[\s$*\\(\[]*$"
+    r"|\b([A-Z][a-z]{0,12}'s) [a-z ]{1,20} ?(?:=|:|\bis)|\b([A-Z][a-z]{1,12}) (?:has|had|gets|got|earns|pays|is|makes|needs))[\s$*\\(\[]*$"
 )
 """The name of what a box holds: "y =", "Pears:", "Ben has"."""
+_NOUN_BEFORE = re.compile(r"\b([A-Za-z]{2,15}) is[\s$*\\(\[]*$")
+
+
+def _name_before(text: str, start: int, *, noun_too: bool) -> str | None:
+    before = text[max(0, start - 40) : start]
+    if name := _NAME_BEFORE.search(before):
+        return next(filter(None, name.groups()))
+    noun = _NOUN_BEFORE.search(before) if noun_too else None
+    return noun[1] if noun else None
 
 
 def _last_counts(boxes: Sequence[Place], value: Any, text: str, kind: Kind) -> bool:
@@ -489,12 +499,9 @@ def _last_counts(boxes: Sequence[Place], value: Any, text: str, kind: Kind) -> b
         between = text[before.end : after.start]
         if _CORRECTED.search(between) or _FINAL.search(between):
             return True
-        names = [
-            _NAME_BEFORE.search(text[max(0, place.start - 40) : place.start])
-            for place in (before, after)
-        ]
-        named = [name[1] or name[2] or name[3] for name in names if name]
-        if len(named) == 2 and named[0] != named[1]:
+        within = not re.search(r"[.\n]", between)
+        named = [_name_before(text, place.start, noun_too=within) for place in (before, after)]
+        if None not in named and named[0] != named[1]:
             return False
         return bool(_CONCLUDED.search(between)) and not _PART.search(between)
     return True
@@ -636,7 +643,7 @@ def _choice_reader(letters: str, *, tail_too: bool = True) -> Callable[[str], st
         plain = plain_phrase(sentence(phrase))
         if not plain:
             return None
-        plain = _RULED_OUT.sub("", plain.rstrip("! ")).strip()
+        plain = _RULED_OUT.sub("", plain.rstrip("! -")).strip()
         if plain.startswith("[") and plain.endswith("]"):
             plain = plain[1:-1].strip()
         match = head.match(plain)

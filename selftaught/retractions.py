@@ -100,6 +100,7 @@ _JUDGED = re.compile(rf"{_SUBJECT}(?P<between>[^.!?\n;]{{0,40}}?){_BAD}", re.IGN
 _ERRED = re.compile(
     r"\b(?:i|we)(?:'ve| have)? (?:mis(?:read|count|calculat|comput|took|understood|interpret|add)\w*|forgot|overlooked"
     r"|(?:made|found|see|notice|spotted) (?:an?|the|my) (?:\w{1,15} ){0,2}?(?:mistake|error|slip))\b"
+    r"|^(?:wrong|incorrect|false|not (?:right|correct|true))\W*$|(?:cannot|can't) be (?:excluded|ruled out)"
     r"|\bnone of the (?:options|choices|answers) (?:match|equal|is|are|fit)"
     r"|\b(?:torn|undecided|toss-?up|coin flip|mixed up|typo|guessing|guessed|a (?:wild |random )?guess)\b",
     re.IGNORECASE,
@@ -137,7 +138,7 @@ _CLAIM = re.compile(
     rf"(?:(?:(?:it|that|this|these|they|(?:the|my|our)(?: (?!wrong|incorrect|other|old|first)[\w-]{{1,20}}){{0,4}}? (?:answer|result|value|solution|choice|option|letter)"
     r"|the (?:correct|right|true|actual|real|final|proper|new|updated|revised|corrected)(?: [\w-]{1,20}){0,4}?)"
     rf"{_IS})|should read|(?:should|must|could|might|may|would)(?: [a-z]{{1,12}})? be"
-    r"|(?:we|i|you|one)(?:'d| would| should)? (?:get|obtain|choose|pick|go with|find|say)|make (?:that|it)"
+    r"|(?:we|i|you|one)(?:'d| would| should)? (?:get|obtain|choose|pick|go with|find|say)|i(?: am|'m)(?: now)? leaning (?:towards?|to)|make (?:that|it)"
     r"|the (?:answer key|key|book|textbook|solutions?) (?:says|gives|has))\b"
     r"(?: (?:really|actually|also|instead|now|probably|just|only|simply|in fact|equal to|exactly|more likely|definitely"
     r"|certainly|clearly|indeed|rather|option|choice)\b)*+[:,]?\s*+",
@@ -242,6 +243,14 @@ def _claims_another(sentence: str, answer: str, reading: Reading) -> bool:
         and not re.search("[a-z]{2}", last)
     ):
         return reading.other(_AFTER_VALUE.sub("", last), answer, False)
+    if _CONTRASTED.search(sentence):
+        ending = _AFTER_VALUE.sub("", _TO_THE_VALUE.sub("", sentence))
+        if (
+            ending != sentence
+            and not re.search("[a-z]{2}|=", ending)
+            and reading.other(ending, answer, False)
+        ):
+            return True
     return any(
         _is_another(clause, answer, reading, begins=number == 0)
         for number, clause in enumerate(clauses)
@@ -249,7 +258,7 @@ def _claims_another(sentence: str, answer: str, reading: Reading) -> bool:
 
 
 _ASSUMED = re.compile(
-    r"\b(?:if|unless|when|suppose|were|had)\b|\b(?:over|for|in|after|within|during) (?:a|one|the|each|every|[0-9]{1,6})"
+    r"\b(?:if(?! anything\b)|unless|when|suppose|were|had)\b|\b(?:over|for|in|after|within|during) (?:a|one|the|each|every|[0-9]{1,6})"
     r" (?:\w{1,20} )?(?:minutes?|hours?|days?|weeks?|months?|years?)\b",
     re.IGNORECASE,
 )
@@ -264,6 +273,13 @@ _ASIDE = re.compile(
     re.IGNORECASE,
 )
 """A few words before a value that stands by itself: "Come to think of it, 4"."""
+_CONTRASTED = re.compile(
+    r"^(?:however|but|really|in reality|in truth|p\.? ?s|i (?:now|need to|must|have to|should))\b|\bi now see\b",
+    re.IGNORECASE,
+)
+_TO_THE_VALUE = re.compile(
+    r"^.*(?:\b(?:is|are|be|equals|becomes|to)\b|[:,])\s*", re.DOTALL | re.IGNORECASE
+)
 _SO = re.compile(
     r"(?:so|thus|therefore|hence|actually|no|sorry|rather|maybe|perhaps)\b", re.IGNORECASE
 )

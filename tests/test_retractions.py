@@ -24,6 +24,8 @@ TAKEN_BACK = [
     # doubted and not confirmed
     "Wait, 4.", "No wait, it's 4.", "No, 4.", "Let me recalculate: 2+2 = 4.", "I mean 4.", "My bad, 4.", "Edit: it's 4.",
     "EDIT: 4", "Let me redo this.", "Hmm.", "Actually, the dog counts as well.", "Let me double-check: 2 + 2 = 4.",
+    "Typo: 4.", "Come to think of it, 4.", "...wait...", "Is this right? Let's see: 2 + 2 = 4.", "Something is off here.",
+    "Err, that should read 4.", "This does not match the options.", "The answer key says 4.", "4 is closer.",
     "Wait, -3.", "Wait, 3%.", "Wait, 3 million.", "We still need to add 1, giving 4.",
 ]  # fmt: skip
 UPHELD = [
@@ -33,7 +35,8 @@ UPHELD = [
     "The other 5 apples are green.", "Step 1: 2+1 = 3.\n1. Add 2.\n2. Add 1.", "Note that 7 would be too many apples.",
     "Thus, 3 is correct.", "It is the smallest odd prime.", "If he had 4 apples, it would be 4.", "He still needs 2 more.",
     "A common mistake is to forget the dog, which gives 2.", "It takes 60 minutes to walk there.", "That is 3 in total.",
-    "It is not possible to buy half a ticket.", "Wait for the bus at 5.", "Confidence: 95%",
+    "It is not possible to buy half a ticket.", "Wait for the bus at 5.", "Confidence: 95%", "Exactly 3 marbles.",
+    "So there are 3 of them, not 4.", "It's 4 if you count the dog.", "I am 100% sure.", "Over 5 days that makes 15.",
 ]  # fmt: skip
 
 
@@ -65,7 +68,7 @@ def test_another_formula_takes_one_back() -> None:
     ["Actually, it's C.", "Wait, C.", "However, C is a better choice.", "C is more likely.", "Alternatively, C.", "Or C.",
      "Maybe C.", "It could also be C.", "So it is C.", "No wait, (c).", "Option C also works.", "B is wrong.", "C.",
      "(B) is not correct.", "I'd change it to C.", "I am torn between B and C.", "Hmm, (C) fits as well.",
-     "But A is equally good."],
+     "But A is equally good.", "On the contrary, A.", "Err, A.", "Both A and B fit."],
 )  # fmt: skip
 def test_a_choice_is_taken_back(after: str) -> None:
     for place in ("The answer is B. {}", "(B)\n{}", "\\boxed{{B}}\n{}", "B. {}"):
