@@ -353,6 +353,8 @@ ADVERSARIES = [
     "a ", "ab ", "_1", "^{1}", "^", "%", "e1", "1e", "=", "x=", "\u2212", "0.", "**", "$$", "\\(", "\\left", "option ",
     "square ", "\\text{a}^", "{1}", "\\!", "\\ ", "the answer is 5\n", "the answer is 5. ", "answer to ", "wait", "but ",
     "(b) ", "not ", "A: ", "Q:\n", "because ", "½", "step 1\n#### Step\n", "so ", "five ", "it is ", "\u200b", "\x00",
+    "<answer>", "</answer>", "<answer>5</answer>", "so it is 4. ", "that is not ", "the a ", "4 is ", "no, ", "; ", "4 = 5 ",
+    "1+", "5 (", "5 (1", "(5)", "\\pm", "AB", "</s>", " of ", "wait 4, ", "答案是", "3*4=12 ", "2^", "\\text{Area}=", "i\n",
 ]  # fmt: skip
 
 

@@ -8,6 +8,7 @@ Every pattern here reads untrusted text in time linear in its length, and nothin
 """
 
 import re
+import unicodedata
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import Any, NamedTuple
@@ -18,10 +19,12 @@ from selftaught.tasks.quantities import (
     quantity,
     same_quantity,
     stated_value,
+    units_agree,
     value_part,
 )
+from selftaught.tasks.retractions import Mention, Reading, numbers_in, taken_back
 
-GRADING_VERSION = 2
+GRADING_VERSION = 3
 """Raised with every change of the rules by which answers are read or compared; stored grades of another
 version are computed again."""
 
@@ -41,6 +44,10 @@ class Kind(NamedTuple):
 
     read: Callable[[str], Any]
     same: Callable[[Any, Any], bool]
+    after: Reading
+    """How values are found in the text after an answer, which may take it back."""
+    core: Callable[[str], str] = lambda phrase: phrase
+    """The part of a phrase that is the value."""
 
 
 class Place(NamedTuple):
@@ -60,7 +67,8 @@ MOST_PLACES = 100
 
 _MARKER = re.compile(r"(?<!#)#{4}(?!#)([^\n]*+)")
 _HEADING = re.compile(
-    r" *+(?:step|part|case|solution|method|explanation|analysis|approach|problem)\b", re.IGNORECASE
+    r" *+(?:(?:step|part|case|solution|method|explanation|analysis|approach|problem)\b|[0-9]{1,2}\. +[A-Z][a-z]+[A-Za-z ]*$)",
+    re.IGNORECASE,
 )
 _BOX = re.compile(r"\\(?:boxed|fbox)(?![A-Za-z])[ \t]*+")
 _BARE_BOX = re.compile(r"-?[0-9][0-9.,]*+(?<![.,])|[A-Za-z](?![A-Za-z])")
@@ -82,11 +90,18 @@ _NOT_BEFORE = re.compile(
     r"|n't|(?<!\\)\\(?:neq?|leq?|geq?|lt|gt|approx|sim|pm|times|cdot|sqrt|sin|cos|tan|log|ln|in|equiv)|[≈≠±√≥≤~<>])$"
 )
 _PERCENT_AFTER = re.compile(r"[ \t$*]*+(?:\\\)|\\\])?[ \t$*]*+(?:\\?%|per ?cent\b)")
-_MARKUP_AFTER = re.compile(r"(?:[ \t]*+(?:[$*]|\\\)|\\\]|\\[,;: ]))*+")
+_MARKUP_AFTER = re.compile(r"(?:[ \t]*+(?:[$*]|</?answer>|\\\)|\\\]|\\[,;: ]))*+")
 _CLAUSE = re.compile(r"[^\n.,;:!?(—–]*+")
 _GOES_ON = re.compile(
     r"(?:as|because|since|so|which|for|when|where|that|from|thus|hence|therefore)\b"
     r"|and (?!.*[0-9\\])|is (?:the|our|my|your) (?!wrong|incorrect|lower|upper|opposite)|is (?:correct|right)\b",
+    re.IGNORECASE,
+)
+_MINUS = str.maketrans(dict.fromkeys("\u2212\u2013\ufe63\u2010\u2011", "-"))
+_BARE_LINE = re.compile(r"(?:^|\n)[\s$*]*$")
+_ROUGHLY_AFTER = re.compile(
+    r"[ \t$*]*+\([^()\n]{0,40}?\b(?:approx\w*|about|roughly|around|rounded|estimate\w*|not|or|maybe|perhaps|possibly"
+    r"|probably|guess\w*|wrong|incorrect)\b|[ \t$]++(?:[0-9/^+×÷±|<>≤≥]|-[ ]?[0-9\\(]|\\(?:times|cdot|div|pm|approx|d?frac|sqrt|leq?|geq?|neq?|[lg]t)(?![A-Za-z]))",
     re.IGNORECASE,
 )
 _OTHER_AFTER = re.compile(
@@ -96,9 +111,12 @@ _OTHER_AFTER = re.compile(
 
 def _stands_alone(text: str, start: int, end: int) -> bool:
     """Whether a box is the whole of what is stated, and no part of a formula or a longer phrase."""
-    before = text[max(0, start - 60) : start]
+    before = text[max(0, start - 60) : start].translate(_MINUS)
+    before = _TAG_END.sub("", before)
     bare = _MARKUP_BEFORE.sub("", before)
     spaced = bare != before
+    if re.search(r"[0-9)\]}][ $]*-\Z" if spaced else r"[-+]\Z|[0-9][.,]\Z", bare):
+        return False  # 5 - \boxed{9}, -\boxed{9}, 1,\boxed{9}
     dash = bare.endswith("-") and (
         not before.endswith(("-", "-$")) and not bare.endswith(("=-", "= -", "(-"))
     )
@@ -136,8 +154,10 @@ def _stands_alone(text: str, start: int, end: int) -> bool:
         else set()
     ):
         return False
-    if _OTHER_AFTER.match(text, end):
+    if _OTHER_AFTER.match(text, end) or _ROUGHLY_AFTER.match(text, end):
         return False
+    if following == "!" and _BARE_LINE.search(before):
+        return False  # a factorial, or a cry
     clause = _CLAUSE.match(text, after)
     tail = clause[0][:200].replace("$", " ").strip(" *\t)]") if clause else ""
     tail = re.sub(r"\\(?:q?quad|tag.*|end.*|blacksquare|square|\\)$", "", tail).strip()
@@ -150,16 +170,22 @@ def _stands_alone(text: str, start: int, end: int) -> bool:
 _PROSE = re.compile(
     r"\b(?:answers?|(?:correct|right|best)[ ](?:option|choice))(?:\*\*)?(?:[ ](?:to|for)[ ][^.\n:=]{1,80}?)?"
     r"(?:(?P<not>[ ]?(?:isn't|aren't|is[ ]not|are[ ]not|cannot[ ]be|can't[ ]be|wasn't|was[ ]not))\b"
-    r"|[ ](?:is|are|would[ ]be|will[ ]be|should[ ]be|must[ ]be|comes[ ]to|equals)\b|[ ]?[:=])[:=,\s]{0,3}+",
+    r"|[ ](?:is|are|would[ ]be|will[ ]be|should[ ]be|must[ ]be|comes[ ]to|equals)\b|[ ]?[:=])[:=,\s]{0,3}+"
+    r"|答案(?:是|为|：|:)[：:\s]{0,3}+",
     re.IGNORECASE,
 )
 _NOT_OURS = re.compile(
     r"\b(?:wrong|incorrect|false|naive|tempting|possible|initial|first|previous|earlier|old|other|another|bad"
-    r"|intermediate|partial|approximate|expected|suggested|least|common)[ ]$"
+    r"|intermediate|partial|approximate|expected|suggested|least|common|worst|trap|decoy|lazy|obvious|intuitive|popular|typical|poorest|weakest|second|third|next[- ]best"
+    r"|second[- ]best|runner-up|opposite|his|her|their|least [a-z]{1,20}|(?<!my )second [a-z]{1,20}"
+    r"|(?-i:[A-Z][a-z]+)'s|(?:student|teacher|friend|book|textbook|brother|sister|classmate|pupil|model)'?s)[ ]$"
+    r"|\bnumber of $|\b(?:of|on|twice|half|double|than|minus|plus) (?:the|my|our|all|both) (?:[a-z]{1,20} )?$"
+    r"|(?:错误|错|不正确|可能|他|她)的?$"
     r"|\b(?:if|suppose|supposing|assume|assuming|unless|whether|imagine|say|says|said|claims?|claimed"
     r"|believes?|thought|guess|guessed|pretend|hypothesis)(?:,? that)?[,:]? (?:the |my |our |her |his |their )?$"
     r"|\b(?:don't|do not|doesn't|does not|not true|untrue|false|doubt|no way|mistakes?|people|might|can't|cannot"
-    r"|first glance|first sight|wrong|unlikely|hardly|deny|denies|isn't|is not|not equal|never|some say)\b"
+    r"|first glance|first sight|wrong|unlikely|hardly|deny|denies|isn't|is not|not equal|never|some say|impossible"
+    r"|not (?:\w+ )?(?:sure|certain|clear|convinced|obvious)|unsure|uncertain|unclear|perhaps|maybe|possibly|nobody|no one)\b"
     r"[^.!?\n,;]{0,60}$",
     re.IGNORECASE,
 )
@@ -175,50 +201,26 @@ _NEXT_QUESTION = re.compile(
     r"|<\|im_start\|>user|^### ?(?:Question|Problem|Instruction)",
     re.MULTILINE,
 )
-_AFTER_SENTENCE = r"(?:^|[.!?\n…*$)}]|[-–—]|\bbut|,)[ \t]*+(?:(?:but|hmm|oh|ah|so),? ++)?"
-_TAKEN_BACK = re.compile(
-    rf"{_AFTER_SENTENCE}(?:wait|hold on|oops|sorry|correction|scratch that|on second thought|on reflection|nope"
-    r"|i made an?|i was wrong|not quite|(?:this|that) contradicts"
-    r"|(?:that|this|it)(?:'s| is) (?:wrong|incorrect|not (?:right|correct|the answer))"
-    r"|(?:that|this|it) can(?:'t|not| not) be)\b"
-    r"|(?:[.!?\n…*$)}]|\bbut|,)[ \t]*+(?:but )?no[,.:!]"
-    r"|\balso (?:correct|right|possible|valid|works)\b|\b(?:fits|is) better\b",
+_CORRECTED = re.compile(
+    r"\b(?:wait|hold on|oops|sorry|correction|scratch that|no[,.:!]|nope|wrong|incorrect|mistake\w*|actually|rather|instead"
+    r"|correct(?:ed|ing)?|re-?(?:check|calculat|count|consider|do)\w*|never ?mind|not quite|i mean|i forgot|misread)\b"
+    r"|\bno[,.:!]",
     re.IGNORECASE,
 )
-"""Words that take an answer back."""
-_LOOKED_AT_AGAIN = re.compile(
-    rf"{_AFTER_SENTENCE}(?:actually|hmm+|wait|or (?:maybe |perhaps |possibly )?[-$\\]?[0-9A-Z]"
-    r"|re-?check\w*|(?:let me |let us |let's )?(?:double[- ]?check|re-?check|verify|reconsider|redo)|final result)\b",
-    re.IGNORECASE,
-)
-"""Words after which another number takes the answer back, and the same number confirms it."""
+"""Words between two places that make the later one a correction of the earlier."""
 _LAST_NUMBER = re.compile(r"[0-9]++(?:[.,][0-9]++)*+")
 _NEXT_LINE = re.compile(r"\s*+(?:or\b|[-$]?[0-9][0-9.,]*+[ \t]*+(?:\n|$))", re.IGNORECASE)
 
 
-def _taken_back(text: str, start: int, end: int, phrase: str) -> bool:
-    """Whether the text after an answer takes it back."""
-    rest = text[start:end]
-    if _TAKEN_BACK.search(rest):
-        confirmed = _LAST_NUMBER.findall(phrase)[-1:] == _LAST_NUMBER.findall(rest)[-1:] != []
-        return not (
-            confirmed and re.search(r"(?i)\bwait\b|\bno,", rest) and not _WRONG.search(rest)
-        )
-    again = _LOOKED_AT_AGAIN.search(rest)
-    if again is None:
-        return False
-    numbers = _LAST_NUMBER.findall(rest, again.start())
-    return bool(numbers) and numbers[-1:] != _LAST_NUMBER.findall(phrase)[-1:]
-
-
-_WRONG = re.compile(r"\b(?:wrong|incorrect|mistake|not right|not correct)\b", re.IGNORECASE)
+_TAG_END = re.compile(r"(?:</?[A-Za-z_]{1,20}>\s*+)+$")
+_TAG = re.compile(r"<(/?)answer>", re.IGNORECASE)
 
 
 def places(text: str) -> list[Place]:
     """Return the marked places of a text in their order, without those that belong to a next question."""
     found = [*_markers(text), *_boxes(text)]
-    boxes = [place.start for place in found if place.kind == "box"]
-    found += _prose(text, boxes)
+    found += _prose(text, [place.start for place in found if place.kind == "box"])
+    found += _tags(text, [place.start for place in found])
     found.sort(key=lambda place: place.start)
     if found:
         # A model that runs on writes questions and answers of its own.
@@ -230,10 +232,31 @@ def places(text: str) -> list[Place]:
 
 def _markers(text: str) -> list[Place]:
     lines = [
-        Place("marker", match.start(), match.end(), match[1].strip().rstrip("#").strip())
+        Place(
+            "marker", match.start(), match.end(), _TAG.sub("", match[1]).strip().rstrip("#").strip()
+        )
         for match in _MARKER.finditer(text)
     ]
     return [place for place in lines if place.phrase and not _HEADING.match(place.phrase)]
+
+
+def _tags(text: str, marked: Sequence[int]) -> list[Place]:
+    """What stands between <answer> and </answer> counts like a box, unless a marked place is in it."""
+    found: list[Place] = []
+    opened: re.Match[str] | None = None
+    for tag in _TAG.finditer(text):
+        if not tag[1]:
+            opened = tag
+        elif opened is not None:
+            phrase = text[opened.end() : tag.start()].strip()
+            denied = _NOT_OURS.search(text, max(0, opened.start() - 80), opened.start())
+            before = _TAG_END.sub("", text[max(0, opened.start() - 60) : opened.start()].rstrip())
+            denied = denied or _NOT_BEFORE.search(before)
+            inside = any(opened.start() < start < tag.start() for start in marked[:MOST_PLACES])
+            if phrase and not inside:
+                found.append(Place("box", opened.start(), tag.end(), "" if denied else phrase))
+            opened = None
+    return found
 
 
 def _boxes(text: str) -> list[Place]:
@@ -310,6 +333,7 @@ def _prose(text: str, boxes: Sequence[int]) -> list[Place]:
         (match.start(), match.end(), match["not"] or "")
         for match in _PROSE.finditer(text)
         if not _NOT_OURS.search(text, max(0, match.start() - 80), match.start())
+        and not re.search(r"(?i)\bparts?\b|\([a-h]\)", match[0])
     ]
     heads += [(match.start(), match.end(), "") for match in _LABEL.finditer(text)]
     if opening := _OPENING_A.match(text):
@@ -332,14 +356,23 @@ def _prose(text: str, boxes: Sequence[int]) -> list[Place]:
             box += 1
         if box < len(ordered) and ordered[box] < line_end:
             continue
+        if tag := _TAG.search(text, phrase_start, line_end):
+            line_end = tag.start() if tag[1] else line_end
         phrase = text[phrase_start:line_end].strip()
+        if phrase.endswith(("*", "_")) and phrase.count(phrase[-1]) == 1:
+            phrase = phrase[:-1]  # *The answer is 5.*
         if phrase and not phrase.startswith("####"):
             found.append(Place("prose", start, line_end, f"not {phrase}" if negated else phrase))
     return found
 
 
-_SENTENCE_END = re.compile(r"[.。](?=\s+[\"'(*]*+[A-Z])")
-_REASON = re.compile(r"[,;]? \(?(?:because|since|as required|given that|where)\b", re.IGNORECASE)
+_SENTENCE_END = re.compile(r"[.。](?=\s+(?:[\"'(*]*+[A-Z]|[✓✔(]))")
+_REASON = re.compile(
+    r"[,;]? \(?(?:because|since|as required|given that|where)\b"
+    r"|, as (?!well|much|many|long|far|soon|(?-i:an? )|opposed|estimat|approx|rounded)(?=[^.\n]{0,80}(?:=| is | are | has | have | was | were | makes | gives ))"
+    r"|, which is (?:correct|right|what|the )|;(?= [A-E(])",
+    re.IGNORECASE,
+)
 
 
 def sentence(phrase: str) -> str:
@@ -363,9 +396,16 @@ def stated(text: str, kind: Kind, alone: Callable[[str], str | None]) -> str | N
         kind: how phrases are read and compared.
         alone: reads a completion without a marked place.
     """
+    if end := _END_TOKEN.search(text):
+        text = text[: end.start()]
     found = places(text)
     if not found:
-        return alone(text)
+        phrase = alone(text)
+        if phrase is None:
+            return None
+        first = sentence(phrase)
+        rest = _after_phrase(text, phrase)[len(first) :]
+        return None if taken_back(rest, kind.core(first), kind.after) else phrase
     markers = [place for place in found if place.kind == "marker"]
     boxes = [place for place in found if place.kind == "box"]
     prose = [place for place in found if place.kind == "prose"]
@@ -373,7 +413,7 @@ def stated(text: str, kind: Kind, alone: Callable[[str], str | None]) -> str | N
     if chosen is None:
         return None
     value = kind.read(chosen.phrase)
-    if value is None:
+    if value is None or (chosen.kind == "box" and not _last_counts(boxes, value, text, kind)):
         return None
     against = (
         [] if chosen.kind == "prose" else [place for place in prose if place.start > chosen.end]
@@ -393,7 +433,14 @@ def stated(text: str, kind: Kind, alone: Callable[[str], str | None]) -> str | N
     stated_numbers = _LAST_NUMBER.findall(sentence(chosen.phrase))[-1:]
     if below is not None and _LAST_NUMBER.findall(below[0]) != stated_numbers:
         return None
-    return None if _taken_back(text, end, until, sentence(chosen.phrase)) else chosen.phrase
+    answer = kind.core(sentence(chosen.phrase))
+    return None if taken_back(text[end:until], answer, kind.after) else chosen.phrase
+
+
+def _after_phrase(text: str, phrase: str) -> str:
+    """The text from a phrase on that stands at its beginning or at its end."""
+    stripped = text.lstrip()
+    return stripped if stripped.startswith(phrase) else text[max(0, text.rfind(phrase)) :]
 
 
 def _of_markers(markers: Sequence[Place], text: str, kind: Kind) -> Place | None:
@@ -404,13 +451,60 @@ def _of_markers(markers: Sequence[Place], text: str, kind: Kind) -> Place | None
     value = kind.read(chosen.phrase)
     for before, place in pairwise(markers):
         other = kind.read(place.phrase)
-        if _TAKEN_BACK.search(text, before.end, place.start):
+        if _CORRECTED.search(text, before.end, place.start):
             chosen, value = place, other
         elif place.phrase != chosen.phrase and (
             value is None or other is None or not kind.same(value, other)
         ):
             return None
     return chosen
+
+
+_END_TOKEN = re.compile(
+    r"(?<=[^\s>])\s*+(?:<\|(?:im_end|endoftext|eot_id|end|end_of_text|eom_id|END_OF_TURN_TOKEN)\|>|</s>|<eos>|<end_of_turn>"
+    r"|<｜end▁of▁sentence｜>)"
+)
+"""The end of a turn, written out: what follows it is not of this answer."""
+_CONCLUDED = re.compile(
+    r"\b(?:so|answer|therefore|thus|hence|in total|the total|total of|altogether|in all|finally|overall|conclu\w+|gives?)\b"
+    r"|\\(?:therefore|implies|Rightarrow)(?![A-Za-z])",
+    re.IGNORECASE,
+)
+_FINAL = re.compile(r"\b(?:final|finally|conclu\w+|overall)\b", re.IGNORECASE)
+_PART = re.compile(
+    r"\bparts?\b|(?<![A-Za-z0-9])\([b-h2-9]\)|\n[ \t*]*(?:[b-h2-9][.)]|[-*]) ", re.IGNORECASE
+)
+_NAME_BEFORE = re.compile(
+    r"(?:\b([A-Za-z](?:_[{}A-Za-z0-9]{1,5})?) ?(?:=|:|\bis\b)|\b([A-Za-z]{2,12}) ?[=:]"
+    r"|\b([A-Z][a-z]{0,12}'s) [a-z ]{1,20} ?(?:=|:|\bis)|\b([A-Z][a-z]{1,12}) (?:has|had|gets|got|earns|pays|is|makes|needs))[\s$*\\(\[]*$"
+)
+"""The name of what a box holds: "y =", "Pears:", "Ben has"."""
+_NOUN_BEFORE = re.compile(r"\b([A-Za-z]{2,15}) is[\s$*\\(\[]*$")
+
+
+def _name_before(text: str, start: int, *, noun_too: bool) -> str | None:
+    before = text[max(0, start - 40) : start]
+    if name := _NAME_BEFORE.search(before):
+        return next(filter(None, name.groups()))
+    noun = _NOUN_BEFORE.search(before) if noun_too else None
+    return noun[1] if noun else None
+
+
+def _last_counts(boxes: Sequence[Place], value: Any, text: str, kind: Kind) -> bool:
+    """Whether the last box states the answer: the one before agrees, is corrected or led to it."""
+    for before, after in reversed(list(pairwise(boxes[-MOST_PLACES:]))):
+        other = kind.read(before.phrase)
+        if other is not None and kind.same(value, other):
+            continue
+        between = text[before.end : after.start]
+        if _CORRECTED.search(between) or _FINAL.search(between):
+            return True
+        within = not re.search(r"[.\n]", between)
+        named = [_name_before(text, place.start, noun_too=within) for place in (before, after)]
+        if None not in named and named[0] != named[1]:
+            return False
+        return bool(_CONCLUDED.search(between)) and not _PART.search(between)
+    return True
 
 
 def _same_sentence(before: Place, after: Place) -> bool:
@@ -437,16 +531,35 @@ def _agree(left: Any, right: Any) -> bool:
 
 
 _OTHER_NUMBER = re.compile(
-    r"(?<=\S),? (?:and )?not (?:the )?[$€£]?-?[0-9][0-9.,]*+(?: [A-Za-z]+)?\W*+$"
+    r"(?<=\S),? (?:and |which is )?not (?:the )?[$€£]?-?[0-9][0-9.,]*+(?: [A-Za-z]+)?\W*+$"
 )
 
 
+_CRY = re.compile(r"(?<=[A-Za-z%*])!$")
+
+
 def _number_phrase(phrase: str) -> str:
-    """The first sentence of a phrase without a number that it rules out, as in "10, not 9"."""
-    return _OTHER_NUMBER.sub("", sentence(phrase))
+    """The first sentence of a phrase without a number that it rules out, as in "10, not 9".
+
+    After a word an exclamation mark ends the sentence; after a number it may be a factorial.
+    """
+    return _CRY.sub("", _OTHER_NUMBER.sub("", sentence(phrase)).rstrip(" ;"))
 
 
-NUMBER = Kind(lambda phrase: quantity(_number_phrase(phrase)), _agree)
+def _other_number(phrase: str, answer: str, bare: bool) -> bool:
+    """Whether a phrase is another number than the answer, in the same unit or without one."""
+    value, stated = quantity(phrase), quantity(answer)
+    if value is None or stated is None or (bare and "=" in phrase) or _agree(value, stated):
+        return False
+    return value.value == stated.value or units_agree(stated, value) or units_agree(value, stated)
+
+
+NUMBER = Kind(
+    lambda phrase: quantity(_number_phrase(phrase)),
+    _agree,
+    Reading(numbers_in, _other_number),
+    lambda phrase: stated_value(_number_phrase(phrase)) or phrase,
+)
 _NAMED = re.compile(r"[\s$*\\(]*+[A-Za-z](?:_[A-Za-z0-9])? ?=(?!.*=)")
 
 
@@ -483,7 +596,7 @@ _RULED_OUT = re.compile(
 )
 _CHOICE_LEAD = (
     r"(?:(?:so|thus|therefore|hence|then|clearly|definitely|certainly|it is|it's|it must be|this is|must be"
-    r"|i choose|i pick|i would choose|i'd choose|i would go with|i'd go with|my choice is|the answer is"
+    r"|i choose|i pick|i would choose|i'd choose|i would go with|i'd go with|i'd say|indeed|actually|my choice is|the answer is"
     r"|answer is)\b[,:]? *+)*+"
     r"(?:(?:the )?(?:correct |right |best )?(?:option|choice|letter|answer)(?: is|:)?[ ~]++)?"
 )
@@ -492,14 +605,18 @@ _ENDS_RIGHT = re.compile(
 )
 _DENIED = frozenset(
     "not neither nor or either both except wrong incorrect never maybe perhaps isn't aren't cannot can't "
-    "could might may unless false and is was are would should".split()
+    "could might may unless false and is was are would should "
+    "does doesn't do did didn't has hasn't have fails fail".split()
 )
 """Words that may not follow a letter directly: the phrase then chooses another letter, or none."""
 _NO_CHOICE = _DENIED - {"and"} | frozenset(
     "but anything unlikely be out exclude excluded excluding eliminate eliminated besides instead than "
-    "opposite doubt any all none worst least if unlike hardly longer".split()
+    "opposite doubt any all none worst least if unlike hardly longer unknown unclear uncertain undetermined".split()
 )
-_LEADS_AWAY = [[word] for word in "from before after to of than beyond like different".split()]
+_LEADS_AWAY = [
+    [word]
+    for word in "from before after to of than beyond like different in at on see under by with near per".split()
+]
 """Words that may not stand before a letter in brackets."""
 
 
@@ -526,7 +643,9 @@ def _choice_reader(letters: str, *, tail_too: bool = True) -> Callable[[str], st
         plain = plain_phrase(sentence(phrase))
         if not plain:
             return None
-        plain = _RULED_OUT.sub("", plain.rstrip("! ")).strip()
+        plain = _RULED_OUT.sub("", plain.rstrip("! -")).strip()
+        if plain.startswith("[") and plain.endswith("]"):
+            plain = plain[1:-1].strip()
         match = head.match(plain)
         if match is not None:
             rest = plain[match.end() :]
@@ -543,9 +662,35 @@ def _choice_reader(letters: str, *, tail_too: bool = True) -> Callable[[str], st
         words = re.findall(r"[a-z']+", match[1].lower()) if match else []
         if match is None or _NO_CHOICE & set(words) or words[-1:] in _LEADS_AWAY:
             return None
+        if re.fullmatch(r"(?:(?:option|choice|letter|answer) )?[A-Za-z]", match[1]):
+            return None  # C (B)
         return match[2].upper()
 
     return read
+
+
+def _letters_after(letters: str, read: Callable[[str], str | None]) -> Reading:
+    """How letters are found in the text after a choice; the article "A" is none."""
+    single = re.compile(
+        rf"\(([{letters.upper()}{letters.lower()}])\)"
+        rf"|(?<![A-Za-z0-9'])(?!A (?!is|was|seems|fits|would|because|instead))([{letters.upper()}])(?![A-Za-z0-9'])"
+    )
+    whole = re.compile(
+        rf"(?:(?:option|choice|letter|answer) )?(?:\(([{letters}])\)|(?-i:([{letters.upper()}]))\)?)",
+        re.IGNORECASE,
+    )
+
+    def mentions(text: str) -> list[Mention]:
+        return [
+            Mention(match.start(), match.end(), (match[1] or match[2]).upper())
+            for match in single.finditer(text)
+        ]
+
+    def other(phrase: str, answer: str, bare: bool) -> bool:
+        match = whole.fullmatch(phrase.strip(" *.$\"'"))
+        return match is not None and (match[1] or match[2]).upper() != read(answer)
+
+    return Reading(mentions, other)
 
 
 def _choice_alone(
@@ -561,6 +706,9 @@ def _choice_alone(
     led = re.match(
         r"(?:so|thus|therefore|hence|it is|it must be|i choose|i pick)\b", last, re.IGNORECASE
     )
+    opening = read(sentence(lines[0]))
+    if opening is not None and read(last) not in (None, opening):
+        return None  # "B. C."
     if len(letters) <= 1 and read(last) is not None and (led or everywhere <= {read(last)}):
         return last
     first = read(lines[0]) if len(lines[0]) <= 20 else None
@@ -574,7 +722,7 @@ def choice_letter(text: str, letters: str = "ABCDE") -> str | None:
     Read are "(c)", "**C**", "Answer: C", "Option C is right", "the answer is blotter (c)" and the like.
     """
     read = _choice_reader(letters)
-    kind = Kind(read, lambda left, right: left == right)
+    kind = Kind(read, lambda left, right: left == right, _letters_after(letters, read))
     bracketed = re.compile(rf"\(([{letters}])\)", re.IGNORECASE)
     plain = _choice_reader(letters, tail_too=False)
     phrase = stated(text, kind, lambda whole: _choice_alone(whole, plain, bracketed))
@@ -596,10 +744,26 @@ _any_choice = _choice_reader("A-Z")
 
 
 def _plain_text(phrase: str) -> str:
-    return " ".join(ascii_signs(phrase).split()).strip(" \"'`*.").casefold()
+    phrase = unicodedata.normalize("NFC", ascii_signs(phrase))
+    for _ in range(3):  # $\\text{\\textbf{yes}}$
+        for sign in ("$", "**", "*", "`"):
+            if len(phrase) > 2 * len(sign) and phrase.startswith(sign) and phrase.endswith(sign):
+                phrase = phrase[len(sign) : -len(sign)].strip()
+        if block := _TEXT_BLOCK.fullmatch(phrase):
+            phrase = block[1]
+    return " ".join(phrase.split()).strip(" \"'`*.!").casefold()
 
 
-TEXT = Kind(lambda phrase: _plain_text(phrase) or None, lambda left, right: left == right)
+_TEXT_BLOCK = re.compile(
+    r"\\(?:text|textbf|textit|textrm|mathrm|mathbf|mbox) ?\{([^{}]*+(?:\{[^{}]*+\})?+)\}"
+)
+
+
+TEXT = Kind(
+    lambda phrase: _plain_text(phrase) or None,
+    lambda left, right: left == right,
+    Reading(lambda text: [], lambda phrase, answer, bare: False),
+)
 
 
 def _text_alone(text: str) -> str | None:
@@ -617,7 +781,15 @@ def stated_text(completion: str) -> str | None:
 def same_text(gold: str, answer: str) -> Verdict:
     """Compare two texts as words: case, spacing and a final full stop aside."""
     left, right = _plain_text(gold), _plain_text(answer)
-    return Verdict(left == right, "text") if left else Verdict(None, "empty gold")
+    if not left:
+        return Verdict(None, "empty gold")
+    first = sentence(answer)
+    rest = answer[len(first) :]
+    if (
+        rest.startswith((",", " ")) or len(re.findall(r"\w+", rest)) > 3
+    ):  # "Paris. It lies on the Seine."
+        return Verdict(left in (right, _plain_text(first)), "text")
+    return Verdict(left == right, "text")
 
 
 # --- single places -------------------------------------------------------------------------------

@@ -7,7 +7,15 @@ What `same_expression` leaves undecided goes to math-verify and sympy, in
 import re
 
 from selftaught.tasks.answers import Kind, Verdict, closing_brace, sentence, stated
-from selftaught.tasks.quantities import ascii_signs, quantity, same_quantity, unit_named
+from selftaught.tasks.quantities import (
+    ascii_signs,
+    false_equation,
+    holds,
+    quantity,
+    same_quantity,
+    unit_named,
+)
+from selftaught.tasks.retractions import Reading, numbers_in
 
 # --- extraction ----------------------------------------------------------------------------------
 
@@ -21,7 +29,8 @@ def stated_latex(completion: str) -> str | None:
     whole completion where that is nothing but a formula.
     """
     phrase = stated(completion, LATEX, _formula_alone)
-    return None if phrase is None else _formula(phrase) or None
+    formula = None if phrase is None else _formula(phrase)
+    return formula if formula and not false_equation(formula.replace("$", " ")) else None
 
 
 def _formula(phrase: str) -> str:
@@ -43,8 +52,24 @@ def _formula_alone(text: str) -> str | None:
     return text if formula and plain else None
 
 
+def _other_formula(phrase: str, answer: str, bare: bool) -> bool:
+    """Whether a phrase is another formula than the answer; a sentence by itself, another number."""
+    left, right = normalised(_formula(phrase)), normalised(_formula(answer))
+    value, stated_value = quantity(left, strict=True), quantity(right, strict=True)
+    if value is not None and stated_value is not None:
+        return not same_quantity(stated_value, value)
+    if value is None and (
+        bare or _formula_alone(phrase) is None or not re.search("[0-9A-Za-z]", left)
+    ):
+        return False
+    left, right = without_name(left, right)
+    return not _RELATION.search(left) and "approx" not in left and _literal(left) != _literal(right)
+
+
 LATEX = Kind(
-    lambda phrase: _literal(normalised(_formula(phrase))) or None, lambda left, right: left == right
+    lambda phrase: _literal(normalised(_formula(phrase))) or None,
+    lambda left, right: left == right,
+    Reading(numbers_in, _other_formula),
 )
 
 # --- cheap comparisons ---------------------------------------------------------------------------
@@ -52,7 +77,7 @@ LATEX = Kind(
 
 def same_expression(gold: str, answer: str) -> Verdict:
     """Compare by choice letter, spelling, number and text; undecided where only algebra can tell."""
-    left, right = without_name(normalised(gold), _last_side(normalised(answer), gold))
+    left, right = without_name(normalised(gold), last_side(normalised(answer), gold))
     if not left:
         return Verdict(None, "empty gold")
     letter, other = _letter(gold), _letter(answer)
@@ -60,12 +85,15 @@ def same_expression(gold: str, answer: str) -> Verdict:
         bracketed = "(" in gold
         same = letter.upper() == other.upper() if bracketed else letter == other
         return Verdict(same, "choice")
+    if differ := _differ(left, right):
+        return Verdict(False, differ)
     if {connective(gold), connective(answer)} == {"and", "or"}:
         return Verdict(False, "and, or")
     if _literal(left) == _literal(right):
         return Verdict(True, "literal")
     number, other = quantity(left, strict=True), quantity(right, strict=True)
-    if number is not None and other is not None:
+    variable = re.search("[0-9][a-z]$", left)  # 3m is a product
+    if number is not None and other is not None and not variable:
         return Verdict(same_quantity(number, other), "number")
     if _no_solution(left) and _no_solution(right):
         return Verdict(True, "empty set")
@@ -76,13 +104,42 @@ def same_expression(gold: str, answer: str) -> Verdict:
     return Verdict(None, "form")
 
 
-def _last_side(answer: str, gold: str) -> str:
+_COMMANDS = re.compile(r"\\[A-Za-z]++")
+_TIME = re.compile(r"[0-9]{1,2}:[0-9]{2}(?![0-9])")
+_MODULO = re.compile(r"\\[pb]?mod(?![A-Za-z])")
+_TRIGONOMETRIC = re.compile(r"(?:sin|cos|tan|cot|sec|csc|cis)(?![a-z])")
+_DEGREES = re.compile(r"\^ ?\\circ|\\text ?\{ ?deg(?:ree)?s? ?\}")
+
+
+def _differ(gold: str, answer: str) -> str:
+    """What tells two formulas apart that algebra would take for the same; "" where nothing does.
+
+    A clock time is no quotient, a ratio no number, capital letters side by side are the name of a
+    thing, and a sine of degrees is none of radians.
+    """
+    if _TIME.search(gold) and not _TIME.search(answer):
+        return "clock time"
+    if ":" in answer and ":" not in gold:
+        return "ratio"
+    if bool(_MODULO.search(gold)) != bool(_MODULO.search(answer)):
+        return "modulo"
+    names, others = (
+        sorted(re.findall("[A-Z]{2,}", _COMMANDS.sub(" ", text))) for text in (gold, answer)
+    )
+    if names != others and sorted("".join(names)) == sorted("".join(others)):
+        return "names"
+    if any(map(_TRIGONOMETRIC.search, (gold, answer))):
+        degrees = [len(_DEGREES.findall(text)) for text in (gold, answer)]
+        angles = [len(_TRIGONOMETRIC.findall(text)) for text in (gold, answer)]
+        if angles[0] == angles[1] and degrees[0] != degrees[1]:
+            return "degrees"
+    return ""
+
+
+def last_side(answer: str, gold: str) -> str:
     """The value of an answer that is a computation, "2^3 = 8", where gold is no equation."""
     first, equals, last = answer.rpartition("=")
-    letters = re.search(
-        "[A-Za-z<>]", re.sub(r"\\\\(?:frac|cdot|times|sqrt|div)(?![A-Za-z])", "", first + last)
-    )
-    if not equals or "=" in gold or letters or _literal(first) == _literal(last):
+    if not equals or "=" in gold or not holds(answer) or _literal(first) == _literal(last):
         return answer
     return last.strip()
 
@@ -118,6 +175,9 @@ _REWRITTEN = [
     (re.compile(r"\\neq(?![A-Za-z])"), r"\\ne "),
     (re.compile(r"\\(?:mathrm|text|textrm) ?\{([ei])\}"), r"\1"),
     (re.compile(r"\\(?:mathrm|mathbf|textbf|textit|textrm|mbox|operatorname) ?\{"), r"\\text{"),
+    (re.compile(r"(?<=[0-9]) ?\\text ?\{ ?thousand ?\}"), r"\\times 10^{3}"),
+    (re.compile(r"(?<=[0-9]) ?\\text ?\{ ?million ?\}"), r"\\times 10^{6}"),
+    (re.compile(r"(?<=[0-9]) ?\\text ?\{ ?billion ?\}"), r"\\times 10^{9}"),
     (re.compile(r"\\text ?\{ ?,? ?(?:and|or) ?\}|(?<= )(?:and|or)(?= )"), ", "),
     (re.compile(r"(?<![\\A-Za-z])pi(?![A-Za-z])"), r"\\pi "),
     (re.compile(r"(?<![\\A-Za-z])(?:infinity|inf|oo)(?![A-Za-z])"), r"\\infty "),
@@ -193,7 +253,9 @@ def _unwrapped(text: str) -> str:
 
 
 _NAMED = re.compile(
-    r"([A-Za-z](?:_[A-Za-z0-9]|_\{[A-Za-z0-9]{1,5}\})?'?(?:\([a-z]\))?) ?(?:=|\\in(?![A-Za-z])) ?"
+    r"([A-Za-z](?:_[A-Za-z0-9]|_\{[A-Za-z0-9]{1,5}\})?'?(?:\^\{-1\})?(?:\((?:[a-z]|-?[0-9]{1,4})\))?"
+    r"|(?:\\angle ?)?[A-Z]{1,3}|\\angle ?\{[A-Z]{1,3}\}|\\overline ?\{[A-Z]{2}\}|\|[A-Zz]\||\\text ?\{(?! ?not\b)[A-Za-z ]{1,40}\})"
+    r" ?(?:=|\\in(?![A-Za-z])) ?"
 )
 
 
@@ -264,6 +326,8 @@ def split_unit(text: str) -> tuple[str, str]:
     """
     if text.startswith("$"):
         return text[1:].strip(), "dollar"
+    if _TRIGONOMETRIC.search(text):
+        return text, ""  # the degree sign of an angle is no unit of the whole
     trailing = _TRAILING_UNIT.search(text)
     if trailing and trailing.start() > 0 and (unit := unit_named(trailing[0])):
         return text[: trailing.start()].strip(), unit

@@ -10,6 +10,7 @@ Every pattern reads untrusted text in time linear in its length, and nothing rai
 
 import re
 from fractions import Fraction
+from itertools import pairwise
 from typing import NamedTuple
 
 
@@ -66,7 +67,7 @@ _COMMANDS = [
     (re.compile(r"(?<=[0-9])~(?=[0-9A-Za-z\\])"), " "),
     (re.compile(r"\\(?:times|cdot)(?![A-Za-z])|[×·⋅]"), " × "),
     (re.compile(r" ?\^ ?\{ ?\\circ ?\}| ?\^ ?\\circ(?![A-Za-z])|\\degree(?![A-Za-z])|\\circ(?![A-Za-z])"), "°"),
-    (re.compile(r"\\(?:text|mathrm|mathbf|textbf|textit|textrm|mathit|mbox|hbox|operatorname|emph|bf|rm|bm)(?![A-Za-z]) ?(?=\{)"), " \\\\word"),
+    (re.compile(r"\\(?:text|mathrm|mathbf|textbf|textit|textrm|mathit|mathsf|texttt|textsf|boldsymbol|pmb|mbox|hbox|operatorname|emph|bf|rm|bm)(?![A-Za-z]) ?(?=\{)"), " \\\\word"),
     (re.compile(r"(?<=[0-9)])\*\*(?=[0-9({-])"), "^"),
     (re.compile(r"\*\*|__|`++"), " "),
     (re.compile(r"\bleft over\b"), "left"),
@@ -94,12 +95,10 @@ def plain_phrase(text: str) -> str | None:
         text = pattern.sub(meant, text)
     for _ in range(3):  # \textbf{\text{5}}
         text = _WORD_BLOCK.sub(r" \1 ", text)
-    text = text.replace("\\%", "%").replace("\\$", "\x01")
-    if (dollars := text.count("$")) == 1:
-        text = text.replace("$", "\x01")
-    elif dollars % 2:
+    money = _with_money(text.replace("\\%", "%").replace("\\$", "\x01"))
+    if money is None:
         return None
-    text = " ".join(text.replace("$", " ").replace("\x01", "$").split())
+    text = " ".join(money.replace("$", " ").replace("\x01", "$").split())
     for _ in range(8):  # deeper wrapping than this is no answer of anybody's
         before = text
         text = text.strip(" \t\x00")
@@ -115,6 +114,15 @@ def plain_phrase(text: str) -> str | None:
         if text == before:
             break
     return text
+
+
+def _with_money(text: str) -> str | None:
+    """The text with another sign for the dollars that are money; None where that cannot be told."""
+    dollars = text.count("$")
+    if dollars % 2 == 0:
+        return text
+    money = len(re.findall(r"\$ ?[0-9]", text))
+    return text.replace("$", "\x01") if dollars in (1, money) else None
 
 
 def _closes_at_end(text: str) -> bool:
@@ -161,7 +169,7 @@ _OTHER_VALUE = frozenset(
     "or and but if otherwise either both versus vs to than through thru until tops about around approximately approx "
     "roughly nearly almost circa maybe perhaps possibly probably likely ish odd even something guess estimate "
     "estimated rounded rounding least most maximum minimum max up down upward upwards upto under above below "
-    "as less fewer negative positive short behind ahead past before "
+    "as less fewer negative positive short behind ahead past before off too missing "
     "is are was were be would could should might may can has have equals equal means "
     # clock times and eras
     "am pm a.m p.m o'clock oclock noon midnight bc ad bce ce".split()
@@ -259,6 +267,8 @@ def _unit_of(rest: str, money: str, attached: bool) -> _Unit | None:
         power for _, power in tokens[used:]
     ):
         return None
+    if name.count("per ") > 1 or (name and "per" in rest_words):
+        return None
     if money:
         if name and name != money and not name.startswith(f"{money} per"):
             if not name.startswith("per "):
@@ -343,6 +353,10 @@ def _noun(words: list[str]) -> str | None:
             break
         if word not in _MODIFIERS and word not in ("a", "an", "the"):
             noun.append(word)
+    if "per" in noun[1:-1] and noun.count("per") == 1:  # eggs per day
+        at = noun.index("per")
+        counted, under = _noun(noun[:at]), _noun(noun[at + 1 :])
+        return f"{counted} per {under}" if counted and under else None
     if any(len(word) == 1 for word in noun) or len(noun) > 4 or "per" in noun:
         return None  # a variable, or a sentence
     return " ".join([*noun[:-1], _singular(noun[-1])]) if noun else ""
@@ -391,7 +405,7 @@ _SIGN_ONLY = re.compile(_SIGN)
 _EQUALS = re.compile(r"(?<![!<>=:~])=(?![=>~<])")
 _LEAD = re.compile(
     r"(?:(?:so|thus|therefore|hence|then|indeed|simply|just|exactly|precisely|equal to|equals|a total of"
-    r"|in total|clearly|of course|it is|it's)\b[,:]? ++)++",
+    r"|in total|clearly|of course|it is|it's|actually|yes|as follows|given by|the number)\b[,:]? ++)++",
     re.IGNORECASE,
 )
 _SAID = re.compile(
@@ -401,6 +415,14 @@ _SAID = re.compile(
 )
 _NAME = re.compile(r"(?:[A-Za-z]{2,}[ ])*+[A-Za-z](?:_\{?[A-Za-z0-9]+\}?)?(?:\([A-Za-z0-9]\))?")
 _ARITHMETIC = re.compile(r"[0-9A-Za-z_{}\\ .+*/×÷()^%$€£-]*+")
+
+
+_NEGATIVE_IN_BRACKETS = re.compile(r"\( ?(-[^()]*+)\)")
+_EXPLAINED = re.compile(r"(.*[^ (]) ?\(([^()]*+)\)")
+_REMAINS = re.compile(
+    r" (?:are|is|were|was|will be) (?:left|remaining|needed|required|sold|in total|altogether)$| remains?$",
+    re.IGNORECASE,
+)
 
 
 def quantity(text: str, *, strict: bool = False) -> Quantity | None:
@@ -413,6 +435,8 @@ def quantity(text: str, *, strict: bool = False) -> Quantity | None:
     phrase = plain_phrase(text)
     if not phrase:
         return None
+    if bracketed := _NEGATIVE_IN_BRACKETS.fullmatch(phrase):
+        phrase = bracketed[1]
     if strict:
         return None if re.search(r"(?<![0-9])[0-9]+,(?![0-9]{3})", phrase) else _read(phrase, False)
     phrase = value_part(phrase)
@@ -432,8 +456,46 @@ def stated_value(text: str) -> str | None:
     None where the whole phrase does not state one number.
     """
     phrase = plain_phrase(text)
+    if phrase and (bracketed := _NEGATIVE_IN_BRACKETS.fullmatch(phrase)):
+        phrase = bracketed[1]
     part = value_part(phrase) if phrase else None
     return part if part is not None and _read(part, True) is not None else None
+
+
+def _without_explanation(phrase: str) -> str:
+    """The phrase without brackets at its end that hold the same number, or how it comes about.
+
+    "12 (twelve)" and "18 (9 eggs at $2 each)": of the two numbers in the brackets a sum, difference,
+    product or quotient must be the number before them.
+    """
+    if not phrase.endswith(")") or (found := _EXPLAINED.fullmatch(phrase)) is None:
+        return phrase
+    inside = found[2].removeprefix("=").strip()
+    value, again = _read(found[1], True), _read(inside, True)
+    if value is None or re.search(r"[=<>~]", inside):
+        return phrase
+    if again is not None:
+        return found[1] if same_quantity(value, again) and not again.unit else phrase
+    computed = _arithmetic(inside)[0]
+    numbers = re.findall(r"[0-9]+(?:\.[0-9]+)?", inside)
+    if (
+        len(numbers) == 2
+        and all(len(number) < 20 for number in numbers)
+        and _SIDE_WORDS.search(inside)
+    ):
+        left, right = map(Fraction, numbers)
+        computed = value.value
+        if computed not in {
+            left * right,
+            left + right,
+            left - right,
+            right - left,
+            right and left / right,
+        }:
+            return phrase
+        if any(_changes_value(word, 1) for word in re.findall("[A-Za-z]+", inside)):
+            return phrase
+    return found[1] if computed == value.value else phrase
 
 
 def value_part(phrase: str) -> str | None:
@@ -441,11 +503,14 @@ def value_part(phrase: str) -> str | None:
 
     None where what stands before that sign is no single equation, as in "x = 3, y = 4".
     """
+    phrase = _without_explanation(_REMAINS.sub("", phrase))
     if said := _SAID.match(phrase):
         phrase = phrase[said.end() :]
     if lead := _LEAD.match(phrase):
         phrase = phrase[lead.end() :]
     *before, last = _EQUALS.split(phrase)
+    if before and false_equation(phrase):
+        return None
     for side in before:
         side = re.sub(r"(?<=[0-9]),(?=[0-9]{3})", "", side).strip()
         words = re.findall(r"[A-Za-z']+", side.replace("\\", " "))
@@ -456,6 +521,119 @@ def value_part(phrase: str) -> str | None:
         if not _NAME.fullmatch(side) and _has_variable(side):
             return None  # "2x = 38" is no value, nor is "x = 3 y = 4"
     return last.strip()
+
+
+_SIDE_COMMANDS = [
+    (re.compile(r"\\[dtc]?frac ?\{([0-9. +*/()-]{1,40})\} ?\{([0-9. +*/()-]{1,40})\}"), r"((\1)/(\2))"),
+    (re.compile(r"\\[dtc]?frac ?([0-9]) ?([0-9])"), r"(\1/\2)"),
+    (re.compile(r"\\(?:times|cdot|ast)(?![A-Za-z])|[×·⋅∗]|\*\*(?![0-9(-])"), "*"),
+    (re.compile(r"\^ ?\{ ?(-?[0-9]{1,3}) ?\}"), r"^\1"),
+    (re.compile(r"\\?% ?of\b"), "/100*"),
+    (re.compile(r"(?<=[0-9)]) of (?=[0-9($])"), "*"),
+    (re.compile(r"\\div(?![A-Za-z])|[÷\u2044\u2215]"), "/"),
+    (re.compile(r"(?<=[0-9)]) ?x ?(?=[0-9(])"), "*"),
+    (re.compile(r"\\(?:left|right|displaystyle|quad|qquad)(?![A-Za-z])|\\[,;: !()\[\]]|[$€£]"), " "),
+    (re.compile(r"(?<=[0-9])\{?,\}?(?=[0-9]{3}(?![0-9]))"), ""),
+    (re.compile(r"\\text ?\{([^{}]*+)\}"), r" \1 "),
+]  # fmt: skip
+_SIDE_WORDS = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{2,}(?![A-Za-z])")
+_SIDE_TOKEN = re.compile(r" *+([0-9]++(?:\.[0-9]++)?+|\.[0-9]++|[-+*/()^])")
+_MOST_TOKENS = 100
+
+
+def false_equation(phrase: str) -> bool:
+    """Whether two neighbouring sides of an equation are arithmetic with different values: "2 + 2 = 6".
+
+    A right side with decimals may be cut or rounded in its last one. A side that holds anything but
+    numbers and operations is not judged, nor are sides with different words, as in "1 hour = 60 minutes".
+    """
+    if len(phrase) > LONGEST:
+        return False
+    sides = _sides(phrase)
+    for (left, words, _), (right, other, decimals) in pairwise(sides):
+        if left is None or right is None or (words and other and words != other):
+            continue
+        if left != right and (not decimals or abs(left - right) >= Fraction(1, 10**decimals)):
+            return True
+    return False
+
+
+def holds(phrase: str) -> bool:
+    """Whether all sides of an equation are arithmetic without words, and equal."""
+    sides = _sides(phrase) if len(phrase) <= LONGEST else []
+    plain = all(value is not None and not words for value, words, _ in sides)
+    return len(sides) > 1 and plain and not false_equation(phrase)
+
+
+def _sides(phrase: str) -> "list[tuple[Fraction | None, frozenset[str], int]]":
+    return [_arithmetic(side) for side in _EQUALS.split(ascii_signs(phrase))]
+
+
+def _arithmetic(side: str) -> tuple[Fraction | None, frozenset[str], int]:
+    """The value of a side, its words, and the decimals of the last number; None for other than arithmetic."""
+    for pattern, meant in _SIDE_COMMANDS:
+        side = pattern.sub(meant, side)
+    words = frozenset(_singular(word.lower()) for word in _SIDE_WORDS.findall(side))
+    side = _SIDE_WORDS.sub(" ", side).strip(" .*_")
+    tokens: list[str] = []
+    at = 0
+    while at < len(side):
+        match = _SIDE_TOKEN.match(side, at)
+        if match is None or len(tokens) > _MOST_TOKENS or len(match[1]) > 30:
+            return None, words, 0
+        tokens.append(match[1])
+        at = match.end()
+    decimals = len(tokens[-1].partition(".")[2]) if len(tokens) == 1 else 0
+    try:
+        value, rest = _sum(tokens)
+    except (IndexError, ValueError, ZeroDivisionError, RecursionError):
+        return None, words, 0
+    return (None if rest else value), words, decimals
+
+
+def _sum(tokens: list[str]) -> tuple[Fraction, list[str]]:
+    value, tokens = _product(tokens)
+    while tokens and tokens[0] in "+-":
+        term, rest = _product(tokens[1:])
+        value, tokens = (value + term if tokens[0] == "+" else value - term), rest
+    return value, tokens
+
+
+def _product(tokens: list[str]) -> tuple[Fraction, list[str]]:
+    value, tokens = _signed(tokens)
+    while tokens and (tokens[0] in "*/" or tokens[0] == "("):
+        if tokens[0] == "(":  # 2(3)
+            factor, rest = _signed(tokens)
+            value, tokens = value * factor, rest
+            continue
+        factor, rest = _signed(tokens[1:])
+        value, tokens = (value * factor if tokens[0] == "*" else value / factor), rest
+    return value, tokens
+
+
+def _signed(tokens: list[str]) -> tuple[Fraction, list[str]]:
+    if tokens[0] in "+-":
+        value, rest = _signed(tokens[1:])
+        return (-value if tokens[0] == "-" else value), rest
+    value, rest = _atom(tokens)
+    if rest[:1] == ["^"]:
+        exponent, rest = _signed(rest[1:])
+        if exponent.denominator != 1 or abs(exponent) > 60:
+            raise ValueError(exponent)
+        if max(abs(value.numerator), value.denominator) > 10**12:
+            raise ValueError(value)
+        value = value ** int(exponent)
+    return value, rest
+
+
+def _atom(tokens: list[str]) -> tuple[Fraction, list[str]]:
+    first, rest = tokens[0], tokens[1:]
+    if first == "(":
+        value, rest = _sum(rest)
+        if rest[0] != ")":
+            raise ValueError(rest[0])
+        return value, rest[1:]
+    return Fraction(first), rest
 
 
 def _has_variable(side: str) -> bool:

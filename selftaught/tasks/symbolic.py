@@ -9,7 +9,14 @@ from collections.abc import Callable
 from functools import cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from selftaught.tasks.latex import connective, normalised, same_units, split_unit, without_name
+from selftaught.tasks.latex import (
+    connective,
+    last_side,
+    normalised,
+    same_units,
+    split_unit,
+    without_name,
+)
 
 if TYPE_CHECKING:
     from sympy import Basic, Expr
@@ -22,7 +29,7 @@ def symbolically_equal(gold: str, answer: str) -> bool:
         ValueError: the gold answer cannot be parsed, so nothing can be said.
     """
     logging.getLogger("math_verify").setLevel(logging.ERROR)  # says that we keep the time: we do
-    left, right = without_name(normalised(gold), normalised(answer))
+    left, right = without_name(normalised(gold), last_side(normalised(answer), gold))
     (left, unit), (right, other_unit) = split_unit(left), split_unit(right)
     if not same_units(unit, other_unit):
         return False
@@ -221,6 +228,9 @@ _UNREADABLE = re.compile(
 )
 
 
+_PLUS_MINUS = re.compile(r"\\pm(?![A-Za-z])")
+
+
 def _as_fraction(decimal: re.Match[str]) -> str:
     return rf"\frac{{{decimal[1]}{decimal[2]}}}{{1{'0' * len(decimal[2])}}}"
 
@@ -240,6 +250,8 @@ def _parsed(text: str) -> "tuple[Basic, ...]":
 
     if not text or "$" in text or _UNREADABLE.search(text):
         return ()
+    if len(_PLUS_MINUS.findall(text)) == 1 and not _PLUS_MINUS.match(text):
+        return tuple(part for sign in "+-" for part in _parsed(_PLUS_MINUS.sub(f" {sign} ", text)))
     exact = _DECIMAL.sub(_as_fraction, _REPEATING.sub(_repeating_as_fraction, text))
     plain = NormalizationConfig(
         basic_latex=True,
