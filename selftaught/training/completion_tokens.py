@@ -53,7 +53,8 @@ def written_ids(rollout: Rollout, tokenizer: Any) -> tuple[int, ...] | None:
 def ids_of_text(text: str, ids: Sequence[int] | None, tokenizer: Any) -> tuple[int, ...] | None:
     """Return the sampled token ids that decode to a text, without the end token or stop string.
 
-    Stores from earlier versions, which left special tokens out of a completion's text, are supported.
+    Stores from earlier versions, which left special tokens out of a completion's text, are
+    supported.
 
     Args:
         text: The completion's text.
@@ -74,8 +75,8 @@ def ids_of_text(text: str, ids: Sequence[int] | None, tokenizer: Any) -> tuple[i
         if not ends and _read(tokenizer, ids[:length], special=True) == text:
             return ids[:length]
     for length in lengths[1:]:
-        # A stop string may begin inside a token, such as ".\n\n". The part of that token that is text
-        # is tokenized separately. All tokens before it stay as sampled.
+        # A stop string may begin inside a token, such as ".\n\n". The part of that token that is
+        # text is tokenized separately. All tokens before it stay as sampled.
         before = _read(tokenizer, ids[:length], special=True)
         cut = length > 0 and text.startswith(before) and len(before) < len(text)
         if cut and _read(tokenizer, ids[: length + 1], special=True).startswith(text):
@@ -99,9 +100,10 @@ def ended_ids(
 ) -> tuple[int, ...]:
     """Return the token ids of a completion followed by its end token or tokens.
 
-    The end token that was sampled is used, if there is one. Otherwise the completion ended at a stop
-    string or was tokenized from text, and gets the ending that the prompt requires: for messages, the
-    tokens that the chat template writes after an answer; for text, the end-of-text token.
+    The end token that was sampled is used, if there is one. Otherwise the completion ended at a
+    stop string or was tokenized from text, and gets the ending that the prompt requires: for
+    messages, the tokens that the chat template writes after an answer; for text, the end-of-text
+    token.
 
     Args:
         written: Token ids of the completion without its ending.
@@ -177,8 +179,8 @@ def end_token(tokenizer: Any) -> int:
     """
     if tokenizer.eos_token_id is None:
         raise ValueError(
-            "The tokenizer has no end-of-text token (eos_token), which is needed to end a rationale. "
-            "Set eos_token in the tokenizer's files."
+            "The tokenizer has no end-of-text token (eos_token), which is needed to end a "
+            "rationale. Set eos_token in the tokenizer's files."
         )
     return tokenizer.eos_token_id
 
@@ -195,8 +197,8 @@ def _turns(
     whole = tokenizer(text, add_special_tokens=False)["input_ids"]
     if tuple(whole[: len(head)]) != tuple(head):
         raise ValueError(
-            "The model's chat template changes the prompt when several messages follow it, so the loss "
-            "cannot be limited to these messages. Put each assistant message into its own row."
+            "The model's chat template changes the prompt when several messages follow it, so the "
+            "loss cannot be limited to these messages. Put each assistant message into its own row."
         )
     return tuple(whole[len(head) :])
 
@@ -206,7 +208,8 @@ def _without_opening(
 ) -> str:
     """Return the text without its opening thought mark if the prompt already ends with that mark.
 
-    Servers that return the reasoning in a separate field do not report whether the template wrote it.
+    Servers that return the reasoning in a separate field do not report whether the template wrote
+    it.
     """
     begin = THINK[0]
     if not text.lstrip().startswith(begin) or not opens_thought(tokenizer, prompt, THINK, options):

@@ -61,13 +61,14 @@ def train_dpo(
         progress: Called with the number of optimizer steps just finished.
 
     Raises:
-        ValueError: There are no preferences, none fits `config.max_length`, or the loss is not finite.
+        ValueError: There are no preferences, none fits `config.max_length`, or the loss is not
+            finite.
     """
 
     from accelerate.utils import disable_fsdp_ram_efficient_loading
 
-    # With RAM-efficient loading, only the first process has weights until FSDP shards the policy. The
-    # reference log-probabilities, computed before that, would come from uninitialized memory.
+    # With RAM-efficient loading, only the first process has weights until FSDP shards the policy.
+    # The reference log-probabilities, computed before that, would come from uninitialized memory.
     disable_fsdp_ram_efficient_loading()
 
     def rows(tokenizer: "PreTrainedTokenizerBase") -> tuple[list[Row], int]:
@@ -123,13 +124,14 @@ def preference_rows(
 ) -> tuple[list[Row], int]:
     """Tokenize preferences; return the rows and the number of preferences that were too long.
 
-    Token ids of a preference are used unchanged. A completion that is given only as text is tokenized
-    and followed by an end-of-text token.
+    Token ids of a preference are used unchanged. A completion that is given only as text is
+    tokenized and followed by an end-of-text token.
 
     Args:
         preferences: Prompts with a chosen and a rejected completion.
         tokenizer: The model's tokenizer.
-        max_length: Maximum number of tokens of the prompt with the longer completion; None keeps all.
+        max_length: Maximum number of tokens of the prompt with the longer completion; None keeps
+            all.
 
     Returns:
         Rows with `prompt_ids`, `chosen_ids` and `rejected_ids`, and the number left out.

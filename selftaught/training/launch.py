@@ -71,14 +71,15 @@ class Launch:
             raise ValueError(f"num_processes must be at least 1; got {self.num_processes}.")
         if self.launcher == "inline" and self.num_processes > 1:
             raise ValueError(
-                f"num_processes={self.num_processes} needs the launcher torchrun, accelerate or ray; "
-                "inline runs one process."
+                f"num_processes={self.num_processes} needs the launcher torchrun, accelerate or "
+                "ray; inline runs one process."
             )
         if (self.launcher == "accelerate") != (self.accelerate_config is not None):
             raise ValueError(
-                "The launcher accelerate needs accelerate_config, and the other launchers do not use "
-                f"it; got launcher {self.launcher} and accelerate_config {self.accelerate_config}. "
-                "Plain data parallelism needs no configuration file: use --launcher torchrun."
+                "The launcher accelerate needs accelerate_config, and the other launchers do not "
+                f"use it; got launcher {self.launcher} and accelerate_config "
+                f"{self.accelerate_config}. Plain data parallelism needs no configuration file: use "
+                "--launcher torchrun."
             )
 
 
@@ -110,8 +111,8 @@ class Stage:
     model: str
     """The model to fine-tune: a folder or a name on the Hugging Face Hub."""
     rows: Path
-    """JSONL file of `Example` (sft), `Preference` (dpo), `LabeledCompletion` (outcome) or token rows
-    (weighted)."""
+    """JSONL file of `Example` (sft), `Preference` (dpo), `LabeledCompletion` (outcome) or token
+    rows (weighted)."""
     out: Path
     """Model folder to write."""
     checkpoints: Path
@@ -133,7 +134,8 @@ def run_stage(
         processes: Expected world size. None accepts any.
 
     Raises:
-        ValueError: The world size differs, or the training function (such as `train_sft`) raised it.
+        ValueError: The world size differs, or the training function (such as `train_sft`) raised
+            it.
     """
     lora = lora_config(**stage.lora) if stage.lora is not None else None
     config = stage_config(stage.kind, stage.checkpoints, stage.options)
@@ -247,14 +249,16 @@ def _refuse_contradictions(
     bf16 = "bf16" if options.get("bf16") else "no"
     deepspeed = settings.get("deepspeed_config") or {}
     expected: list[tuple[str, Any, tuple[Any, ...], str]] = [
-        ("num_processes", settings.get("num_processes"), (None, how.num_processes), "--num-processes"),
+        ("num_processes", settings.get("num_processes"), (None, how.num_processes),
+         "--num-processes"),
         ("num_machines", settings.get("num_machines"), (None, 1),
          "this launcher uses one machine; for several: --launcher ray"),
         ("mixed_precision", settings.get("mixed_precision"), (None, bf16), "the option bf16"),
         *(
-            ("gradient_accumulation_steps", each.get("gradient_accumulation_steps"), (None, "auto", shared),
-             "the option's value divided among the processes; remove it from the file, or use \"auto\"")
-            for each in (settings, deepspeed)
+            ("gradient_accumulation_steps", found.get("gradient_accumulation_steps"),
+             (None, "auto", shared),
+             "the option divided among the processes; remove it from the file, or use \"auto\"")
+            for found in (settings, deepspeed)
         ),
     ]  # fmt: skip
     for name, found, allowed, why in expected:
@@ -266,8 +270,8 @@ def _refuse_contradictions(
     port = settings.get("main_process_port")
     if port and _in_use(int(port)):
         raise ValueError(
-            f"{path} sets main_process_port: {port}, which another process uses. Remove it from the "
-            "file; a free port is then chosen."
+            f"{path} sets main_process_port: {port}, which another process uses. Remove it from "
+            "the file; a free port is then chosen."
         )
 
 
@@ -278,12 +282,13 @@ def _refuse_other_kinds(how: Launch, path: Path, kind: str) -> None:
     if kind in ("NO", "MULTI_CPU") and how.num_processes > 1:
         raise ValueError(
             f"{path} sets distributed_type: {kind}, with which accelerate starts one process, but "
-            f"--num-processes is {how.num_processes}. Use MULTI_GPU for data parallelism, also on CPUs."
+            f"--num-processes is {how.num_processes}. Use MULTI_GPU for data "
+            "parallelism, also on CPUs."
         )
     if kind not in ("NO", "MULTI_GPU") and not torch.accelerator.is_available():
         raise ValueError(
-            f"{path} sets distributed_type: {kind}, but this machine has no accelerator: accelerate "
-            "would ignore the setting and use plain data parallelism or one process. "
+            f"{path} sets distributed_type: {kind}, but this machine has no accelerator: "
+            "accelerate would ignore the setting and use plain data parallelism or one process. "
             "Give --launcher torchrun, or a file with distributed_type: MULTI_GPU."
         )
 
@@ -427,7 +432,7 @@ def failed(how: Launch, code: int, log: Path) -> str:
 
 
 def _printable(text: str) -> str:
-    """Return the text without escape sequences and control characters, which a terminal executes."""
+    """Return the text without escape sequences and other control characters."""
     text = re.sub(r"\x1b\[[0-9;?]*[ -/]*[@-~]", "", text)
     return "".join(c if c.isprintable() or c in "\n\t" else "?" for c in text.replace("\r", "\n"))
 
@@ -473,7 +478,7 @@ def work(path: str) -> None:
 
 
 def _report_steps(stage: Path, path: Path | None, steps: int) -> None:
-    """Append finished steps to a file; exit if the stage file was deleted by the launching process."""
+    """Append finished steps to a file; exit if the launching process deleted the stage file."""
     if not stage.exists():
         os._exit(1)
     if path is not None:

@@ -53,7 +53,7 @@ def checked_config(
     """
     for option, why in RESERVED.items():
         if option in options:
-            raise ValueError(f"The training option {option!r} cannot be set: {why}.")
+            raise ValueError(f"The training option {option!r} cannot be given: {why}.")
     for option, without in NEEDS_EVALUATION.items():
         if option in options and options[option] != without:
             raise ValueError(
@@ -82,8 +82,8 @@ def _check_reports(names: list[str]) -> None:
     for name in names:
         if name not in (*available, "none"):
             raise ValueError(
-                f"report_to must be one of {', '.join(['none', *available])}; got {name!r}, which is "
-                "unknown or whose package is not installed."
+                f"report_to must be one of {', '.join(['none', *available])}; got {name!r}, "
+                "which is unknown or whose package is not installed."
             )
 
 
@@ -105,11 +105,11 @@ def check_lora(model: str, lora: Any) -> None:
     with torch.device("meta"):
         empty = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(model))
     names = lora.target_modules
+    targets = names if isinstance(names, str) else ",".join(sorted(names or ()))
     try:
         get_peft_model(empty, lora)
     except (ValueError, KeyError) as error:
         raise ValueError(
-            f"The LoRA adapter does not fit {model}: lora_r {lora.r}, lora_alpha {lora.lora_alpha}, "
-            f"lora_target_modules {names if isinstance(names, str) else ','.join(sorted(names or ()))} "
-            f"({error})."
+            f"The LoRA adapter does not fit {model}: lora_r {lora.r}, "
+            f"lora_alpha {lora.lora_alpha}, lora_target_modules {targets} ({error})."
         ) from None

@@ -47,8 +47,9 @@ def outcome_config(output_dir: Path, /, *, max_length: int, **options: Any) -> "
     import torch
     from transformers import TrainingArguments
 
-    ours = {"use_cpu": not torch.accelerator.is_available(), "report_to": "none", "remove_unused_columns": False, "logging_nan_inf_filter": False,
-            "logging_steps": 1, "disable_tqdm": True, "save_total_limit": 1,
+    ours = {"use_cpu": not torch.accelerator.is_available(), "report_to": "none",
+            "remove_unused_columns": False, "logging_nan_inf_filter": False, "logging_steps": 1,
+            "disable_tqdm": True, "save_total_limit": 1,
             "dataloader_pin_memory": False, "ddp_find_unused_parameters": False}  # fmt: skip
     config = checked_config(
         "TrainingArguments", TrainingArguments,
@@ -106,8 +107,8 @@ def train_outcome(
 def _check_both(right: Sequence[float], which: str = "") -> None:
     if len(set(right)) < 2:
         raise ValueError(
-            f"Expected both right and wrong completions to train on, got {len(right)} with the same "
-            f"label{which}."
+            f"Expected both right and wrong completions to train on, got {len(right)} with the "
+            f"same label{which}."
         )
 
 

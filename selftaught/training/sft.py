@@ -29,7 +29,8 @@ def sft_config(output_dir: Path, /, **options: Any) -> "SFTConfig":
         options: Fields of `SFTConfig`; they override the defaults.
 
     Raises:
-        ValueError: An option is unknown to TRL, has the wrong type, is out of bounds or is reserved.
+        ValueError: An option is unknown to TRL, has the wrong type, is out of bounds or is
+            reserved.
     """
     ours = {"dataset_kwargs": {"skip_prepare_dataset": True}}
     return trl_config("SFTConfig", output_dir, ours, options)
@@ -86,8 +87,8 @@ def train_rows(
         model: Model folder or name on the Hugging Face Hub.
         make_rows: Function from the tokenizer to the rows and the number of rows that were left out
             because they were too long.
-        made_of: The data that the rows are made from, as JSON values or records. Its hash identifies
-            the training in `out`.
+        made_of: The data that the rows are made from, as JSON values or records. Its hash
+            identifies the training in `out`.
         config: Made with `sft_config`.
         out: Model folder to write.
         peft_config: LoRA configuration. None trains all weights.
@@ -165,12 +166,13 @@ class TokenRows(Sequence[Row]):
 def tokenized(
     examples: Sequence[Example], tokenizer: "PreTrainedTokenizerBase", max_length: int | None
 ) -> tuple[TokenRows, int]:
-    """Tokenize examples; return the rows and the number of examples longer than `max_length` tokens.
+    """Tokenize examples; return the rows and the number of examples longer than `max_length`
+    tokens.
 
     The loss covers the completion only. Its tokens are the sampled ones if the example has them and
     they decode to its completion. Otherwise the text is tokenized and ended: plain text with the
-    end-of-text token, messages as the chat template ends an answer. `rows.from_text` is the number of
-    rows that were made from text.
+    end-of-text token, messages as the chat template ends an answer. `rows.from_text` is the number
+    of rows that were made from text.
 
     Args:
         examples: Prompts with their completions.
@@ -194,8 +196,8 @@ def tokenized(
             rows.from_text += not sampled
     if foreign:
         logger.warning(
-            "%d of %d completions are tokenized from their text, because their stored tokens do not "
-            "decode to it with the tokenizer of %s. They were sampled with another tokenizer.",
+            "%d of %d completions are tokenized from their text, because their stored tokens do "
+            "not decode to it with the tokenizer of %s. They were sampled with another tokenizer.",
             foreign,
             len(examples),
             tokenizer.name_or_path or "the model",

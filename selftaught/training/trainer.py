@@ -61,8 +61,8 @@ class Training:
     tokens: int = 0
     """Number of tokens read in all epochs, prompts included."""
     from_text: int = 0
-    """Number of examples whose completion was tokenized from text because its sampled tokens were not
-    available."""
+    """Number of examples whose completion was tokenized from text because its sampled tokens were
+    not available."""
 
 
 def trl_config(kind: str, output_dir: Path, ours: dict[str, Any], options: dict[str, Any]) -> Any:
@@ -81,7 +81,8 @@ def trl_config(kind: str, output_dir: Path, ours: dict[str, Any], options: dict[
     import trl
 
     shared = {
-        "use_cpu": not torch.accelerator.is_available(),  # explicit, because bf16 is rejected on a CPU otherwise
+        # Set explicitly, because otherwise bf16 is rejected on a machine without an accelerator.
+        "use_cpu": not torch.accelerator.is_available(),
         "report_to": "none",
         "bf16": False,
         "gradient_checkpointing": False,
@@ -134,16 +135,16 @@ def fit(
     gives the same weights.
 
     In a distributed job (torchrun, accelerate, Ray Train), every process makes this call. The batch
-    size times gradient accumulation of `config` is the global batch size, so the number of processes
-    changes neither the result nor the identity of the training (see `shared_batch`). The first
-    process writes the files.
+    size times gradient accumulation of `config` is the global batch size, so the number of
+    processes changes neither the result nor the identity of the training (see `shared_batch`). The
+    first process writes the files.
 
     Args:
         model: Model folder or name on the Hugging Face Hub.
         make_rows: Function from the tokenizer to the rows and the number of rows that were left out
             because they were too long.
-        made_of: The data that the rows are made from, as JSON values or records. Its hash identifies
-            the training in `out`.
+        made_of: The data that the rows are made from, as JSON values or records. Its hash
+            identifies the training in `out`.
         config: TRL or transformers training configuration.
         open_trainer: Creates the trainer from `model`, `args`, `train_dataset`, `processing_class`,
             `peft_config` and `callbacks`.
@@ -229,9 +230,9 @@ def shared_batch(size: int, batches: int, world: int) -> tuple[int, int]:
         fitting = [str(n) for n in range(1, whole + 1) if whole % n == 0]
         raise ValueError(
             f"The global batch size is {whole} (per_device_train_batch_size {size} x "
-            f"gradient_accumulation_steps {batches}), which {world} processes cannot share equally. "
-            f"Give --num-processes {_either(fitting)}, or a global batch size that is a multiple of "
-            f"{world}, such as {whole + world - whole % world}."
+            f"gradient_accumulation_steps {batches}), which {world} processes cannot share "
+            f"equally. Give --num-processes {_either(fitting)}, or a global batch size that is a "
+            f"multiple of {world}, such as {whole + world - whole % world}."
         )
     by = math.gcd(batches, world)
     return size // (world // by), batches // by
@@ -282,7 +283,8 @@ def _merged_model(trainer: Any, load: Callable[[], Any], peft_config: "LoraConfi
         if accelerator.distributed_type == DistributedType.DEEPSPEED:
             from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
-            unset_hf_deepspeed_config()  # otherwise loading would shard the model again and wait for the other processes
+            # Otherwise loading would shard the model again and wait for the other processes.
+            unset_hf_deepspeed_config()
         finished = load()
         if peft_config is not None:
             from peft import get_peft_model
@@ -365,8 +367,8 @@ def _callback(progress: Callable[[int], None] | None) -> Any:
             if loss is not None and not math.isfinite(float(loss)):
                 raise ValueError(
                     f"The training loss is {loss} at step {state.global_step}. Lower learning_rate "
-                    f"(now {args.learning_rate:g}), or disable bf16. Rollouts and earlier iterations "
-                    "are kept."
+                    f"(now {args.learning_rate:g}), or disable bf16. Rollouts and earlier "
+                    "iterations are kept."
                 )
 
     return StepCallback()
@@ -408,7 +410,8 @@ def _explain_full_disk(folder: Path) -> Iterator[None]:
             raise
         raise OSError(
             errno.ENOSPC,
-            f"Could not write to {folder}: {error}. Free disk space and repeat the command to resume",
+            f"Could not write to {folder}: {error}. "
+            "Free disk space and repeat the command to resume",
         ) from error
 
 
