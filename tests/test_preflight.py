@@ -219,12 +219,12 @@ def test_settings_of_a_run_that_is_there_are_compared(tiny_model_dir, questions,
     assert main(words) == 0
     (out / "config.yaml").write_text("seed: 5\n")
     assert main(words) == 2
-    assert "holds a run with other settings" in capsys.readouterr().err
+    assert "contains a run with other settings" in capsys.readouterr().err
     (out / "config.yaml").unlink()
     out.rmdir()
     out.write_text("a file")
     assert main(words) == 2
-    assert "is no folder" in capsys.readouterr().err
+    assert "is not a folder" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("command", COMMANDS)
