@@ -79,7 +79,7 @@ def refused(command: str, model: Path, questions: Path, capsys, *more: str) -> s
         (["--training.eval_strategy", "steps"], "no evaluation data"),
         (["--training.weight_decay", "much"], "'weight_decay' of TRL's SFTConfig must be float"),
         (["--training.lr_scheduler_type", "foo"], "foo is not a valid SchedulerType"),
-        (["--training.report_to", "no_such"], "report_to must be none or"),
+        (["--training.report_to", "no_such"], "report_to must be one of none"),
         (["--per_device_train_batch_size", "0"], "per_device_train_batch_size must be at least 1; got 0"),
         (["--training.per_device_train_batch_size", "-2"], "must be at least 1; got -2"),
         (["--gradient_accumulation_steps", "0"], "gradient_accumulation_steps must be at least 1"),
