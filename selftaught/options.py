@@ -1,4 +1,4 @@
-"""Names, types and bounds of options that arrive as a mapping, such as --sampler_options.NAME VALUE."""
+"""Validation of options that are given as a mapping, such as --sampler_options.NAME VALUE."""
 
 import inspect
 import math
@@ -19,18 +19,19 @@ def check_names(what: str, accepts: Callable[..., object], options: Iterable[str
     """Check the names of options against the keyword parameters of a function or class.
 
     Args:
-        what: whose options they are, for errors: "The sampler 'vllm'".
-        accepts: takes the options; its first parameter is not one of them if it is positional.
-            With `**kwargs` any name passes.
+        what: The owner of the options, for error messages, such as "The sampler 'vllm'".
+        accepts: The function or class that takes the options. If it has keyword-only parameters,
+            only these are options. If it takes `**kwargs`, every name is accepted.
+        options: The names of the options.
 
     Raises:
-        ValueError: a name is not one of its parameters.
+        ValueError: A name is not a parameter of `accepts`.
     """
     parameters = inspect.signature(accepts).parameters.values()
-    keywords = [one.name for one in parameters if one.kind is one.KEYWORD_ONLY]
-    known = keywords or [one.name for one in parameters if one.kind is one.POSITIONAL_OR_KEYWORD]
+    keywords = [p.name for p in parameters if p.kind is p.KEYWORD_ONLY]
+    known = keywords or [p.name for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD]
     unknown = sorted(set(options) - set(known))
-    if unknown and not any(one.kind is one.VAR_KEYWORD for one in parameters):
+    if unknown and not any(p.kind is p.VAR_KEYWORD for p in parameters):
         raise ValueError(
             f"{what} has no option {', '.join(map(repr, unknown))}; its options are "
             f"{', '.join(known)}."
@@ -38,38 +39,44 @@ def check_names(what: str, accepts: Callable[..., object], options: Iterable[str
 
 
 def check_types(what: str, annotated: Any, options: Mapping[str, object]) -> None:
-    """Check that every option with an annotation is of its type; others pass.
+    """Check the types of options against type annotations. Options without one are not checked.
+
+    Args:
+        what: The owner of the options, for error messages, such as "The sampler 'vllm'".
+        annotated: The function or class whose annotations are used.
+        options: Names and values of the options.
 
     Raises:
-        ValueError: a value is of another type; names the option, the type and the value.
+        ValueError: A value has the wrong type. The message names the option, the type and the
+            value.
     """
     try:
         hints = get_type_hints(annotated)
-    except NameError:  # an annotation that is imported for type checkers only
+    except NameError:  # an annotation that is imported only under TYPE_CHECKING
         return
     for name, value in options.items():
         if name in hints and not is_of_type(value, hints[name]):
             raise ValueError(
-                f"The option {name!r} of {what.replace('The', 'the', 1)} must be {type_name(hints[name])}; "
-                f"got {value!r}."
+                f"The option {name!r} of {what.replace('The', 'the', 1)} must be "
+                f"{type_name(hints[name])}; got {value!r}."
             )
 
 
 def check_count(name: str, value: int | None) -> None:
-    """Check that a number of things is at least 1, where it is given.
+    """Check that a count is at least 1. None is accepted.
 
     Raises:
-        ValueError: names the option and the value.
+        ValueError: The value is below 1. The message names the option and the value.
     """
     if value is not None and value < 1:
         raise ValueError(f"{name} must be at least 1; got {value}.")
 
 
 def is_of_type(value: object, hint: Any) -> bool:
-    """Whether a value as a command line or YAML gives it is one of a type hint.
+    """Return whether a value, as parsed from a command line or YAML, matches a type hint.
 
-    A whole number is also a float, one text is also a list of texts, and a text may name a member of
-    an Enum. A hint that is none of the plain types accepts every value.
+    An integer is accepted as a float, a string as a list of strings, and a string as an Enum
+    member. A hint other than the basic types accepts every value.
     """
     origin, arguments = get_origin(hint), get_args(hint)
     if origin in (Union, UnionType):
@@ -95,7 +102,7 @@ def is_of_type(value: object, hint: Any) -> bool:
 
 
 def type_name(hint: Any) -> str:
-    """A type hint in the words of an error message."""
+    """Return the name of a type hint for an error message."""
     if get_origin(hint) in (Union, UnionType):
         names = list(dict.fromkeys(map(type_name, get_args(hint))))
         return " or ".join(names)
@@ -107,5 +114,5 @@ def type_name(hint: Any) -> str:
 
 
 def is_number(value: object) -> bool:
-    """Whether a value is a finite number and not true or false."""
+    """Return whether a value is a finite number and not a boolean."""
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

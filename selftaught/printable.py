@@ -1,4 +1,4 @@
-"""Text that is safe to show on a terminal or a page: control and invisible characters spelled out."""
+"""Escaping of control and invisible characters, so that text is safe on a terminal or a page."""
 
 import re
 import unicodedata
@@ -19,24 +19,24 @@ _JOINERS = "\u200d\ufe0e\ufe0f"
 
 
 def printable(text: str) -> str:
-    r"""Return the text with control, bidirectional and other invisible characters spelled out.
+    r"""Return the text with control, bidirectional and other invisible characters escaped.
 
-    Newlines and tabs stay. A control character becomes `\x1b`, any other `[U+202E]`. The joiner and
-    the variation selectors inside an emoji stay.
+    Newlines and tabs are kept. A control character is written like `\x1b`, any other character like
+    `[U+202E]`. The joiner and the variation selectors inside an emoji are kept.
     """
-    return _HIDDEN.sub(_spelled, text)
+    return _HIDDEN.sub(_escaped, text)
 
 
-def _spelled(found: re.Match[str]) -> str:
-    character = found.group()
-    if character in _JOINERS and _is_emoji(found.string, found.start() - 1):
+def _escaped(match: re.Match[str]) -> str:
+    character = match.group()
+    if character in _JOINERS and _is_emoji(match.string, match.start() - 1):
         return character
     code = ord(character)
     return f"\\x{code:02x}" if code < 0xA0 else f"[U+{code:04X}]"
 
 
 def _is_emoji(text: str, at: int) -> bool:
-    """Whether the character at this index is a symbol, or the selector that follows one."""
+    """Return whether the character at an index is a symbol or a variation selector after one."""
     if at > 0 and text[at] == "\ufe0f":
         at -= 1
     return at >= 0 and unicodedata.category(text[at]) in ("So", "Sk")

@@ -1,7 +1,7 @@
-"""Ways to put a problem to a model: bare, few-shot, chat; and any of them with a hint.
+"""Prompt styles: bare, few-shot and chat, each with or without a hint.
 
-A style carries its stop strings with it: a few-shot prompt without them runs on into questions of
-its own, and the answer read from the end is then the wrong one.
+A style includes its stop strings. Without them, a model continues a few-shot prompt with questions
+of its own, and the answer extracted from the end of the completion is the wrong one.
 """
 
 import hashlib
@@ -17,71 +17,76 @@ Shots = Callable[[Problem], Sequence[Problem]]
 
 
 def as_it_is(problem: Problem) -> Problem:
-    """The problem, unchanged: the hint of a style that gives none."""
+    """Return the problem unchanged: the `ask` of a style without a hint."""
     return problem
 
 
 def no_shots(problem: Problem) -> Sequence[Problem]:
-    """No worked examples."""
+    """Return no worked examples."""
     return ()
 
 
 @dataclass(frozen=True)
 class PromptStyle:
-    """How a problem becomes a prompt; call it with a problem.
+    """A prompt style: a callable that turns a problem into a prompt.
 
-    A worked example ("shot") is a `Problem` whose `rationale` is the whole text to imitate, its
-    final answer included, in the form the task's `extract` reads.
+    A worked example ("shot") is a `Problem` whose `rationale` is the complete text to imitate,
+    including the final answer in the form that the task's `extract` parses.
     """
 
     name: str
     question: str = "Q: {question}\nA:"
-    """Template of one question; the completion follows it directly."""
+    """Template of a question. The completion follows it directly."""
     answer: str = " {rationale}\n\n"
     """Template of a worked example's completion."""
     stop: tuple[str, ...] = ("\n\n",)
+    """Stop strings for sampling with this style."""
     shots: Shots = no_shots
-    """The worked examples for a problem, in the order they are shown."""
+    """Function that returns the worked examples for a problem, in the order they are shown."""
     ask: Ask = as_it_is
-    """What is done to every problem, worked examples too, before it is shown: a hint."""
+    """Function applied to every problem and worked example before it is shown; adds a hint."""
     as_messages: bool = False
-    """Messages for the model's chat template instead of text."""
+    """Whether the prompt is messages for the model's chat template instead of text."""
     instruction: str = ""
-    """How to state the answer; follows every question of messages, after a blank line."""
+    """Instruction on how to state the answer, appended to every question after a blank line. Used
+    only for messages."""
     system: str = ""
-    """The system message before the first question of messages; empty: none."""
+    """System message. Empty for none. Used only for messages."""
     chat_template_kwargs: Mapping[str, Any] = field(default_factory=dict, hash=False)
-    """Variables of the model's chat template, such as `enable_thinking`; for messages only."""
+    """Variables of the model's chat template, such as `enable_thinking`. Used only for messages."""
 
     def __call__(self, problem: Problem) -> Text:
-        """The prompt for a problem."""
+        """Return the prompt for a problem."""
         shots = [(self._question(shot), shot.rationale or "") for shot in self.shots(problem)]
         if not self.as_messages:
-            shown = [asked + self.answer.format(rationale=worked) for asked, worked in shots]
+            shown = [question + self.answer.format(rationale=text) for question, text in shots]
             return "".join(shown) + self._question(problem)
         messages: list[Message] = []
         if self.system:
             messages.append({"role": "system", "content": self.system})
-        for asked, worked in shots:
-            messages.append({"role": "user", "content": asked})
-            messages.append({"role": "assistant", "content": worked})
+        for question, text in shots:
+            messages.append({"role": "user", "content": question})
+            messages.append({"role": "assistant", "content": text})
         return [*messages, {"role": "user", "content": self._question(problem)}]
 
     def completion(self, rationale: str) -> str:
-        """The completion that gives this rationale, as a model would write it: without the stop."""
+        """Return the completion that contains a rationale, as a model would write it.
+
+        The stop string is not included.
+        """
         if self.as_messages:
             return rationale
-        whole = self.answer.format(rationale=rationale)
-        ends = [place for stop in self.stop if (place := whole.find(stop)) >= 0]
-        return whole[: min(ends, default=len(whole))]
+        text = self.answer.format(rationale=rationale)
+        ends = [index for stop in self.stop if (index := text.find(stop)) >= 0]
+        return text[: min(ends, default=len(text))]
 
     def _question(self, problem: Problem) -> str:
-        asked = self.question.format(question=self.ask(problem).question)
-        return f"{asked}\n\n{self.instruction}" if self.instruction and self.as_messages else asked
+        text = self.question.format(question=self.ask(problem).question)
+        return f"{text}\n\n{self.instruction}" if self.instruction and self.as_messages else text
 
     def digest(self, problems: Sequence[Problem]) -> str:
-        """A hash of the prompts themselves: two styles that show the same text are the same."""
-        digest = hashlib.sha256(b"[")  # of their list as JSON, which is not held as a whole
+        """Return a hash of the prompts; styles that produce the same prompts have the same hash."""
+        digest = hashlib.sha256(b"[")  # hashes a JSON list piece by piece, to save memory
         for number, problem in enumerate(problems):
             shown = (", " if number else "") + json.dumps(self(problem), ensure_ascii=False)
             digest.update(shown.encode("utf-8", "surrogatepass"))
@@ -90,17 +95,17 @@ class PromptStyle:
 
 
 def bare(style: PromptStyle) -> PromptStyle:
-    """The style without its worked examples."""
+    """Return the style without worked examples."""
     return replace(style, name="bare", shots=no_shots)
 
 
 def chat(style: PromptStyle) -> PromptStyle:
-    """The style as messages, for models with a chat template; no stop strings are needed."""
+    """Return the style as messages, for models with a chat template. It needs no stop strings."""
     return replace(style, name="chat", question="{question}", as_messages=True, stop=())
 
 
 def hinted(style: PromptStyle, hint: Ask) -> PromptStyle:
-    """The style with every question shown through `hint` (`add_hint` of Algorithm 1, STaR)."""
+    """Return the style with `hint` applied to every question (`add_hint` in STaR, Algorithm 1)."""
     return replace(style, name=f"{style.name} with hint", ask=hint)
 
 
@@ -112,21 +117,23 @@ def styled(
     system: str = "",
     chat_template_kwargs: Mapping[str, Any] | None = None,
 ) -> PromptStyle:
-    """Return a task's style as named on a command line: few_shot (as it is), bare or chat.
+    """Return a task's prompt style by its name on the command line.
 
     Args:
-        instruction: of chat, how to state the answer; follows every question.
-        system: of chat, the system message.
-        chat_template_kwargs: of chat, variables of the model's chat template.
+        style: The task's few-shot style.
+        name: "few_shot" (the task's style unchanged), "bare" or "chat".
+        instruction: Instruction on how to state the answer, after every question. Only for chat.
+        system: System message. Only for chat.
+        chat_template_kwargs: Variables of the model's chat template. Only for chat.
 
     Raises:
-        ValueError: no style has this name, or a system message or template variables are given for
-            a style without messages.
+        ValueError: The name is unknown, or a system message or template variables are given for a
+            style other than chat.
     """
     if name != "chat" and (system or chat_template_kwargs):
         raise ValueError(
-            "--system-prompt and --chat-template-kwargs are for messages; give --prompt chat with "
-            f"them (got prompt {name!r}), or leave them out."
+            "--system-prompt and --chat-template-kwargs apply to messages only; give --prompt chat "
+            f"(got {name!r}), or remove these options."
         )
     match name:
         case "few_shot":

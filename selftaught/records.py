@@ -1,6 +1,7 @@
-"""The records that travel between stages, and their JSONL form.
+"""Records that are passed between stages, and their JSONL format.
 
-Every file of a run is made of these. They are frozen: change one with `dataclasses.replace`.
+Every data file of a run contains these records. They are frozen dataclasses: use
+`dataclasses.replace` to change one.
 """
 
 import json
@@ -13,7 +14,7 @@ from typing import Any, Literal, TextIO
 
 Message = dict[str, str]
 Text = str | list[Message]
-"""What a model sees: plain text, or messages with `role` and `content` (TRL's two formats)."""
+"""A prompt or completion: plain text, or messages with `role` and `content` (TRL's two formats)."""
 
 Origin = Literal["sampled", "rationalized", "gold"]
 FinishReason = Literal["stop", "length"]
@@ -23,29 +24,31 @@ OUTCOMES: tuple[Outcome, ...] = ("right", "wrong", "no answer", "cut by length",
 
 @dataclass(frozen=True)
 class Problem:
-    """One question with its gold answer; `rationale` where the data has a worked solution."""
+    """A question with its reference answer."""
 
     id: str
     question: str
     gold: str
+    """The reference answer."""
     rationale: str | None = None
+    """A worked solution, if the data set has one."""
 
 
 @dataclass(frozen=True)
 class Completion:
-    """The text a model returned, without the stop string or end-of-text token that ended it."""
+    """The text that a model returned, without the stop string or end-of-text token."""
 
     text: str
     finish_reason: FinishReason
     token_ids: tuple[int, ...] | None = None
-    """Every token generated, the ones that ended it included."""
+    """All generated token ids, including the end token or stop string."""
     thought_open: bool = False
-    """Whether the prompt, as the chat template wrote it, ends inside a thought."""
+    """Whether the prompt, as rendered by the chat template, ends inside a thought."""
 
 
 @dataclass(frozen=True)
 class Rollout:
-    """One problem, one prompt, one completion, and, once graded, its outcome."""
+    """A problem, its prompt, one completion and, after grading, the outcome."""
 
     problem: Problem
     prompt: Text
@@ -53,62 +56,63 @@ class Rollout:
     finish_reason: FinishReason
     model: str
     index: int
-    """Which of the problem's samples this is, from 0."""
+    """Index of this sample among the samples of the problem, from 0."""
     origin: Origin = "sampled"
     token_ids: tuple[int, ...] | None = None
     answer: str | None = None
     outcome: Outcome | None = None
     decided_by: str | None = None
-    """The stage of the grading cascade that gave the outcome."""
+    """The stage of the grading cascade that determined the outcome."""
     thought_open: bool = False
-    """Whether the prompt, as the chat template wrote it, ends inside a thought."""
+    """Whether the prompt, as rendered by the chat template, ends inside a thought."""
 
     @property
     def correct(self) -> bool | None:
-        """Whether the answer is right; None until graded."""
+        """Whether the answer is right; None before grading."""
         return None if self.outcome is None else self.outcome == "right"
 
 
 @dataclass(frozen=True)
 class Example:
-    """A prompt and the completion to imitate; the names are TRL's columns."""
+    """A prompt and the completion to train on; the field names are TRL's column names."""
 
     prompt: Text
     completion: Text
     completion_ids: tuple[int, ...] | None = None
-    """The tokens that were sampled, with those that ended them; None: tokenize the text."""
+    """The sampled token ids, including the ending. None: the text is tokenized."""
     chat_template_kwargs: Mapping[str, Any] | None = None
-    """Variables of the chat template, for messages."""
+    """Variables of the chat template. Used only for messages."""
 
 
 @dataclass(frozen=True)
 class Preference:
-    """A prompt, a better and a worse completion; the names are TRL's columns.
+    """A prompt with a chosen and a rejected completion; the field names are TRL's column names.
 
-    Where token ids are given, they are what is learned from, to the token: nothing is added at their
-    end, and `chosen` and `rejected` are there to be read.
+    If token ids are given, training uses exactly these ids and adds no end token. `chosen` and
+    `rejected` are then only for reading.
     """
 
     prompt: Text
     chosen: Text
     rejected: Text
     begun: tuple[int, ...] = ()
-    """Tokens of the completion that stand before both, and bear no loss."""
+    """Prefix tokens: token ids of the completion that both sides share. They are excluded from the
+    loss."""
     chosen_ids: tuple[int, ...] | None = None
     rejected_ids: tuple[int, ...] | None = None
     chat_template_kwargs: Mapping[str, Any] | None = None
-    """Variables of the chat template, for messages."""
+    """Variables of the chat template. Used only for messages."""
 
 
 def to_json(record: Rollout | Example | Preference | Problem) -> str:
-    """One line of JSON for one record."""
+    """Return a record as one line of JSON."""
     return _ENCODED(record)
 
 
 def plain_fields(record: Any) -> dict[str, Any]:
-    """Return the fields of a record in their order; those of `OPTIONAL` only where they are set.
+    """Return the fields of a record in order; fields in `OPTIONAL` only if they are set.
 
-    `asdict` would copy each in depth first.
+    `dataclasses.asdict` is not used because it makes deep copies.
     """
     fields = vars(record)
     if isinstance(record, Rollout) and not record.thought_open:
@@ -121,33 +125,33 @@ def plain_fields(record: Any) -> dict[str, Any]:
 
 
 OPTIONAL = frozenset(("completion_ids", "chat_template_kwargs"))
-"""Columns that files of examples and preferences have only where there is a value."""
+"""Columns of examples and preferences that are written only if they have a value."""
 _ENCODED: Callable[[Any], str] = json.JSONEncoder(ensure_ascii=False, default=plain_fields).encode
 
 
 def rollout_from(row: dict[str, Any]) -> Rollout:
-    """The rollout that `to_json` wrote as `row`."""
-    return _Sharing().rollout(row)
+    """Return the rollout for a JSON row written by `to_json`."""
+    return _RolloutParser().rollout(row)
 
 
-class _Sharing:
-    """Rollouts of rows that have in common what is equal in them.
+class _RolloutParser:
+    """Converts JSON rows to rollouts and shares equal values between them to save memory.
 
-    Neighbours have their prompt and problem, which a store repeats in every row; all have token ids
-    and short words. So a rollout of 100 tokens takes a fifth of the memory.
+    A store repeats the prompt and problem in every row of a problem, and many rows have the same
+    token ids and short strings. A rollout of 100 tokens takes a fifth of the memory this way.
     """
 
     def __init__(self) -> None:
         self._prompt: Text = ""
-        self._told: object = None
+        self._problem_row: object = None
         self._problem = Problem("", "", "")
         self._same: dict[Any, Any] = {}
 
     def rollout(self, row: dict[str, Any]) -> Rollout:
-        """The rollout that `to_json` wrote as `row`."""
+        """Return the rollout for a JSON row written by `to_json`."""
         fields, same = dict(row), self._same
-        if row["problem"] != self._told:
-            self._told, self._problem = row["problem"], Problem(**row["problem"])
+        if row["problem"] != self._problem_row:
+            self._problem_row, self._problem = row["problem"], Problem(**row["problem"])
         fields["problem"] = self._problem
         if fields.get("prompt") == self._prompt:
             fields["prompt"] = self._prompt
@@ -157,16 +161,16 @@ class _Sharing:
                 fields[name] = same.setdefault(word, word)
         if fields.get("token_ids") is not None:
             ids = fields["token_ids"]
-            plain = set(map(type, ids)) <= {int}  # True and 1.0 are equal to 1, and not it
+            plain = set(map(type, ids)) <= {int}  # True and 1.0 equal 1 as keys
             fields["token_ids"] = tuple(map(same.setdefault, ids, ids) if plain else ids)
         return Rollout(**fields)
 
 
 def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
-    """The JSON objects of a file, one per non-empty line.
+    """Yield the JSON objects of a JSONL file, one per non-empty line.
 
     Raises:
-        ValueError: a line is not UTF-8 or not a JSON object; says the file and the line number.
+        ValueError: A line is not UTF-8 or not a JSON object. The message has file and line number.
     """
     with path.open("rb") as file:
         for number, line in enumerate(file, 1):
@@ -175,12 +179,11 @@ def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def read_examples(path: Path) -> list["Example"]:
-    """The examples of a JSONL file.
+    """Read the examples of a JSONL file.
 
     Raises:
-        ValueError: a row lacks the columns prompt or completion, or its optional columns
-            completion_ids or chat_template_kwargs hold something else than token ids and variables;
-            says which and what there is.
+        ValueError: A row has no column "prompt" or "completion", or "completion_ids" is not a list
+            of token ids, or "chat_template_kwargs" is not an object.
     """
     examples = []
     for number, row in enumerate(read_jsonl(path), 1):
@@ -199,34 +202,34 @@ def read_examples(path: Path) -> list["Example"]:
 
 
 def _ids_in(row: dict[str, Any], where: str) -> tuple[int, ...] | None:
-    """Return the token ids of a row's column completion_ids, or None where it has none."""
+    """Return the token ids in the column completion_ids, or None if the row has none."""
     ids = row.get("completion_ids")
     if ids is None:
         return None
-    if not isinstance(ids, list) or not all(type(one) is int and one >= 0 for one in ids):
+    if not isinstance(ids, list) or not all(type(token) is int and token >= 0 for token in ids):
         raise ValueError(
             f"{where}: expected a list of token ids in the column completion_ids; got "
-            f"{str(ids)[:60]!r}. Correct it or leave the column out."
+            f"{str(ids)[:60]!r}. Correct or remove the column."
         )
     return tuple(ids)
 
 
 def _template_options(row: dict[str, Any], where: str) -> dict[str, Any] | None:
-    """Return the variables of a row's column chat_template_kwargs, or None where it has none."""
+    """Return the variables in the column chat_template_kwargs, or None if the row has none."""
     options = row.get("chat_template_kwargs")
     if options is None or isinstance(options, dict):
         return options or None
     raise ValueError(
-        f"{where}: expected an object in the column chat_template_kwargs; got {str(options)[:60]!r}. "
-        "Correct it or leave the column out."
+        f"{where}: expected an object in the column chat_template_kwargs; got "
+        f"{str(options)[:60]!r}. Correct or remove the column."
     )
 
 
 def read_preferences(path: Path) -> list["Preference"]:
-    """The preferences of a JSONL file: texts or messages, with token ids where it has them.
+    """Read the preferences of a JSONL file: texts or messages, optionally with token ids.
 
     Raises:
-        ValueError: a row lacks the columns prompt, chosen or rejected; says which and what there is.
+        ValueError: A row has no column "prompt", "chosen" or "rejected".
     """
     preferences = []
     for number, row in enumerate(read_jsonl(path), 1):
@@ -249,10 +252,15 @@ def read_preferences(path: Path) -> list["Preference"]:
 def parse_json_line(
     line: bytes, where: str, *, parse: Callable[[str], Any] = json.loads
 ) -> dict[str, Any]:
-    """The JSON object in one line of bytes; `where` names the line in the error.
+    """Parse a line of bytes that contains one JSON object.
 
     Args:
-        parse: decodes the JSON; its ValueErrors are raised with `where` before them.
+        line: UTF-8 bytes.
+        where: Name of the line in error messages, such as "file.jsonl, line 3".
+        parse: JSON parser. Its ValueErrors are raised again with `where` as a prefix.
+
+    Raises:
+        ValueError: The line is not UTF-8 or not a JSON object.
     """
     try:
         row = parse(line.decode("utf-8"))
@@ -268,7 +276,7 @@ def parse_json_line(
         ) from None
     except RecursionError:
         raise ValueError(f"{where}: the JSON is nested too deeply to read.") from None
-    except ValueError as error:  # such as a whole number of more than 4,300 digits
+    except ValueError as error:  # such as an integer of more than 4,300 digits
         raise ValueError(f"{where}: {error}") from None
     if not isinstance(row, dict):
         raise ValueError(f"{where}: expected a JSON object, got {type(row).__name__}.")
@@ -277,9 +285,10 @@ def parse_json_line(
 
 @contextmanager
 def whole_file(path: Path) -> Iterator[TextIO]:
-    """A text file to write, which is at `path` in full when the block has ended, or not at all.
+    """Context manager for writing a text file atomically: `path` is replaced when the block ends.
 
-    A lone surrogate, which UTF-8 cannot hold, becomes an escape that JSON reads back as it was.
+    If the block raises, `path` is unchanged. A lone surrogate, which UTF-8 cannot encode, is
+    written as an escape sequence that a JSON parser decodes to the same character.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".partial")
@@ -291,19 +300,19 @@ def whole_file(path: Path) -> Iterator[TextIO]:
         partial.replace(path)
     except BaseException as error:
         if isinstance(error, OSError) and error.filename is None and error.errno is not None:
-            error.filename = str(path)  # of a full disk the system does not say where it is
+            error.filename = str(path)  # the system does not name the file
         partial.unlink(missing_ok=True)
         raise
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """Write a whole file so that it is there in full or not at all; see `whole_file`."""
+    """Write a text file atomically; see `whole_file`."""
     with whole_file(path) as file:
         file.write(text)
 
 
 def write_jsonl(path: Path, records: Iterable[Rollout | Example | Preference | Problem]) -> int:
-    """Write records, one per line, as a whole file or not at all; returns how many there were."""
+    """Write records to a JSONL file atomically; return the number of records."""
     count = 0
     with whole_file(path) as file:
         for record in records:
@@ -313,31 +322,32 @@ def write_jsonl(path: Path, records: Iterable[Rollout | Example | Preference | P
 
 
 def read_rollouts(path: Path) -> list[Rollout]:
-    """The rollouts of a store or of a graded file; a store's header line is passed over.
+    """Read the rollouts of a store or a graded file. A store's header line is skipped.
 
     Raises:
-        ValueError: a line is no rollout; says the file and which.
+        ValueError: A line is not a rollout. The message has the file and line number.
     """
     return list(iter_rollouts(path))
 
 
 def iter_rollouts(path: Path) -> Iterator[Rollout]:
-    """`read_rollouts`, one at a time: for files that need not fit into memory."""
+    """Yield the rollouts of a file as `read_rollouts` does, without loading the whole file."""
     with path.open("rb") as file:
         yield from rollouts_in(file, f"{path}, line ")
 
 
 def rollouts_in(lines: Iterable[bytes], where: str, first: int = 1) -> Iterator[Rollout]:
-    """The rollouts of some lines of a store or of a graded file.
+    """Yield the rollouts in lines of a store or a graded file.
 
     Args:
-        where: what stands before a line's number in an error.
-        first: the number of the first of the lines; a header is passed over where that is 1.
+        lines: Lines as UTF-8 bytes.
+        where: Text before the line number in error messages, such as "file.jsonl, line ".
+        first: Number of the first line. If it is 1, a store's header line is skipped.
 
     Raises:
-        ValueError: a line is no rollout; says which.
+        ValueError: A line is not a rollout. The message has the line number.
     """
-    sharing = _Sharing()
+    parser = _RolloutParser()
     for number, line in enumerate(lines, first):
         if not line.strip():
             continue
@@ -345,9 +355,9 @@ def rollouts_in(lines: Iterable[bytes], where: str, first: int = 1) -> Iterator[
         if number == 1 and "format" in row:
             continue
         try:
-            yield sharing.rollout(row)
+            yield parser.rollout(row)
         except (KeyError, TypeError):
             raise ValueError(
                 f"{where}{number}: expected a rollout (problem, prompt, completion, ...), "
-                f"got an object with {', '.join(row) or 'nothing in it'}."
+                f"got an object with the keys {', '.join(row) or '(none)'}."
             ) from None

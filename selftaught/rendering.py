@@ -1,7 +1,7 @@
-"""Prompts and completions as tokens: the same for sampling, scoring and training.
+"""Conversion of prompts and completions to token ids, shared by sampling, scoring and training.
 
-A tokenizer here is one of transformers, and template options are `chat_template_kwargs`: values that
-a chat template reads, such as `enable_thinking`.
+A tokenizer is one of transformers. Template options are `chat_template_kwargs`: variables of the
+chat template, such as `enable_thinking`.
 """
 
 import re
@@ -18,35 +18,40 @@ OUR_OWN = frozenset(
      "conversations", "documents", "max_length", "messages", "padding", "return_assistant_tokens_mask",
      "return_dict", "return_tensors", "tokenize", "tokenizer_kwargs", "tools", "truncation")
 )  # fmt: skip
-"""Arguments of `apply_chat_template` that no template option may set."""
+"""Arguments of `apply_chat_template` that template options may not set."""
 PROBE = "selftaught-probe-text"
-"""Stands in for an answer where a template is asked what follows one."""
+"""Placeholder answer used to find out what a chat template writes after an answer."""
 ANCHORS = ("\n", "a", ":", "0")
-"""Texts that stand before a text, so that it is tokenized as a continuation."""
+"""Texts put before another text so that it is tokenized as a continuation."""
 
 
 def check_template_options(options: TemplateOptions) -> None:
-    """Refuse options that would change how the template is applied, not what it writes.
+    """Check that template options are variables of the template, not arguments for applying it.
 
     Raises:
-        ValueError: names the option.
+        ValueError: An option is an argument of `apply_chat_template`. The message names it.
     """
     if taken := sorted(OUR_OWN & set(options)):
         raise ValueError(
-            f"chat_template_kwargs must hold variables of the model's chat template, such as "
+            f"chat_template_kwargs must contain variables of the model's chat template, such as "
             f"enable_thinking; {', '.join(taken)} is an argument of apply_chat_template and is set "
-            "by selftaught. Leave it out."
+            "by selftaught. Remove it."
         )
 
 
 def prompt_text(tokenizer: Any, prompt: Text, options: TemplateOptions | None = None) -> str:
-    """Return the text of a prompt: messages rendered by the chat template, text as it is.
+    """Return the text of a prompt: messages rendered with the chat template, text unchanged.
 
-    A last message by the assistant is left open, to be continued.
+    If the last message is from the assistant, it is left open so that the completion continues it.
+
+    Args:
+        tokenizer: The model's tokenizer.
+        prompt: Text or messages.
+        options: Variables of the chat template (`chat_template_kwargs`). Used only for messages.
 
     Raises:
-        ValueError: the tokenizer has no chat template, the template refuses the messages, does not
-            write the system message, or does not use an option.
+        ValueError: The tokenizer has no chat template, or the template rejects the messages, does
+            not write the system message, or does not use an option.
     """
     if isinstance(prompt, str):
         return prompt
@@ -61,8 +66,8 @@ def prompt_text(tokenizer: Any, prompt: Text, options: TemplateOptions | None = 
     first = prompt[0]
     if first["role"] == "system" and first["content"].strip() not in text:
         raise ValueError(
-            f"The chat template of {_name(tokenizer)} does not write the system message. Leave "
-            "--system-prompt out, or use a model whose template has a system role."
+            f"The chat template of {_name(tokenizer)} does not write the system message. Remove "
+            "--system-prompt, or use a model whose template supports a system role."
         )
     return text
 
@@ -70,14 +75,19 @@ def prompt_text(tokenizer: Any, prompt: Text, options: TemplateOptions | None = 
 def prompt_ids(
     tokenizer: Any, prompt: Text, options: TemplateOptions | None = None
 ) -> tuple[int, ...]:
-    """Return the token ids of a prompt, which a completion can follow directly.
+    """Return the token ids of a prompt, ready to be followed by a completion.
 
-    A template writes its special tokens itself, so none is added to messages. Tokens that the
-    tokenizer adds before a text (BOS) are kept; those that it adds after a text (`add_eos_token`)
-    are left out, because the text goes on.
+    No special tokens are added to messages, because the chat template writes them. For text, tokens
+    that the tokenizer adds before it (BOS) are kept. Tokens that it adds after it (`add_eos_token`)
+    are removed, because a completion follows.
+
+    Args:
+        tokenizer: The model's tokenizer.
+        prompt: Text or messages.
+        options: Variables of the chat template (`chat_template_kwargs`). Used only for messages.
 
     Raises:
-        ValueError: see `prompt_text`.
+        ValueError: See `prompt_text`.
     """
     text = prompt_text(tokenizer, prompt, options)
     if not isinstance(prompt, str):
@@ -87,7 +97,7 @@ def prompt_ids(
     for start in range(len(ids) - len(own) + 1):
         if own and ids[start : start + len(own)] == own:
             return tuple(ids[: start + len(own)])
-    # Without tokens of its own, a text keeps what is added before it.
+    # The text itself has no tokens. Keep what the tokenizer adds before it, remove trailing EOS.
     while len(ids) > 1 and ids[-1] == tokenizer.eos_token_id:
         ids = ids[:-1]
     return tuple(ids)
@@ -99,10 +109,10 @@ def opens_thought(
     marks: ThoughtMarks = THINK,
     options: TemplateOptions | None = None,
 ) -> bool:
-    """Return whether a prompt ends inside a thought, which the completion then continues.
+    """Return whether a prompt ends inside a thought, so that the completion continues it.
 
-    It does where its text ends with the opening mark, white space aside, or where its last message
-    is an assistant's unfinished thought.
+    This is the case if the text ends with the opening mark, followed at most by white space, or if
+    the last message is an assistant's message with an unclosed thought.
     """
     if prompt_text(tokenizer, prompt, options).rstrip().endswith(marks[0]):
         return True
@@ -112,10 +122,10 @@ def opens_thought(
 
 
 def continuing_ids(tokenizer: Any, text: str) -> list[int]:
-    """Return the token ids of a text that continues another one.
+    """Return the token ids of a text that continues another text.
 
-    Tokenizers made with SentencePiece add a space before a text; here it is left out, so that the
-    text after the tokens before it is the text given.
+    SentencePiece tokenizers add a space before a text. It is left out here, so that the ids decode
+    to exactly the given text after the ids of the preceding text.
     """
     alone = list(tokenizer(text, add_special_tokens=False)["input_ids"])
     for anchor in ANCHORS:
@@ -135,17 +145,17 @@ def turn_ending(
 ) -> tuple[int, ...]:
     """Return the token ids that end an assistant's answer to these messages.
 
-    They are what the chat template writes after an answer, up to and including its first special
-    token, with which sampling stops. Where it writes none, the answer ends with the tokenizer's
-    end-of-text token.
+    These are the tokens that the chat template writes after an answer, up to and including the
+    first special token, at which sampling stops. If there is no special token, the answer ends
+    with the tokenizer's end-of-text token.
 
     Raises:
-        ValueError: the template does not write answers as they are, or there is no token to end with.
+        ValueError: The template does not write answers unchanged, or there is no end token.
     """
-    asked = prompt[:-1] if prompt[-1]["role"] == "assistant" else prompt
+    messages = prompt[:-1] if prompt[-1]["role"] == "assistant" else prompt
     text = _rendered(
         tokenizer,
-        [*asked, {"role": "assistant", "content": PROBE}],
+        [*messages, {"role": "assistant", "content": PROBE}],
         dict(options or {}),
         add_generation_prompt=False,
     )
@@ -153,8 +163,8 @@ def turn_ending(
     if not found:
         raise ValueError(
             f"The chat template of {_name(tokenizer)} does not write an assistant's message as it "
-            "is, so it cannot be told where an answer ends. Use a text prompt (--prompt few_shot or "
-            "bare)."
+            "is, so the end of an answer cannot be determined. Use a text prompt (--prompt "
+            "few_shot or bare)."
         )
     tail = continuing_ids(tokenizer, rest)
     ends = end_ids(tokenizer)
@@ -170,21 +180,21 @@ def turn_ending(
 
 
 def end_ids(tokenizer: Any) -> Collection[int]:
-    """Return the ids of the special tokens, which are those that can end an assistant's turn."""
+    """Return the ids of all special tokens: those that can end an assistant's turn."""
     added = tokenizer.added_tokens_decoder.items()
     return {*tokenizer.all_special_ids, *(token for token, one in added if one.special)}
 
 
 def silent_ids(tokenizer: Any) -> set[int]:
-    """Return the ids of the tokens that mark where a text begins or ends, and of padding."""
+    """Return the ids of the BOS, EOS and padding tokens."""
     named = (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id)
     return {token for token in named if token is not None}
 
 
 def completion_text(tokenizer: Any, ids: Sequence[int], ends: Collection[int]) -> str:
-    """Return the text of a completion's tokens without the tokens at its end that are in `ends`.
+    """Return the text of a completion's token ids, without trailing tokens that are in `ends`.
 
-    Other special tokens are part of the text: they may be the marks around a thought.
+    Other special tokens are part of the text, because they may be thought marks.
     """
     last = len(ids)
     while last and ids[last - 1] in ends:
@@ -201,11 +211,11 @@ def _read(tokenizer: Any, ids: Sequence[int]) -> str:
 def _rendered(
     tokenizer: Any, messages: Sequence[Message], options: dict[str, Any], **how: bool
 ) -> str:
-    """Return the messages as the chat template writes them."""
+    """Return the text that the chat template writes for the messages."""
     template = tokenizer.chat_template
     if template is None:
         raise ValueError(
-            f"Expected a model with a chat template, got {_name(tokenizer)}, which has none; use a "
+            f"Expected a model with a chat template, got {_name(tokenizer)}, which has none. Use a "
             "text prompt (--prompt few_shot or bare), or an instruction-tuned model."
         )
     check_template_options(options)
@@ -213,15 +223,16 @@ def _rendered(
     if unused:
         raise ValueError(
             f"The chat template of {_name(tokenizer)} does not use {', '.join(sorted(unused))}; "
-            "correct or leave out --chat-template-kwargs."
+            "correct or remove --chat-template-kwargs."
         )
     try:
         return str(tokenizer.apply_chat_template(list(messages), tokenize=False, **how, **options))
-    except Exception as error:  # whatever the code of a template may raise
-        roles = ", ".join(dict.fromkeys(one["role"] for one in messages))
+    except Exception as error:  # a template is code and may raise anything
+        roles = ", ".join(dict.fromkeys(message["role"] for message in messages))
         raise ValueError(
-            f"The chat template of {_name(tokenizer)} refused the messages (roles: {roles}): {error}"
-            + (". Leave --system-prompt out if it has no system role." if "system" in roles else "")
+            f"The chat template of {_name(tokenizer)} rejected the messages (roles: {roles}): "
+            f"{error}"
+            + (". If it has no system role, remove --system-prompt." if "system" in roles else "")
         ) from error
 
 

@@ -30,7 +30,7 @@ def no_hub(monkeypatch: pytest.MonkeyPatch):
 def test_an_unreachable_model_fails_within_seconds_and_names_the_ways_out(monkeypatch):
     monkeypatch.setattr("huggingface_hub.hf_api.constants.ENDPOINT", "http://127.0.0.1:9")
     started = time.monotonic()
-    with pytest.raises(FileNotFoundError, match=r"no folder here.*hub.*get-model smollm2"):
+    with pytest.raises(FileNotFoundError, match=r"not a local folder.*Hub.*get-model smollm2"):
         check_model_name("somebody/nothing-of-this-name")
     assert time.monotonic() - started < hub.SECONDS + 5
 
@@ -56,9 +56,9 @@ def test_offline_mode_is_named(monkeypatch):
 
 
 def test_an_unreachable_data_set_fails_the_same_way():
-    with pytest.raises(FileNotFoundError, match=r"no file here.*hub.*local copy"):
+    with pytest.raises(FileNotFoundError, match=r"not a local file.*Hub.*local copy"):
         check_data_set("somebody/nothing-of-this-name")
-    with pytest.raises(FileNotFoundError, match="no file here"):
+    with pytest.raises(FileNotFoundError, match="not a local file"):
         hub_rows("somebody/nothing-of-this-name", None, "train")
 
 
@@ -94,7 +94,7 @@ def test_every_command_fails_soon_where_the_hub_does_not_answer(name: str, tmp_p
     (tmp_path / "e.jsonl").write_text(json.dumps(row) + "\n")
     done, seconds = run(*COMMANDS[name], cwd=tmp_path)
     assert done.returncode == 2, done.stderr
-    assert "'org/none' is no f" in done.stderr and "does not answer" in done.stderr
+    assert "'org/none' is not a local f" in done.stderr and "does not respond" in done.stderr
     assert "Traceback" not in done.stderr and "Retrying" not in done.stderr
     assert seconds < 45  # most of it the import of torch on a busy machine
 

@@ -386,7 +386,7 @@ def test_ray_with_too_little_says_what_is_there(
 
 
 def test_a_world_of_another_size_is_refused(tiny_model_dir: Path, tmp_path: Path):
-    with pytest.raises(ValueError, match=r"2 processes were asked for, .* in a world of 1"):
+    with pytest.raises(ValueError, match=r"2 processes were requested, .* in a world of 1"):
         run_stage(stage(tiny_model_dir, tmp_path / "run"), processes=2)
 
 
@@ -415,9 +415,9 @@ def test_a_log_is_shown_without_what_a_terminal_obeys():
     ("given", "words"),
     [
         ({"num_processes": 0}, "at least 1; got 0"),
-        ({"num_processes": 2}, "wants a launcher: torchrun, accelerate or ray"),
+        ({"num_processes": 2}, "needs the launcher torchrun, accelerate or ray"),
         ({"launcher": "accelerate"}, "--launcher torchrun"),
-        ({"launcher": "torchrun", "accelerate_config": Path("a.yaml")}, "nothing else reads one"),
+        ({"launcher": "torchrun", "accelerate_config": Path("a.yaml")}, "the other launchers do not use it"),
     ],
 )
 def test_options_that_contradict_each_other_are_refused(given: dict, words: str):
@@ -438,11 +438,11 @@ def test_what_accelerate_would_not_do_without_an_accelerator_is_refused(name: st
     ("text", "words"),
     [
         (None, "There is no accelerate config"),
-        ("- 1\n- 2\n", "it holds list, not names with values"),
+        ("- 1\n- 2\n", "expected a mapping, got list"),
         ("a: [1", "is not an accelerate config"),
         ("no_such_key: 1\ncompute_environment: LOCAL_MACHINE\n", "is not an accelerate config"),
         ("distributed_type: MULTI_CPU\n", "MULTI_CPU, with which accelerate starts one process"),
-        ("distributed_type: 'NO'\n", "--num-processes is 2. MULTI_GPU is plain data parallelism"),
+        ("distributed_type: 'NO'\n", "--num-processes is 2. Use MULTI_GPU for data parallelism"),
         ("distributed_type: NO\n", "distributed_type: NO, with which accelerate starts one process"),
         ("distributed_type:\n", "distributed_type: NO, with which accelerate starts one process"),
         ("num_processes: 4\n", "num_processes: 4, which contradicts num_processes 2"),

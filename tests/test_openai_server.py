@@ -348,7 +348,7 @@ def test_a_server_that_stays_away_ends_the_run_and_the_same_command_continues(
         server.down_after = 30
         with opened(server, retries=2, concurrency=2) as sampler:
             with pytest.raises(
-                ConnectionError, match=r"in 3 tries; last: 503: later\. What is stored"
+                ConnectionError, match=r"in 3 attempts; last error: 503: later\. Stored"
             ):
                 collect(sampler, SUMS, BARE, DRAWN, store=store)
             before = store.read_bytes()
@@ -652,11 +652,11 @@ def test_a_base_url_is_one_without_secrets(url: str, told: str):
 @pytest.mark.parametrize(
     ("options", "told"),
     [
-        ({"concurrency": 0}, "concurrency must be a whole number from 1; got 0"),
-        ({"retries": -1}, "retries must be a whole number from 0"),
+        ({"concurrency": 0}, "concurrency must be a whole number of at least 1; got 0"),
+        ({"retries": -1}, "retries must be a whole number of at least 0"),
         ({"timeout": 0}, "timeout must be a number of seconds above 0"),
         ({"timeout": "long"}, "timeout must be a number of seconds above 0"),
-        ({"price_in": -1}, "price_in must be a number from 0"),
+        ({"price_in": -1}, "price_in must be a number of at least 0"),
         ({"no_such": 1}, "The sampler 'openai' has no option 'no_such'; its options are base_url"),
     ],
 )
@@ -762,7 +762,7 @@ def test_what_the_requests_came_to_is_told_and_summed_over_continuations(
         assert main([*given, f"--base-url={server.url}"]) == 0
     told = capsys.readouterr().out
     # 24 completions, each after three retries, beside the list of models; 10 and 5 tokens each
-    assert "Server: 97 requests (72 tried again), 240 prompt tokens, 120 completion tokens" in told
+    assert "Server: 97 requests (72 retries), 240 prompt tokens, 120 completion tokens" in told
     assert "cost 0.0017" in told  # (240 * 2 + 120 * 10) / 1e6 = 0.00168
     summed = json.loads((tmp_path / "r.usage.json").read_text())
     assert summed["requests"] == 97 + failed["requests"]
@@ -783,7 +783,7 @@ def test_a_damaged_file_of_usage_is_told(tmp_path: Path, capsys: pytest.CaptureF
     with serving() as server:
         assert main([*given, f"--base-url={server.url}"]) == 2
         assert not any(path == "/v1/completions" for path, _ in server.asked)
-    assert "r.usage.json: expected requests, retries" in capsys.readouterr().err
+    assert "r.usage.json: expected an object with the numbers requests, retries" in capsys.readouterr().err
 
 
 # ---------------------------------------------------------------- two real servers
@@ -961,7 +961,7 @@ def test_llama_cpp_draws_from_the_plain_distribution(llama_cpp: Any):
 @pytest.mark.slow
 def test_llama_cpp_refusals_are_told(llama_cpp: Any):
     there, _ = llama_cpp
-    with pytest.raises(ValueError, match=r"of 'long' \(400.* do not fit what served can read"):
+    with pytest.raises(ValueError, match=r"of 'long' \(400.* do not fit into the context of served"):
         there.sample(["x " * 5000], SamplingParams(), keys=["long"])
     with pytest.raises(ValueError, match="only vLLM is known to take"):
         there.sample(["x"], SamplingParams(), prefix_tokens=[[1, 2]])
@@ -1057,7 +1057,7 @@ def test_vllm_several_samples_with_one_request(vllm_url: str, monkeypatch: pytes
 def test_vllm_refuses_in_words(
     vllm_url: str, vllm_sampler: OpenAISampler, monkeypatch: pytest.MonkeyPatch
 ):
-    with pytest.raises(ValueError, match=r"of 'long' .*do not fit what tiny can read"):
+    with pytest.raises(ValueError, match=r"of 'long' .*do not fit into the context of tiny"):
         vllm_sampler.sample(["word " * 400], SamplingParams(max_tokens=300), keys=["long"])
     with pytest.raises(ValueError, match="does not have the model 'large'; it serves 'tiny'"):
         OpenAISampler("large", base_url=vllm_url)

@@ -79,7 +79,7 @@ def refused(command: str, model: Path, questions: Path, capsys, *more: str) -> s
         (["--training.eval_strategy", "steps"], "no evaluation data"),
         (["--training.weight_decay", "much"], "'weight_decay' of TRL's SFTConfig must be float"),
         (["--training.lr_scheduler_type", "foo"], "foo is not a valid SchedulerType"),
-        (["--training.report_to", "no_such"], "report_to must be none or"),
+        (["--training.report_to", "no_such"], "report_to must be one of none"),
         (["--per_device_train_batch_size", "0"], "per_device_train_batch_size must be at least 1; got 0"),
         (["--training.per_device_train_batch_size", "-2"], "must be at least 1; got -2"),
         (["--gradient_accumulation_steps", "0"], "gradient_accumulation_steps must be at least 1"),
@@ -219,12 +219,12 @@ def test_settings_of_a_run_that_is_there_are_compared(tiny_model_dir, questions,
     assert main(words) == 0
     (out / "config.yaml").write_text("seed: 5\n")
     assert main(words) == 2
-    assert "holds a run with other settings" in capsys.readouterr().err
+    assert "contains a run with other settings" in capsys.readouterr().err
     (out / "config.yaml").unlink()
     out.rmdir()
     out.write_text("a file")
     assert main(words) == 2
-    assert "is no folder" in capsys.readouterr().err
+    assert "is not a folder" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -163,7 +163,7 @@ def test_a_store_of_other_completions_begun_is_refused(tmp_path: Path, before, n
 def test_a_completion_begun_that_is_too_long_is_refused_before_any_is_asked(tmp_path: Path):
     sampler, store = continuing(), tmp_path / "rollouts.jsonl"
     prefix_tokens = [*BEGUN[:-1], (1,) * 256]
-    with pytest.raises(ValueError, match="begun for 'p6' has 256 tokens"):
+    with pytest.raises(ValueError, match="prefix for 'p6' has 256 tokens"):
         collect(sampler, PROBLEMS, STYLE, TWO, store=store, prefix_tokens=prefix_tokens)
     assert sampler.asked == []
     assert not store.exists()

@@ -285,11 +285,11 @@ def test_a_model_that_thinks_continues_what_it_began(tiny_model_dir: Path) -> No
 def test_a_completion_begun_that_cannot_be_continued_is_named(tiny_model_dir: Path) -> None:
     params = SamplingParams(max_tokens=4)
     with tiny(tiny_model_dir) as sampler:
-        with pytest.raises(ValueError, match="begun for 'two' has 4 tokens; expected fewer than"):
+        with pytest.raises(ValueError, match="prefix for 'two' has 4 tokens; expected fewer than"):
             sampler.sample(
                 ["1", "2"], params, keys=["one", "two"], prefix_tokens=[(1,), (1, 2, 3, 4)]
             )
-        with pytest.raises(ValueError, match="one begun completion per prompt, got 1 for 2"):
+        with pytest.raises(ValueError, match="one sequence of prefix tokens per prompt, got 1 for 2"):
             sampler.sample(["1", "2"], params, prefix_tokens=[(1,)])
         with pytest.raises(ValueError, match="token ids from 0 to 312, got 313"):
             sampler.sample(["1"], params, prefix_tokens=[(313,)])
@@ -557,7 +557,7 @@ def test_a_scripted_sampler_answers_by_its_script(scripted_sampler: Callable[...
     assert counts == [2, 2]
     later = sampler.sample(["a"], replace(params, first=5))
     assert [one.text for one in later[0]] == ["a 5", "a 6"]
-    with pytest.raises(ValueError, match="scripted sampler has none to continue"):
+    with pytest.raises(ValueError, match="scripted sampler has no function to continue"):
         sampler.sample(["a"], params, prefix_tokens=[(1,)])
     assert sampler.sample(["a"], params, prefix_tokens=[()]) == answers[:1]
     with scripted_sampler(

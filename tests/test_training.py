@@ -672,7 +672,7 @@ def test_an_outcome_model_learns_to_tell_right_from_wrong(
 def test_completions_of_one_kind_are_no_outcomes_to_learn(tiny_model_dir: Path, tmp_path: Path):
     options = {"out": tmp_path / "model"}
     right = judged(tiny_model_dir, [("1+2=", "3", True), ("2+2=", "4", True)])
-    with pytest.raises(ValueError, match="right and wrong completions to tell apart, got 2"):
+    with pytest.raises(ValueError, match="both right and wrong completions to train on, got 2"):
         train_outcome(tiny_model_dir, right, outcome_options(tmp_path), **options)
     long = LabeledCompletion("1+2=", (5,) * 40, False)
     done = train_outcome(

@@ -67,8 +67,8 @@ def test_it_takes_as_many_requests_at_a_time_as_generate(engine, wide_model_dir:
     )
     done = subprocess.run([sys.executable, "-c", asked], capture_output=True, text=True, check=True)
     requests, tokens = map(int, done.stdout.split()[-2:])
-    assert engine._child.told["requests"] == requests
-    assert engine._child.told["tokens"] == tokens
+    assert engine._child.settings["requests"] == requests
+    assert engine._child.settings["tokens"] == tokens
     assert engine.at_once == 4  # 2,048 completions
 
 
@@ -187,7 +187,7 @@ def test_an_engine_that_dies_is_started_once_more_and_asked_for_what_is_missing(
         assert read_rollouts(tmp_path / "b.jsonl") == disturbed
         os.kill(second, signal.SIGKILL)  # the first process of its session, the others live on
         with pytest.raises(
-            ChildProcessError, match=r"(?s)started again once before.*repeat the command"
+            ChildProcessError, match=r"(?s)already been restarted once.*repeat the command"
         ):
             sampler.sample(PROMPTS, DRAWN)
             time.sleep(1)

@@ -1,1 +1,1 @@
-"""Processes besides this one: Ray clusters."""
+"""Other processes: worker subprocesses and Ray clusters."""

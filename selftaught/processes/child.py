@@ -1,8 +1,8 @@
-"""Worker processes that answer one message after another over pipes.
+"""Worker subprocesses that answer messages over pipes, one at a time.
 
-A worker is a plain subprocess that imports one module and runs its `serve`, so a caller's main script needs
-no `__main__` guard, and workers can be started from any thread. A message is a JSON value on one line,
-with the number of bytes of data that follow it.
+A worker is a plain subprocess that imports one module and calls its `serve`. The caller's main
+script therefore needs no `__main__` guard, and workers can be started from any thread. A message
+is one line of JSON with a value and the number of bytes of data that follow the line.
 """
 
 import contextlib
@@ -17,19 +17,22 @@ from typing import Any, NamedTuple
 
 
 class Reply(NamedTuple):
-    """The answer of a worker."""
+    """The reply of a worker to a message."""
 
     message: Any
-    """None where the worker ended before it answered."""
+    """A JSON value. None if the worker ended before it replied."""
     data: bytes
     late: bool
-    """Whether the worker was killed at the time limit."""
+    """Whether the worker was killed because of the time limit."""
 
 
 class Child:
     """A worker process that runs `serve` of a module.
 
-    It imports what this process could import.
+    It has the same import path as this process.
+
+    Args:
+        module: Name of the module.
     """
 
     def __init__(self, module: str) -> None:
@@ -42,11 +45,12 @@ class Child:
         )
 
     def ask(self, message: Any, data: bytes = b"", *, seconds: float | None = None) -> Reply:
-        """Send a message and wait for the answer.
+        """Send a message and wait for the reply.
 
         Args:
-            message: any JSON value but None.
-            seconds: the time limit, after which the worker is killed; None: no limit.
+            message: Any JSON value except None.
+            data: Bytes sent after the message.
+            seconds: Time limit, after which the worker is killed. None: no limit.
         """
         stdin, stdout = self._process.stdin, self._process.stdout
         assert stdin is not None and stdout is not None
@@ -65,20 +69,20 @@ class Child:
             stdin.flush()
             line = stdout.readline()
             answer, size = json.loads(line) if line.endswith(b"\n") else (None, 0)
-            found = stdout.read(size)
+            received = stdout.read(size)
         except BrokenPipeError:
             return Reply(None, b"", late.is_set())
         finally:
             if timer is not None:
                 timer.cancel()
-        return Reply(answer if len(found) == size else None, found, late.is_set())
+        return Reply(answer if len(received) == size else None, received, late.is_set())
 
     def stop(self) -> None:
-        """Kill the process at once, from any thread."""
+        """Kill the process immediately. Can be called from any thread."""
         self._process.kill()
 
     def close(self) -> None:
-        """Kill the process and close its pipes; only when no thread is waiting for it."""
+        """Kill the process and close its pipes. No thread may be waiting for a reply."""
         self._process.kill()
         self._process.wait()
         for pipe in (self._process.stdin, self._process.stdout):
@@ -87,16 +91,16 @@ class Child:
                     pipe.close()
 
     def how_it_ended(self) -> str:
-        """Return how a process ended that has ended."""
+        """Wait until the process has ended and describe how: by signal or with an exit code."""
         code = self._process.wait()
         return f"killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
 
 
 def conversation() -> tuple[Iterator[tuple[Any, bytes]], Callable[[Any, bytes], None]]:
-    """Return the messages to this worker process, and the function that answers one.
+    """Return the messages to this worker process, and a function that replies to one.
 
-    What the process prints goes to standard error, because the parent reads standard output. Ctrl-C is
-    handled by the parent.
+    Called in the worker. Standard output is redirected to standard error, because the parent reads
+    replies from standard output. Ctrl-C is ignored, because the parent handles it.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     answers = os.fdopen(os.dup(1), "wb")

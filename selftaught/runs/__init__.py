@@ -1,1 +1,1 @@
-"""Run folders: lock, configuration, metrics, status, checks before work begins."""
+"""Run folders: lock, configuration, metrics, status, and checks before a run starts."""

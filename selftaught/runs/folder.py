@@ -1,4 +1,4 @@
-"""A run on disk: who holds it, how it was configured, what it has measured so far."""
+"""Files of a run folder: lock, configuration, versions and metrics."""
 
 import errno
 import json
@@ -29,26 +29,31 @@ Advance = Callable[[int], Any]
 
 @dataclass(frozen=True)
 class ProgressReporter:
-    """Who looks on: told of every finished iteration, and asked for progress bars."""
+    """Progress callbacks of a run."""
 
     iteration: Callable[[dict[str, Any]], None] = lambda row: None
+    """Called with the metrics row of every finished iteration."""
     progress: Callable[[str, int], AbstractContextManager[Advance | None]] = lambda stage, total: (
         nullcontext()
     )
+    """Called with the name and the total of every stage. Returns a context manager that gives a
+    function to call with the number of items just finished, or None."""
 
 
 @contextmanager
 def lock_folder(folder: Path, name: str = "run.lock") -> Iterator[None]:
-    """Hold a run folder for this process; the hold ends with the process, however it ends.
+    """Lock a run folder for this process. The operating system releases the lock when it ends.
 
-    Without `fcntl`, which only POSIX systems have, nothing keeps a second process out.
+    On systems without `fcntl` (not POSIX), the folder is not locked.
 
     Args:
-        name: of the lock file; one of its own holds a single file of the folder.
+        folder: Created if it does not exist.
+        name: Name of the lock file. With a separate name, a single file of the folder can be
+            locked.
 
     Raises:
-        BlockingIOError: another process holds the folder; says which.
-        OSError: the folder cannot be made or written.
+        BlockingIOError: Another process has locked the folder. The message names it.
+        OSError: The folder cannot be created or written.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -57,7 +62,7 @@ def lock_folder(folder: Path, name: str = "run.lock") -> Iterator[None]:
         raise OSError(
             error.errno,
             f"Cannot write into the run folder {folder}: {error.strerror}. "
-            "Give another folder with --out, or mend its permissions",
+            "Give another folder with --out, or change its permissions",
         ) from error
     with lock:
         try:
@@ -77,7 +82,7 @@ def lock_folder(folder: Path, name: str = "run.lock") -> Iterator[None]:
 
 
 def _lock(file: IO[str]) -> None:
-    """Lock a file for this process, on systems with `fcntl`."""
+    """Lock an open file for this process on systems with `fcntl`."""
     try:
         import fcntl
     except ImportError:
@@ -86,9 +91,9 @@ def _lock(file: IO[str]) -> None:
 
 
 def write_config(folder: Path, config: Mapping[str, Any], changeable: Sequence[str]) -> None:
-    """Write `config.yaml` and `versions.json`, or check that a run is continued as it was begun.
+    """Write `config.yaml` and `versions.json` after checking them against a run in the folder.
 
-    Args and errors are those of `check_config`.
+    Arguments and errors are those of `check_config`.
     """
     check_config(folder, config, changeable)
     path = folder / "config.yaml"
@@ -98,23 +103,26 @@ def write_config(folder: Path, config: Mapping[str, Any], changeable: Sequence[s
 
 
 def check_config(folder: Path, config: Mapping[str, Any], changeable: Sequence[str]) -> None:
-    """Check that a run folder can be written, and holds no run with other settings.
+    """Check that a run folder is writable and contains no run with other settings.
 
     Args:
-        config: plain values only; what differs from a stored one is refused by name.
-        changeable: the fields that may differ, because nothing stored depends on them.
+        folder: The run folder; it need not exist.
+        config: The configuration as plain values.
+        changeable: Fields that may differ from the stored ones, because no stored result depends on
+            them.
 
     Raises:
-        ValueError: a stored config differs, or stored rollouts were graded by other rules; says in what.
-        OSError: the folder cannot be made or written.
+        ValueError: The stored configuration differs, or stored rollouts were graded with other
+            rules. The message names the differences.
+        OSError: The folder cannot be created or written.
     """
-    there = next(one for one in (folder, *folder.absolute().parents) if one.exists())
-    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
-        what = "is no folder" if not there.is_dir() else "cannot be written"
+    existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
+        reason = "is not a folder" if not existing.is_dir() else "is not writable"
         raise OSError(
             errno.EACCES,
-            f"Cannot write into the run folder {folder}: {there} {what}. Give another folder with --out, "
-            "or mend its permissions",
+            f"Cannot write into the run folder {folder}: {existing} {reason}. Give another folder "
+            "with --out, or change its permissions",
         )
     _refuse_other_grading(folder)
     path = folder / "config.yaml"
@@ -128,46 +136,46 @@ def check_config(folder: Path, config: Mapping[str, Any], changeable: Sequence[s
         ]
         if differing:
             raise ValueError(
-                f"{folder} holds a run with other settings: {'; '.join(differing)}. Repeat it with "
-                f"--config {path} to continue it, or give another folder with --out."
+                f"{folder} contains a run with other settings: {'; '.join(differing)}. To resume "
+                f"it, use --config {path}; for a new run, give another folder with --out."
             )
 
 
 def _refuse_other_grading(folder: Path) -> None:
-    """Refuse a run that holds grades given by another version of the grading rules.
+    """Raise if a run contains rollouts graded with another version of the grading rules.
 
-    Its finished rows and its new ones would not be comparable.
+    Its old and new results would not be comparable.
     """
     stored = (read_json(folder / "versions.json") or {}).get("grading", 1)
     if stored == GRADING_VERSION or not (folder / "config.yaml").exists():
         return
     if next(folder.rglob("*.graded.jsonl"), None) is not None:
         raise ValueError(
-            f"{folder} holds rollouts graded by version {stored} of the grading rules; this is version "
-            f"{GRADING_VERSION}, which reads answers differently (docs/grading.md). Old and new results "
-            "would not be comparable. Give another folder with --out; the old one stays as it is, and "
-            "`selftaught report` still shows it."
+            f"{folder} contains rollouts graded with version {stored} of the grading rules; the "
+            f"current version {GRADING_VERSION} extracts answers differently (docs/grading.md), so "
+            "old and new results would not be comparable. Give another folder with --out. "
+            "`selftaught report` still works on the old folder."
         )
 
 
 def remember(options: Any, out: Path) -> None:
-    """Write the resolved options of a command beside its output, or into its run folder.
+    """Write the resolved options of a command next to its output, or into its run folder.
 
     Args:
-        options: a dataclass.
-        out: the file, model folder or run folder that the command made.
+        options: The options as a dataclass.
+        out: The file, model folder or run folder that the command has written.
     """
     values = {
         name: str(value) if isinstance(value, Path) else value
         for name, value in asdict(options).items()
     }
-    held = (out / "run.lock").exists()
-    path = out / "config.yaml" if held else out.with_name(out.stem + ".config.yaml")
+    is_run = (out / "run.lock").exists()
+    path = out / "config.yaml" if is_run else out.with_name(out.stem + ".config.yaml")
     write_atomically(path, yaml.safe_dump(values, sort_keys=False, allow_unicode=True))
 
 
 def versions() -> dict[str, Any]:
-    """What this run was made with: packages, Python, machine, commit and command line."""
+    """Return the versions of packages and Python, the machine, the commit and the command line."""
     return {
         "grading": GRADING_VERSION,
         "packages": {name: found for name in PACKAGES if (found := _version(name))},
@@ -187,11 +195,11 @@ def _version(package: str) -> str | None:
 
 
 def _commit() -> str | None:
-    """The commit of the checkout this package runs from; None where it is not a checkout."""
-    here = Path(__file__).resolve().parent
+    """Return the Git commit that this package runs from; None if it is not in a repository."""
+    folder = Path(__file__).resolve().parent
     try:
-        asked = subprocess.run(
-            ["git", "-C", str(here), "rev-parse", "--short", "HEAD"],
+        process = subprocess.run(
+            ["git", "-C", str(folder), "rev-parse", "--short", "HEAD"],
             capture_output=True,
             encoding="utf-8",
             timeout=5,
@@ -199,11 +207,11 @@ def _commit() -> str | None:
         )
     except (OSError, subprocess.SubprocessError):
         return None
-    return asked.stdout.strip()
+    return process.stdout.strip()
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
-    """The rows of `metrics.jsonl`; a torn last line is left out."""
+    """Read the rows of `metrics.jsonl`. An incomplete last line is skipped."""
     if not path.exists():
         return []
     lines = path.read_bytes().splitlines(keepends=True)
@@ -215,10 +223,10 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
 
 
 def read_json(path: Path) -> dict[str, Any] | None:
-    """The JSON object in a file of a run folder; None where there is no such file.
+    """Read a JSON file of a run folder; return None if it does not exist.
 
     Raises:
-        ValueError: it holds something else.
+        ValueError: The file is not valid JSON.
     """
     if not path.is_file():
         return None
@@ -226,17 +234,25 @@ def read_json(path: Path) -> dict[str, Any] | None:
         return json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(
-            f"{path}: expected JSON, got {error}; move the file away and repeat the run's command."
+            f"{path}: expected JSON, got {error}. Move the file away and repeat the run's command."
         ) from None
 
 
 def write_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Write all rows of `metrics.jsonl` as a whole file or not at all."""
+    """Write all rows of `metrics.jsonl` atomically."""
     write_atomically(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
 
 
 def publish(source: Path, folder: Path, card: str) -> str:
-    """A model folder under another name, with a card, as a whole or not at all; returns its name."""
+    """Publish a model folder under another name with a model card, atomically; return its name.
+
+    Files are hard-linked if the file system supports it, otherwise copied.
+
+    Args:
+        source: The model folder.
+        folder: The new folder; replaced if it exists.
+        card: Text of its `README.md`.
+    """
     partial = folder.with_name(folder.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     shutil.copytree(source, partial, copy_function=_link)
@@ -248,7 +264,7 @@ def publish(source: Path, folder: Path, card: str) -> str:
 
 
 def link_tree(source: Path, folder: Path) -> None:
-    """A folder under a second name, as a whole or not at all."""
+    """Create a folder with hard links to the files of another folder, atomically."""
     partial = folder.with_name(folder.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     shutil.copytree(source, partial, copy_function=_link)
@@ -256,7 +272,7 @@ def link_tree(source: Path, folder: Path) -> None:
 
 
 def _link(source: str, target: str) -> None:
-    """A second name for a file; a copy where the disk cannot do that."""
+    """Hard-link a file; copy it if the file system does not support hard links."""
     try:
         os.link(source, target)
     except OSError:
@@ -265,12 +281,12 @@ def _link(source: str, target: str) -> None:
 
 @contextmanager
 def timed(seconds: dict[str, float], stage: str) -> Iterator[None]:
-    """Add the seconds of a block to `seconds[stage]`."""
-    began = perf_counter()
+    """Add the duration of a block, in seconds, to `seconds[stage]`."""
+    start = perf_counter()
     try:
         yield
     finally:
-        seconds[stage] = seconds.get(stage, 0.0) + perf_counter() - began
+        seconds[stage] = seconds.get(stage, 0.0) + perf_counter() - start
 
 
 Row = dict[str, Any]

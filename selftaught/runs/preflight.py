@@ -1,6 +1,6 @@
-"""Checks of a run before it samples or trains anything; a dry run and the run itself call the same.
+"""Checks before a run samples or trains anything. A dry run performs the same checks.
 
-The model's configuration, tokenizer and weight headers are read, its weights are not.
+They read the model's configuration, tokenizer and weight file headers, but not its weights.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -15,11 +15,11 @@ from selftaught.training import check_lora, lora_config
 from selftaught.training.launch import Kind, Launched, launch_of, refuse_unfit, stage_config
 
 Asked = tuple[PromptStyle, Sequence[Problem]]
-"""Problems with the style in which a run puts them to a model."""
+"""A prompt style with the problems that a run prompts a model with."""
 
 
 class Settings(Launched, Protocol):
-    """The options that every method has."""
+    """The options that all methods share."""
 
     @property
     def out(self) -> Path: ...
@@ -42,21 +42,22 @@ class Settings(Launched, Protocol):
 def check_settings(
     config: Settings, base: str, trainings: Sequence[tuple[Kind, Mapping[str, Any]]]
 ) -> None:
-    """Check the sampler, its options, the launcher, the training options and the base model.
+    """Check the sampler and its options, the launcher, the training options and the base model.
 
     Args:
-        base: the folder or hub name of the base model.
-        trainings: the kinds of fine-tuning in the run with their options, as TRL names them.
+        config: The method's configuration.
+        base: Folder or Hub name of the base model.
+        trainings: The kinds of fine-tuning in the run, each with its options under TRL's names.
 
     Raises:
-        ValueError: one of them cannot be used; names it.
-        ImportError: a package is not installed.
-        OSError: there is no such model.
+        ValueError: An option is invalid. The message names it.
+        ImportError: A package is not installed.
+        OSError: The model does not exist.
     """
     if config.sampler == "openai":
         raise ValueError(
-            "The sampler 'openai' is for `sample` and `evaluate` only: a server does not have the "
-            "models that a run trains. Choose transformers, vllm or ray."
+            "The sampler 'openai' works with `sample` and `evaluate` only, because a server cannot "
+            "load the models that a run trains. Use transformers, vllm or ray."
         )
     check_sampler(config.sampler, config.sampler_options)
     check_model(base)
@@ -73,19 +74,22 @@ def check_texts(
     config: Settings, model: str, asked: Iterable[Asked], taught: Asked, max_tokens: int,
     max_length: int | None,
 ) -> int:  # fmt: skip
-    """Check that every prompt fits the model's context, and some the length of training examples.
+    """Check that prompts fit the model's context and training prompts fit `max_length`.
 
     Args:
-        asked: what the run samples from the model.
-        taught: the style of training examples, with the problems they are made of.
-        max_length: of a training example, in tokens; None: any.
+        config: The method's configuration.
+        model: Folder or Hub name of the model.
+        asked: Prompt styles and problems that the run samples completions for.
+        taught: Prompt style and problems of the training examples.
+        max_tokens: Maximum number of new tokens of a completion.
+        max_length: Maximum number of tokens of a training example. None: unlimited.
 
     Returns:
-        How many of the taught prompts leave no room for a completion within `max_length`.
+        The number of training prompts that are too long to add a completion within `max_length`.
 
     Raises:
-        ValueError: a prompt does not fit the context with `max_tokens`, or no training prompt leaves
-            room within `max_length`.
+        ValueError: A prompt with `max_tokens` exceeds the context, or all training prompts are too
+            long.
     """
     for style, problems in asked:
         prompts = ((problem.id, style(problem)) for problem in problems)
@@ -97,20 +101,26 @@ def check_texts(
     too_long = count_too_long(model, map(style, problems), max_length, style.chat_template_kwargs)
     if too_long == len(problems):
         raise ValueError(
-            f"max_length must leave room for a completion; got {max_length}, and each of the "
-            f"{len(problems)} training prompts has {max_length - 1} tokens or more. Raise max_length."
+            f"max_length must be long enough for a prompt and a completion; got {max_length}, but "
+            f"each of the {len(problems)} training prompts has {max_length - 1} tokens or more. "
+            "Increase max_length."
         )
     return too_long
 
 
 def check_method_options(name: str, config: type, options: Mapping[str, Any]) -> None:
-    """Check the names and types of a method's options that arrive as a mapping.
+    """Check the names and types of a method's options that are given as a mapping.
+
+    Args:
+        name: Name of the method, for error messages.
+        config: The method's configuration class.
+        options: The options.
 
     Raises:
-        ValueError: an option is unknown or of another type; names it.
+        ValueError: An option is unknown or has the wrong type. The message names it.
     """
     if "out" in options:
         raise ValueError(
-            f"The method {name!r} gets its folder from the comparison; leave its option 'out' out."
+            f"The comparison sets the folder of the method {name!r}. Remove its option 'out'."
         )
     check_options(f"The method {name!r}", config, options)

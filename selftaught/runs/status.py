@@ -1,4 +1,4 @@
-"""Where a run stands: `status.json`, written by the process that runs and read by any other."""
+"""Status of a run: `status.json`, written by the running process and readable by any other."""
 
 import json
 import os
@@ -17,17 +17,18 @@ from selftaught.runs.folder import Advance, ProgressReporter, read_json
 State = Literal["running", "done", "stopped", "failed", "killed"]
 
 WINDOW = 60.0
-"""Seconds over which a rate is measured."""
+"""Time window of the speed estimate, in seconds."""
 EVERY = 1.0
-"""Seconds between two writings of the file, at least."""
+"""Minimum time between two progress updates of the file, in seconds."""
 
 
 class Status:
-    """What a process tells of its run while it runs.
+    """Writes the status file of a running process.
 
     Args:
-        path: the file; written whole or not at all, at most once a second and at every turn.
-        method: what runs, such as "STaR".
+        path: The status file. It is replaced atomically: at every change of stage or state, and at
+            most once per second in between.
+        method: Name of the method or command, such as "STaR".
     """
 
     def __init__(self, path: Path, method: str) -> None:
@@ -38,28 +39,34 @@ class Status:
         before = None
         with suppress(ValueError, OSError):
             before = read_json(path)
-        self._told: dict[str, Any] = {
+        self._status: dict[str, Any] = {
             "method": method, "state": "running", "stage": None,
             "iteration": (before or {}).get("iteration"), "done": 0,
             "total": None, "unit": "samples", "per_second": None, "seconds_left": None,
-            "began": _now(), "updated": _now(), "process": os.getpid(), "host": socket.gethostname(),
+            "began": _now(), "updated": _now(), "process": os.getpid(),
+            "host": socket.gethostname(),
             "last_error": (before or {}).get("last_error"),
         }  # fmt: skip
         self._write()
 
     def iteration(self, row: dict[str, Any]) -> None:
-        """An iteration, or a part of a run with a name, has been finished."""
+        """Record that an iteration, or a named part of a run, has finished."""
         with self._lock:
-            self._told["iteration"] = row.get("iteration", row.get("name"))
+            self._status["iteration"] = row.get("iteration", row.get("name"))
             self._write()
 
     @contextmanager
     def stage(self, name: str, total: int) -> Iterator[Advance]:
-        """A stage, and what is to be called with the number of samples, or steps, just finished."""
+        """Context manager for a stage; gives a function to call with the number of items finished.
+
+        The items are samples, or optimizer steps in a training stage.
+        """
         with self._lock:
             self._points = deque()
-            self._told |= {"stage": name, "done": 0, "total": total or None, "per_second": None,
-                           "seconds_left": None, "unit": "steps" if "training" in name else "samples"}  # fmt: skip
+            self._status |= {
+                "stage": name, "done": 0, "total": total or None, "per_second": None,
+                "seconds_left": None, "unit": "steps" if "training" in name else "samples",
+            }  # fmt: skip
             self._write()
         try:
             yield self._advanced
@@ -68,31 +75,31 @@ class Status:
                 self._write()
 
     def _advanced(self, finished: int) -> None:
-        """Count what was finished; the first call of a stage may tell of what was stored before it."""
+        """Add finished items. The first call of a stage may report items from an earlier run."""
         with self._lock:
-            told, now = self._told, time.monotonic()
-            if told["state"] != "running":
+            status, now = self._status, time.monotonic()
+            if status["state"] != "running":
                 return  # a thread that ends after the run
-            told["done"] += finished
-            self._points.append((now, told["done"]))
+            status["done"] += finished
+            self._points.append((now, status["done"]))
             while len(self._points) > 2 and now - self._points[1][0] > WINDOW:
                 self._points.popleft()
             then, before = self._points[0]
-            if now > then and told["done"] > before:
-                told["per_second"] = rate = round((told["done"] - before) / (now - then), 3)
-                left = max(0, told["total"] - told["done"]) if told["total"] else None
-                told["seconds_left"] = round(left / rate) if left is not None and rate else None
+            if now > then and status["done"] > before:
+                status["per_second"] = rate = round((status["done"] - before) / (now - then), 3)
+                left = max(0, status["total"] - status["done"]) if status["total"] else None
+                status["seconds_left"] = round(left / rate) if left is not None and rate else None
             if now - self._written >= EVERY:
                 self._write()
 
     def end(self, state: State, error: str | None = None) -> None:
-        """The run has ended, and how."""
+        """Record how the run ended."""
         with self._lock:
-            self._told["state"] = state
+            self._status["state"] = state
             if error is not None:
-                self._told["last_error"] = error
+                self._status["last_error"] = error
             if state == "done":
-                self._told |= {
+                self._status |= {
                     "stage": None,
                     "seconds_left": None,
                     "per_second": None,
@@ -101,24 +108,25 @@ class Status:
             self._write()
 
     def _write(self) -> None:
-        """Renamed into place, so a reader never sees half; not flushed to the disk, being only news.
+        """Write the file and rename it into place, so that readers never see an incomplete file.
 
-        A disk that is full is the run's to tell about, and not a reason to end it here.
+        It is not synced to disk, because losing it does no harm. Write errors, such as a full disk,
+        are ignored here; the run itself will report them.
         """
         self._written = time.monotonic()
-        self._told["updated"] = _now()
+        self._status["updated"] = _now()
         partial = self._path.with_name(f"{self._path.name}.partial")
-        text = json.dumps(self._told, indent=1) + "\n"
+        text = json.dumps(self._status, indent=1) + "\n"
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             partial.write_text(text, encoding="utf-8")
             partial.replace(self._path)
         except OSError:
-            if self._told["state"] != "running":
+            if self._status["state"] != "running":
                 self._overwrite(text)
 
     def _overwrite(self, text: str) -> None:
-        """Write the last state over the file in place: a full disk has no room for a second file."""
+        """Overwrite the file in place with the final state if the disk is too full for a new file."""
         with suppress(OSError):
             self._path.with_name(f"{self._path.name}.partial").unlink(missing_ok=True)
             with self._path.open("r+b") as file:
@@ -130,10 +138,14 @@ class Status:
 def tracked_status(
     path: Path, method: str, reporter: ProgressReporter | None = None
 ) -> Iterator[ProgressReporter]:
-    """A watch that also writes the status file, to its end and whatever ends it.
+    """Context manager that gives a `ProgressReporter` which also writes the status file.
+
+    The final state is recorded when the block ends: done, stopped (Ctrl-C) or failed.
 
     Args:
-        path: the status file; see `status_file`.
+        path: The status file; see `status_file`.
+        method: Name of the method or command, such as "STaR".
+        reporter: Its callbacks are called too.
     """
     inner = reporter or ProgressReporter()
     status = Status(path, method)
@@ -165,7 +177,10 @@ def tracked_status(
 
 
 def status_file(run: Path) -> Path:
-    """Where a run's status stands: in its folder, which has a `run.lock`; else beside the file or model."""
+    """Return the path of a status file: inside a run folder, otherwise next to the file or model.
+
+    A run folder is recognized by its `run.lock`.
+    """
     return run / "status.json" if _is_run(run) else run.with_name(f"{run.name}.status.json")
 
 
@@ -174,26 +189,31 @@ def _is_run(run: Path) -> bool:
 
 
 def read_status(run: Path) -> dict[str, Any]:
-    """What a run tells; a run whose process is gone without a word has been "killed".
+    """Read the status of a run.
+
+    The state is "killed" if the file says "running" but the process no longer exists.
+
+    Args:
+        run: A run folder, or a file or model folder that a command writes.
 
     Raises:
-        ValueError: there is no status, or it cannot be read.
+        ValueError: There is no status file, or it cannot be read.
     """
     path = status_file(run)
-    told = read_json(path)
-    if not isinstance(told, dict):
+    status = read_json(path)
+    if not isinstance(status, dict):
         raise ValueError(
-            f"Expected the folder of a run, or a file that a command makes, with {path}; there is "
-            "none. It is written as soon as a run begins."
+            f"Expected a run folder, or the output of a command, with the status file {path}; "
+            "there is none. The file is written when a run starts. Check the path."
         )
     lock = run / "run.lock" if _is_run(run) else run.with_name(f"{run.name}.lock")
-    if told.get("state") == "running" and not _held(lock):
-        told["state"] = "killed"
-    return told
+    if status.get("state") == "running" and not _is_locked(lock):
+        status["state"] = "killed"
+    return status
 
 
-def _held(lock: Path) -> bool:
-    """Whether a process holds a lock file; without `fcntl` it is not known and taken to be so."""
+def _is_locked(lock: Path) -> bool:
+    """Return whether a process has locked a file; without `fcntl`, True is assumed."""
     try:
         import fcntl
     except ImportError:
@@ -209,23 +229,28 @@ def _held(lock: Path) -> bool:
 
 
 def status_lines(told: dict[str, Any]) -> list[str]:
-    """A status in words, one thing per line."""
+    """Return a status as lines of text.
+
+    Args:
+        told: The status, from `read_status`.
+    """
     done, total = (
-        found if isinstance(found := told.get(name), int) else 0 for name in ("done", "total")
+        value if isinstance(value := told.get(name), int) else 0 for name in ("done", "total")
     )
-    unit = told.get("unit")
-    lines = [f"{told.get('method')}  {told.get('state')}, process {told.get('process')} on {told.get('host')}"]  # fmt: skip
+    items = told.get("unit")
+    process = f"process {told.get('process')} on {told.get('host')}"
+    lines = [f"{told.get('method')}  {told.get('state')}, {process}"]
     if told.get("iteration") is not None:
         lines.append(f"finished   {told['iteration']}")
     if told.get("stage"):
         lines.append(f"stage      {told['stage']}")
         share = f" of {total:,} ({done / total:.0%})" if total else ""
-        lines.append(f"done       {done:,}{share} {unit}")
+        lines.append(f"done       {done:,}{share} {items}")
     if isinstance(told.get("per_second"), int | float):
-        lines.append(f"speed      {told['per_second']:,.1f} {unit}/s")
+        lines.append(f"speed      {told['per_second']:,.1f} {items}/s")
     if isinstance(told.get("seconds_left"), int | float):
         lines.append(f"time left  {_duration(told['seconds_left'])} of this stage")
-    lines.append(f"began      {told.get('began')}, last word {told.get('updated')}")
+    lines.append(f"started    {told.get('began')}, last update {told.get('updated')}")
     if told.get("last_error"):
         lines.append(f"last error {told['last_error']}")
     return lines

@@ -1,4 +1,4 @@
-"""Where a model can live; `open_sampler` opens one by name."""
+"""Samplers: backends that turn prompts into completions. `open_sampler` opens one by name."""
 
 from collections.abc import Iterable, Mapping
 from importlib.util import find_spec
@@ -30,11 +30,16 @@ __all__ = [
 
 
 def open_sampler(name: str, model: str, **options: object) -> Sampler:
-    """A sampler of the named kind for a model; close it, or use it in a `with`.
+    """Open a sampler for a model. Close it, or use it in a `with` statement.
+
+    Args:
+        name: "transformers", "vllm", "openai" or "ray".
+        model: Model folder or name on the Hugging Face Hub; for "openai", the name on the server.
+        options: The sampler's options; see its class.
 
     Raises:
-        ValueError: no sampler has this name, or it has no such option.
-        ImportError: its package is not installed.
+        ValueError: The name or an option is unknown.
+        ImportError: The sampler's package is not installed.
     """
     check_sampler(name, options)
     match name:
@@ -59,15 +64,18 @@ def open_sampler(name: str, model: str, **options: object) -> Sampler:
 
 
 def check_sampler(name: str, options: Mapping[str, object], *, here: bool = True) -> None:
-    """Check the name and the options of a sampler without opening it or reading a model.
+    """Check the name and the options of a sampler, without opening it or reading a model.
 
     Args:
-        here: it is opened in this process, so what it needs must be on this machine.
+        name: Name of the sampler; see `open_sampler`.
+        options: The sampler's options.
+        here: Whether the sampler will run on this machine, so that its device and package must be
+            available here.
 
     Raises:
-        ValueError: no sampler has this name, it has no such option, or a value is of another type or
-            out of bounds.
-        ImportError: its package is not installed.
+        ValueError: The name or an option is unknown, or a value has the wrong type or is out of
+            bounds.
+        ImportError: The sampler's package is not installed.
     """
     what = f"The sampler {name!r}"
     match name:
@@ -106,12 +114,12 @@ def _no_sampler(name: str) -> ValueError:
 
 
 def check_model(model: str) -> None:
-    """Check that a folder or hub name holds a causal language model, without reading its weights.
+    """Check that a folder or Hub name is a causal language model, without reading its weights.
 
     Raises:
-        ValueError: its configuration is not that of a causal language model, or its weight files
-            cannot be read.
-        OSError: there is no such model.
+        ValueError: The configuration is not that of a causal language model, or the weight files
+            are damaged or incomplete.
+        OSError: The model does not exist.
     """
     from selftaught.samplers.local.model_loading import check_causal
     from selftaught.samplers.weights import check_weights
@@ -128,15 +136,18 @@ def check_prompts(
     options: Mapping[str, Any] | None = None,
     template: TemplateOptions | None = None,
 ) -> None:
-    """Check that prompts fit into the model's context with `max_tokens`, as its sampler will.
+    """Check that each prompt with `max_tokens` new tokens fits into the model's context.
 
     Args:
-        prompts: names, for errors, with prompts.
-        sampler, options: what will sample them; vLLM's `max_model_len` is a context of its own.
-        template: variables of the chat template, for messages.
+        model: Model folder or name on the Hugging Face Hub.
+        prompts: Prompts, each with a name for error messages.
+        max_tokens: Maximum number of new tokens.
+        sampler: Name of the sampler that will be used.
+        options: The sampler's options. vLLM's `max_model_len` limits the context.
+        template: Variables of the chat template. Used only for messages.
 
     Raises:
-        ValueError: a prompt does not fit, is empty, or cannot be rendered; names it.
+        ValueError: A prompt does not fit, is empty, or cannot be rendered. The message names it.
     """
     from selftaught.samplers.tokens import check_fitting, context_of
 
@@ -148,50 +159,57 @@ def check_prompts(
 def count_too_long(
     model: str, prompts: Iterable[Text], length: int, template: TemplateOptions | None = None
 ) -> int:
-    """How many prompts leave no room for a completion and its end token within `length` tokens."""
+    """Return how many prompts do not fit into `length` tokens with a completion and an end token."""
     from selftaught.samplers.tokens import longer_than
 
     return longer_than(model, prompts, length - 2, template)
 
 
 class Engine(Closing):
-    """The sampler of one model at a time, kept open until another model is asked for.
+    """Keeps the sampler of one model open until another model is requested.
 
-    A loop that measures a model and then samples it opens it once that way; opening takes vLLM up to
-    minutes. Close it before anything else wants the memory or writes the model's folder.
+    A loop that evaluates a model and then samples from it loads the model only once; starting vLLM
+    can take minutes. Close the engine before other code needs the memory or writes the model's
+    folder.
 
     Args:
-        name: of the sampler; see `open_sampler`.
-        options: the sampler's own.
+        name: Name of the sampler; see `open_sampler`.
+        options: The sampler's options.
     """
 
     def __init__(self, name: str, options: Mapping[str, Any]) -> None:
         self._name, self._options = name, options
-        self._held: tuple[str, Sampler] | None = None
+        self._opened: tuple[str, Sampler] | None = None
 
     def of(self, model: str) -> Sampler:
-        """The sampler of a model; it is this engine's to close.
+        """Return the sampler of a model. The engine closes it, not the caller.
 
         Raises:
-            ValueError: what `open_sampler` refuses.
+            ValueError: See `open_sampler`.
         """
-        if self._held is None or self._held[0] != model:
+        if self._opened is None or self._opened[0] != model:
             self.close()
-            self._held = model, open_sampler(self._name, model, **self._options)
-        return self._held[1]
+            self._opened = model, open_sampler(self._name, model, **self._options)
+        return self._opened[1]
 
     def close(self) -> None:
-        """Close the sampler that is open, if one is; `of` opens again."""
-        held, self._held = self._held, None
-        if held is not None:
-            held[1].close()
+        """Close the open sampler, if there is one. `of` opens a new one."""
+        opened, self._opened = self._opened, None
+        if opened is not None:
+            opened[1].close()
 
 
 def open_scorer(model: str, **options: object) -> "TransformersScorer":
-    """What tells how likely completions are to a model; close it, or use it in a `with`.
+    """Open a scorer, which computes log-probabilities of completions under a model.
+
+    Close it, or use it in a `with` statement.
+
+    Args:
+        model: Model folder or name on the Hugging Face Hub.
+        options: Options of `TransformersScorer`.
 
     Raises:
-        ValueError: it has no such option.
+        ValueError: An option is unknown.
     """
     from selftaught.samplers.local.scorer import TransformersScorer
 
@@ -200,13 +218,16 @@ def open_scorer(model: str, **options: object) -> "TransformersScorer":
 
 
 def as_seen(model: str, prompt: Text, options: TemplateOptions | None = None) -> str:
-    """The prompt exactly as a model reads it, special tokens and chat template included.
+    """Return a prompt exactly as the model reads it, with special tokens and chat template.
 
     Args:
-        options: variables of the chat template (`chat_template_kwargs`), for messages.
+        model: Model folder or name on the Hugging Face Hub.
+        prompt: Text or messages.
+        options: Variables of the chat template (`chat_template_kwargs`). Used only for messages.
 
     Raises:
-        ValueError: the chat template refuses the messages, or no answer to them can be learned.
+        ValueError: The chat template rejects the messages, or cannot be used for training because
+            the end of an answer cannot be determined.
     """
     from selftaught.samplers.tokens import prompt_as_seen
 
@@ -216,7 +237,7 @@ def as_seen(model: str, prompt: Text, options: TemplateOptions | None = None) ->
 def prompt_opens_thought(
     model: str, prompt: Text, marks: ThoughtMarks, options: TemplateOptions | None = None
 ) -> bool:
-    """Return whether a prompt, as a model reads it, ends inside a thought."""
+    """Return whether a prompt, as rendered for a model, ends inside a thought."""
     from selftaught.samplers.tokens import prompt_opens_thought
 
     return prompt_opens_thought(model, prompt, marks, options)

@@ -1,4 +1,4 @@
-"""What every sampler is: prompts in, completions out."""
+"""The sampler interface: prompts in, completions out."""
 
 import hashlib
 import json
@@ -13,53 +13,62 @@ from selftaught.rendering import check_template_options
 from selftaught.thought_marks import THINK, ThoughtMarks, checked_marks, outside_thoughts
 
 STORE_BATCH = 512
-"""Completions that are asked for in one call and stored together: what a killed run asks again, for each
-call in hand, at most."""
+"""Number of completions that are requested in one call and stored together.
+
+If a run is killed, at most this many completions are sampled again per concurrent call.
+"""
 
 
 @dataclass(frozen=True)
 class SamplingParams:
-    """How to sample; the names are vLLM's."""
+    """Sampling parameters, with vLLM's names.
+
+    Raises:
+        ValueError: A value is out of bounds, or `n` > 1 with temperature 0.
+    """
 
     n: int = 1
-    """Completions per prompt."""
+    """Number of completions per prompt."""
     temperature: float = 0.0
-    """0 is greedy."""
+    """Sampling temperature; 0 is greedy decoding."""
     top_p: float = 1.0
+    """Nucleus sampling threshold; 1.0 disables it."""
     max_tokens: int = 256
+    """Maximum number of new tokens."""
     stop: tuple[str, ...] = ()
-    """Strings that end a completion outside its thoughts; they are cut from its text."""
+    """Stop strings. They end a completion only outside thoughts, and are removed from its text."""
     seed: int = 0
+    """Random seed for sampling."""
     first: int = 0
     """Index of the first sample: `first=8, n=4` gives the last four of `n=12`."""
     thought_marks: ThoughtMarks = THINK
-    """The texts that open and end a thought."""
+    """The texts that open and close a thought."""
     chat_template_kwargs: Mapping[str, Any] = field(default_factory=dict, hash=False)
-    """Variables of the model's chat template, such as `enable_thinking`; for messages only."""
+    """Variables of the model's chat template, such as `enable_thinking`. Used only for messages."""
 
     def __post_init__(self) -> None:
         checked_marks(self.thought_marks)
         check_template_options(self.chat_template_kwargs)
-        for name, holds, want in (
+        for name, is_valid, expected in (
             ("n", self.n >= 1, "at least 1"),
             ("temperature", self.temperature >= 0, "0 (greedy) or more"),
             ("top_p", 0 < self.top_p <= 1, "above 0 and at most 1"),
             ("max_tokens", self.max_tokens >= 1, "at least 1"),
-            ("stop", "" not in self.stop, "strings that are not empty"),
+            ("stop", "" not in self.stop, "a list of non-empty strings"),
             ("first", self.first >= 0, "0 or more"),
         ):
-            if not holds:
-                raise ValueError(f"{name} must be {want}; got {getattr(self, name)!r}.")
+            if not is_valid:
+                raise ValueError(f"{name} must be {expected}; got {getattr(self, name)!r}.")
         if self.n > 1 and self.temperature == 0:
             raise ValueError(
-                f"n={self.n} with temperature 0 gives {self.n} equal completions; "
-                "set a temperature above 0 or n to 1."
+                f"n={self.n} with temperature 0 gives {self.n} equal completions. Set a "
+                "temperature above 0, or n=1."
             )
 
     def for_prompt(
         self, stop: Sequence[str], chat_template_kwargs: Mapping[str, Any]
     ) -> "SamplingParams":
-        """Return these options with the stop strings and template variables of a prompt style."""
+        """Return the parameters with a prompt style's stop strings and template variables added."""
         return replace(
             self,
             stop=tuple(dict.fromkeys((*self.stop, *stop))),
@@ -67,9 +76,9 @@ class SamplingParams:
         )
 
     def stored(self) -> dict[str, Any]:
-        """Return the options as a store's header has them.
+        """Return the parameters as the header of a store contains them.
 
-        Options that came later than the first stores are left out where they are not used.
+        Parameters that earlier versions did not have are omitted if they have their default values.
         """
         options = asdict(self) | {"stop": list(self.stop)}
         if self.first == 0:
@@ -86,34 +95,37 @@ class SamplingParams:
 def stop_at(
     text: str, stop: Sequence[str], marks: ThoughtMarks = THINK, *, opened: bool = False
 ) -> int | None:
-    """Return where the first stop string outside a thought begins, or None.
+    """Return the index of the first stop string outside thoughts, or None if there is none.
 
-    A stop string inside a thought does not end a completion, and neither does one that is part of
-    the white space between a thought and the answer.
+    Stop strings inside a thought are ignored, and so are stop strings inside the white space
+    between a thought and the answer.
 
     Args:
-        opened: the prompt ended inside a thought, which the text continues.
+        text: A completion.
+        stop: Stop strings.
+        marks: The opening and the closing mark of a thought.
+        opened: The prompt ended inside a thought, so the text starts inside one.
     """
-    found = [at for one in stop for at in _places(text, one)[:1]]
+    found = [at for string in stop for at in _occurrences(text, string)[:1]]
     if not found or not (opened or marks[0] in text or marks[1] in text):
         return min(found, default=None)
-    closed = list(_ignored(text, marks, opened))
+    ignored = list(_ignored(text, marks, opened))
     found = [
         at
-        for one in stop
-        for at in _places(text, one)
-        if not any(start <= at and at + len(one) <= end for start, end in closed)
+        for string in stop
+        for at in _occurrences(text, string)
+        if not any(start <= at and at + len(string) <= end for start, end in ignored)
     ]
     return min(found, default=None)
 
 
-def _places(text: str, stop: str) -> list[int]:
-    """Return where a stop string begins in a text, overlapping places included."""
+def _occurrences(text: str, stop: str) -> list[int]:
+    """Return the indices at which a stop string occurs, including overlapping occurrences."""
     return [match.start() for match in re.finditer(f"(?={re.escape(stop)})", text)]
 
 
 def _ignored(text: str, marks: ThoughtMarks, opened: bool) -> Iterator[tuple[int, int]]:
-    """Yield the spans in which stop strings are ignored: thoughts, and the white space after them."""
+    """Yield the spans where stop strings are ignored: thoughts and the white space after them."""
     begin, end = marks
     before = 0
     for start, finish in [*outside_thoughts(text, marks, opened=opened), (len(text), len(text))]:
@@ -129,29 +141,31 @@ def _ignored(text: str, marks: ThoughtMarks, opened: bool) -> Iterator[tuple[int
 def without_stop(
     text: str, stop: Sequence[str], marks: ThoughtMarks = THINK, *, opened: bool = False
 ) -> str | None:
-    """Return the text before the first stop string outside a thought, or None if there is none."""
+    """Return the text before the first stop string outside thoughts, or None if there is none."""
     at = stop_at(text, stop, marks, opened=opened)
     return None if at is None else text[:at]
 
 
 @dataclass(frozen=True)
 class Usage:
-    """What the requests to a server came to."""
+    """Requests to a server with their tokens, time and cost."""
 
     requests: int = 0
-    """With those that were tried again."""
+    """Number of requests, including retries."""
     retries: int = 0
+    """Number of retries."""
     prompt_tokens: int = 0
+    """Number of prompt tokens, as counted by the server."""
     completion_tokens: int = 0
-    """As the server counts them."""
+    """Number of completion tokens, as counted by the server."""
     seconds: float = 0.0
-    """From opening on."""
+    """Seconds since the sampler was opened."""
     cost: float | None = None
-    """None where no price is known."""
+    """Cost of the tokens; None if no price was given."""
 
     def plus(self, other: "Usage") -> "Usage":
-        """Both together."""
-        costs = [one.cost for one in (self, other) if one.cost is not None]
+        """Return the sum of two usages."""
+        costs = [usage.cost for usage in (self, other) if usage.cost is not None]
         return Usage(
             self.requests + other.requests,
             self.retries + other.retries,
@@ -163,38 +177,45 @@ class Usage:
 
     @classmethod
     def from_json(cls, text: bytes, where: str) -> Self:
-        """The usage that was written as JSON; `where` names the file in the error.
+        """Parse a usage written as JSON.
+
+        Args:
+            text: JSON object as UTF-8 bytes.
+            where: Name of the file, for error messages.
 
         Raises:
-            ValueError: it is not one.
+            ValueError: The JSON is not a usage.
         """
         row = parse_json_line(text, where)
-        names = [one.name for one in fields(cls)]
+        names = [column.name for column in fields(cls)]
         numbers = all(isinstance(row[name], int | float) for name in row if name != "cost")
         if set(row) != set(names) or not numbers or not isinstance(row["cost"], int | float | None):
-            raise ValueError(f"{where}: expected {', '.join(names)}; move the file away.")
+            raise ValueError(
+                f"{where}: expected an object with the numbers {', '.join(names)}, got other "
+                "content. Move the file away."
+            )
         return cls(**row)
 
     def __str__(self) -> str:
-        """In words, for the end of a command."""
-        again = f" ({self.retries:,} tried again)" if self.retries else ""
+        """Return a one-line summary, as printed at the end of a command."""
+        retries = f" ({self.retries:,} retries)" if self.retries else ""
         cost = "" if self.cost is None else f", cost {self.cost:.4f}"
         return (
-            f"{self.requests:,} requests{again}, {self.prompt_tokens:,} prompt tokens, "
+            f"{self.requests:,} requests{retries}, {self.prompt_tokens:,} prompt tokens, "
             f"{self.completion_tokens:,} completion tokens, {self.seconds:.0f} s{cost}"
         )
 
 
 class Closing:
-    """What is given back at the end of a `with`."""
+    """Base class of samplers and scorers: a context manager that calls `close`."""
 
     at_once = 1
-    """See `Sampler`."""
+    """Number of concurrent calls of `sample`; see `Sampler`."""
     usage: Usage | None = None
-    """What was asked of a server; None without one."""
+    """Requests to a server so far; None without a server."""
 
     def close(self) -> None:
-        """Give the memory back."""
+        """Free the memory."""
 
     def __enter__(self) -> Self:
         return self
@@ -209,7 +230,7 @@ class Closing:
 
 
 class Sampler(Protocol):
-    """Anything that turns prompts into completions; use it in a `with`, which frees its memory."""
+    """Interface of samplers. Use a sampler in a `with` statement, which frees its memory."""
 
     @property
     def model(self) -> str:
@@ -218,12 +239,12 @@ class Sampler(Protocol):
 
     @property
     def fingerprint(self) -> str:
-        """A hash of the weights: a model trained again keeps its folder but not this."""
+        """A hash of the weights. It changes when a model is trained again into the same folder."""
         ...
 
     @property
     def at_once(self) -> int:
-        """How many calls of `sample` it serves at the same time, each in a thread; 1: in none."""
+        """Number of calls of `sample` to make concurrently, each in a thread; 1: no threads."""
         ...
 
     def sample(
@@ -235,33 +256,40 @@ class Sampler(Protocol):
         prefix_tokens: Sequence[Sequence[int]] | None = None,
         progress: Callable[[int], None] | None = None,
     ) -> list[list[Completion]]:
-        """`params.n` completions for every prompt, as `[prompt][sample]`.
+        """Sample `params.n` completions for every prompt.
 
         Args:
-            keys: one name per prompt (a problem's id). Draws depend on (seed, key, sample index)
-                and on a token's place in its completion, not on the batch; default: the prompt
-                itself.
-            begun: for every prompt the token ids of a completion that is continued. What comes back
-                is the whole completion, and `max_tokens` counts the whole. One that has ended
-                already, by its last token or a stop string in its text, comes back as it is.
-            progress: called with the number of completions that have just been finished.
+            prompts: Texts or messages.
+            params: Sampling parameters.
+            keys: One name per prompt, such as the problem's id. The randomness of a token depends
+                only on (seed, key, sample index) and its position in the completion, not on the
+                batch. Default: the prompt itself.
+            prefix_tokens: For every prompt, the first token ids of its completion, which sampling
+                continues. The result is the whole completion, and `max_tokens` applies to the
+                whole. A prefix that already ends with an end token or contains a stop string is
+                returned without sampling.
+            progress: Called with the number of completions just finished.
+
+        Returns:
+            Completions as `[prompt][sample]`.
 
         Raises:
-            ValueError: a prompt and `max_tokens` do not fit the model's context, or a completion
-                begun leaves no room under `max_tokens`; names the key.
+            ValueError: A prompt with `max_tokens` exceeds the model's context, or a prefix has
+                `max_tokens` or more tokens. The message names the key.
         """
         ...
 
     def check(self, prompts: Sequence[Text], params: SamplingParams, keys: Sequence[str]) -> None:
-        """Refuse what could not be sampled, before anything is.
+        """Check that all prompts can be sampled, before sampling starts.
 
         Raises:
-            ValueError: a prompt and `max_tokens` do not fit the model's context; names the key.
+            ValueError: A prompt with `max_tokens` exceeds the model's context. The message names
+                the key.
         """
         ...
 
     def close(self) -> None:
-        """Give the memory back; calls of `sample` in other threads end with an error."""
+        """Free the memory. Calls of `sample` in other threads raise an error."""
         ...
 
     def __enter__(self) -> Self: ...
@@ -275,14 +303,15 @@ class Sampler(Protocol):
 
 
 def checked_keys(keys: Sequence[str] | None, prompts: Sequence[Text]) -> Sequence[str]:
-    """One name per prompt, by default the prompt itself.
+    """Return one key per prompt; by default the prompt itself.
 
     Raises:
-        ValueError: their number is not that of the prompts.
+        ValueError: The numbers of keys and prompts differ.
     """
     if keys is None:
         return [
-            one if isinstance(one, str) else json.dumps(one, ensure_ascii=False) for one in prompts
+            prompt if isinstance(prompt, str) else json.dumps(prompt, ensure_ascii=False)
+            for prompt in prompts
         ]
     if len(keys) != len(prompts):
         raise ValueError(f"Expected one key per prompt, got {len(keys)} for {len(prompts)}.")
@@ -290,7 +319,7 @@ def checked_keys(keys: Sequence[str] | None, prompts: Sequence[Text]) -> Sequenc
 
 
 def draw_number(seed: int, key: str, index: int) -> int:
-    """A number from 0 to 2**63 - 1 for (seed, key, sample index) alone: what a completion is drawn by."""
+    """Return the random seed of one completion: 0 to 2**63 - 1, from (seed, key, sample index)."""
     name = f"{seed}\0{key}\0{index}".encode("utf-8", "surrogatepass")
     return int.from_bytes(hashlib.sha256(name).digest()[:8], "big") >> 1
 
@@ -298,22 +327,24 @@ def draw_number(seed: int, key: str, index: int) -> int:
 def checked_prefix_tokens(
     prefix_tokens: Sequence[Sequence[int]] | None, keys: Sequence[str], max_tokens: int
 ) -> list[tuple[int, ...]]:
-    """The tokens of the completion begun for each key, none where `begun` is None.
+    """Return the prefix tokens for each key; empty ones if `prefix_tokens` is None.
 
     Raises:
-        ValueError: their number is not that of the keys, or one has `max_tokens` or more tokens.
+        ValueError: The numbers of prefixes and keys differ, or a prefix has `max_tokens` or more
+            tokens.
     """
     if prefix_tokens is None:
         return [()] * len(keys)
     if len(prefix_tokens) != len(keys):
         raise ValueError(
-            f"Expected one begun completion per prompt, got {len(prefix_tokens)} for {len(keys)}."
+            f"Expected one sequence of prefix tokens per prompt, got {len(prefix_tokens)} for "
+            f"{len(keys)} prompts."
         )
     for tokens, key in zip(prefix_tokens, keys, strict=True):
         if len(tokens) >= max_tokens:
             raise ValueError(
-                f"The completion begun for {key!r} has {len(tokens)} tokens; expected fewer than "
-                f"max_tokens={max_tokens}, which counts the whole completion. Raise max_tokens or "
-                "leave this one out."
+                f"The prefix for {key!r} has {len(tokens)} tokens; expected fewer than "
+                f"max_tokens={max_tokens}, which limits the whole completion. Increase max_tokens, "
+                "or leave out this prompt."
             )
     return [tuple(tokens) for tokens in prefix_tokens]

@@ -1,7 +1,7 @@
-"""Requests to one server, kept up against its failures.
+"""Requests to an OpenAI-compatible server, with retries and back-off.
 
-What the server says is not trusted, and the key is kept out of everything that is told or stored. The
-only door to `openai`.
+Responses are validated, and the API key is removed from all messages and stored data. This is the
+only module that imports `openai`.
 """
 
 import asyncio
@@ -22,13 +22,18 @@ from urllib.parse import urlsplit
 T = TypeVar("T")
 
 LARGEST = 64 * 2**20
-"""Bytes of a response; more are refused."""
+"""Maximum size of a response in bytes."""
 AGAIN = {408, 409, 425, 429}
-"""What is asked again, beside every 5xx."""
+"""HTTP status codes that are retried, in addition to all 5xx codes."""
 
 
 class Refused(Exception):
-    """A request that it makes no sense to repeat."""
+    """The server rejected a request; it is not retried.
+
+    Args:
+        status: HTTP status code.
+        words: The server's error message.
+    """
 
     def __init__(self, status: int, words: str) -> None:
         super().__init__(status, words)
@@ -36,7 +41,12 @@ class Refused(Exception):
 
 
 class Wrong(Exception):
-    """Something other than an answer, in words; asked again, after `wait` seconds at least."""
+    """A failed request or an invalid response; the request is retried.
+
+    Args:
+        words: Description of the problem.
+        wait: Minimum time to wait before the retry, in seconds.
+    """
 
     def __init__(self, words: str, wait: float = 0.0) -> None:
         super().__init__(words)
@@ -44,26 +54,28 @@ class Wrong(Exception):
 
 
 class ServerLine:
-    """Requests to one server, on an event loop in a thread of its own.
+    """A client for one server that runs on an event loop in its own thread.
 
     Args:
-        concurrency: requests in flight, over all threads; one that waits for its next try is among
-            them, so that a server in trouble is asked less.
-        timeout: seconds for one try.
-        retries: how often a request is tried again.
+        url: Base URL of the server.
+        concurrency: Maximum number of requests in flight, over all threads. A request that waits
+            for its retry counts, so that an overloaded server gets fewer requests.
+        timeout: Time limit of one attempt, in seconds.
+        retries: Maximum number of retries of a request.
 
     Raises:
-        ValueError: the key in OPENAI_API_KEY has characters that no key has.
-        ImportError: the package openai is not there.
+        ValueError: OPENAI_API_KEY contains characters that cannot be part of a key.
+        ImportError: The package openai is not installed.
     """
 
     _first_pause = 0.5
-    """Seconds, doubled with every retry."""
+    """Back-off before the first retry, in seconds. It doubles with every retry."""
     _longest_pause = 60.0
+    """Maximum back-off, in seconds."""
     _longest_wait = 300.0
-    """Seconds waited at most because the server says so."""
+    """Maximum time, in seconds, to wait because of a Retry-After header."""
     _soon = 30.0
-    """Seconds for a GET."""
+    """Time limit of a GET request, in seconds."""
 
     def __init__(self, url: str, concurrency: int, timeout: float, retries: int) -> None:
         self._openai = _library()
@@ -71,7 +83,10 @@ class ServerLine:
         self._concurrency, self._timeout, self._retries = concurrency, timeout, retries
         self._key = os.environ.get("OPENAI_API_KEY", "").strip()
         if not (self._key.isascii() and self._key.isprintable()):
-            raise ValueError("OPENAI_API_KEY holds characters that no key has; set it anew.")
+            raise ValueError(
+                "OPENAI_API_KEY contains characters that no key has, such as line breaks or "
+                "non-ASCII characters. Set it again."
+            )
         self.requests = self.retried = self.prompt_tokens = self.completion_tokens = 0
         self.opened = time.monotonic()
         self._random = random.Random()
@@ -86,7 +101,7 @@ class ServerLine:
         self._ready.result()
 
     async def _run(self) -> None:
-        """Hold the client until the line is closed, then end what is left."""
+        """Run the client until `close` is called, then cancel the remaining requests."""
         self._loop, self._end = asyncio.get_running_loop(), asyncio.Event()
         self._slots = asyncio.Semaphore(self._concurrency)
         try:
@@ -97,8 +112,8 @@ class ServerLine:
                 max_retries=0,
                 timeout=self._timeout,
                 http_client=http,
-                # Where a connection is kept, a second answer to one request would be taken for the
-                # answer to the next.
+                # With a persistent connection, a second response to one request would be read as
+                # the response to the next request.
                 default_headers={"Connection": "close"},
             )
         except BaseException as error:
@@ -108,24 +123,31 @@ class ServerLine:
             self._client = client
             self._ready.set_result(None)
             await self._end.wait()
-            # Only what was submitted: the client's own tasks end with it, and would warn otherwise.
+            # Cancel only the submitted tasks. The client's own tasks end with it; cancelling them
+            # would print warnings.
             for task in self._tasks:
                 task.cancel()
             await asyncio.gather(*self._tasks, return_exceptions=True)
 
     def submit(self, work: Callable[..., Coroutine[Any, Any, T]], *given: Any) -> Future[T]:
-        """Begin work on the line's thread.
+        """Start a coroutine on the client's thread.
+
+        Args:
+            work: Coroutine function.
+            given: Its arguments.
 
         Raises:
-            RuntimeError: the line is closed.
+            RuntimeError: The client is closed.
         """
-        with self._lock:  # what is submitted stands before the end in the loop's queue
+        with self._lock:  # so that submitted work is queued before the event that ends the loop
             if self._closed:
-                raise RuntimeError("The sampler is closed; open another one.")
-            return asyncio.run_coroutine_threadsafe(self._noted(work, given), self._loop)
+                raise RuntimeError("The sampler is closed. Open a new one.")
+            return asyncio.run_coroutine_threadsafe(self._tracked(work, given), self._loop)
 
-    async def _noted(self, work: Callable[..., Coroutine[Any, Any, T]], given: Sequence[Any]) -> T:
-        """Work, known to the line while it lasts."""
+    async def _tracked(
+        self, work: Callable[..., Coroutine[Any, Any, T]], given: Sequence[Any]
+    ) -> T:
+        """Run a coroutine and keep its task in the set of running tasks."""
         task = asyncio.current_task()
         assert task is not None
         self._tasks.add(task)
@@ -135,7 +157,7 @@ class ServerLine:
             self._tasks.discard(task)
 
     def close(self) -> None:
-        """End all work, with an error for those who wait for it, and the thread."""
+        """Cancel all requests, with an error for their callers, and end the thread."""
         with self._lock:
             if not self._closed:
                 self._closed = True
@@ -149,15 +171,18 @@ class ServerLine:
         read: Callable[[dict[str, Any]], T],
         key: str | None,
     ) -> T:
-        """What `read` makes of the answer, asked again where that can help.
+        """Send a request, parse the response with `read`, and retry failures with back-off.
 
         Args:
-            body: of a POST; None for a GET, which is asked again only twice: a wrong URL is told soon.
-            key: names the prompt in errors.
+            path: Path or URL of the request.
+            body: JSON body of a POST request. None: a GET request, which is retried at most twice
+                so that a wrong URL is reported soon.
+            read: Parses the response; raises `Wrong` if it is invalid.
+            key: Name of the prompt, for error messages; None if the request has no prompt.
 
         Raises:
-            Refused: by the server, for good.
-            ConnectionError: too many tries.
+            Refused: The server rejected the request with a status that is not retried.
+            ConnectionError: All attempts failed.
         """
         retries = self._retries if body is not None else min(2, self._retries)
         async with self._slots:
@@ -165,24 +190,25 @@ class ServerLine:
                 try:
                     self.requests += 1
                     answer = await self._once(path, body)
-                    made = read(answer)
+                    result = read(answer)
                     self._count(answer.get("usage"))
-                    return made
+                    return result
                 except Wrong as error:
                     wrong = error
                 except (KeyError, TypeError) as error:
-                    wrong = Wrong(f"not the fields expected ({type(error).__name__})")
+                    wrong = Wrong(f"unexpected fields in the response ({type(error).__name__})")
                 if tried < retries:
                     self.retried += 1
                     await asyncio.sleep(wrong.wait + self._pause(tried))
         about = f"the request of {key!r}" if key is not None else f"/{path}"
         raise ConnectionError(
-            f"The server at {self._url} did not answer {about} in {retries + 1} tries; last: "
-            f"{self.told(wrong.words)}. What is stored is kept; see to the server and repeat the command."
+            f"The server at {self._url} did not answer {about} in {retries + 1} attempts; last "
+            f"error: {self.told(wrong.words)}. Stored completions are kept. Check the server and "
+            "repeat the command to resume."
         )
 
     async def _once(self, path: str, body: dict[str, Any] | None) -> dict[str, Any]:
-        """The JSON object that the server answers with."""
+        """Send a request once and return the JSON object of the response."""
         seconds = self._timeout if body is not None else min(self._timeout, self._soon)
         try:
             async with asyncio.timeout(seconds):
@@ -191,49 +217,51 @@ class ServerLine:
                 else:
                     raw = await self._client.post(path, body=body, cast_to=bytes)
         except self._openai.APIStatusError as error:
-            status, words = error.status_code, self.told(_said(error.response.text))
+            status, words = error.status_code, self.told(_error_message(error.response.text))
             if status in AGAIN or status >= 500:
                 after = _seconds(error.response.headers.get("retry-after"))
                 wait = min(after, self._longest_wait)
                 raise Wrong(f"{status}: {words}", wait) from None
             raise Refused(status, words) from None
         except (TimeoutError, self._openai.APITimeoutError):
-            raise Wrong(f"no answer within {seconds:g} seconds") from None
-        except Exception as error:  # of whatever kind a broken connection or body may be
+            raise Wrong(f"no response within {seconds:g} seconds") from None
+        except Exception as error:  # broken connections and bodies raise many types
             reason = error.__cause__ or error
             raise Wrong(f"{type(reason).__name__}: {reason}") from None
         try:
             answer = json.loads(raw)
         except (ValueError, RecursionError):
-            raise Wrong("no JSON") from None
+            raise Wrong("the response is not JSON") from None
         if not isinstance(answer, dict):
-            raise Wrong(f"a JSON {type(answer).__name__} instead of an object")
+            raise Wrong(f"the response is a JSON {type(answer).__name__} instead of an object")
         return answer
 
     def _pause(self, tried: int) -> float:
-        """Seconds until the next try: twice as long each time, and never the same for all."""
+        """Return the back-off before the next attempt in seconds: exponential, with jitter."""
         pause = min(self._first_pause * 2**tried, self._longest_pause)
         return pause * self._random.uniform(0.5, 1.0)
 
     def _count(self, usage: object) -> None:
         if isinstance(usage, dict):
-            asked, written = usage.get("prompt_tokens"), usage.get("completion_tokens")
-            self.prompt_tokens += asked if is_count(asked) and 0 <= asked < 2**40 else 0
-            self.completion_tokens += written if is_count(written) and 0 <= written < 2**40 else 0
+            prompt, completion = usage.get("prompt_tokens"), usage.get("completion_tokens")
+            self.prompt_tokens += prompt if is_count(prompt) and 0 <= prompt < 2**40 else 0
+            if is_count(completion) and 0 <= completion < 2**40:
+                self.completion_tokens += completion
 
     def check_secret(self, text: str) -> None:
-        """Refuse a completion with the key in it, which would be stored.
+        """Check that a completion, which will be stored, does not contain the API key.
 
         Raises:
-            ValueError: it is there.
+            ValueError: It does.
         """
-        if len(self._key) >= 16 and self._key in text:  # shorter ones are words, such as EMPTY
+        if len(self._key) >= 16 and self._key in text:  # shorter keys are words such as EMPTY
             raise ValueError(
-                f"The server at {self._url} wrote the API key into a completion; use another."
+                f"The server at {self._url} wrote the API key into a completion. Use another "
+                "server."
             )
 
     def told(self, words: str) -> str:
-        """What a server said, in one short line, without the key."""
+        """Return a server's message as one line of at most 500 characters, without the API key."""
         shown = words.replace(self._key, "[the key]") if self._key else words
         line = " ".join(shown.split())
         return line[:500] if len(line) <= 500 else line[:500] + "..."
@@ -244,34 +272,34 @@ def _library() -> Any:
         import openai
     except ImportError as error:
         raise ImportError(
-            'The sampler openai needs the package openai: pip install "selftaught[openai]"'
+            'The sampler openai needs the package openai: pip install "selftaught[openai]".'
         ) from error
     return openai
 
 
 async def _bounded(response: Any) -> None:
-    """Read a response's body before anybody else does, up to the size allowed."""
+    """Read a response's body up to the maximum size, before the client reads it."""
     parts, size = [], 0
     async for part in response.aiter_bytes():
         size += len(part)
         if size > LARGEST:
             raise ValueError(f"more than {LARGEST:,} bytes")
         parts.append(part)
-    response._content = b"".join(parts)  # what response.aread() sets
+    response._content = b"".join(parts)  # as response.aread() does
 
 
-def _said(text: str) -> str:
-    """The message in the body of an error; the body itself where it has none."""
+def _error_message(text: str) -> str:
+    """Return the message in the body of an error response; the body itself if there is none."""
     with suppress(ValueError, LookupError, TypeError, RecursionError):
         body = json.loads(text)
         error = body.get("error", body)
-        said = error if isinstance(error, str) else error.get("message", error.get("detail"))
-        return said if isinstance(said, str) else text
+        message = error if isinstance(error, str) else error.get("message", error.get("detail"))
+        return message if isinstance(message, str) else text
     return text
 
 
 def _seconds(value: str | None) -> float:
-    """How long a Retry-After asks to wait: seconds, or until a date."""
+    """Return the seconds to wait given by a Retry-After header: a number of seconds or a date."""
     if value is None:
         return 0.0
     with suppress(ValueError, OverflowError):
@@ -285,10 +313,11 @@ def _seconds(value: str | None) -> float:
 
 
 def check_url(url: object) -> None:
-    """Refuse what is no server's URL, or would put a secret into a stored configuration.
+    """Check a base URL, and that it contains no secret, because configurations are stored.
 
     Raises:
-        ValueError: says which, without the secret.
+        ValueError: The URL is invalid or contains a user, password or query. The message does not
+            repeat the secret.
     """
     if not isinstance(url, str) or not url:
         raise ValueError(
@@ -304,12 +333,13 @@ def check_url(url: object) -> None:
         parts = None
     if secret or (parts and (parts.query or parts.fragment)):
         raise ValueError(
-            "A base URL has no user, password or query in it, because it is stored with a run's "
-            "options; put the key into the environment variable OPENAI_API_KEY."
+            "A base URL must not contain a user, password or query, because it is stored with a "
+            "run's options. Put the key into the environment variable OPENAI_API_KEY."
         )
     if not whole or parts is None or parts.scheme not in ("http", "https"):
         raise ValueError(f"Expected a base URL such as http://localhost:8000/v1, got {url!r}.")
 
 
 def is_count(value: object) -> TypeGuard[int]:
+    """Return whether a value is an integer and not a boolean."""
     return isinstance(value, int) and not isinstance(value, bool)

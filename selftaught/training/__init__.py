@@ -1,8 +1,8 @@
-"""Fine-tuning: examples or preferences in, a model folder out. The only door to TRL.
+"""Fine-tuning: examples or preferences in, a model folder out. The only package that imports TRL.
 
-TRL's own preparation of a data set would cut an over-long row at its end, where the answer stands,
-and say nothing; and it would add an end-of-text token to every side of a preference. So rows are
-tokenized here: those that do not fit are dropped and counted.
+Rows are tokenized here and not by TRL, for two reasons. TRL truncates a row that is too long at its
+end, where the answer is, without a warning. It also appends an end-of-text token to both sides of a
+preference. Here, rows that are too long are dropped and counted.
 """
 
 from selftaught.training.completion_tokens import completion_ids, open_tokenizer, written_ids

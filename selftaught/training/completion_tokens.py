@@ -1,4 +1,4 @@
-"""The tokens of a completion as a model is taught to write it."""
+"""Token ids of completions, as training examples use them."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -18,11 +18,11 @@ from selftaught.rendering import (
 from selftaught.thought_marks import THINK
 
 LONGEST_ENDING = 16
-"""At most so many of a completion's last tokens are the stop string that ended it."""
+"""Maximum number of tokens at the end of a completion that can belong to its stop string."""
 
 
 def open_tokenizer(model: str) -> Any:
-    """The tokenizer of a model."""
+    """Load the tokenizer of a model folder or of a model on the Hugging Face Hub."""
     from transformers import AutoTokenizer
 
     check_model_name(model)
@@ -30,11 +30,11 @@ def open_tokenizer(model: str) -> Any:
 
 
 def completion_ids(rollout: Rollout, tokenizer: Any) -> tuple[int, ...]:
-    """The very tokens a rollout wrote, with the one end token that ended it.
+    """Return the sampled token ids of a rollout, with one end token.
 
-    Where a stop string did, that is the token that ends a text or a turn; where the completion was cut
-    by length, none. Tokens of another tokenizer, which do not read as the completion, are made anew
-    from its text.
+    After a stop string, the end token is the one that ends a text or a chat turn. A completion that
+    was cut at the token limit has no end token. If the stored ids do not decode to the completion,
+    because they are those of another tokenizer, the text is tokenized.
     """
     own = rollout.token_ids or ()
     ids = written_ids(rollout, tokenizer)
@@ -46,20 +46,24 @@ def completion_ids(rollout: Rollout, tokenizer: Any) -> tuple[int, ...]:
 
 
 def written_ids(rollout: Rollout, tokenizer: Any) -> tuple[int, ...] | None:
-    """The tokens whose text is the completion, without what ended it; None where there are none."""
+    """Return the sampled token ids of a completion without its ending; see `ids_of_text`."""
     return ids_of_text(rollout.completion, rollout.token_ids, tokenizer)
 
 
 def ids_of_text(text: str, ids: Sequence[int] | None, tokenizer: Any) -> tuple[int, ...] | None:
-    """Return the sampled tokens that read as the text, without what ended them.
+    """Return the sampled token ids that decode to a text, without the end token or stop string.
+
+    Stores from earlier versions, which left special tokens out of a completion's text, are
+    supported.
 
     Args:
-        ids: the tokens that were sampled; the last may be an end token or a stop string.
+        text: The completion's text.
+        ids: The sampled token ids. The last may be an end token or a stop string.
+        tokenizer: The model's tokenizer.
 
     Returns:
-        None where there are no tokens, or they do not read as the text to this tokenizer: then
-        another tokenizer wrote them. Texts of stores that were made when special tokens were left
-        out of a completion's text are read too.
+        The ids, or None if there are none or they do not decode to the text with this tokenizer. In
+        that case they were sampled with another tokenizer.
     """
     if ids is None or (ids and not 0 <= min(ids) <= max(ids) < len(tokenizer)):
         return None
@@ -71,15 +75,15 @@ def ids_of_text(text: str, ids: Sequence[int] | None, tokenizer: Any) -> tuple[i
         if not ends and _read(tokenizer, ids[:length], special=True) == text:
             return ids[:length]
     for length in lengths[1:]:
-        # A stop string may begin inside a token, such as ".\n\n": what of that token is text is
-        # tokenized by itself, and all tokens before it stay as sampled.
+        # A stop string may begin inside a token, such as ".\n\n". The part of that token that is
+        # text is tokenized separately. All tokens before it stay as sampled.
         before = _read(tokenizer, ids[:length], special=True)
         cut = length > 0 and text.startswith(before) and len(before) < len(text)
         if cut and _read(tokenizer, ids[: length + 1], special=True).startswith(text):
             return (*ids[:length], *continuing_ids(tokenizer, text[len(before) :]))
     special = set(tokenizer.all_special_ids)
     if not special & set(ids[:-1]):
-        return None  # without special tokens inside, the texts of old stores are the same
+        return None  # earlier versions wrote the same text unless special tokens are inside
     for length in lengths:
         ends = length and ids[length - 1] in special
         if not ends and _read(tokenizer, ids[:length], special=False) == text:
@@ -94,14 +98,22 @@ def ended_ids(
     tokenizer: Any,
     options: TemplateOptions | None = None,
 ) -> tuple[int, ...]:
-    """Return the tokens of a completion with what ends it.
+    """Return the token ids of a completion followed by its end token or tokens.
 
-    That is the end token that was sampled after them, if one was; otherwise a stop string ended them,
-    or no tokens are known, and it is what ends an answer to the prompt: of messages, what the chat
-    template writes; of text, the end-of-text token.
+    The end token that was sampled is used, if there is one. Otherwise the completion ended at a
+    stop string or was tokenized from text, and gets the ending that the prompt requires: for
+    messages, the tokens that the chat template writes after an answer; for text, the end-of-text
+    token.
+
+    Args:
+        written: Token ids of the completion without its ending.
+        sampled: All sampled token ids; empty if none are known.
+        prompt: The prompt of the completion.
+        tokenizer: The model's tokenizer.
+        options: Variables of the chat template (`chat_template_kwargs`).
     """
     ending = tuple(sampled[len(written) : len(written) + 1])
-    # A chat model ends a turn with a token of its own, which need not be the end of a text.
+    # The token that ends a chat turn may differ from the end-of-text token.
     if len(sampled) == len(written) + 1 and ending[0] in end_ids(tokenizer):
         return (*written, *ending)
     if isinstance(prompt, str):
@@ -116,18 +128,28 @@ def taught_ids(
     tokenizer: Any,
     options: TemplateOptions | None = None,
 ) -> tuple[tuple[int, ...], tuple[int, ...], bool]:
-    """Return the tokens of a prompt, those to learn after it, and whether these were sampled.
+    """Return the token ids of a prompt and of the completion to train on.
 
-    They are the tokens that were sampled wherever those read as the completion. Otherwise the text is
-    tokenized as it is: a chat template only writes the prompt and the ending, never the completion,
-    which it might change.
+    The completion's ids are the sampled ones if they decode to its text. Otherwise the text is
+    tokenized without the chat template, which could change it: the template only writes the prompt
+    and the ending.
+
+    Args:
+        prompt: Text or messages.
+        completion: Text or messages, like the prompt.
+        sampled: Sampled token ids of the completion, or None.
+        tokenizer: The model's tokenizer.
+        options: Variables of the chat template (`chat_template_kwargs`).
+
+    Returns:
+        The prompt's ids, the completion's ids with its ending, and whether the latter were sampled.
 
     Raises:
-        ValueError: one of prompt and completion is text and the other messages.
+        ValueError: Prompt and completion are not both text or both messages.
     """
     head = prompt_ids(tokenizer, prompt, options)
     if isinstance(completion, list) and not isinstance(prompt, str):
-        if [one["role"] for one in completion] != ["assistant"]:
+        if [message["role"] for message in completion] != ["assistant"]:
             return head, _turns(prompt, completion, head, tokenizer, options), False
         text = completion[0]["content"]
     elif isinstance(completion, str) and isinstance(prompt, str):
@@ -143,20 +165,22 @@ def taught_ids(
             return head, (*whole[len(head) :], end_token(tokenizer)), False
     else:
         text = _without_opening(text, prompt, tokenizer, options)
-    # The border falls inside a token, or the prompt is messages: the prompt stays as sampled.
+    # A token would span the end of the prompt, or the prompt is messages. The prompt's tokens stay
+    # as they were for sampling.
     fresh = tuple(continuing_ids(tokenizer, text))
     return head, ended_ids(fresh, (), prompt, tokenizer, options), False
 
 
 def end_token(tokenizer: Any) -> int:
-    """The token that ends a completion.
+    """Return the id of the token that ends a completion.
 
     Raises:
-        ValueError: the tokenizer has none.
+        ValueError: The tokenizer has none.
     """
     if tokenizer.eos_token_id is None:
         raise ValueError(
-            "The tokenizer has no end-of-text token (eos_token), which ends a rationale."
+            "The tokenizer has no end-of-text token (eos_token), which is needed to end a "
+            "rationale. Set eos_token in the tokenizer's files."
         )
     return tokenizer.eos_token_id
 
@@ -168,13 +192,13 @@ def _turns(
     tokenizer: Any,
     options: TemplateOptions | None,
 ) -> tuple[int, ...]:
-    """Return the tokens of several messages after a prompt, as the template writes them."""
+    """Return the token ids of several messages after a prompt, as the chat template writes them."""
     text = tokenizer.apply_chat_template(prompt + completion, tokenize=False, **(options or {}))
     whole = tokenizer(text, add_special_tokens=False)["input_ids"]
     if tuple(whole[: len(head)]) != tuple(head):
         raise ValueError(
-            "The model's chat template changes the prompt once several messages follow it, so the "
-            "loss cannot be kept to these. Give each assistant message a row of its own."
+            "The model's chat template changes the prompt when several messages follow it, so the "
+            "loss cannot be limited to these messages. Put each assistant message into its own row."
         )
     return tuple(whole[len(head) :])
 
@@ -182,15 +206,16 @@ def _turns(
 def _without_opening(
     text: str, prompt: list[Message], tokenizer: Any, options: TemplateOptions | None
 ) -> str:
-    """Return the text without the mark that opens its thought, where the prompt writes it already.
+    """Return the text without its opening thought mark if the prompt already ends with that mark.
 
-    Servers that return the reasoning apart do not tell whether the template opened it.
+    Servers that return the reasoning in a separate field do not report whether the template wrote
+    it.
     """
     begin = THINK[0]
     if not text.lstrip().startswith(begin) or not opens_thought(tokenizer, prompt, THINK, options):
         return text
-    asked = prompt_text(tokenizer, prompt, options)
-    space = asked[len(asked.rstrip()) :]
+    rendered = prompt_text(tokenizer, prompt, options)
+    space = rendered[len(rendered.rstrip()) :]
     return text.lstrip()[len(begin) :].removeprefix(space)
 
 

@@ -1,7 +1,7 @@
-"""Direct preference optimization (Rafailov et al. 2023, arXiv:2305.18290): TRL's `DPOTrainer`.
+"""Direct preference optimization (Rafailov et al. 2023, arXiv:2305.18290) with TRL's `DPOTrainer`.
 
-The reference is the start model. Its log-probabilities are computed once, before the first step and
-before any checkpoint is read, so a continued training has the same reference as an undisturbed one.
+The reference model is the start model. Its log-probabilities are computed once, before the first
+step and before a checkpoint is loaded, so a resumed training has the same reference.
 """
 
 import shutil
@@ -21,16 +21,20 @@ if TYPE_CHECKING:
 
 
 def dpo_config(output_dir: Path, /, **options: Any) -> "DPOConfig":
-    """TRL's own `DPOConfig`; what is set here suits small models on any device, all can be given.
+    """Return TRL's `DPOConfig` with selftaught's defaults, which suit small models on any device.
+
+    Args:
+        output_dir: Folder for checkpoints.
+        options: Fields of `DPOConfig`; they override the defaults.
 
     Raises:
-        ValueError: an option that TRL does not know, or one that would change the reference.
+        ValueError: An option is invalid, or would change the reference model.
     """
     config = trl_config("DPOConfig", output_dir, {"precompute_ref_log_probs": True}, options)
     if not config.precompute_ref_log_probs:
         raise ValueError(
-            "precompute_ref_log_probs must stay true: without it TRL reads the reference from the "
-            "folder the weights once came from, which need not be the start model."
+            "precompute_ref_log_probs must stay true: otherwise TRL loads the reference from the "
+            "folder that the weights were first loaded from, which may not be the start model."
         )
     return config
 
@@ -44,18 +48,27 @@ def train_dpo(
     peft_config: "LoraConfig | None" = None,
     progress: Callable[[int], None] | None = None,
 ) -> Training:
-    """Train a model to prefer `chosen` over `rejected`, with itself as it was as the reference.
+    """Train a model with DPO, with the start model as the reference.
 
-    As `train_sft`, it ends with a model in `out`, and repeating the call continues it.
+    The model folder is written and an interrupted call is resumed as in `train_sft`.
+
+    Args:
+        model: Model folder or name on the Hugging Face Hub.
+        preferences: Prompts with a chosen and a rejected completion.
+        config: Made with `dpo_config`.
+        out: Model folder to write.
+        peft_config: LoRA configuration. None trains all weights.
+        progress: Called with the number of optimizer steps just finished.
 
     Raises:
-        ValueError: no preference, none that fits `config.max_length`, or a loss that is not finite.
+        ValueError: There are no preferences, none fits `config.max_length`, or the loss is not
+            finite.
     """
 
     from accelerate.utils import disable_fsdp_ram_efficient_loading
 
-    # With it only the first process has weights until FSDP spreads the policy; TRL's reference would be
-    # spread, or computed by an adapter's base, from what is in the memory of the others.
+    # With RAM-efficient loading, only the first process has weights until FSDP shards the policy.
+    # The reference log-probabilities, computed before that, would come from uninitialized memory.
     disable_fsdp_ram_efficient_loading()
 
     def rows(tokenizer: "PreTrainedTokenizerBase") -> tuple[list[Row], int]:
@@ -66,7 +79,7 @@ def train_dpo(
 
 
 def _trainer(**given: Any) -> Any:
-    """TRL's trainer on rows as they are: no end-of-text tokens added, nothing tokenized again."""
+    """Create TRL's trainer for rows that are already tokenized; nothing is added to them."""
     from trl import DPOTrainer
 
     class TokenExact(DPOTrainer):
@@ -76,12 +89,12 @@ def _trainer(**given: Any) -> Any:
         def _precompute_ref_logps(self, dataset: Any, name: str, *args: Any) -> Any:
             if not self.is_fsdp_enabled or self.ref_model is not None or name != "train":
                 return super()._precompute_ref_logps(dataset, name, *args)
-            # A model with an adapter is its own reference, and lies on the CPU until FSDP spreads it.
+            # A model with an adapter is its own reference, and is on the CPU until FSDP shards it.
             model: Any = self.model
             model.to(self.accelerator.device)
-            found = super()._precompute_ref_logps(dataset, name, *args)
+            result = super()._precompute_ref_logps(dataset, name, *args)
             model.to("cpu")
-            return found
+            return result
 
     if given["args"].world_size > 1:
         given["train_dataset"] = _on_disk(given["train_dataset"], given["args"])
@@ -89,8 +102,11 @@ def _trainer(**given: Any) -> Any:
 
 
 def _on_disk(dataset: Any, config: Any) -> Any:
-    """The rows in a folder of all processes: beside them TRL's first one writes the reference's
-    log-probabilities, which the others read, and rows in memory have a folder for each process."""
+    """Save the rows in a folder that all processes share, and load them from there.
+
+    TRL's first process writes the reference log-probabilities next to the rows and the other
+    processes read them. For rows in memory, each process would use its own folder.
+    """
     from datasets import load_from_disk
 
     folder = Path(config.output_dir) / "rows"
@@ -106,37 +122,46 @@ def preference_rows(
     tokenizer: "PreTrainedTokenizerBase",
     max_length: int | None,
 ) -> tuple[list[Row], int]:
-    """Rows of `prompt_ids`, `chosen_ids` and `rejected_ids`, and how many did not fit.
+    """Tokenize preferences; return the rows and the number of preferences that were too long.
 
-    Token ids of a preference are taken as they are. Sides given as text only are tokenized, and an
-    end-of-text token follows them.
+    Token ids of a preference are used unchanged. A completion that is given only as text is
+    tokenized and followed by an end-of-text token.
+
+    Args:
+        preferences: Prompts with a chosen and a rejected completion.
+        tokenizer: The model's tokenizer.
+        max_length: Maximum number of tokens of the prompt with the longer completion; None keeps
+            all.
+
+    Returns:
+        Rows with `prompt_ids`, `chosen_ids` and `rejected_ids`, and the number left out.
 
     Raises:
-        ValueError: there are no preferences, or none fits.
+        ValueError: There are no preferences, or none fits.
     """
     if not preferences:
         raise ValueError("Expected at least one preference to train on, got none.")
     rows = []
-    for one in preferences:
-        asked = [*prompt_ids(tokenizer, one.prompt, one.chat_template_kwargs), *one.begun]
-        chosen = _side(one, one.chosen, one.chosen_ids, tokenizer)
-        rejected = _side(one, one.rejected, one.rejected_ids, tokenizer)
-        if max_length is None or len(asked) + max(len(chosen), len(rejected)) <= max_length:
-            rows.append({"prompt_ids": asked, "chosen_ids": chosen, "rejected_ids": rejected})
+    for pair in preferences:
+        prompt = [*prompt_ids(tokenizer, pair.prompt, pair.chat_template_kwargs), *pair.begun]
+        chosen = _side(pair, pair.chosen, pair.chosen_ids, tokenizer)
+        rejected = _side(pair, pair.rejected, pair.rejected_ids, tokenizer)
+        if max_length is None or len(prompt) + max(len(chosen), len(rejected)) <= max_length:
+            rows.append({"prompt_ids": prompt, "chosen_ids": chosen, "rejected_ids": rejected})
     if not rows:
         raise ValueError(
             f"All {len(preferences)} preferences are longer than max_length={max_length} tokens; "
-            "raise max_length, or sample shorter rationales with a smaller max_tokens."
+            "increase max_length, or sample shorter rationales with a smaller max_tokens."
         )
     return rows, len(preferences) - len(rows)
 
 
 def _side(
-    one: Preference, text: Text, ids: Sequence[int] | None, tokenizer: "PreTrainedTokenizerBase"
+    pair: Preference, text: Text, ids: Sequence[int] | None, tokenizer: "PreTrainedTokenizerBase"
 ) -> list[int]:
-    """The tokens of one side of a preference."""
+    """Return the token ids of the chosen or the rejected completion."""
     if ids is not None:
         return list(ids)
     if isinstance(text, str):
         return [*continuing_ids(tokenizer, text), end_token(tokenizer)]
-    return list(taught_ids(one.prompt, text, None, tokenizer, one.chat_template_kwargs)[1])
+    return list(taught_ids(pair.prompt, text, None, tokenizer, pair.chat_template_kwargs)[1])

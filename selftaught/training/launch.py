@@ -1,12 +1,12 @@
-"""Fine-tunings on many devices: in this process, under torchrun or accelerate, or on a Ray cluster.
+"""Launching fine-tuning: in this process, with torchrun or accelerate, or on a Ray cluster.
 
-The loop of a method stays one plain process. A fine-tuning is a `Stage`: a file of rows in, a model
-folder out. `launch` runs it here or in worker processes, with the same data and the same model at the
-end: the examples of an optimizer step are as many, whatever the number of processes
-(`training.fitting.shared_batch`).
+A method's main loop is one ordinary process. A fine-tuning step is a `Stage`: a file of rows in, a
+model folder out. `launch` runs it in this process or in worker processes. The data, the global
+batch size and the resulting model do not depend on the number of processes (see
+`training.trainer.shared_batch`).
 
-Workers are started as `python -m selftaught.training.launch STAGE.json`. Their standard input stays open as
-long as the process that started them lives; when it ends they end, however that came.
+Workers run `python -m selftaught.training.launch STAGE.json`. The process that starts them keeps
+their standard input open. When that process ends for any reason, the input closes and they exit.
 """
 
 import _thread
@@ -47,42 +47,44 @@ Launcher = Literal["inline", "torchrun", "accelerate", "ray"]
 Kind = Literal["sft", "dpo", "outcome", "weighted"]
 Progress = Callable[[int], Any]
 SHOWN = 30
-"""Lines of a failed worker's log in the error."""
+"""Number of lines of a failed worker's log that the error message shows."""
 PLACE = ("launcher", "num_processes", "accelerate_config")
-"""Options a continued run may change: nothing stored depends on them."""
+"""Options that may change when a run is resumed, because no stored result depends on them."""
 
 
 @dataclass(frozen=True)
 class Launch:
-    """Where fine-tunings run.
+    """How fine-tuning is launched.
 
     Raises:
-        ValueError: options that contradict each other.
+        ValueError: The options contradict each other.
     """
 
     launcher: Launcher = "inline"
     num_processes: int = 1
+    """Number of training processes. The global batch size does not depend on it."""
     accelerate_config: Path | None = None
-    """A file that `accelerate config` writes: DDP, FSDP2, DeepSpeed."""
+    """Configuration file written by `accelerate config` (DDP, FSDP2, DeepSpeed)."""
 
     def __post_init__(self) -> None:
         if self.num_processes < 1:
             raise ValueError(f"num_processes must be at least 1; got {self.num_processes}.")
         if self.launcher == "inline" and self.num_processes > 1:
             raise ValueError(
-                f"num_processes {self.num_processes} wants a launcher: torchrun, accelerate or ray; "
-                "inline is one process."
+                f"num_processes={self.num_processes} needs the launcher torchrun, accelerate or "
+                "ray; inline runs one process."
             )
         if (self.launcher == "accelerate") != (self.accelerate_config is not None):
             raise ValueError(
-                "The launcher accelerate is for an accelerate_config, and nothing else reads one; got "
-                f"launcher {self.launcher} and accelerate_config {self.accelerate_config}. Plain data "
-                "parallelism needs none: --launcher torchrun."
+                "The launcher accelerate needs accelerate_config, and the other launchers do not "
+                f"use it; got launcher {self.launcher} and accelerate_config "
+                f"{self.accelerate_config}. Plain data parallelism needs no configuration file: use "
+                "--launcher torchrun."
             )
 
 
 class Launched(Protocol):
-    """The config of a method or a command, with the three options of `Launch`."""
+    """Any configuration that has the three options of `Launch`."""
 
     @property
     def launcher(self) -> Launcher: ...
@@ -93,42 +95,47 @@ class Launched(Protocol):
 
 
 def launch_of(config: Launched) -> Launch:
-    """The three options of a config.
+    """Return the `Launch` options of a configuration.
 
     Raises:
-        ValueError: they contradict each other.
+        ValueError: The options contradict each other.
     """
     return Launch(config.launcher, config.num_processes, config.accelerate_config)
 
 
 @dataclass(frozen=True)
 class Stage:
-    """A fine-tuning as files and plain values, which another process can read."""
+    """One fine-tuning job as files and plain values, so that another process can run it."""
 
     kind: Kind
     model: str
-    """The start model."""
+    """The model to fine-tune: a folder or a name on the Hugging Face Hub."""
     rows: Path
-    """JSONL: of sft examples, of dpo preferences, of outcome `Judged`, of weighted token rows."""
+    """JSONL file of `Example` (sft), `Preference` (dpo), `LabeledCompletion` (outcome) or token
+    rows (weighted)."""
     out: Path
-    """The model folder to make."""
+    """Model folder to write."""
     checkpoints: Path
+    """Folder for checkpoints; deleted when training has finished."""
     options: Mapping[str, Any] = field(default_factory=dict)
-    """As `sft_config`, `dpo_config` or `outcome_config` takes them."""
+    """Arguments of `sft_config`, `dpo_config` or `outcome_config`."""
     lora: Mapping[str, Any] | None = None
-    """As `lora_config` takes them; None trains all weights."""
+    """Arguments of `lora_config`; None trains all weights."""
 
 
 def run_stage(
     stage: Stage, progress: Progress | None = None, *, processes: int | None = None
 ) -> Training:
-    """Run a stage in this process, which may be one of several that do.
+    """Run a stage in this process, alone or as one rank of a distributed job.
 
     Args:
-        processes: how many there must be; None: as many as there are.
+        stage: The fine-tuning job.
+        progress: Called with the number of optimizer steps just finished.
+        processes: Expected world size. None accepts any.
 
     Raises:
-        ValueError: what `train_sft` and its like raise, or another number of processes.
+        ValueError: The world size differs, or the training function (such as `train_sft`) raised
+            it.
     """
     lora = lora_config(**stage.lora) if stage.lora is not None else None
     config = stage_config(stage.kind, stage.checkpoints, stage.options)
@@ -138,28 +145,29 @@ def run_stage(
         case "dpo":
             train = partial(train_dpo, stage.model, read_preferences(stage.rows))
         case "outcome":
-            judged = [
+            labeled = [
                 LabeledCompletion(
                     row["prompt"], tuple(row["ids"]), row["right"], row.get("chat_template_kwargs")
                 )
                 for row in read_jsonl(stage.rows)
             ]
-            train = partial(train_outcome, stage.model, judged)
+            train = partial(train_outcome, stage.model, labeled)
         case "weighted":
             train = partial(train_weighted, stage.model, list(read_jsonl(stage.rows)))
     if processes is not None and config.world_size != processes:
         raise ValueError(
-            f"{processes} processes were asked for, and a worker finds itself in a world of "
-            f"{config.world_size}. Nothing was trained: the launcher's settings give another number."
+            f"{processes} processes were requested, but this worker runs in a world of "
+            f"{config.world_size}. Nothing was trained. Check the number of processes in the "
+            "launcher's settings."
         )
     return train(config, out=stage.out, peft_config=lora, progress=progress)
 
 
 def stage_config(kind: Kind, checkpoints: Path, options: Mapping[str, Any]) -> Any:
-    """The trainer's config of a kind of stage.
+    """Return the trainer config for a kind of stage.
 
     Raises:
-        ValueError: an option cannot be used; names it.
+        ValueError: An option is invalid. The message names it.
     """
     match kind:
         case "dpo":
@@ -171,13 +179,18 @@ def stage_config(kind: Kind, checkpoints: Path, options: Mapping[str, Any]) -> A
 
 
 def launch(stage: Stage, how: Launch, progress: Progress | None = None) -> Training:
-    """Run a stage as `how` says; a finished one is not run again.
+    """Run a stage with a launcher. A stage that has finished is not run again.
 
-    The workers' output goes to `NAME.log` beside the model folder `NAME`.
+    The output of worker processes is written to `NAME.log` next to the model folder `NAME`.
+
+    Args:
+        stage: The fine-tuning job.
+        how: The launcher and the number of processes.
+        progress: Called with the number of optimizer steps just finished.
 
     Raises:
-        ValueError: what `run_stage` raises here or in a worker, or `how` cannot be done here.
-        OSError: a worker failed or was killed; shows the end of its log.
+        ValueError: `run_stage` raised it here or in a worker, or this machine cannot run `how`.
+        OSError: A worker failed or was killed. The message shows the end of its log.
     """
     if how.launcher == "inline" or (stage.out / "training.json").exists():
         return run_stage(stage, progress)
@@ -186,15 +199,20 @@ def launch(stage: Stage, how: Launch, progress: Progress | None = None) -> Train
     return run_stage(stage)
 
 
-# ---------------------------------------------------------------- what is refused before
+# ---------------------------------------------------------------- checks before a launch
 
 
 def refuse_unfit(how: Launch, options: Mapping[str, Any]) -> None:
-    """Refuse a launch that cannot train with these options.
+    """Raise if a launch cannot train with these options.
+
+    Args:
+        how: The launcher and the number of processes.
+        options: Training options, under TRL's names.
 
     Raises:
-        ValueError: the processes cannot share a step, are more than there are devices, or the
-            accelerate config contradicts the options.
+        ValueError: The global batch cannot be divided equally among the processes, there are fewer
+            devices than processes, or the accelerate configuration contradicts the options.
+        ImportError: The launcher is ray and Ray is not installed.
     """
     size = options.get("per_device_train_batch_size", 8)
     batches = options.get("gradient_accumulation_steps", 1)
@@ -213,115 +231,127 @@ def _refuse_too_few_devices(how: Launch) -> None:
     import torch
 
     processes = how.num_processes
-    if torch.cuda.is_available() and processes > (there := torch.cuda.device_count()):
+    if torch.cuda.is_available() and processes > (devices := torch.cuda.device_count()):
         raise ValueError(
-            f"{processes} processes want a device each, and this machine has {there}. Give "
-            f"--num-processes {there} or fewer, or --launcher ray on a cluster that has as many."
+            f"{processes} processes need one GPU each, but this machine has {devices}. Set "
+            f"--num-processes to {devices} or less, or use --launcher ray on a cluster with enough "
+            "GPUs."
         )
 
 
 def _refuse_contradictions(
     how: Launch, path: Path, options: Mapping[str, Any], shared: int
 ) -> None:
-    """Everything in accelerate's file that says otherwise than the options."""
-    said = _accelerate_said(path)
-    _refuse_other_kinds(how, path, said.get("distributed_type") or "NO")  # YAML's bare NO is false
+    """Raise if a setting in the accelerate configuration contradicts the options."""
+    settings = _accelerate_settings(path)
+    # YAML parses a bare NO as false.
+    _refuse_other_kinds(how, path, settings.get("distributed_type") or "NO")
     bf16 = "bf16" if options.get("bf16") else "no"
-    deepspeed = said.get("deepspeed_config") or {}
+    deepspeed = settings.get("deepspeed_config") or {}
     expected: list[tuple[str, Any, tuple[Any, ...], str]] = [
-        ("num_processes", said.get("num_processes"), (None, how.num_processes), "--num-processes"),
-        ("num_machines", said.get("num_machines"), (None, 1), "one machine; several: --launcher ray"),
-        ("mixed_precision", said.get("mixed_precision"), (None, bf16), "bf16"),
+        ("num_processes", settings.get("num_processes"), (None, how.num_processes),
+         "--num-processes"),
+        ("num_machines", settings.get("num_machines"), (None, 1),
+         "this launcher uses one machine; for several: --launcher ray"),
+        ("mixed_precision", settings.get("mixed_precision"), (None, bf16), "the option bf16"),
         *(
-            ("gradient_accumulation_steps", each.get("gradient_accumulation_steps"), (None, "auto", shared),
-             "which is divided among the processes, so leave it out, or \"auto\"")
-            for each in (said, deepspeed)
+            ("gradient_accumulation_steps", found.get("gradient_accumulation_steps"),
+             (None, "auto", shared),
+             "the option divided among the processes; remove it from the file, or use \"auto\"")
+            for found in (settings, deepspeed)
         ),
     ]  # fmt: skip
     for name, found, allowed, why in expected:
         if found not in allowed:
             raise ValueError(
-                f"{path} says {name}: {found}, which contradicts {name} {allowed[-1]} ({why}). "
+                f"{path} sets {name}: {found}, which contradicts {name} {allowed[-1]} ({why}). "
                 "Change one of them."
             )
-    port = said.get("main_process_port")
+    port = settings.get("main_process_port")
     if port and _in_use(int(port)):
         raise ValueError(
-            f"{path} says main_process_port: {port}, which another process uses. Leave it out: a "
-            "free one is found."
+            f"{path} sets main_process_port: {port}, which another process uses. Remove it from "
+            "the file; a free port is then chosen."
         )
 
 
 def _refuse_other_kinds(how: Launch, path: Path, kind: str) -> None:
-    """Refuse a file with which accelerate would train otherwise than it says."""
+    """Raise if accelerate would ignore the distributed type in the file on this machine."""
     import torch
 
     if kind in ("NO", "MULTI_CPU") and how.num_processes > 1:
         raise ValueError(
-            f"{path} says distributed_type: {kind}, with which accelerate starts one process, and "
-            f"--num-processes is {how.num_processes}. MULTI_GPU is plain data parallelism, on CPUs too."
+            f"{path} sets distributed_type: {kind}, with which accelerate starts one process, but "
+            f"--num-processes is {how.num_processes}. Use MULTI_GPU for data "
+            "parallelism, also on CPUs."
         )
     if kind not in ("NO", "MULTI_GPU") and not torch.accelerator.is_available():
         raise ValueError(
-            f"{path} says distributed_type: {kind}, and this machine has no accelerator: without one "
-            "accelerate trains with plain data parallelism, or in one process, whatever its file says. "
-            "Give --launcher torchrun, or a file that says MULTI_GPU."
+            f"{path} sets distributed_type: {kind}, but this machine has no accelerator: "
+            "accelerate would ignore the setting and use plain data parallelism or one process. "
+            "Give --launcher torchrun, or a file with distributed_type: MULTI_GPU."
         )
 
 
-def _accelerate_said(path: Path) -> dict[str, Any]:
-    """What is in accelerate's file.
+def _accelerate_settings(path: Path) -> dict[str, Any]:
+    """Read an accelerate configuration file.
 
     Raises:
-        ValueError: it is not there, is not YAML, or accelerate does not take it.
+        ValueError: The file does not exist, is not YAML, or accelerate rejects it.
     """
     if not path.is_file():
-        raise ValueError(f"There is no accelerate config {path}; `accelerate config` writes one.")
+        raise ValueError(
+            f"There is no accelerate config {path}. Create one with `accelerate config`."
+        )
     from accelerate.commands.config.config_args import load_config_from_file
 
     try:
-        said = yaml.safe_load(path.read_text(encoding="utf-8"))
-        if not isinstance(said, dict):
-            raise ValueError(f"it holds {type(said).__name__}, not names with values")
+        settings = yaml.safe_load(path.read_text(encoding="utf-8"))
+        if not isinstance(settings, dict):
+            raise ValueError(f"expected a mapping, got {type(settings).__name__}")
         load_config_from_file(str(path))
     except (yaml.YAMLError, ValueError, TypeError, KeyError) as error:
         raise ValueError(f"{path} is not an accelerate config: {error}.") from None
-    return said
+    return settings
 
 
 def _in_use(port: int) -> bool:
     import socket
 
-    with socket.socket() as one:
-        return one.connect_ex(("localhost", port)) == 0
+    with socket.socket() as client:
+        return client.connect_ex(("localhost", port)) == 0
 
 
-# ---------------------------------------------------------------- the process that starts workers
+# ---------------------------------------------------------------- in the launching process
 
 
 def _work(stage: Stage, how: Launch, progress: Progress | None) -> None:
-    """Have workers run a stage to its end."""
+    """Run a stage in worker processes and wait for them."""
     folder = _beside(stage.out, "launch")
     shutil.rmtree(folder, ignore_errors=True)
-    told = {"stage": asdict(stage), "processes": how.num_processes, "folder": str(Path.cwd()),
-            "launcher": how.launcher}  # fmt: skip
+    job = {"stage": asdict(stage), "processes": how.num_processes, "folder": str(Path.cwd()),
+           "launcher": how.launcher}  # fmt: skip
     path, log = folder / f"stage-{secrets.token_hex(4)}.json", _beside(stage.out, "log")
-    write_atomically(path, json.dumps(told, default=str, indent=2) + "\n")
-    asked = command(how, ["-m", "selftaught.training.launch", str(path)])
+    write_atomically(path, json.dumps(job, default=str, indent=2) + "\n")
+    worker_command = command(how, ["-m", "selftaught.training.launch", str(path)])
     try:
-        code = supervise(asked, log, folder / "steps", progress)
+        code = supervise(worker_command, log, folder / "steps", progress)
     finally:
-        path.unlink(
-            missing_ok=True
-        )  # a worker on another machine that still runs ends at its next step
-    _raise_told(folder / "error.json")
+        # A worker on another machine that is still running exits at its next step.
+        path.unlink(missing_ok=True)
+    _raise_worker_error(folder / "error.json")
     if not (stage.out / "training.json").exists():
         raise ChildProcessError(failed(how, code, log))
     shutil.rmtree(folder, ignore_errors=True)
 
 
 def command(how: Launch, module: Sequence[str]) -> list[str]:
-    """The command that runs `python MODULE` in as many processes as `how` says."""
+    """Return the command that runs `python MODULE` with a launcher.
+
+    Args:
+        how: The launcher and the number of processes.
+        module: Arguments of Python, such as `["-m", "selftaught.training.launch", "stage.json"]`.
+    """
     count = str(how.num_processes)
     match how.launcher:
         case "torchrun":
@@ -329,10 +359,10 @@ def command(how: Launch, module: Sequence[str]) -> list[str]:
                     "--nproc-per-node", count, *module]  # fmt: skip
         case "accelerate":
             port = ["--main_process_port", "0"]
-            said = _accelerate_said(how.accelerate_config) if how.accelerate_config else {}
+            settings = _accelerate_settings(how.accelerate_config) if how.accelerate_config else {}
             return [sys.executable, "-m", "accelerate.commands.launch",
                     "--config_file", str(how.accelerate_config), "--num_processes", count,
-                    *([] if said.get("main_process_port") else port), *module]  # fmt: skip
+                    *([] if settings.get("main_process_port") else port), *module]  # fmt: skip
         case _:
             return [sys.executable, *module]
 
@@ -340,11 +370,13 @@ def command(how: Launch, module: Sequence[str]) -> list[str]:
 def supervise(
     command: Sequence[str], log: Path, steps: Path | None = None, progress: Progress | None = None
 ) -> int:
-    """Run a command to its end and return its exit code; it ends when this process ends.
+    """Run a command, wait for it and return its exit code. It is stopped if this process ends.
 
     Args:
-        log: where its output goes.
-        steps: a file to which it appends the numbers of steps it has done, for `progress`.
+        command: The command and its arguments.
+        log: File for its standard output and standard error.
+        steps: File to which the command appends numbers of finished steps, one per line.
+        progress: Called with each number in `steps`.
     """
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("wb") as output:
@@ -379,34 +411,34 @@ def _end(process: "subprocess.Popen[bytes]") -> None:
 
 
 def _advance(steps: Path | None, read: int, progress: Progress | None) -> int:
-    """Tell of the steps in the file since the byte `read`; returns how far it is read."""
+    """Report the steps in the file after byte `read`; return the new offset."""
     if steps is None or progress is None or not steps.exists():
         return read
     new = steps.read_bytes()[read:]
-    whole = new[: new.rfind(b"\n") + 1]
-    for line in whole.splitlines():
+    complete = new[: new.rfind(b"\n") + 1]
+    for line in complete.splitlines():
         progress(int(line))
-    return read + len(whole)
+    return read + len(complete)
 
 
 def failed(how: Launch, code: int, log: Path) -> str:
-    """What to say of workers that ended without a word of their own."""
+    """Return the error message for workers that ended without reporting an error themselves."""
     text = log.read_bytes()[-50_000:].decode("utf-8", errors="replace")
     last = "\n".join(f"  {line}" for line in _printable(text).splitlines()[-SHOWN:])
     return (
         f"A worker process of --launcher {how.launcher} failed or was killed (exit code {code}). "
-        f"Repeat the command to continue from the last checkpoint. The end of its log {log}:\n{last}"
+        f"Repeat the command to resume from the last checkpoint. The end of its log {log}:\n{last}"
     )
 
 
 def _printable(text: str) -> str:
-    """Without escape sequences and other control characters, which a terminal would obey."""
+    """Return the text without escape sequences and other control characters."""
     text = re.sub(r"\x1b\[[0-9;?]*[ -/]*[@-~]", "", text)
     return "".join(c if c.isprintable() or c in "\n\t" else "?" for c in text.replace("\r", "\n"))
 
 
-def _raise_told(path: Path) -> None:
-    """Raise what a worker has told of."""
+def _raise_worker_error(path: Path) -> None:
+    """Raise the error that a worker has written, if there is one."""
     if not path.exists():
         return
     error = json.loads(path.read_text(encoding="utf-8"))
@@ -423,30 +455,30 @@ def _beside(out: Path, what: str) -> Path:
     return out.with_name(f"{out.name}.{what}")
 
 
-# ---------------------------------------------------------------- a worker
+# ---------------------------------------------------------------- in a worker process
 
 
 def work(path: str) -> None:
-    """Do a worker's part of the stage in a file, and leave words there if it cannot be done."""
-    told = json.loads(Path(path).read_text(encoding="utf-8"))
-    os.chdir(told["folder"])
-    stage = told["stage"] | {
-        name: Path(told["stage"][name]) for name in ("rows", "out", "checkpoints")
+    """Run a worker's part of the stage described in a file; write an error file if it fails."""
+    job = json.loads(Path(path).read_text(encoding="utf-8"))
+    os.chdir(job["folder"])
+    stage = job["stage"] | {
+        name: Path(job["stage"][name]) for name in ("rows", "out", "checkpoints")
     }
-    first, beside = os.environ.get("RANK", "0") == "0", Path(path).parent
+    first, folder = os.environ.get("RANK", "0") == "0", Path(path).parent
     try:
         run_stage(
             Stage(**stage),
-            partial(_note, Path(path), beside / "steps" if first else None),
-            processes=told["processes"],
+            partial(_report_steps, Path(path), folder / "steps" if first else None),
+            processes=job["processes"],
         )
     except (ValueError, ImportError, OSError) as error:
-        _tell(beside, error)
+        _write_error(folder, error)
         raise
 
 
-def _note(stage: Path, path: Path | None, steps: int) -> None:
-    """Note steps that are done; end where the stage's file has gone, for then nobody waits for it."""
+def _report_steps(stage: Path, path: Path | None, steps: int) -> None:
+    """Append finished steps to a file; exit if the launching process deleted the stage file."""
     if not stage.exists():
         os._exit(1)
     if path is not None:
@@ -454,59 +486,60 @@ def _note(stage: Path, path: Path | None, steps: int) -> None:
             file.write(f"{steps}\n")
 
 
-def _tell(beside: Path, error: ValueError | ImportError | OSError) -> None:
-    """Leave an error for the process that started the workers; the first of them is heard."""
+def _write_error(folder: Path, error: ValueError | ImportError | OSError) -> None:
+    """Write an error for the launching process, unless another worker has written one."""
     kinds = (OSError, ImportError, ValueError)
     kind = next(one.__name__ for one in kinds if isinstance(error, one))
     number = error.errno if isinstance(error, OSError) else None
     words = (error.strerror or str(error)) if isinstance(error, OSError) else str(error)
     if isinstance(error, OSError) and error.filename:
         words += f": {error.filename}"
-    if not (beside / "error.json").exists():
+    if not (folder / "error.json").exists():
         text = json.dumps({"kind": kind, "number": number, "words": words}) + "\n"
-        mine = beside / f"error-{os.getpid()}.json"  # all may fail at the same time
-        write_atomically(mine, text)
-        mine.replace(beside / "error.json")
+        own = folder / f"error-{os.getpid()}.json"  # several workers may fail at the same time
+        write_atomically(own, text)
+        own.replace(folder / "error.json")
 
 
 def end_with_starter(end: Callable[[], Any]) -> None:
-    """End this process, by this call, when the one that started the launch has ended."""
+    """Call `end` when the launching process has ended, and exit 30 seconds later at the latest."""
 
-    def reporter() -> None:
+    def wait_for_starter() -> None:
         while os.read(0, 1):
             pass
         end()
         time.sleep(30)
         os._exit(1)
 
-    threading.Thread(target=reporter, daemon=True).start()
+    threading.Thread(target=wait_for_starter, daemon=True).start()
 
 
 def main(path: str) -> None:
-    """What `python -m selftaught.training.launch STAGE.json` does."""
-    told = json.loads(Path(path).read_text(encoding="utf-8"))
-    on_ray = told["launcher"] == "ray"  # whose driver takes its workers with it
+    """Entry point of `python -m selftaught.training.launch STAGE.json`."""
+    job = json.loads(Path(path).read_text(encoding="utf-8"))
+    on_ray = job["launcher"] == "ray"  # the Ray driver stops its workers when it is interrupted
     end_with_starter(_thread.interrupt_main if on_ray else partial(os._exit, 1))
     if not on_ray:
         import torch.distributed
 
         work(path)
-        if torch.distributed.is_initialized():  # or a thread of gloo may outlive the interpreter
+        if (
+            torch.distributed.is_initialized()
+        ):  # otherwise a gloo thread may outlive the interpreter
             torch.distributed.destroy_process_group()
         return
     from selftaught.processes import ray_cluster as cluster
 
-    paths = [told["stage"][name] for name in ("rows", "model")]
+    paths = [job["stage"][name] for name in ("rows", "model")]
     try:
-        cluster.run_workers(work, path, told["processes"], Path(path).parent / "ray", paths)
+        cluster.run_workers(work, path, job["processes"], Path(path).parent / "ray", paths)
     except (ValueError, ImportError, OSError) as error:
-        _tell(Path(path).parent, error)
+        _write_error(Path(path).parent, error)
         raise
 
 
 if __name__ == "__main__":
-    from selftaught.training import (
-        launch as here,  # so that Ray's workers import what they are given
-    )
+    # Ray's workers must be able to import `work` by name, so it may not belong to `__main__`.
+    from selftaught.training import launch as this_module
 
-    here.main(sys.argv[1])
+    this_module.main(sys.argv[1])

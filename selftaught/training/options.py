@@ -1,4 +1,4 @@
-"""Training options that are refused before anything is trained or sampled."""
+"""Validation of training options, before anything is trained or sampled."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -6,18 +6,21 @@ from typing import Any
 from selftaught.options import check_types, is_number
 
 RESERVED = {
-    "output_dir": "the run chooses the folder; give --out",
-    "resume_from_checkpoint": "a run that is repeated resumes by itself",
-    "dataset_kwargs": "examples are tokenized before the trainer gets them",
+    "output_dir": "selftaught sets the folder; use --out",
+    "resume_from_checkpoint": "a repeated command resumes from its last checkpoint automatically",
+    "dataset_kwargs": "selftaught tokenizes the examples before it passes them to the trainer",
 }
-"""Options of TRL and transformers that would be overridden, with the reason."""
+"""TRL and transformers options that selftaught sets itself, with the reason."""
 NEEDS_EVALUATION = {"eval_strategy": "no", "do_eval": False, "load_best_model_at_end": False}
-"""Options that need evaluation data, which a fine-tuning here does not have, and their values without."""
+"""Options that need evaluation data, with their values when there is none.
+
+Fine-tuning in selftaught has no evaluation data.
+"""
 BOUNDS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "per_device_train_batch_size": (lambda n: n >= 1, "at least 1"),
     "gradient_accumulation_steps": (lambda n: n >= 1, "at least 1"),
-    "max_length": (lambda n: n is None or n >= 3, "at least 3: a prompt, a completion and its end"),
-    "max_steps": (lambda n: n == -1 or n >= 1, "at least 1, or -1 for num_train_epochs to decide"),
+    "max_length": (lambda n: n is None or n >= 3, "at least 3 (prompt, completion, end token)"),
+    "max_steps": (lambda n: n == -1 or n >= 1, "at least 1, or -1 to use num_train_epochs"),
     "num_train_epochs": (lambda n: is_number(n) and n > 0, "above 0"),
     "learning_rate": (lambda n: is_number(n) and n > 0, "above 0"),
     "warmup_steps": (lambda n: n >= 0, "0 or more"),
@@ -34,16 +37,19 @@ BOUNDS: dict[str, tuple[Callable[[Any], bool], str]] = {
 def checked_config(
     name: str, kind: Any, page: str, ours: Mapping[str, Any], options: Mapping[str, Any]
 ) -> Any:
-    """A trainer's config made of our defaults and the caller's options.
+    """Build a trainer config from selftaught's defaults and the caller's options.
 
     Args:
-        name: of the config's class, and `page`: where its fields are listed, for errors.
-        kind: the class.
+        name: Name of the config class, for error messages.
+        kind: The config class.
+        page: Sentence with the URL of the class's documentation, for error messages.
+        ours: selftaught's defaults.
+        options: The caller's options; they override the defaults.
 
     Raises:
-        ValueError: an option is unknown, of another type, out of bounds, reserved, or refused by the
-            class; names it.
-        ImportError: a package that an option needs is not installed.
+        ValueError: An option is unknown, has the wrong type, is out of bounds, is reserved, or is
+            rejected by the class. The message names the option.
+        ImportError: A package that an option needs is not installed.
     """
     for option, why in RESERVED.items():
         if option in options:
@@ -51,13 +57,13 @@ def checked_config(
     for option, without in NEEDS_EVALUATION.items():
         if option in options and options[option] != without:
             raise ValueError(
-                f"The training option {option!r} cannot be {options[option]!r}: a fine-tuning here has "
-                "no evaluation data."
+                f"The training option {option!r} cannot be {options[option]!r}: fine-tuning in "
+                "selftaught has no evaluation data. Remove the option."
             )
     check_types(name, kind, options)
-    for option, (holds, wanted) in BOUNDS.items():
-        if option in options and not holds(options[option]):
-            raise ValueError(f"{option} must be {wanted}; got {options[option]!r}.")
+    for option, (is_valid, expected) in BOUNDS.items():
+        if option in options and not is_valid(options[option]):
+            raise ValueError(f"{option} must be {expected}; got {options[option]!r}.")
     try:
         config = kind(**(dict(ours) | dict(options)))
     except TypeError as error:
@@ -69,24 +75,28 @@ def checked_config(
 
 
 def _check_reports(names: list[str]) -> None:
-    """Refuse reports to a service whose package is not installed, which the trainer would."""
+    """Raise if `report_to` names a service whose package is not installed."""
     from transformers.integrations.integration_utils import get_available_reporting_integrations
 
     available = get_available_reporting_integrations()
-    for one in names:
-        if one not in (*available, "none"):
+    for name in names:
+        if name not in (*available, "none"):
             raise ValueError(
-                f"report_to must be none or of {', '.join(available) or 'no other, for none is installed'};"
-                f" got {one!r}, which is unknown or whose package is not installed."
+                f"report_to must be one of {', '.join(['none', *available])}; got {name!r}, "
+                "which is unknown or whose package is not installed."
             )
 
 
 def check_lora(model: str, lora: Any) -> None:
-    """Check that an adapter fits a model's layers, on a model without weights.
+    """Check that a LoRA configuration fits a model's layers, without loading the weights.
+
+    Args:
+        model: Model folder or name on the Hugging Face Hub.
+        lora: A PEFT `LoraConfig`.
 
     Raises:
-        ValueError: no layer has a name of `target_modules`, a layer cannot have an adapter, or the rank
-            is below 1.
+        ValueError: No layer matches `target_modules`, a layer does not support an adapter, or the
+            rank is below 1.
     """
     import torch
     from peft import get_peft_model
@@ -95,11 +105,11 @@ def check_lora(model: str, lora: Any) -> None:
     with torch.device("meta"):
         empty = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(model))
     names = lora.target_modules
+    targets = names if isinstance(names, str) else ",".join(sorted(names or ()))
     try:
         get_peft_model(empty, lora)
     except (ValueError, KeyError) as error:
         raise ValueError(
-            f"The adapter does not fit {model}: lora_r {lora.r}, lora_alpha {lora.lora_alpha}, "
-            f"lora_target_modules {names if isinstance(names, str) else ','.join(sorted(names or ()))} "
-            f"({error})."
+            f"The LoRA adapter does not fit {model}: lora_r {lora.r}, "
+            f"lora_alpha {lora.lora_alpha}, lora_target_modules {targets} ({error})."
         ) from None

@@ -1,8 +1,8 @@
-"""An outcome reward model (Cobbe et al. 2021, arXiv:2110.14168; the "ORM" of V-STaR's Section 4.4).
+"""Outcome reward models (Cobbe et al. 2021, arXiv:2110.14168; the "ORM" of V-STaR, Section 4.4).
 
-A sequence classifier with one output, trained by binary cross-entropy to tell right completions from
-wrong ones. TRL's RewardTrainer learns from pairs, so this is transformers' own Trainer, on which it
-rests, with the model's own loss.
+The model is a sequence classifier with one output, trained with binary cross-entropy to separate
+right completions from wrong ones. TRL's `RewardTrainer` learns from pairs, so this module uses
+transformers' `Trainer`, its base class, with the model's own loss.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -23,26 +23,33 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class LabeledCompletion:
-    """A completion, by its tokens, and whether it was right."""
+    """A completion's tokens with a label: right or wrong."""
 
     prompt: Text
     ids: tuple[int, ...]
+    """Token ids of the completion."""
     right: bool
     chat_template_kwargs: Mapping[str, Any] | None = None
-    """Variables of the chat template, for messages."""
+    """Variables of the chat template. Used when the prompt is messages."""
 
 
 def outcome_config(output_dir: Path, /, *, max_length: int, **options: Any) -> "TrainingArguments":
-    """transformers' `TrainingArguments` with the defaults of the other trainings here.
+    """Return transformers' `TrainingArguments` with selftaught's defaults.
+
+    Args:
+        output_dir: Folder for checkpoints.
+        max_length: Maximum number of tokens of a prompt with its completion.
+        options: Fields of `TrainingArguments`; they override the defaults.
 
     Raises:
-        ValueError: an option that they do not know.
+        ValueError: See `selftaught.training.options.checked_config`.
     """
     import torch
     from transformers import TrainingArguments
 
-    ours = {"use_cpu": not torch.accelerator.is_available(), "report_to": "none", "remove_unused_columns": False, "logging_nan_inf_filter": False,
-            "logging_steps": 1, "disable_tqdm": True, "save_total_limit": 1,
+    ours = {"use_cpu": not torch.accelerator.is_available(), "report_to": "none",
+            "remove_unused_columns": False, "logging_nan_inf_filter": False, "logging_steps": 1,
+            "disable_tqdm": True, "save_total_limit": 1,
             "dataloader_pin_memory": False, "ddp_find_unused_parameters": False}  # fmt: skip
     config = checked_config(
         "TrainingArguments", TrainingArguments,
@@ -62,10 +69,18 @@ def train_outcome(
     peft_config: "LoraConfig | None" = None,
     progress: Callable[[int], None] | None = None,
 ) -> Training:
-    """Train a classifier of right and wrong completions from a causal language model.
+    """Train a classifier of right and wrong completions, starting from a causal language model.
+
+    Args:
+        model: Model folder or name on the Hugging Face Hub.
+        judged: Labeled completions, of both labels.
+        config: Made with `outcome_config`.
+        out: Model folder to write.
+        peft_config: LoRA configuration. None trains all weights.
+        progress: Called with the number of optimizer steps just finished.
 
     Raises:
-        ValueError: there is nothing to tell apart, or nothing fits `max_length`.
+        ValueError: Only one label occurs, or no completion fits `max_length`.
     """
     _check_both([one.right for one in judged])
     max_length: int = config.max_length  # type: ignore[attr-defined]
@@ -92,7 +107,8 @@ def train_outcome(
 def _check_both(right: Sequence[float], which: str = "") -> None:
     if len(set(right)) < 2:
         raise ValueError(
-            f"Expected right and wrong completions to tell apart, got {len(right)} of one kind{which}."
+            f"Expected both right and wrong completions to train on, got {len(right)} with the "
+            f"same label{which}."
         )
 
 
@@ -117,6 +133,7 @@ def _trainer(*, peft_config: Any, **given: Any) -> Any:
         given["model"] = get_peft_model(given["model"], wanted)
     collate = DataCollatorWithPadding(given["processing_class"], return_tensors="pt")
     trainer = Trainer(**given, data_collator=collate)
-    # The model's own loss is a mean over its batch, so over several batches of a step it is to be one.
+    # The model's own loss is a mean over its batch, so the trainer must average it over the
+    # accumulated batches of a step.
     trainer.model_accepts_loss_kwargs = False
     return trainer

@@ -1,4 +1,4 @@
-"""Supervised fine-tuning, with loss on completions only: TRL's `SFTTrainer`."""
+"""Supervised fine-tuning with TRL's `SFTTrainer`, with loss on completions only."""
 
 import logging
 from array import array
@@ -18,14 +18,19 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 IGNORED = -100
-"""The label of a token without loss, in torch and transformers."""
+"""Label of tokens that are excluded from the loss, in torch and transformers."""
 
 
 def sft_config(output_dir: Path, /, **options: Any) -> "SFTConfig":
-    """TRL's own `SFTConfig`; what is set here suits small models on any device, all can be given.
+    """Return TRL's `SFTConfig` with selftaught's defaults, which suit small models on any device.
+
+    Args:
+        output_dir: Folder for checkpoints.
+        options: Fields of `SFTConfig`; they override the defaults.
 
     Raises:
-        ValueError: an option that TRL does not know, of another type, out of bounds or reserved.
+        ValueError: An option is unknown to TRL, has the wrong type, is out of bounds or is
+            reserved.
     """
     ours = {"dataset_kwargs": {"skip_prepare_dataset": True}}
     return trl_config("SFTConfig", output_dir, ours, options)
@@ -40,13 +45,22 @@ def train_sft(
     peft_config: "LoraConfig | None" = None,
     progress: Callable[[int], None] | None = None,
 ) -> Training:
-    """Fine-tune a model on examples, with loss on their completions only; LoRA is merged at the end.
+    """Fine-tune a model on examples, with loss on their completions only.
 
-    The model appears in `out` when training has ended and not before. Checkpoints go to
-    `config.output_dir`; repeating the call continues from the last whole one, to the same weights.
+    A LoRA adapter is merged into the model at the end. The model folder `out` is written only after
+    training has finished. Checkpoints are written to `config.output_dir`. Repeating an interrupted
+    call resumes from the last complete checkpoint and gives the same weights.
+
+    Args:
+        model: Model folder or name on the Hugging Face Hub.
+        examples: Prompts with their completions.
+        config: Made with `sft_config`.
+        out: Model folder to write.
+        peft_config: LoRA configuration. None trains all weights.
+        progress: Called with the number of optimizer steps just finished.
 
     Raises:
-        ValueError: no example, none that fits `config.max_length`, or a loss that is not finite.
+        ValueError: There are no examples, none fits `config.max_length`, or the loss is not finite.
     """
 
     def rows(tokenizer: "PreTrainedTokenizerBase") -> tuple[Sequence[Row], int]:
@@ -67,12 +81,18 @@ def train_rows(
     peft_config: "LoraConfig | None" = None,
     progress: Callable[[int], None] | None = None,
 ) -> Training:
-    """`train_sft` on rows of `input_ids` and `labels`, which the model's tokenizer makes.
+    """Fine-tune a model as in `train_sft`, on rows of `input_ids` and `labels`.
 
     Args:
-        make_rows: returns the rows, and how many were left out as too long.
-        made_of: what the rows are made of, as JSON has it or in records; another training in
-            `out` is known by it.
+        model: Model folder or name on the Hugging Face Hub.
+        make_rows: Function from the tokenizer to the rows and the number of rows that were left out
+            because they were too long.
+        made_of: The data that the rows are made from, as JSON values or records. Its hash
+            identifies the training in `out`.
+        config: Made with `sft_config`.
+        out: Model folder to write.
+        peft_config: LoRA configuration. None trains all weights.
+        progress: Called with the number of optimizer steps just finished.
     """
 
     def trainer(**given: Any) -> Any:
@@ -85,10 +105,15 @@ def train_rows(
 
 
 def fitting(rows: Sequence[Row], max_length: int | None, what: str) -> tuple[list[Row], int]:
-    """The rows of at most `max_length` tokens, and how many others there are.
+    """Return the rows of at most `max_length` tokens, and the number of longer rows.
+
+    Args:
+        rows: Rows with `input_ids`.
+        max_length: Maximum number of tokens; None keeps all rows.
+        what: Name of the rows in error messages, such as "completions".
 
     Raises:
-        ValueError: there are no rows, or none fits.
+        ValueError: There are no rows, or none fits.
     """
     if not rows:
         raise ValueError(f"Expected at least one of the {what} to train on, got none.")
@@ -101,20 +126,23 @@ def fitting(rows: Sequence[Row], max_length: int | None, what: str) -> tuple[lis
 def _none_fits(count: int, max_length: int | None, what: str) -> ValueError:
     return ValueError(
         f"All {count} {what} are longer than max_length={max_length} tokens; "
-        "raise max_length, or sample shorter rationales with a smaller max_tokens."
+        "increase max_length, or sample shorter rationales with a smaller max_tokens."
     )
 
 
 class TokenRows(Sequence[Row]):
-    """Rows of `input_ids` and `labels` in four bytes a token; the labels of a prompt are ignored."""
+    """A sequence of rows with `input_ids` and `labels`, stored in four bytes per token.
+
+    The labels of prompt tokens are `IGNORED`.
+    """
 
     def __init__(self) -> None:
         self._ids, self._ends, self._prompts = array("i"), array("q", [0]), array("q")
         self.from_text = 0
-        """Rows whose completion was tokenized from its text, not taken as it was sampled."""
+        """Number of rows whose completion was tokenized from text, not taken as sampled."""
 
     def append(self, ids: Sequence[int], prompt: int) -> None:
-        """Add a row of token ids, of which the first `prompt` bear no loss."""
+        """Add a row of token ids. The first `prompt` tokens are excluded from the loss."""
         self._ids.extend(ids)
         self._ends.append(len(self._ids))
         self._prompts.append(prompt)
@@ -138,15 +166,21 @@ class TokenRows(Sequence[Row]):
 def tokenized(
     examples: Sequence[Example], tokenizer: "PreTrainedTokenizerBase", max_length: int | None
 ) -> tuple[TokenRows, int]:
-    """Rows of `input_ids` and `labels`, and how many examples were longer than `max_length` tokens.
+    """Tokenize examples; return the rows and the number of examples longer than `max_length`
+    tokens.
 
-    The prompt's labels are ignored. What is learned are the tokens that were sampled, where the
-    example has them and they read as its completion; otherwise those of its text, and the token that
-    ends a text or, after messages, what the chat template ends an answer with. How many rows are made
-    from text is in `rows.from_text`.
+    The loss covers the completion only. Its tokens are the sampled ones if the example has them and
+    they decode to its completion. Otherwise the text is tokenized and ended: plain text with the
+    end-of-text token, messages as the chat template ends an answer. `rows.from_text` is the number
+    of rows that were made from text.
+
+    Args:
+        examples: Prompts with their completions.
+        tokenizer: The model's tokenizer.
+        max_length: Maximum number of tokens of a row; None keeps all rows.
 
     Raises:
-        ValueError: there are no examples, or none fits.
+        ValueError: There are no examples, or none fits.
     """
     if not examples:
         raise ValueError("Expected at least one example to train on, got none.")
@@ -162,8 +196,8 @@ def tokenized(
             rows.from_text += not sampled
     if foreign:
         logger.warning(
-            "%d of %d completions are tokenized from their text: to the tokenizer of %s their stored "
-            "tokens do not read as the text, so another tokenizer wrote them.",
+            "%d of %d completions are tokenized from their text, because their stored tokens do "
+            "not decode to it with the tokenizer of %s. They were sampled with another tokenizer.",
             foreign,
             len(examples),
             tokenizer.name_or_path or "the model",

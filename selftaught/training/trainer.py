@@ -1,7 +1,8 @@
-"""What every fine-tuning here shares: rows in, a model folder out, continued after a kill.
+"""The training loop that all kinds of fine-tuning share: token rows in, a model folder out.
 
-TRL, transformers and torch are imported inside the functions, so that a method's Config can be
-read (`--help`, `--dry-run`) without them.
+Training resumes from the last checkpoint when it was interrupted. TRL, transformers and torch are
+imported inside the functions, so that a method's configuration can be read (`--help`, `--dry-run`)
+without them.
 """
 
 import copy
@@ -33,49 +34,61 @@ DECIDING = (
     "per_device_train_batch_size", "gradient_accumulation_steps", "max_length", "bf16",
     "weight_decay", "max_grad_norm", "optim",
 )  # fmt: skip
-"""Options that decide the weights; a continued training must have the same."""
+"""Options that determine the resulting weights; they may not change when training is resumed."""
 PREFERENCES = ("beta", "loss_type", "label_smoothing")
-"""Those that only TRL's DPOConfig has."""
+"""Further such options, which only TRL's `DPOConfig` has."""
 LOGGED = ("step", "loss", "learning_rate", "rewards/accuracies", "rewards/margins")
 TOKENS = ("input_ids", "prompt_ids", "prompt_ids", "chosen_ids", "rejected_ids")
-"""The columns whose tokens a model reads in a pass; a preference's prompt is read twice."""
+"""Columns whose tokens count as read by the model; a preference's prompt is read twice."""
 
 
 @dataclass(frozen=True)
 class Training:
-    """What a fine-tuning did."""
+    """The result of a fine-tuning."""
 
     model: Path
+    """The model folder."""
     steps: int
+    """Number of optimizer steps."""
     loss: float
-    """Mean of the logged losses over all steps: of SFT, nats per supervised token."""
+    """Mean of the logged losses over all steps. For SFT: nats per supervised token."""
     trained_on: int
+    """Number of rows."""
     too_long: int
+    """Number of rows that were left out because they were longer than `max_length`."""
     log: list[dict[str, float]]
-    """`step`, `loss`, `learning_rate` as logged; of preferences also reward accuracy and margin."""
+    """Logged `step`, `loss`, `learning_rate`; for preferences also reward accuracy and margin."""
     tokens: int = 0
-    """Tokens read in all passes, prompts included."""
+    """Number of tokens read in all epochs, prompts included."""
     from_text: int = 0
-    """Examples whose completion was tokenized from its text, not taken as it was sampled."""
+    """Number of examples whose completion was tokenized from text because its sampled tokens were
+    not available."""
 
 
 def trl_config(kind: str, output_dir: Path, ours: dict[str, Any], options: dict[str, Any]) -> Any:
-    """TRL's config of this name with our defaults below the caller's options.
+    """Build a TRL config from selftaught's defaults and the caller's options.
+
+    Args:
+        kind: Name of the class, such as "SFTConfig".
+        output_dir: Folder for checkpoints.
+        ours: Defaults for this kind of training, in addition to those for all kinds.
+        options: The caller's options; they override the defaults.
 
     Raises:
-        ValueError: see `checked_config`.
+        ValueError: See `selftaught.training.options.checked_config`.
     """
     import torch
     import trl
 
     shared = {
-        "use_cpu": not torch.accelerator.is_available(),  # said, or bf16 is refused there
+        # Set explicitly, because otherwise bf16 is rejected on a machine without an accelerator.
+        "use_cpu": not torch.accelerator.is_available(),
         "report_to": "none",
         "bf16": False,
         "gradient_checkpointing": False,
         "remove_unused_columns": False,
-        "logging_nan_inf_filter": False,  # a loss that is not a number must be seen
-        "logging_steps": 1,  # so is each; and means over several would differ after a continuation
+        "logging_nan_inf_filter": False,  # a NaN loss must be logged, see `_callback`
+        "logging_steps": 1,  # means over several steps would differ after resuming
         "disable_tqdm": True,
         "save_total_limit": 1,
         "dataloader_pin_memory": False,
@@ -90,7 +103,13 @@ def trl_config(kind: str, output_dir: Path, ours: dict[str, Any], options: dict[
 
 
 def lora_config(*, r: int, alpha: int, target_modules: str) -> "LoraConfig":
-    """PEFT's own `LoraConfig` for a causal language model; "all-linear" takes every linear layer."""
+    """Return a PEFT `LoraConfig` for a causal language model.
+
+    Args:
+        r: Rank of the adapter.
+        alpha: Scaling of the adapter (`lora_alpha`).
+        target_modules: Names of layers, separated by commas, or "all-linear" for all linear layers.
+    """
     from peft import LoraConfig
 
     targets = target_modules if target_modules == "all-linear" else target_modules.split(",")
@@ -109,26 +128,34 @@ def fit(
     peft_config: "LoraConfig | None" = None,
     progress: Callable[[int], None] | None = None,
 ) -> Training:
-    """Fine-tune a model on rows, which its tokenizer makes; LoRA is merged at the end.
+    """Fine-tune a model on rows of token ids. A LoRA adapter is merged into the model at the end.
 
-    The model appears in `out` when training has ended and not before. Checkpoints go to
-    `config.output_dir`; repeating the call continues from the last whole one, to the same weights.
+    The model folder `out` is written only after training has finished. Checkpoints are written to
+    `config.output_dir`. Repeating an interrupted call resumes from the last complete checkpoint and
+    gives the same weights.
 
-    In a world of several processes (torchrun, accelerate, Ray Train) every one makes this call. Batch
-    size times accumulation is what a step takes in all of them together, so the world's size changes
-    neither the training nor what it is known by: see `shared_batch`. The first process writes.
+    In a distributed job (torchrun, accelerate, Ray Train), every process makes this call. The batch
+    size times gradient accumulation of `config` is the global batch size, so the number of
+    processes changes neither the result nor the identity of the training (see `shared_batch`). The
+    first process writes the files.
 
     Args:
-        make_rows: returns the rows, and how many were left out as too long.
-        made_of: what the rows are made of, as JSON has it or in records; another training in
-            `out` is known by it.
-        open_trainer: makes the trainer of `model`, `args`, `train_dataset`, `processing_class`,
+        model: Model folder or name on the Hugging Face Hub.
+        make_rows: Function from the tokenizer to the rows and the number of rows that were left out
+            because they were too long.
+        made_of: The data that the rows are made from, as JSON values or records. Its hash
+            identifies the training in `out`.
+        config: TRL or transformers training configuration.
+        open_trainer: Creates the trainer from `model`, `args`, `train_dataset`, `processing_class`,
             `peft_config` and `callbacks`.
-        load: opens the start model.
+        out: Model folder to write.
+        load: Loads the start model.
+        peft_config: LoRA configuration. None trains all weights.
+        progress: Called with the number of optimizer steps just finished.
 
     Raises:
-        ValueError: `out` holds a training on other rows, the loss is not finite, or the processes
-            cannot share a step equally.
+        ValueError: `out` contains a training with other data or options, the loss is not finite, or
+            the global batch cannot be divided equally among the processes.
     """
     checkpoints = Path(str(config.output_dir))
     made_from = _made_from(model, made_of, config, peft_config)
@@ -145,7 +172,7 @@ def fit(
 
     from selftaught.samplers.weights import check_weights
 
-    logging.disable_progress_bar()  # the bars of loading and saving would break ours
+    logging.disable_progress_bar()  # loading and saving would print over our progress bar
 
     check_weights(str(model))
     check_model_name(str(model))
@@ -163,43 +190,49 @@ def fit(
             args=config,
             train_dataset=_dataset(rows),
             processing_class=tokenizer,
-            peft_config=copy.deepcopy(peft_config),  # PEFT writes into it what "all-linear" is
-            callbacks=[_watcher(progress)],
+            peft_config=copy.deepcopy(peft_config),  # PEFT replaces "all-linear" in it
+            callbacks=[_callback(progress)],
         )
     trainer.remove_callback(PrinterCallback)
     if first:
         write_atomically(
             checkpoints / "made_from.json", json.dumps({"made_from": made_from}) + "\n"
         )
-    with _told_if_full(checkpoints):
-        result = trainer.train(resume_from_checkpoint=_continued(checkpoints, config))
-    finished = _finished(trainer, lambda: load(str(model)), peft_config)
-    done = _done(trainer, result, out, rows, too_long)
+    with _explain_full_disk(checkpoints):
+        result = trainer.train(resume_from_checkpoint=_checkpoint_to_resume(checkpoints, config))
+    finished = _merged_model(trainer, lambda: load(str(model)), peft_config)
+    summary = _summary(trainer, result, out, rows, too_long)
     if first:
-        with _told_if_full(out):
-            _save(finished, tokenizer, done, made_from)
+        with _explain_full_disk(out):
+            _save(finished, tokenizer, summary, made_from)
         shutil.rmtree(checkpoints, ignore_errors=True)
     trainer.accelerator.wait_for_everyone()
-    return done
+    return summary
 
 
 def shared_batch(size: int, batches: int, world: int) -> tuple[int, int]:
-    """Batch size and accumulated batches of each of `world` processes, for the same examples a step.
+    """Return batch size and gradient accumulation steps per process for the same global batch size.
 
-    Accumulation is divided as far as it goes, the batch for the rest: 8 x 16 over 8 processes is
-    8 x 2 in each, 48 x 1 over 2 is 24 x 1.
+    The accumulation steps are divided first, then the batch size. For example, 8 x 16 (batch size x
+    accumulation) becomes 8 x 2 on 8 processes, and 48 x 1 becomes 24 x 1 on 2 processes.
+
+    Args:
+        size: Batch size with one process.
+        batches: Gradient accumulation steps with one process.
+        world: Number of processes.
 
     Raises:
-        ValueError: the examples of a step cannot be shared equally; names numbers that can.
+        ValueError: The global batch cannot be divided equally. The message names numbers of
+            processes that work.
     """
     whole = size * batches
     if whole % world:
         fitting = [str(n) for n in range(1, whole + 1) if whole % n == 0]
         raise ValueError(
-            f"A step takes {whole} examples (per_device_train_batch_size {size} x "
-            f"gradient_accumulation_steps {batches}), which {world} processes cannot share equally. "
-            f"Give --num-processes {_either(fitting)}, or examples of a step that {world} divides, "
-            f"such as {whole + world - whole % world}."
+            f"The global batch size is {whole} (per_device_train_batch_size {size} x "
+            f"gradient_accumulation_steps {batches}), which {world} processes cannot share "
+            f"equally. Give --num-processes {_either(fitting)}, or a global batch size that is a "
+            f"multiple of {world}, such as {whole + world - whole % world}."
         )
     by = math.gcd(batches, world)
     return size // (world // by), batches // by
@@ -210,20 +243,22 @@ def _either(numbers: Sequence[str]) -> str:
 
 
 def _shared(config: Any) -> Any:
-    """The config of this process among all; one process trains on one device."""
+    """Return the config of one process of the job; each process trains on one device."""
     if config.world_size == 1:
         if config.n_gpu > 1:
-            config._n_gpu = 1  # or DataParallel would take as many batches as there are devices
+            config._n_gpu = (
+                1  # otherwise DataParallel multiplies the batch size by the number of devices
+            )
         return config
     size, batches = shared_batch(
         config.per_device_train_batch_size, config.gradient_accumulation_steps, config.world_size
     )
-    # Made anew, because accelerate's DeepSpeed reads these numbers when a config is made.
+    # A new config, because accelerate's DeepSpeed plugin reads these numbers when one is created.
     return replace(config, per_device_train_batch_size=size, gradient_accumulation_steps=batches)
 
 
-def _continued(folder: Path, config: Any) -> str | None:
-    """The checkpoint to continue from: the first process looks, and tells the others."""
+def _checkpoint_to_resume(folder: Path, config: Any) -> str | None:
+    """Return the checkpoint to resume from; the first process decides for all."""
     if config.world_size == 1:
         return _last_whole_checkpoint(folder)
     from accelerate.utils import broadcast_object_list
@@ -232,25 +267,29 @@ def _continued(folder: Path, config: Any) -> str | None:
     return broadcast_object_list(found)[0]
 
 
-def _finished(trainer: Any, load: Callable[[], Any], peft_config: "LoraConfig | None") -> Any:
-    """The trained model with all its weights, LoRA merged; of the first process, where they are spread."""
+def _merged_model(trainer: Any, load: Callable[[], Any], peft_config: "LoraConfig | None") -> Any:
+    """Return the trained model with all its weights and LoRA merged.
+
+    With FSDP or DeepSpeed, the first process gets the model and the others get None.
+    """
     from accelerate.utils import DistributedType
 
     accelerator, finished = trainer.accelerator, trainer.model
     if accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED):
-        weights = accelerator.get_state_dict(trainer.model_wrapped)  # all take part in this
+        weights = accelerator.get_state_dict(trainer.model_wrapped)  # a collective operation
         if not accelerator.is_main_process:
             return None
-        spread = accelerator.unwrap_model(trainer.model)
+        sharded = accelerator.unwrap_model(trainer.model)
         if accelerator.distributed_type == DistributedType.DEEPSPEED:
             from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
-            unset_hf_deepspeed_config()  # or loading would spread it again, and wait for the others
+            # Otherwise loading would shard the model again and wait for the other processes.
+            unset_hf_deepspeed_config()
         finished = load()
         if peft_config is not None:
             from peft import get_peft_model
 
-            finished = get_peft_model(finished, spread.peft_config["default"])
+            finished = get_peft_model(finished, sharded.peft_config["default"])
         finished.load_state_dict(weights)
     if peft_config is not None:
         finished = finished.merge_and_unload()
@@ -258,8 +297,8 @@ def _finished(trainer: Any, load: Callable[[], Any], peft_config: "LoraConfig | 
     return finished
 
 
-def _done(trainer: Any, result: Any, out: Path, rows: Sequence[Row], too_long: int) -> Training:
-    """What a training that has just ended did."""
+def _summary(trainer: Any, result: Any, out: Path, rows: Sequence[Row], too_long: int) -> Training:
+    """Return the result of a training that has just finished."""
     log = [
         {key: entry[key] for key in LOGGED if key in entry}
         for entry in trainer.state.log_history
@@ -268,19 +307,22 @@ def _done(trainer: Any, result: Any, out: Path, rows: Sequence[Row], too_long: i
     lengths = [sum(len(row[key]) for key in TOKENS if key in row) for row in rows]
     tokens = round(sum(lengths) * (trainer.state.epoch or 0))
     loss = _mean_loss(log, result.training_loss)
-    from_text = getattr(rows, "from_text", 0)  # only of rows that are made of examples
+    from_text = getattr(rows, "from_text", 0)  # only `TokenRows` have it
     return Training(out, result.global_step, loss, len(rows), too_long, log, tokens, from_text)
 
 
 def causal_lm(model: str) -> Any:
-    """A causal language model in float32, as training wants it."""
+    """Load a causal language model in float32 for training."""
     from selftaught.samplers.weights import load_model
 
     return load_model(model, dtype="float32")
 
 
 def _dataset(rows: Sequence[Row], part: int = 10_000) -> Any:
-    """The rows as a table; a part at a time, so that they are never all there as lists of numbers."""
+    """Return the rows as a `datasets.Dataset`.
+
+    It is built from parts, so that not all rows are in memory as lists of numbers at once.
+    """
     from datasets import Dataset, concatenate_datasets
 
     starts = range(0, len(rows), part)
@@ -289,7 +331,7 @@ def _dataset(rows: Sequence[Row], part: int = 10_000) -> Any:
 
 @contextmanager
 def _no_bars() -> Iterator[None]:
-    """Without the progress bars of datasets and TRL, which would break ours."""
+    """Disable the progress bars of datasets and TRL, which would print over ours."""
     from datasets.utils.logging import disable_progress_bar, enable_progress_bar
 
     before = os.environ.get("TQDM_DISABLE")
@@ -305,11 +347,11 @@ def _no_bars() -> Iterator[None]:
             os.environ["TQDM_DISABLE"] = before
 
 
-def _watcher(progress: Callable[[int], None] | None) -> Any:
-    """A callback that reports steps and stops at a loss that is not a number."""
+def _callback(progress: Callable[[int], None] | None) -> Any:
+    """Return a callback that reports progress and stops training at a loss that is not finite."""
     from transformers import TrainerCallback
 
-    class Watcher(TrainerCallback):
+    class StepCallback(TrainerCallback):
         def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             if progress and state.global_step:
                 progress(state.global_step)
@@ -325,15 +367,15 @@ def _watcher(progress: Callable[[int], None] | None) -> Any:
             if loss is not None and not math.isfinite(float(loss)):
                 raise ValueError(
                     f"The training loss is {loss} at step {state.global_step}. Lower learning_rate "
-                    f"(now {args.learning_rate:g}), or turn bf16 off; rollouts and earlier "
+                    f"(now {args.learning_rate:g}), or disable bf16. Rollouts and earlier "
                     "iterations are kept."
                 )
 
-    return Watcher()
+    return StepCallback()
 
 
 def _last_whole_checkpoint(folder: Path) -> str | None:
-    """The newest checkpoint written to its end; a torn one is removed, or it would be trusted."""
+    """Return the newest complete checkpoint; incomplete ones are deleted."""
     found = sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
     while found:
         newest = found.pop()
@@ -344,19 +386,20 @@ def _last_whole_checkpoint(folder: Path) -> str | None:
             continue
         for state in newest.glob("rng_state*.pth"):
             if not zipfile.is_zipfile(state):
-                state.unlink()  # another process was killed as it wrote it; only dropout wants it
+                # A process was killed while it wrote this file. Only dropout needs it.
+                state.unlink()
         return str(newest)
     return None
 
 
-def _mean_loss(log: Sequence[dict[str, float]], tracked_status: float) -> float:
-    """The mean of the logged losses: TRL's own figure covers a continued part only."""
-    return sum(row["loss"] for row in log) / len(log) if log else tracked_status
+def _mean_loss(log: Sequence[dict[str, float]], training_loss: float) -> float:
+    """Return the mean of the logged losses; TRL's `training_loss` covers only the resumed part."""
+    return sum(row["loss"] for row in log) / len(log) if log else training_loss
 
 
 @contextmanager
-def _told_if_full(folder: Path) -> Iterator[None]:
-    """Turn what torch and safetensors raise on a full disk into words."""
+def _explain_full_disk(folder: Path) -> Iterator[None]:
+    """Turn the errors that torch and safetensors raise on a full disk into an `OSError`."""
     from safetensors import SafetensorError
 
     try:
@@ -367,12 +410,13 @@ def _told_if_full(folder: Path) -> Iterator[None]:
             raise
         raise OSError(
             errno.ENOSPC,
-            f"Could not write to {folder}: {error}. Make room and repeat the command to continue",
+            f"Could not write to {folder}: {error}. "
+            "Free disk space and repeat the command to resume",
         ) from error
 
 
 def _made_from(model: str | Path, made_of: Any, config: Any, peft_config: Any) -> str:
-    """A hash of what decides the weights that come out: start model, examples and options."""
+    """Return a hash of everything that determines the weights: start model, data and options."""
     names = DECIDING + (PREFERENCES if hasattr(config, "beta") else ())
     options = {name: getattr(config, name) for name in names}
     lora = None
@@ -388,7 +432,7 @@ def _made_from(model: str | Path, made_of: Any, config: Any, peft_config: Any) -
 
 
 def _pieces(value: Any, depth: int) -> Iterator[str]:
-    """What `json.dumps` would write of a value and the records in it, whose lists may be long."""
+    """Yield the text that `json.dumps` would write, in pieces, because the lists may be long."""
     if not depth or not isinstance(value, list | tuple):
         yield json.dumps(
             value, ensure_ascii=True, sort_keys=True,
@@ -403,19 +447,19 @@ def _pieces(value: Any, depth: int) -> Iterator[str]:
 
 
 def _refuse_another(report: Path, made_from: str) -> None:
-    """Refuse to continue, or to take for finished, a training on other data or with other options."""
+    """Raise if a folder contains a training with another model, other data or other options."""
     if not report.exists():
         return
     found = json.loads(report.read_text(encoding="utf-8")).get("made_from")
     if found != made_from:
         raise ValueError(
             f"{report.parent} was made from another model, other examples or other options. "
-            "Give another folder, or delete it to train anew."
+            "Use another folder, or delete this one to train again."
         )
 
 
 def _save(model: Any, tokenizer: Any, done: Training, made_from: str) -> None:
-    """The model folder, as a whole or not at all; what the training did stands beside the weights."""
+    """Write the model folder atomically, with the training summary in `training.json`."""
     partial = done.model.with_name(done.model.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     model.save_pretrained(partial)

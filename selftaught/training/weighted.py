@@ -1,4 +1,4 @@
-"""Supervised fine-tuning with a weight on every token."""
+"""Supervised fine-tuning with a loss weight for every token."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -21,14 +21,21 @@ def train_weighted(
     peft_config: "LoraConfig | None" = None,
     progress: Callable[[int], None] | None = None,
 ) -> Training:
-    """Fine-tune on token rows in which every token's loss has a weight of its own.
+    """Fine-tune a model on token rows in which every token has its own loss weight.
+
+    The loss is the sum of weight times negative log-probability over the labeled tokens, divided by
+    the number of labeled tokens.
 
     Args:
-        rows: `input_ids`, `labels` and `weights`, equally long; the loss is the sum of weight times
-            negative log-probability over the tokens with a label, divided by their number.
+        model: Model folder or name on the Hugging Face Hub.
+        rows: Rows with `input_ids`, `labels` and `weights`, lists of equal length.
+        config: Made with `sft_config`.
+        out: Model folder to write.
+        peft_config: LoRA configuration. None trains all weights.
+        progress: Called with the number of optimizer steps just finished.
 
     Raises:
-        ValueError: no row, or none that fits `config.max_length`.
+        ValueError: There are no rows, or none fits `config.max_length`.
     """
 
     def made(tokenizer: Any) -> tuple[list[Row], int]:
@@ -40,7 +47,7 @@ def train_weighted(
 
 
 def _weighted_trainer(**given: Any) -> Any:
-    """An SFT trainer whose batches carry weights, and whose loss heeds them."""
+    """Create an SFT trainer whose batches contain `weights` and whose loss uses them."""
     import torch
     from trl import SFTTrainer
 
@@ -60,11 +67,13 @@ def _weighted_trainer(**given: Any) -> Any:
             loss_BT = torch.nn.functional.cross_entropy(
                 logits_BTV.transpose(1, 2), labels_BT, ignore_index=IGNORED, reduction="none"
             )
-            learned = (labels_BT != IGNORED).sum()
-            count = learned if num_items_in_batch is None else num_items_in_batch
+            labeled = (labels_BT != IGNORED).sum()
+            count = labeled if num_items_in_batch is None else num_items_in_batch
             loss = (loss_BT * weights_BT).sum() / count
             if num_items_in_batch is not None and self.args.average_tokens_across_devices:
-                loss = loss * self.accelerator.num_processes  # gradients are averaged over them
+                loss = (
+                    loss * self.accelerator.num_processes
+                )  # gradients are averaged over processes
             return (loss, out) if return_outputs else loss
 
     pad = given["processing_class"].pad_token_id
@@ -76,14 +85,14 @@ def _weighted_trainer(**given: Any) -> Any:
             filled = [row[key] + [fill] * (longest - len(row[key])) for row in rows]
             return torch.tensor(filled, dtype=dtype)
 
-        there = [
+        attention_mask = [
             [1] * len(row["input_ids"]) + [0] * (longest - len(row["input_ids"])) for row in rows
         ]
         return {
             "input_ids": padded("input_ids", pad, torch.long),
             "labels": padded("labels", IGNORED, torch.long),
             "weights": padded("weights", 0.0, torch.float32),
-            "attention_mask": torch.tensor(there),
+            "attention_mask": torch.tensor(attention_mask),
         }
 
     return Weighted(**given, data_collator=collate)
