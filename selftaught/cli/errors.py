@@ -128,7 +128,7 @@ def _words(error: BaseException, place: Path | None) -> str:
             words += f": {error.filename}"
         elif error.errno is not None and words == os.strerror(error.errno) and place is not None:
             words += f", while {place} was written"
-    if FULL in words and "make room" not in words:
+    if FULL in words and "Free space" not in words:
         words += (
             ". Free space on that disk, then repeat the command: it continues from what is stored."
         )
