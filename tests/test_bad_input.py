@@ -107,7 +107,7 @@ def test_task_options_of_another_type(tmp_path, tiny_model_dir, capsys):
     questions = jsonl(tmp_path / "q.jsonl", GOOD)
     code, words = star(capsys, tmp_path, tiny_model_dir, questions, "--task_options.seed", "blue")
     assert code == 2
-    assert "'seed' of the task 'question_file' wants int; got 'blue'" in words
+    assert "'seed' of the task 'question_file' must be int; got 'blue'" in words
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")

@@ -307,7 +307,7 @@ def test_unknown_kinds_splits_and_options(tmp_path):
         task.problems("dev")
     with pytest.raises(ValueError, match="no option 'col'"):
         open_task("question_file", path="x.csv", col="y")
-    with pytest.raises(ValueError, match="needs the option 'path'"):
+    with pytest.raises(ValueError, match="requires the option 'path'"):
         open_task("question_file")
 
 

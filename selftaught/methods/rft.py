@@ -76,7 +76,7 @@ class RftConfig(SeededConfig):
     """Criterion by which completions count as duplicates: the same "equations" in the same order
     (Algorithm 1), the same "numbers", the same "text", or a small edit distance ("edits")."""
     edits: float = 0.2
-    """With `--distinct_by edits`: the edit distance, as a share of the longer completion's characters,
+    """With `--distinct-by edits`: the edit distance, as a share of the longer completion's characters,
     up to which two completions are duplicates."""
     skip_gold_class: bool = False
     """Drop completions with the same equations as the problem's gold rationale. The authors' code keeps
