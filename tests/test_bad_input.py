@@ -87,7 +87,7 @@ def test_an_iteration_that_keeps_nothing_ends_with_code_3_and_says_why(
 ):
     code, words = star(capsys, tmp_path, tiny_model_dir, jsonl(tmp_path / "q.jsonl", GOOD))
     assert code == 3
-    assert "Nothing was kept: of 10 completions all were dropped" in words
+    assert "Nothing was kept: all 10 completions were dropped" in words
     assert "cut by length" in words
     assert "--max_tokens (now 8)" in words
     assert (tmp_path / "run/iteration-1/rollouts.jsonl").exists()
@@ -107,7 +107,7 @@ def test_task_options_of_another_type(tmp_path, tiny_model_dir, capsys):
     questions = jsonl(tmp_path / "q.jsonl", GOOD)
     code, words = star(capsys, tmp_path, tiny_model_dir, questions, "--task_options.seed", "blue")
     assert code == 2
-    assert "'seed' of the task 'question_file' wants int; got 'blue'" in words
+    assert "'seed' of the task 'question_file' must be int; got 'blue'" in words
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")

@@ -187,13 +187,13 @@ def test_nothing_to_grade_or_to_learn_from_is_told(tmp_path: Path):
     empty, out = tmp_path / "empty.jsonl", tmp_path / "out.jsonl"
     empty.write_text('{"format": "x"}\n')
     out.write_text("as it was")
-    with pytest.raises(ValueError, match=r"There are no rollouts in .*empty\.jsonl"):
+    with pytest.raises(ValueError, match=r"Expected rollouts in .*empty\.jsonl; got none"):
         grade_stores([empty], out, "arithmetic", {})
     wrong = replace(rollouts(1)[0], completion="#3", finish_reason="stop")
     write_jsonl(empty, grade([wrong] * 3, open_task("arithmetic")))
-    with pytest.raises(NothingToLearn, match="None of 3 rollouts passed: sound, correct"):
+    with pytest.raises(NothingToLearn, match="None of 3 rollouts passed the filters: sound, correct"):
         choose([empty], out, ["sound", "correct"], STYLE)
-    with pytest.raises(ValueError, match="No task is called 'nonsense'"):
+    with pytest.raises(ValueError, match="Unknown task 'nonsense'"):
         grade_stores([empty], out, "nonsense", {})
     assert out.read_text() == "as it was"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["empty.jsonl", "out.jsonl"]
@@ -203,7 +203,7 @@ def test_a_process_that_ends_is_told_of(tmp_path: Path, capfd):
     (path, *_) = stores(tmp_path, rollouts(9))
     with pytest.raises(ChildProcessError, match=r"reading .*store 0\.jsonl ended with exit code 1"):
         list(bulk._done({"grade": "nonsense", "options": {}}, bulk._blocks([path]), 2))
-    assert "No task is called 'nonsense'" in capfd.readouterr().err
+    assert "Unknown task 'nonsense'" in capfd.readouterr().err
 
 
 @pytest.mark.parametrize("answer", ["x", "2"])

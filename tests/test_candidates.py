@@ -52,7 +52,7 @@ def test_candidates_stand_by_problem_in_their_order():
     assert found.answers[1] == ["no", "yes", None, "no"]
     assert found.n == 4
     assert candidates_of(ROLLOUTS[:-1]).n == 3
-    with pytest.raises(ValueError, match="problem 'one' is not graded"):
+    with pytest.raises(ValueError, match="problem 'one' has no outcome"):
         candidates_of([rolled(ONE, "7", None)])
     with pytest.raises(ValueError, match="got none"):
         candidates_of([])
@@ -97,7 +97,7 @@ def test_weights_are_relative_so_that_small_probabilities_stay():
 
 @pytest.mark.parametrize("way", ["best", "weighted"])
 def test_scores_are_wanted_where_they_choose(way):
-    with pytest.raises(ValueError, match=f"Choosing by '{way}' wants scores"):
+    with pytest.raises(ValueError, match=f"scores for the choice '{way}'"):
         chosen(candidates_of(ROLLOUTS), way, 2)
 
 

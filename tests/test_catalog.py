@@ -76,8 +76,8 @@ def test_a_task_in_a_file_is_opened_by_its_function(tmp_path: Path, monkeypatch,
                 open_task("my_task.py:make", cuont=2)
     for name, want in {
         "my_task.py:nothing": "must return a Task, got int",
-        "my_task.py:absent": "has no function 'absent'",
-        "absent.py:make": "There is no file 'absent.py'",
+        "my_task.py:absent": "Expected a function 'absent'",
+        "absent.py:make": "the file 'absent.py' does not exist",
     }.items():
         with pytest.raises(ValueError, match=want):
             open_task(name)

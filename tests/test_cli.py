@@ -121,7 +121,7 @@ def test_tasks_and_the_options_of_each_are_listed(tmp_path: Path, capsys):
     ("arguments", "told"),
     [
         (["star", "--no_such_option", "1"], "no-such-option"),
-        (["star", "--task", "nonsense", "--out", "r"], "No task is called 'nonsense'"),
+        (["star", "--task", "nonsense", "--out", "r"], "Unknown task 'nonsense'"),
         (["star", "--task_options.digit", "3", "--out", "r"], "has no option 'digit'"),
         (["star", "--iterations", "0", "--out", "r"], "iterations must be at least 1"),
         (["star", "--prompt", "poetry"], "poetry"),

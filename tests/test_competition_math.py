@@ -56,7 +56,7 @@ def test_a_broken_folder_is_named_with_its_line(folder: Path) -> None:
     with pytest.raises(ValueError, match=r"line 1: expected a solution with its answer in .boxed"):
         competition_math(str(folder)).problems("train")
     (folder / "train.jsonl").write_text('{"question": "p"}\n')
-    with pytest.raises(ValueError, match=r"line 1: expected the texts \"problem\""):
+    with pytest.raises(ValueError, match=r"line 1: expected the text fields \"problem\""):
         competition_math(str(folder)).problems("train")
 
 

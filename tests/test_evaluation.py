@@ -157,7 +157,7 @@ def test_nothing_and_what_is_ungraded_cannot_be_evaluated():
         evaluation_from([], DOUBLES, name="test")
     ungraded = Rollout(PROBLEMS[0], "", "", "stop", "m", 0)
     with pytest.raises(
-        ValueError, match="'double-3' is not graded; pass the rollouts through `grade`"
+        ValueError, match="'double-3' has no outcome; call grade"
     ):
         evaluation_from([ungraded], DOUBLES, name="test")
 

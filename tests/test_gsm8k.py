@@ -78,7 +78,7 @@ def test_an_unknown_split_names_those_there_are(small):
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ('{"question": "q", "answer": "no mark"}', r"line 1: .*ends in \"#### \""),
+        ('{"question": "q", "answer": "no mark"}', r"line 1: .*ends with \"#### \""),
         ('{"question": "q", "answer": "#### many"}', r"line 1: .*#### many"),
         ('{"question": "q"}', "line 1: .*got the fields 'question'"),
         ('{"question": ', "line 1: expected one JSON object"),

@@ -220,16 +220,16 @@ def test_every_scored_task_finds_its_golds_right_and_the_golds_of_others_not_alw
     ("name", "options", "message"),
     [
         ("chain_sums", {}, "no task 'chain_sums'; did you mean chain_sum"),
-        ("chain_sum", {"config": {"terms": 3}}, "refused the config of chain_sum: .*terms"),
-        ("chain_sum", {"config": {"min_terms": 5, "max_terms": 2}}, "refused the config"),
-        ("chain_sum", {"config": {"seed": 3}}, "config must not hold seed"),
-        ("chain_sum", {"train": 0}, "at least 1 problem; got 0"),
+        ("chain_sum", {"config": {"terms": 3}}, "Invalid config of the reasoning-gym task chain_sum: .*terms"),
+        ("chain_sum", {"config": {"min_terms": 5, "max_terms": 2}}, "Invalid config"),
+        ("chain_sum", {"config": {"seed": 3}}, "config must not contain seed"),
+        ("chain_sum", {"train": 0}, "must be at least 1; got 0"),
         (
             "chain_sum",
             {"train": 500, "config": {"max_terms": 2, "min_digits": 1, "max_digits": 1}},
-            "gave only [0-9]+ new problems .* 500 are wanted; ask for fewer",
+            "Expected 500 different problems of chain_sum, got [0-9]+ .* Use fewer problems",
         ),
-        ("graph_color", {}, "without a gold answer"),
+        ("graph_color", {}, "Expected problems with a gold answer"),
     ],
 )
 def test_what_cannot_be_drawn_is_said(name, options, message):

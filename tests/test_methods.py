@@ -531,7 +531,7 @@ def test_rollouts_of_another_model_are_refused(rft: Path, tmp_path: Path):
     out = tmp_path / "other"
     out.mkdir()
     (out / "rollouts.jsonl").write_bytes((rft / "rollouts.jsonl").read_bytes())
-    with pytest.raises(ValueError, match="holds rollouts made otherwise"):
+    with pytest.raises(ValueError, match="made with other settings"):
         run_rft(RftConfig.small(**(SMALL | {"seed": 3}), out=out, k=[2]))
 
 

@@ -116,7 +116,7 @@ def test_the_dry_run_and_the_run_refuse_the_same(
         ("vstar", ["--verifier_learning_rate", "0"], "learning_rate must be above 0"),
         ("vstar", ["--beta", "0"], "beta must be above 0"),
         ("step-dpo", ["--dpo_training.output_dir", "/x"], "'output_dir' cannot be given"),
-        ("step-dpo", ["--sizes", "1000"], "sizes asks for 1000 training problems"),
+        ("step-dpo", ["--sizes", "1000"], "number of training problems; got 1000"),
         ("step-dpo", ["--dpo_max_steps", "0"], "max_steps must be at least 1"),
         ("compare", ["--star.no_such", "1"], "The method 'star' has no option 'no_such'"),
         ("compare", ["--star.iterations", "many"], "'iterations' of the method 'star' must be int"),
@@ -209,7 +209,7 @@ def test_some_prompts_longer_than_max_length_are_counted_and_all_are_refused(
         assert main(words) == 0
         count = sum(length + 2 > 30 for length in lengths)
         assert count == 10
-        assert f"{count} of 40 training prompts leave no room" in capsys.readouterr().out
+        assert f"{count} of 40 training prompts leave no tokens" in capsys.readouterr().out
 
 
 def test_settings_of_a_run_that_is_there_are_compared(tiny_model_dir, questions, capsys):

@@ -60,7 +60,7 @@ def test_files_given_for_splits_are_used_whole_and_leave_train(tmp_path):
     train = written(tmp_path, ROWS)
     held = written(tmp_path, ROWS[5:8], "held.jsonl")
     task = question_file(train, test=held)
-    with pytest.warns(UserWarning, match="3 questions were left out"):
+    with pytest.warns(UserWarning, match="3 questions were removed"):
         assert [problem.gold for problem in task.problems("test")] == ["10", "12", "14"]
     assert len(everything(task)) == 30
 
@@ -170,7 +170,7 @@ def test_worked_examples_of_a_file_are_shown_and_end_in_their_answers(tmp_path):
 def test_worked_examples_are_not_asked(tmp_path):
     shots = [{**ROWS[4], "rationale": "4 + 4 = 8."}]
     task = question_file(written(tmp_path, ROWS), shots=written(tmp_path, shots, "shots.jsonl"))
-    with pytest.warns(UserWarning, match="1 questions were left out"):
+    with pytest.warns(UserWarning, match="1 questions were removed"):
         assert len(everything(task)) == 29
 
 
@@ -196,7 +196,7 @@ def test_a_missing_file(tmp_path):
 
 def test_a_file_of_another_kind(tmp_path):
     (tmp_path / "q.txt").write_text("hello", encoding="utf-8")
-    refused(tmp_path / "q.txt", r"ends in \.jsonl, \.json, \.csv, \.parquet")
+    refused(tmp_path / "q.txt", r"extensions \.jsonl, \.json, \.csv, \.parquet")
 
 
 @pytest.mark.parametrize("name", ["q.jsonl", "q.csv", "q.json"])
@@ -239,17 +239,17 @@ def test_a_value_that_is_no_text_or_number(tmp_path, value):
 
 def test_an_id_that_stands_twice(tmp_path):
     rows = [{**row, "id": 5} for row in ROWS[:2]]
-    refused(written(tmp_path, rows), "'5' stands twice, at .*line 1 and at .*line 2", id="id")
+    refused(written(tmp_path, rows), "the id '5' is at .*line 1 and at .*line 2", id="id")
 
 
 def test_a_question_with_two_golds(tmp_path):
     rows = [ROWS[1], {**ROWS[1], "answer": 5}]
-    refused(written(tmp_path, rows), "two gold answers, '2' at .*line 1 and '5' at .*line 2")
+    refused(written(tmp_path, rows), "one gold answer per question; .* '2' at .*line 1 and '5' at .*line 2")
 
 
 def test_a_repeated_question_is_asked_once_and_said(tmp_path):
     task = question_file(written(tmp_path, [*ROWS, ROWS[3]]))
-    with pytest.warns(UserWarning, match="1 repeated questions were left out"):
+    with pytest.warns(UserWarning, match="1 repeated questions were removed"):
         assert len(everything(task)) == 30
 
 
@@ -266,7 +266,7 @@ def test_broken_lines_are_named(tmp_path):
     [
         (b"question,answer\na,1\n\xe4,2\n", "line 3: expected UTF-8 text, got byte 0xe4"),
         (b"question,answer\na,1,2\n", "line 2: expected 2 values, as in the first line, got 3"),
-        (b"question,question\na,1\n", "line 1: a column name stands twice"),
+        (b"question,question\na,1\n", "line 1: expected unique column names"),
         (b'question,answer\n"a"b,1\n', "line 2: expected CSV, got"),
     ],
 )
@@ -297,7 +297,7 @@ def test_a_data_set_the_hub_does_not_have(monkeypatch):
     stand_in.load_dataset = load_dataset  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "datasets", stand_in)
     monkeypatch.setattr("selftaught.tasks.rows.check_data_set", lambda name: None)
-    refused("someone/none", "neither a file here nor .*Couldn't reach", FileNotFoundError)
+    refused("someone/none", "not a local file .*Couldn't reach", FileNotFoundError)
 
 
 def test_unknown_kinds_splits_and_options(tmp_path):
@@ -307,7 +307,7 @@ def test_unknown_kinds_splits_and_options(tmp_path):
         task.problems("dev")
     with pytest.raises(ValueError, match="no option 'col'"):
         open_task("question_file", path="x.csv", col="y")
-    with pytest.raises(ValueError, match="needs the option 'path'"):
+    with pytest.raises(ValueError, match="requires the option 'path'"):
         open_task("question_file")
 
 

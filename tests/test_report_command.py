@@ -35,9 +35,9 @@ def test_the_page_of_quiet_star_is_left_as_its_training_wrote_it(tmp_path: Path,
 @pytest.mark.parametrize(
     ("config", "files", "told"),
     [
-        (None, {"status__json": json.dumps({"method": "Quiet-STaR"})}, "Quiet-STaR that has not ended"),
-        (PAUSE, {"pauses-10__jsonl": "", "run__lock": ""}, "measurements with pauses"),
-        (None, {"config__json": "{}", "model__safetensors": ""}, "is a model"),
+        (None, {"status__json": json.dumps({"method": "Quiet-STaR"})}, "has not finished"),
+        (PAUSE, {"pauses-10__jsonl": "", "run__lock": ""}, "measurements with pause tokens"),
+        (None, {"config__json": "{}", "model__safetensors": ""}, "got the model"),
         (None, {"rollouts__jsonl": "", "graded__jsonl": ""}, "single stages (graded.jsonl, rollouts.jsonl)"),
         (None, {}, "is not a run folder"),
         ({"model": "m", "something": 1}, {}, "is no run of STaR"),

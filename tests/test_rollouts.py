@@ -156,7 +156,7 @@ def test_completions_begun_are_passed_on_unit_by_unit(tmp_path: Path):
 def test_a_store_of_other_completions_begun_is_refused(tmp_path: Path, before, now):
     store = tmp_path / "rollouts.jsonl"
     collect(continuing(), PROBLEMS, STYLE, TWO, store=store, prefix_tokens=before)
-    with pytest.raises(ValueError, match="What differs: the completions begun"):
+    with pytest.raises(ValueError, match="Different: the prefix tokens of the completions"):
         collect(continuing(), PROBLEMS, STYLE, TWO, store=store, prefix_tokens=now)
 
 
@@ -357,7 +357,7 @@ def test_a_store_whose_lines_were_changed_is_refused(tmp_path: Path, rows: int, 
             collect(echo(), PROBLEMS, STYLE, TWO, store=store)
             assert store.read_bytes() == b"".join(whole)
             continue
-        with pytest.raises(ValueError, match="lines are missing, stand twice or were changed"):
+        with pytest.raises(ValueError, match="lines are missing, repeated or changed"):
             collect(echo(), PROBLEMS, STYLE, TWO, store=store)
 
 

@@ -181,15 +181,15 @@ def test_solutions_of_others_are_refused_and_left_alone(tmp_path: Path):
     before = out.read_bytes()
     for solver, questions, match in (
         (Scripted(n=3), QUESTIONS, "by other models or options; give another file"),
-        (Scripted(), ["one", "zwei", "three"], "answers other questions"),
-        (Scripted(), QUESTIONS[:2], "answers other questions"),
+        (Scripted(), ["one", "zwei", "three"], "got other questions"),
+        (Scripted(), QUESTIONS[:2], "got other questions"),
     ):
         with pytest.raises(ValueError, match=match):
             solve_file(solver, questions, out)
         assert not solver.asked
         assert out.read_bytes() == before
     out.write_text("12+34\n")
-    with pytest.raises(ValueError, match="holds something else"):
+    with pytest.raises(ValueError, match="got other content"):
         solve_file(Scripted(), QUESTIONS, out)
     out.write_bytes(before.replace(b'{"question": "one"', b'"question": "one"'))
     with pytest.raises(ValueError, match=r"out.jsonl, line 2: expected one JSON object"):
@@ -236,10 +236,10 @@ def test_questions_are_read_from_lines_or_from_a_column(tmp_path: Path):
 @pytest.mark.parametrize(
     ("name", "content", "match"),
     [
-        ("q.txt", b"", "q.txt holds no question"),
-        ("q.txt", b" \n\n", "q.txt holds no question"),
+        ("q.txt", b"", "q.txt: expected at least one question"),
+        ("q.txt", b" \n\n", "q.txt: expected at least one question"),
         ("q.txt", b"12+34\n\xff\n", r"q.txt: expected UTF-8 text, got byte 0xff at byte 6"),
-        ("q.jsonl", b"", "q.jsonl holds no question"),
+        ("q.jsonl", b"", "q.jsonl: expected at least one question"),
         ("q.jsonl", b'{"question": "1+1"}\n{"text": "1", "id": 2}', r"row 2: .* got the columns text, id"),
         ("q.jsonl", b'{"question": "\\udc80"}', r"row 1: .*'question', got half a character"),
         ("q.jsonl", b'{"question": 7}', r"row 1: expected a text in the column question"),

@@ -143,7 +143,7 @@ def row(iteration: int, right: int) -> dict:
         ([2, 5, 4], 1, None),
         ([2, 5, 5, 4], 1, "no gain in 2 iterations"),  # an equal is no gain
         ([2, 5, 4, 6], 3, None),
-        ([2, 10], 1, "every validation problem is right"),
+        ([2, 10], 1, "every validation problem is solved"),
         ([5, 4, 3], 0, "no gain in 2 iterations"),
         ([1, 2, 3, 4, 5], 4, "the limit of 4 iterations"),
     ],

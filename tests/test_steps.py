@@ -141,7 +141,7 @@ def test_a_step_ends_with_a_string_of_ones_own():
 
 @pytest.mark.parametrize("separator", ["", "\ufffd"])
 def test_what_separates_nothing_is_refused(separator):
-    with pytest.raises(ValueError, match="expected a separator"):
+    with pytest.raises(ValueError, match="separator must have"):
         split("a", "separator", separator)
     with pytest.raises(ValueError, match="newline, sentence, numbered, separator; got 'word'"):
         split("a", "word")
@@ -381,9 +381,9 @@ def test_the_first_pit_by_hand(values, lowest_value, lowest_advantage, first_zer
 
 
 def test_no_values_and_no_rule_are_refused():
-    with pytest.raises(ValueError, match="at least the value before any step"):
+    with pytest.raises(ValueError, match="must contain the value before the first step"):
         advantages([])
-    with pytest.raises(ValueError, match="first_zero as rule; got 'lowest'"):
+    with pytest.raises(ValueError, match="first_zero; got 'lowest'"):
         first_pit([1, 0], "lowest")
 
 
@@ -412,9 +412,9 @@ def test_a_valued_rollout_comes_back_from_json():
 @pytest.mark.parametrize(
     ("changed", "said"),
     [
-        ({"ends": (7, 12)}, r"grow to 21 tokens; got \(7, 12\)"),
-        ({"ends": (12, 7, 21)}, "grow to 21 tokens"),
-        ({"values": (1.0, 0.0)}, "expected 4 values and counts for 3 steps; got 2 values"),
+        ({"ends": (7, 12)}, r"end with 21, the number of tokens; got \(7, 12\)"),
+        ({"ends": (12, 7, 21)}, "must increase and end with 21"),
+        ({"values": (1.0, 0.0)}, "Expected 4 values and counts for 3 steps; got 2 values"),
     ],
 )
 def test_ends_and_values_that_do_not_fit_are_refused(changed, said):
@@ -422,7 +422,7 @@ def test_ends_and_values_that_do_not_fit_are_refused(changed, said):
     with pytest.raises(ValueError, match=said):
         ValuedRollout.from_dict(row)
     row["rollout"]["token_ids"] = None
-    with pytest.raises(ValueError, match="exactly what the model produced"):
+    with pytest.raises(ValueError, match="slices of the sampled token ids"):
         ValuedRollout.from_dict(row)
 
 
@@ -470,7 +470,7 @@ def test_a_truncated_pair_ends_neither_side_unless_all_is_kept():
     assert shorter is not None and shorter.chosen == "40 + 3\n"
     whole = truncated_pair(valued(), 1, Chosen(RIGHT_IDS[:-1], (7, 12, 18)), kept=9, **told)
     assert whole is not None and whole.chosen_ids == RIGHT_IDS
-    with pytest.raises(ValueError, match="keep at least 1 step"):
+    with pytest.raises(ValueError, match="kept must be at least 1 step"):
         truncated_pair(valued(), 1, RIGHT, kept=0, **told)
 
 
@@ -495,7 +495,7 @@ def test_every_right_text_makes_a_preference_in_each_form():
     assert pair == prefix_pair(valued(), 0, RIGHT, decode=character_decode, end=END)
     (pair,) = step_preferences(valued(), form="truncated", chosen=[RIGHT], kept=2, **told)
     assert (pair.chosen, pair.rejected) == ("40 + 3\n= 43\n", "40 - 3\n")
-    with pytest.raises(ValueError, match="prefix, step, truncated as form; got 'both'"):
+    with pytest.raises(ValueError, match="form must be one of prefix, step, truncated; got 'both'"):
         step_preferences(valued(), form="both", chosen=[], **told)
 
 

@@ -111,7 +111,7 @@ def test_a_reward_is_against_the_reference(tiny_model_dir: Path, other_model_dir
 @pytest.mark.parametrize("options", [{"score": "reward"}, {"reference": "m"},
                                      {"score": "mean", "reference": "m"}])  # fmt: skip
 def test_a_reward_wants_a_reference_and_no_other_score_does(tiny_model_dir: Path, options):
-    with pytest.raises(ValueError, match='score "reward" is against a reference'):
+    with pytest.raises(ValueError, match='reference model with the score "reward"'):
         Verifier(tiny_model_dir, **options)
 
 
@@ -128,7 +128,7 @@ def test_tokens_of_another_tokenizer_are_scored_as_text_and_told(
     with caplog.at_level(logging.WARNING), Verifier(tiny_model_dir) as verifier:
         found = verifier.score([foreign, *(one for one, _ in written)], STYLE)
     assert found[0] == pytest.approx(naive(tiny_model_dir, SUM, tokens), abs=1e-3)
-    assert f"1 of {len(written) + 1} completions were tokenized anew" in caplog.text
+    assert f"1 of {len(written) + 1} completions were tokenized again" in caplog.text
     assert str(tiny_model_dir) in caplog.text
 
 

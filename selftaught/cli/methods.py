@@ -23,12 +23,12 @@ from selftaught.runs.folder import ProgressReporter, Row, read_json, read_rows
 
 @dataclass(frozen=True)
 class DryRun:
-    """An option of every method."""
+    """The option `--dry-run`, which every method has."""
 
     heading: ClassVar[str] = "run"
 
     dry_run: bool = False
-    """Check everything, print the plan and the first prompt, and stop."""
+    """Check all options and inputs, print the plan and the first prompt, and stop."""
 
 
 def add_arguments(command: str, parser: ArgumentParser, given: Sequence[str]) -> Sequence[type]:
@@ -37,11 +37,11 @@ def add_arguments(command: str, parser: ArgumentParser, given: Sequence[str]) ->
     Without --model or --config the defaults are those of the model in this package.
     """
     config = METHODS[command].config
-    parser.add_argument("--method", type=str, default=command)  # in the config.yaml of a run
+    parser.add_argument("--method", type=str, default=command)  # `config.yaml` contains it
     classes = add_options(parser, config, DryRun)
     named = {one.split("=")[0] for one in given}
     if not named & {"--model", "--config"}:
-        # The number of completions at a time is an option of the default sampler only.
+        # `small()` sets an option (`batch_size`) that only the default sampler has.
         small = config.small(**({"sampler_options": {}} if "--sampler" in named else {}))
         parser.set_defaults({one.name: getattr(small, one.name) for one in fields(small)})
     return classes
@@ -52,7 +52,8 @@ def run(command: str, options: Namespace) -> int:
     method, values = METHODS[command], values_of(options)
     if (named := values.pop("method")) != command:
         raise ValueError(
-            f"--config holds the options of {named!r}. Repeat it with: selftaught {named} --config FILE"
+            f"Expected options of {command!r} in the --config file, got those of {named!r}. Use: "
+            f"selftaught {named} --config FILE"
         )
     dry_run = values.pop("dry_run")
     config = method.config(**values)
@@ -74,8 +75,8 @@ def run(command: str, options: Namespace) -> int:
 
 
 def stage_line(row: Row) -> str:
-    """One line on a finished stage."""
-    if "name" not in row:  # of STaR, inside a comparison
+    """Return the line that reports a finished stage."""
+    if "name" not in row:  # a row of STaR inside a comparison
         return f"STaR, iteration {row['iteration']}"
     seconds = f"{sum(row.get('seconds', {}).values()):.0f} s"
     parts = []
@@ -91,7 +92,7 @@ def stage_line(row: Row) -> str:
 
 
 def ending(config: MethodConfig, summary: Row) -> str:
-    """The results, and where everything is."""
+    """Return the results and the paths of the outputs."""
     lines = [(config.out / "report.md").read_text(encoding="utf-8")]
     if "best model" in summary:
         lines.append(f"Model   {summary['best model']}")
@@ -103,12 +104,12 @@ def ending(config: MethodConfig, summary: Row) -> str:
 def _places(out: Path) -> list[str]:
     return [
         f"Page    {out / 'report.html'}",
-        f"Run     {out}  (every rollout, every metric; repeat the command to continue)",
+        f"Run     {out}  (all rollouts and metrics; repeat the command to continue)",
     ]
 
 
 def iteration_line(row: Row) -> str:
-    """One line on a finished iteration of STaR."""
+    """Return the line that reports a finished iteration of STaR."""
     mean = Evaluation.from_dict(row["validation"]).group_mean
     held_out = f"held-out {mean.accuracy:.1%} [{mean.low:.1%}, {mean.high:.1%}]"
     seconds = f"{sum(row['seconds'].values()):.0f} s"
@@ -127,7 +128,7 @@ def iteration_line(row: Row) -> str:
 
 
 def star_ending(config: MethodConfig, summary: Row) -> str:
-    """The results of STaR, where everything is, and what to do next."""
+    """Return the results of STaR, the paths of the outputs, and the next commands."""
     out, best_model = config.out, summary["best model"]
     base, best = (
         Evaluation.from_dict(summary["test"][name]).group_mean for name in ("base", "best")
@@ -151,7 +152,7 @@ def star_ending(config: MethodConfig, summary: Row) -> str:
 
 
 def _asked(config: MethodConfig) -> str:
-    """The flags that ask the same questions in the same way."""
+    """Return the flags with which `selftaught evaluate` uses the same task and prompts."""
     flags = task_flags(config.task, config.task_options)
     if config.prompt != "few_shot":
         flags += f" --prompt {config.prompt}"
@@ -166,8 +167,7 @@ def report_of(folder: Path) -> Callable[[Path], Path] | None:
     """Return the function that writes the page of a run folder; None for an unfinished STaR folder.
 
     Raises:
-        ValueError: the folder is another command's, whose page is written by that command or which has
-            none; says where its results are.
+        ValueError: the folder was not made by a method; the message says where its results are.
     """
     if (name := method_of_folder(folder)) is not None:
         return METHODS[name].report
@@ -177,19 +177,19 @@ def report_of(folder: Path) -> Callable[[Path], Path] | None:
         return _quiet_page
     if "pauses" in options:
         raise ValueError(
-            f"{folder} holds measurements with pauses, which have no page. Repeat the command with "
-            f"--config {config} to print their table; nothing is measured again."
+            f"{folder} contains measurements with pause tokens, which have no page. Repeat the command "
+            f"with --config {config} to print their table; nothing is measured again."
         )
     if (folder / "config.json").is_file():
         raise ValueError(
-            f"{folder} is a model. Give the run folder that it is in, or measure it: selftaught "
-            f"evaluate --model {folder}."
+            f"Expected a run folder, got the model {folder}. Give the run folder that contains it, or "
+            f"measure the model: selftaught evaluate --model {folder}."
         )
     stores = sorted(path.name for path in folder.glob("*.jsonl"))
     if stores and not options and "metrics.jsonl" not in stores:
         raise ValueError(
-            f"{folder} holds stores of single stages ({', '.join(stores[:3])}) and no run; only runs "
-            "have a page. `selftaught evaluate` prints a table."
+            f"Expected a run folder, got {folder} with the outputs of single stages "
+            f"({', '.join(stores[:3])}). Only runs have a page; `selftaught evaluate` prints a table."
         )
     return None
 
@@ -202,12 +202,12 @@ def _quiet_page(folder: Path) -> Path:
     """Return the page of a Quiet-STaR run, which its training writes when it ends.
 
     Raises:
-        ValueError: the training has not ended.
+        ValueError: the training has not finished.
     """
     page = folder / "report.html"
     if not page.is_file():
         raise ValueError(
-            f"{folder} is a run of Quiet-STaR that has not ended; it writes its page, {page}, when it "
-            f"ends. See its progress with: selftaught status {folder}"
+            f"The Quiet-STaR run in {folder} has not finished. It writes its page, {page}, at the end. "
+            f"See its progress with: selftaught status {folder}"
         )
     return page

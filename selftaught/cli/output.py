@@ -1,4 +1,4 @@
-"""What the command line prints: lines, progress bars, exit codes."""
+"""Output of the command line: lines, progress bars and exit codes."""
 
 import json
 import os
@@ -20,7 +20,18 @@ DONE, FAILED, BAD_INPUT, NOTHING_LEARNED = 0, 1, 2, 3
 
 @contextmanager
 def locked_output(out: Path, command: str) -> "Iterator[ProgressReporter]":
-    """Hold what a command writes against another process that would write it too, and tell of it."""
+    """Lock the output of a command against other processes, and write its status file.
+
+    Args:
+        out: output file or folder of the command.
+        command: name of the command as `selftaught status` shows it.
+
+    Yields:
+        Progress callbacks.
+
+    Raises:
+        BlockingIOError: another process is writing the same output.
+    """
     from selftaught.runs.folder import ProgressReporter, lock_folder
     from selftaught.runs.status import status_file, tracked_status
 
@@ -35,8 +46,14 @@ def locked_output(out: Path, command: str) -> "Iterator[ProgressReporter]":
 
 @contextmanager
 def usage_summary(sampler: Any, out: Path) -> Iterator[None]:
-    """What the requests to a server came to: told at the end, however it comes, and summed beside the
-    store over all times it was continued."""
+    """Print the usage of a server at the end, also after an error, and store the total.
+
+    The total over all calls for the same store is written to `{out.stem}.usage.json` beside it.
+
+    Args:
+        sampler: the sampler; nothing is printed unless it counts usage.
+        out: the store.
+    """
     if sampler.usage is None:
         yield
         return
@@ -49,14 +66,18 @@ def usage_summary(sampler: Any, out: Path) -> Iterator[None]:
         yield
     finally:
         usage = sampler.usage
-        whole = before.plus(usage)
-        write_atomically(path, json.dumps(asdict(whole), indent=2) + "\n")
-        print(f"Server: {usage}." + (f" All in all: {whole}." if before.requests else ""))
+        total = before.plus(usage)
+        write_atomically(path, json.dumps(asdict(total), indent=2) + "\n")
+        print(f"Server: {usage}." + (f" In total: {total}." if before.requests else ""))
 
 
 @contextmanager
 def progress_bar(stage: str, total: int) -> Iterator[Callable[[int], Any] | None]:
-    """A progress bar with rate and time left; nothing where nobody looks."""
+    """Show a progress bar with rate and remaining time on standard error, if it is a terminal.
+
+    Yields:
+        A function that advances the bar by a number of steps; None without a terminal.
+    """
     if not sys.stderr.isatty():
         yield None
         return
@@ -69,14 +90,16 @@ def progress_bar(stage: str, total: int) -> Iterator[Callable[[int], Any] | None
 
 
 def bold(text: str) -> str:
+    """Return the text in bold, if standard output is a terminal and `NO_COLOR` is not set."""
     plain = not sys.stdout.isatty() or bool(os.environ.get("NO_COLOR"))
     return text if plain else f"\033[1m{text}\033[0m"
 
 
 def say(text: str) -> None:
-    """Print to standard output, with control and invisible characters spelled out."""
+    """Print to standard output, with control and invisible characters escaped."""
     print(printable(text), flush=True)
 
 
 def tell(text: str) -> None:
+    """Print to standard error, with control and invisible characters escaped."""
     print(printable(text), file=sys.stderr)

@@ -1,4 +1,4 @@
-"""The command that answers questions by best-of-n."""
+"""The command `selftaught solve`: answer questions by best-of-n or by majority."""
 
 import sys
 from collections.abc import Callable, Sequence
@@ -19,7 +19,7 @@ DONE, NO_ANSWER = 0, 3
 
 @dataclass(frozen=True)
 class SolveOptions(SamplingOptions, PromptOptions, ModelOptions):
-    """Best-of-n with a verifier; without one, the majority."""
+    """Options of best-of-n: with a verifier, or by majority voting without one."""
 
     heading: ClassVar[str] = "choice"
 
@@ -33,20 +33,22 @@ class SolveOptions(SamplingOptions, PromptOptions, ModelOptions):
     n: int = 16
     """Number of candidates per question."""
     verifier: str | None = None
-    """Folder of a verifier, such as runs/vstar/verifier. Without one the majority decides."""
+    """Model folder of a verifier, such as runs/vstar/verifier. Default: none; the answer of the majority
+    is chosen."""
     by: Literal["best", "weighted"] = "best"
     """With a verifier: choose the candidate with the highest score ("best"), or the answer with the
-    highest sum of scores ("weighted")."""
+    largest total weight, where a candidate's weight is the exponential of its score ("weighted")."""
     score: Literal["sum", "mean", "reward"] = "sum"
     """Score of a candidate: the "sum" of its tokens' log-probabilities (as in the paper), their "mean",
-    or the implicit "reward" against --reference."""
+    or the implicit "reward" with respect to `--reference`."""
     reference: str | None = None
-    """For `--score reward`: the model that the verifier was trained from, such as runs/vstar/sft/model."""
+    """Model that the verifier was trained from, such as runs/vstar/sft/model. Required by `--score
+    reward`."""
     file: Path | None = None
-    """File of questions: JSONL with a column question, or text with one question per line."""
+    """File of questions: JSONL with a column `question`, or text with one question per line."""
     out: Path | None = None
-    """File for the answers to --file, as JSONL. Repeating the same command continues it. Default:
-    runs/solved.jsonl."""
+    """Output file (JSONL) for the answers to the questions of `--file`. Repeating the same command
+    continues it. Default: runs/solved.jsonl."""
     seed: int = 0
     """Random seed for sampling."""
     sampler: str = "transformers"
@@ -57,7 +59,9 @@ class SolveOptions(SamplingOptions, PromptOptions, ModelOptions):
 def add_arguments(command: str, parser: ArgumentParser, given: Sequence[str]) -> Sequence[type]:
     """Add the arguments of the command and return the dataclass that holds its options."""
     del command, given
-    positional: list[Positional] = [("question", "a question; or give --file", "?")]
+    positional: list[Positional] = [
+        ("question", "a question; required unless --file is given", "?")
+    ]
     return add_options(parser, SolveOptions, positional=positional)
 
 
@@ -68,6 +72,15 @@ def run(command: str, options: Namespace) -> int:
 
 
 def solve(values: dict[str, Any], bar: Callable[..., Any]) -> int:
+    """Answer a question, or the questions of a file, and return the exit code.
+
+    Args:
+        values: the options by name.
+        bar: progress bar; see `progress_bar`.
+
+    Raises:
+        ValueError: an option, or the combination of options, is invalid.
+    """
     from selftaught.evaluation.best_of_n import Solver, read_questions, solve_file
 
     question: str | None = values.pop("question")
@@ -78,7 +91,7 @@ def solve(values: dict[str, Any], bar: Callable[..., Any]) -> int:
         raise ValueError(f"Expected a question in UTF-8 text, got {question[:100]!r}.")
     if ask.verifier is None and (ask.by, ask.score, ask.reference) != ("best", "sum", None):
         raise ValueError(
-            "--by, --score and --reference are about a verifier; give one by --verifier."
+            "--by, --score and --reference require a verifier; give its folder with --verifier."
         )
     with Solver(**{one.name: getattr(ask, one.name) for one in fields(ask)
                    if one.name not in ("file", "out")}) as solver:  # fmt: skip
@@ -118,12 +131,12 @@ def _solve_file(
         reporter.progress("solving", len(questions)) as advance,
     ):
 
-        def told(one: Any) -> None:
+        def solved(one: Any) -> None:
             print(printable(f"{one.question[:60]}  ->  {one.answer}  ({one.support} of {len(one.completions)})"), flush=True)  # fmt: skip
             if advance is not None:
                 advance(1)
 
-        count = solve_file(solver, questions, out, told=told)
+        count = solve_file(solver, questions, out, told=solved)
     remember(ask, out)
     answered = sum(row.get("answer") is not None for row in read_rows(out)[1:])
     print(f"{answered} of {count} questions answered: {out}")
@@ -134,11 +147,11 @@ def _solve_file(
 
 
 def _no_answer(ask: SolveOptions, where: str) -> str:
-    """What is said where no candidate has an answer that can be read."""
+    """Return the message for the case that no candidate has an answer."""
     small = ask.model == "embedded" and ask.sampler == "transformers"
     known = "The model in this package only adds numbers, written as 48+17; give another with --model. " if small else ""  # fmt: skip
     return (
-        f"selftaught: no answer could be read from {where}. {known}The task {ask.task!r} must fit the "
-        "question and the way the model states an answer (--task, --prompt); a completion that was cut "
-        "at --max-tokens has none."
+        f"selftaught: no answer could be read from {where}. {known}Check that the task {ask.task!r} fits "
+        "the question and the form in which the model states an answer (--task, --prompt). A completion "
+        "that was cut at --max-tokens has no answer."
     )

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class OutputOptions:
-    """Where the result goes."""
+    """The output file."""
 
     heading: ClassVar[str] = "run"
 
@@ -38,7 +38,7 @@ class OutputOptions:
 
 @dataclass(frozen=True)
 class AskOptions(OutputOptions, SamplingOptions, PromptOptions, ModelOptions):
-    """What a model is asked, and how it is sampled."""
+    """The problems and prompts that a model is sampled with, and the sampling options."""
 
     heading: ClassVar[str] = "sampling"
 
@@ -62,7 +62,7 @@ class AskOptions(OutputOptions, SamplingOptions, PromptOptions, ModelOptions):
 
 @dataclass(frozen=True)
 class EvaluateOptions(AskOptions):
-    """What is measured, and how."""
+    """Options of an evaluation."""
 
     split: str = "test"
     """Split of the task: train, validation or test."""
@@ -73,7 +73,7 @@ class EvaluateOptions(AskOptions):
 
 @dataclass(frozen=True)
 class GradeOptions(OutputOptions, TaskOptions):
-    """By which task's rules completions are graded."""
+    """The task whose rules are used for grading."""
 
     heading: ClassVar[str] = "run"
 
@@ -85,7 +85,7 @@ class GradeOptions(OutputOptions, TaskOptions):
 
 @dataclass(frozen=True)
 class SelectOptions(OutputOptions, PromptOptions, TaskOptions):
-    """Which completions are kept, and in what form."""
+    """Filters for completions, and the form of the training examples."""
 
     heading: ClassVar[str] = "selection"
 
@@ -93,7 +93,8 @@ class SelectOptions(OutputOptions, PromptOptions, TaskOptions):
     """Filters, applied in order: "correct" (the answer is right), "sound" (no wrong equation),
     "distinct" (one of each solution path)."""
     distinct_by: DistinctBy = "text"
-    """What makes two completions equal: the same "text", "equations" or "numbers", or few "edits"."""
+    """Criterion by which completions count as duplicates: the same "text", the same "equations" or
+    "numbers" in the same order, or a small edit distance ("edits")."""
     at_most: int | None = None
     """Maximum number of completions per problem. Default: no limit."""
     make: Literal["examples"] = "examples"
@@ -109,7 +110,7 @@ class SelectOptions(OutputOptions, PromptOptions, TaskOptions):
 
 @dataclass(frozen=True)
 class TrainOptions(LaunchOptions, TrainingOptions):
-    """A fine-tuning; options not named here go to TRL by --training."""
+    """Options of a fine-tuning. Other options of TRL are given with `--training`."""
 
     heading: ClassVar[str] = "training"
 
@@ -138,7 +139,7 @@ STAGES: dict[str, tuple[type, list[Positional]]] = {
     "train": (TrainOptions, [("kind", "sft (supervised fine-tuning) or dpo (preferences)", None)]),
     "evaluate": (EvaluateOptions, []),
 }
-"""The options and the positional arguments of each stage."""
+"""Options and positional arguments of each stage."""
 
 
 def add_arguments(command: str, parser: ArgumentParser, given: Sequence[str]) -> Sequence[type]:
@@ -161,7 +162,7 @@ def run(command: str, options: Namespace) -> int:
 
 
 def task_flags(task: str, options: dict[str, Any]) -> str:
-    """The flags that name a task again."""
+    """Return the command-line flags that select a task, with a leading space."""
     flags = [f" --task {task}"] + [
         f" --task_options.{key} {shlex.quote(str(value))}" for key, value in options.items()
     ]
@@ -169,6 +170,7 @@ def task_flags(task: str, options: dict[str, Any]) -> str:
 
 
 def sample(options: Namespace) -> int:
+    """Sample completions and store them."""
     from selftaught.rollouts.store import fill
     from selftaught.runs.folder import remember
 
@@ -192,6 +194,7 @@ def sample(options: Namespace) -> int:
 
 
 def grade(options: Namespace) -> int:
+    """Grade stored completions."""
     from selftaught.records import OUTCOMES
     from selftaught.rollouts.streaming import grade_stores
     from selftaught.runs.folder import remember
@@ -201,12 +204,13 @@ def grade(options: Namespace) -> int:
     with locked_output(how.out, "grade"):
         counts = grade_stores(stores, how.out, how.task, how.task_options, workers=how.workers)
     remember(how, how.out)
-    told = ", ".join(f"{counts.get(outcome, 0)} {outcome}" for outcome in OUTCOMES)
-    say(f"{told}: {how.out}")
+    summary = ", ".join(f"{counts.get(outcome, 0)} {outcome}" for outcome in OUTCOMES)
+    say(f"{summary}: {how.out}")
     return DONE
 
 
 def select(options: Namespace) -> int:
+    """Filter graded completions and write training examples."""
     from selftaught.rollouts.streaming import choose
     from selftaught.runs.folder import remember
     from selftaught.tasks import open_task
@@ -226,12 +230,13 @@ def select(options: Namespace) -> int:
 
 
 def train(options: Namespace) -> int:
+    """Fine-tune a model on examples (sft) or preference pairs (dpo)."""
     from selftaught.runs.folder import remember
     from selftaught.training.launch import PLACE, Stage, launch, launch_of
 
     kind = options.pop("kind")
     if kind not in ("sft", "dpo"):
-        raise ValueError(f"Expected a kind of training, sft or dpo; got {kind!r}.")
+        raise ValueError(f"Expected the kind of training, sft or dpo; got {kind!r}.")
     how = TrainOptions(**values_of(options))
     lora = {"r": how.lora_r, "alpha": how.lora_alpha, "target_modules": how.lora_target_modules}
     own = {"model", "data", "out", "use_peft", "lora_r", "lora_alpha", "lora_target_modules", "training",
@@ -246,13 +251,14 @@ def train(options: Namespace) -> int:
         done = launch(stage, launch_of(how), advance)
     remember(how, how.out)
     what = "examples" if kind == "sft" else "preferences"
-    told = f", {done.from_text} tokenized from text" if done.from_text else ""
-    say(f"{done.steps} steps on {done.trained_on} {what} ({done.too_long} too long{told}), "
+    from_text = f", {done.from_text} tokenized from text" if done.from_text else ""
+    say(f"{done.steps} steps on {done.trained_on} {what} ({done.too_long} too long{from_text}), "
          f"loss {done.loss:.3f}: {done.model}")  # fmt: skip
     return DONE
 
 
 def evaluate(options: Namespace) -> int:
+    """Measure the accuracy of a model on a task."""
     from selftaught.evaluation.evaluator import evaluate
     from selftaught.records import write_atomically
     from selftaught.reports.tables import markdown_table
@@ -277,7 +283,7 @@ def evaluate(options: Namespace) -> int:
 
 
 def _asked(ask: AskOptions) -> "tuple[Task, Any, Any, Any]":
-    """The task, its problems, the prompt and the sampling options of a command."""
+    """Return the task, its problems, the prompt style and the sampling options of a command."""
     from selftaught.options import check_count
     from selftaught.prompts import hinted
     from selftaught.samplers.base import SamplingParams
@@ -295,7 +301,7 @@ def _asked(ask: AskOptions) -> "tuple[Task, Any, Any, Any]":
 
 
 def _opened(ask: AskOptions) -> Any:
-    """The sampler of a command; "quiet" is a model that thinks before every token."""
+    """Open the sampler of a command; "quiet" is a Quiet-STaR model."""
     if ask.sampler == "quiet":
         from selftaught.cli.quiet import quiet_sampler
 
@@ -320,4 +326,5 @@ def _model(name: str) -> str:
 
 
 def values_of(options: Namespace) -> dict[str, Any]:
+    """Return parsed options as a dictionary."""
     return {name: options[name] for name in vars(options)}

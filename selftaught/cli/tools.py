@@ -1,4 +1,4 @@
-"""Commands that look at runs and make model folders."""
+"""Commands that list tasks, show runs and completions, and make model folders."""
 
 import json
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ from selftaught.printable import printable
 
 @dataclass(frozen=True)
 class ReportOptions:
-    """Where a page of several runs goes."""
+    """The output file of a page."""
 
     out: Path = Path("runs/comparison.html")
     """File for the page of several runs. The page of one run is written into its folder."""
@@ -25,15 +25,15 @@ class ReportOptions:
 
 @dataclass(frozen=True)
 class StatusOptions:
-    """How a status is printed."""
+    """The output format of a status."""
 
     as_json: bool = False
-    """Print the content of status.json."""
+    """Print the content of `status.json`."""
 
 
 @dataclass(frozen=True)
 class ShowOptions:
-    """Which completions are shown."""
+    """The completions that are shown."""
 
     outcome: Literal["right", "wrong", "no answer", "cut by length", "ungradable"] | None = None
     """Show only completions with this outcome. Default: all."""
@@ -47,25 +47,25 @@ class ShowOptions:
 
 @dataclass(frozen=True)
 class EmbeddedOptions:
-    """Whether the model in this package is trained again, and how."""
+    """Options for training the model in this package again."""
 
     rebuild: bool = False
-    """Train the model again."""
+    """Train the model again, instead of printing its folder."""
     out: Path = Path("runs/embedded_model")
-    """Model folder to write."""
+    """Model folder to write. Used with `--rebuild`."""
     seed: int = 0
-    """Random seed of the training."""
+    """Random seed of the training. Used with `--rebuild`."""
 
 
 TOOLS: dict[str, tuple[type | None, list[Positional]]] = {
-    "tasks": (None, [("name", "name of a task; without it, all tasks are listed", "?")]),
+    "tasks": (None, [("name", "name of a task, whose options are listed; default: all tasks", "?")]),
     "report": (ReportOptions, [("runs", "run folders", "+")]),
     "show": (ShowOptions, [("store", "file of stored or graded completions, or a run folder", None)]),
     "status": (StatusOptions, [("run", "run folder, or a file or model folder that a command writes", None)]),
     "embedded": (EmbeddedOptions, []),
-    "get-model": (None, [("name", "which model: smollm2", None), ("folder", "model folder to write", None)]),
+    "get-model": (None, [("name", "name of the model: smollm2", None), ("folder", "model folder to write", None)]),
 }  # fmt: skip
-"""The options and the positional arguments of each tool."""
+"""Options and positional arguments of each tool."""
 
 
 def add_arguments(command: str, parser: ArgumentParser, given: Sequence[str]) -> Sequence[type]:
@@ -98,7 +98,7 @@ def tasks(options: Namespace) -> int:
 
 
 def show(options: Namespace) -> int:
-    """Print stored completions, for reading."""
+    """Print stored completions."""
     from selftaught.records import to_json
     from selftaught.rollouts.reading import matching, shown
 
@@ -115,7 +115,7 @@ def show(options: Namespace) -> int:
 
 
 def report(options: Namespace) -> int:
-    """Write the page of one run, or of several runs side by side."""
+    """Write the HTML page of one run, or of several runs side by side."""
     from selftaught.cli.methods import report_of
     from selftaught.reports import star_page
 
@@ -138,7 +138,7 @@ def status(options: Namespace) -> int:
 
 
 def embedded(options: Namespace) -> int:
-    """Print where the model in this package is, or train it again."""
+    """Print the folder of the model in this package, or train it again."""
     from selftaught.models.embedded import embedded_model, rebuild
 
     if not options.rebuild:

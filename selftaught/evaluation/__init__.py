@@ -1,1 +1,1 @@
-"""Measuring models: accuracy on a task, choice among candidates, verifiers, best-of-n."""
+"""Evaluation of models: accuracy on a task, choice among candidates, verifiers, best-of-n."""

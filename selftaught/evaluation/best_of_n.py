@@ -1,4 +1,4 @@
-"""Best-of-n as a thing to use: a generator's candidates, a verifier's scores, one answer."""
+"""Best-of-n: answer questions by choosing among a generator's candidates with a verifier."""
 
 import json
 import os
@@ -15,42 +15,45 @@ from selftaught.tasks import open_task
 from selftaught.tasks.rows import Row, checked
 
 SHOWN = 4
-"""Candidates that are drawn, and told of, at a time."""
+"""Number of candidates that are sampled and shown at a time."""
 
 
 @dataclass(frozen=True)
 class Solution:
-    """An answer, and the candidates it was chosen from."""
+    """An answer, with the candidates that it was chosen from."""
 
     question: str
     answer: str | None
-    """None where no candidate has one."""
+    """The answer; None if no candidate has one."""
     completion: str
     """The candidate that was chosen."""
     support: int
-    """How many candidates give this answer."""
+    """Number of candidates with this answer."""
     completions: list[str]
+    """All candidates."""
     scores: list[float] | None
-    """The verifier's, one per candidate; None where the majority decided."""
+    """Scores of the verifier, one per candidate; None without a verifier."""
 
 
 class Solver(Closing):
-    """Answers questions by best-of-n; use it in a `with`, which frees the models' memory.
+    """Answers questions by best-of-n. As a context manager, it frees the models' memory at the end.
 
     Args:
-        model: the generator: a folder, a Hugging Face name, or "embedded".
-        verifier: a model folder; without one, the commonest answer is taken.
-        n: candidates per question.
-        by: "best": the candidate with the highest score; "weighted": the answer whose candidates have
-            the most weight together, the exponential of their scores.
-        score, reference: see `Verifier`.
-        sampler, sampler_options: where the generator lives; see `open_sampler`.
-        task, task_options, prompt: how the question is put and its answer read.
-        system_prompt, chat_template_kwargs: with the prompt chat, the system message and variables of
-            the model's chat template.
+        model: the generator: a model folder, a Hugging Face name, or "embedded".
+        verifier: model folder of a verifier. Without one, the most frequent answer is chosen.
+        n: number of candidates per question.
+        by: "best": the candidate with the highest score. "weighted": the answer with the largest total
+            weight, where a candidate's weight is the exponential of its score.
+        score, reference: score of the verifier and its reference model; see `Verifier`.
+        task, task_options, prompt: task whose prompt and grading rules are used, and the prompt style.
+        system_prompt, chat_template_kwargs: system message and variables of the model's chat template,
+            for the prompt style "chat".
+        temperature, top_p, max_tokens, seed: sampling options; see `SamplingParams`. With n = 1 the
+            candidate is decoded greedily.
+        sampler, sampler_options: sampling engine and its options; see `open_sampler`.
 
     Raises:
-        ValueError: n is below 1, or an option that the sampler, the task or the verifier refuses.
+        ValueError: n is below 1, or an option of the sampler, the task or the verifier is invalid.
     """
 
     def __init__(
@@ -99,7 +102,7 @@ class Solver(Closing):
 
     @property
     def made_of(self) -> dict[str, Any]:
-        """What decides the answers: the weights and how candidates are drawn and chosen."""
+        """Everything that the answers depend on: weights, sampling options and the rule of choice."""
         options = self._style.chat_template_kwargs
         return {
             **({"chat_template_kwargs": dict(options)} if options else {}),
@@ -120,18 +123,20 @@ class Solver(Closing):
     def solve(
         self, question: str, *, seen: Callable[[int, Completion], Any] | None = None
     ) -> Solution:
-        """The answer to a question.
+        """Return the answer to a question.
 
         Args:
-            seen: called with every candidate as it is finished, and its number from 0.
+            question: the question.
+            seen: called with the index, from 0, and the completion of every candidate when it is
+                finished.
         """
         problem = Problem(question, question, "")
         completions: list[Completion] = []
         for first in range(0, self.n, SHOWN if seen else self.n):
             count = min(SHOWN if seen else self.n, self.n - first)
             params = replace(self.params, n=count, first=first)
-            drawn = self._sampler.sample([self._style(problem)], params, keys=[question])[0]
-            for one in drawn:
+            sampled = self._sampler.sample([self._style(problem)], params, keys=[question])[0]
+            for one in sampled:
                 if seen:
                     seen(len(completions), one)
                 completions.append(one)
@@ -159,7 +164,7 @@ class Solver(Closing):
         )  # fmt: skip
 
     def close(self) -> None:
-        """Give the models' memory back."""
+        """Free the models' memory."""
         self._sampler.close()
         if self._verifier is not None:
             self._verifier.close()
@@ -168,36 +173,48 @@ class Solver(Closing):
 def best_candidate(
     votes: Sequence[str | None], scores: Sequence[float] | None, *, weighted: bool
 ) -> int:
-    """Which candidate to take: one with an answer, if any has one; the first of equals.
+    """Return the index of the chosen candidate.
 
-    By score, or the best-scored of the answer with the most votes or, with `weighted`, most weight.
+    Candidates without an answer are chosen only if no candidate has one. With scores, the candidate with
+    the highest score is chosen. With `weighted`, or without scores, the answer with the largest weight or
+    the most votes is chosen, and of its candidates the one with the highest score. On a tie, the first.
+
+    Args:
+        votes: normalized answers of the candidates; None: no answer.
+        scores: scores of the candidates; None: a majority vote.
+        weighted: weight votes by the exponential of the scores.
     """
     import math
 
-    able = [at for at, one in enumerate(votes) if one is not None] or list(range(len(votes)))
+    eligible = [at for at, one in enumerate(votes) if one is not None] or list(range(len(votes)))
     if scores is not None and not weighted:
-        return max(able, key=lambda at: (scores[at], -at))
-    top = max(scores[at] for at in able) if scores is not None else 0.0
+        return max(eligible, key=lambda at: (scores[at], -at))
+    top = max(scores[at] for at in eligible) if scores is not None else 0.0
     weight: dict[str | None, float] = {}
-    for at in able:
+    for at in eligible:
         own = 1.0 if scores is None else math.exp(scores[at] - top)
         weight[votes[at]] = weight.get(votes[at], 0.0) + own
     most = max(weight.values())
-    leaders = [at for at in able if weight[votes[at]] == most]
+    leaders = [at for at in eligible if weight[votes[at]] == most]
     return max(leaders, key=lambda at: (scores[at] if scores is not None else 0.0, -at))
 
 
 def solve(question: str, model: str, verifier: str | None = None, **options: Any) -> Solution:
-    """The answer to one question by best-of-n; for several, keep a `Solver`."""
+    """Answer one question by best-of-n. For several questions, use a `Solver`, which loads models once.
+
+    Args:
+        question: the question.
+        model, verifier, options: as in `Solver`.
+    """
     with Solver(model, verifier, **options) as solver:
         return solver.solve(question)
 
 
 def read_questions(path: Path) -> list[str]:
-    """The questions of a file: JSONL with a column question, or text with one on each line.
+    """Read the questions of a file: JSONL with a column `question`, or text with one question per line.
 
     Raises:
-        ValueError: there are none, or a row has no question.
+        ValueError: there is no question, a row has no question, or the file is not UTF-8.
     """
     if path.suffix == ".jsonl":
         questions = []
@@ -205,7 +222,7 @@ def read_questions(path: Path) -> list[str]:
             checked(Row(f"{path}, row {number}", row))
             if not isinstance(row.get("question"), str):
                 raise ValueError(
-                    f"{path}, row {number}: expected a text in the column question, got the columns "
+                    f"{path}, row {number}: expected text in the column question, got the columns "
                     f"{', '.join(row)}."
                 )
             questions.append(row["question"])
@@ -219,7 +236,7 @@ def read_questions(path: Path) -> list[str]:
             ) from None
         questions = [line.strip() for line in lines if line.strip()]
     if not questions:
-        raise ValueError(f"{path} holds no question.")
+        raise ValueError(f"{path}: expected at least one question, got none.")
     return questions
 
 
@@ -230,13 +247,19 @@ def solve_file(
     *,
     told: Callable[[Solution], Any] | None = None,
 ) -> int:
-    """Solve every question, appending each solution to `out` as JSONL; what is there is kept.
+    """Solve every question and append each solution to a JSONL file; stored solutions are kept.
+
+    Args:
+        solver: the solver.
+        questions: the questions.
+        out: output file.
+        told: called with each new solution.
 
     Returns:
-        How many solutions the file now has.
+        The number of solutions in the file.
 
     Raises:
-        ValueError: the file holds solutions of other models, other options or other questions.
+        ValueError: the file contains solutions by other models or options, or of other questions.
     """
     header = json.dumps({"format": "selftaught solutions 1"} | solver.made_of) + "\n"
     done = _solved(out, header, questions)
@@ -258,17 +281,24 @@ def solve_file(
 
 
 def _solved(out: Path, header: str, questions: Sequence[str]) -> int | None:
-    """How many questions a file already answers; None where there is no file. A torn line is cut off."""
+    """Return the number of questions that a file already answers; None if there is no file.
+
+    An incomplete last line is removed.
+    """
     if not out.exists() or not out.stat().st_size:
         return None
     lines = out.read_bytes().splitlines(keepends=True)
     whole = [line for line in lines if line.endswith(b"\n")]
     if not whole or whole[0] != header.encode():
         raise ValueError(
-            f"{out} holds something else, or solutions by other models or options; give another file."
+            f"Expected {out} to contain solutions by the same models and options, got other content. "
+            "Give another file."
         )
     rows = [parse_json_line(line, f"{out}, line {at}") for at, line in enumerate(whole[1:], 2)]
     if [row.get("question") for row in rows] != list(questions[: len(rows)]):
-        raise ValueError(f"{out} answers other questions; give another file.")
+        raise ValueError(
+            f"Expected {out} to contain answers to the same questions, got other questions. Give another "
+            "file."
+        )
     os.truncate(out, sum(map(len, whole)))
     return len(rows)

@@ -1,7 +1,8 @@
-"""Choosing among several candidates per problem, and how often each way of choosing is right.
+"""Choice among several candidates per problem, and the accuracy of each rule of choice.
 
-Every number is over the same N candidates of a problem and all (or, for weighted votes, many) of their
-subsets of k, and every interval is over problems, whose candidates succeed and fail together.
+Every accuracy is an average over all subsets of k of the same N candidates of a problem (for weighted
+votes, over many random subsets). Every interval is over problems, because the candidates of a problem are
+not independent.
 """
 
 import math
@@ -15,8 +16,15 @@ from selftaught.tasks.latex import normalised
 from selftaught.tasks.quantities import quantity
 
 Choice = Literal["sample", "pass", "majority", "best", "weighted"]
-"""One drawn at random; any right one; the commonest answer; the highest score; the answer with the most
-weight, a candidate's weight being the exponential of its score, relative to the problem's highest."""
+"""Rule of choice among k candidates.
+
+- "sample": a random candidate.
+- "pass": any correct candidate (pass@k).
+- "majority": the most frequent answer.
+- "best": the candidate with the highest score.
+- "weighted": the answer with the largest total weight, where a candidate's weight is the exponential of
+  its score relative to the problem's highest score.
+"""
 
 
 @dataclass(frozen=True)
@@ -24,32 +32,39 @@ class Candidates:
     """The candidates of every problem, as `[problem][candidate]`."""
 
     answers: list[list[str | None]]
-    """As they are voted for: numbers by their value, text without case and white space."""
+    """Normalized answers; see `vote`. None: the candidate has no answer."""
     right: list[list[bool]]
+    """Whether each candidate is correct."""
     scores: list[list[float]] | None = None
+    """Scores of a verifier, if there are any."""
 
     @property
     def n(self) -> int:
-        """Candidates per problem; of the problem with the fewest."""
+        """Number of candidates per problem; the smallest, if it differs between problems."""
         return min(map(len, self.right))
 
 
 def candidates_of(rollouts: Sequence[Rollout], scores: Sequence[float] | None = None) -> Candidates:
-    """Graded rollouts by problem.
+    """Group graded rollouts by problem.
+
+    Args:
+        rollouts: graded rollouts.
+        scores: one score per rollout, in the same order.
 
     Raises:
-        ValueError: there are none, or one is not graded.
+        ValueError: there are no rollouts, or one is not graded.
     """
-    places: dict[str, list[int]] = {}
+    indices: dict[str, list[int]] = {}
     for at, rollout in enumerate(rollouts):
         if rollout.correct is None:
             raise ValueError(
-                f"The rollout of problem {rollout.problem.id!r} is not graded; call grade first."
+                f"Expected graded rollouts, but a rollout of problem {rollout.problem.id!r} has no "
+                "outcome; call grade(rollouts, task) first."
             )
-        places.setdefault(rollout.problem.id, []).append(at)
-    if not places:
-        raise ValueError("Expected candidates to choose among, got none.")
-    groups = list(places.values())
+        indices.setdefault(rollout.problem.id, []).append(at)
+    if not indices:
+        raise ValueError("Expected at least one candidate to choose from, got none.")
+    groups = list(indices.values())
     return Candidates(
         [[vote(rollouts[at].answer) for at in group] for group in groups],
         [[bool(rollouts[at].correct) for at in group] for group in groups],
@@ -58,7 +73,11 @@ def candidates_of(rollouts: Sequence[Rollout], scores: Sequence[float] | None = 
 
 
 def vote(answer: str | None) -> str | None:
-    """An answer as it is voted for: 1,000, 1000.0 and $1000 have one vote, units being left out."""
+    """Return the normalized form of an answer, by which votes are counted.
+
+    Numbers are compared by value and without units: 1,000, 1000.0 and $1000 are the same vote. Text is
+    compared without case and extra white space.
+    """
     if answer is None:
         return None
     number = quantity(answer)
@@ -69,7 +88,16 @@ def vote(answer: str | None) -> str | None:
 
 
 def chosen(candidates: Candidates, way: Choice, k: int) -> list[float]:
-    """For every problem, the chance that choosing among k of its candidates gives a right one."""
+    """Return, for every problem, the probability that the choice among k of its candidates is correct.
+
+    Args:
+        candidates: the candidates of every problem.
+        way: rule of choice; see `Choice`.
+        k: number of candidates to choose from.
+
+    Raises:
+        ValueError: the rule needs scores, and there are none.
+    """
     problems = range(len(candidates.right))
     match way:
         case "sample":
@@ -82,7 +110,7 @@ def chosen(candidates: Candidates, way: Choice, k: int) -> list[float]:
                 for at in problems
             ]
     if candidates.scores is None:
-        raise ValueError(f"Choosing by {way!r} wants scores, and there are none.")
+        raise ValueError(f"Expected candidates with scores for the choice {way!r}, got none.")
     if way == "best":
         return [
             metrics.best_of_k(candidates.scores[at], candidates.right[at], k) for at in problems
@@ -96,11 +124,11 @@ def chosen(candidates: Candidates, way: Choice, k: int) -> list[float]:
 
 
 def share(values: Sequence[float]) -> tuple[float, float, float]:
-    """The mean of per-problem values and its 95% interval."""
+    """Return the mean of per-problem values, and the low and high end of its 95% interval."""
     return (math.fsum(values) / len(values), *metrics.share_interval(values))
 
 
 def powers(n: int) -> list[int]:
-    """1, 2, 4, ... up to n, and n itself."""
+    """Return the powers of two up to n, and n itself: 1, 2, 4, ..., n."""
     found = [2**power for power in range(n.bit_length()) if 2**power <= n]
     return found if found[-1] == n else [*found, n]

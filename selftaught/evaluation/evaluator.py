@@ -1,4 +1,4 @@
-"""Measuring a model on a task: sample, grade, and tally the outcomes."""
+"""Evaluation of a model on a task: sampling, grading and counting the outcomes."""
 
 import logging
 import re
@@ -26,7 +26,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Tally:
-    """How many of `n` rollouts are right, with the 95% interval, clustered by problem."""
+    """Number of correct rollouts among `n`, and the accuracy with a 95% interval clustered by problem."""
 
     n: int
     right: int
@@ -37,27 +37,29 @@ class Tally:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What one model reached on one set of problems."""
+    """Accuracy of a model on a set of problems."""
 
     name: str
-    """What was measured, such as "validation, iteration 3"."""
+    """Name of the evaluation, such as "validation, iteration 3"."""
     model: str
     n: int
-    """Rollouts, not problems, where there are several per problem."""
+    """Number of rollouts, not of problems."""
     right: int
+    """Number of correct rollouts."""
     accuracy: float
     low: float
-    """The lower end of the accuracy's 95% interval, clustered by problem."""
+    """Lower end of the 95% interval of the accuracy, clustered by problem."""
     high: float
+    """Upper end of the 95% interval."""
     outcomes: dict[str, int]
-    """Rollouts by outcome; every outcome is named, also with 0."""
+    """Numbers of rollouts by outcome, including outcomes with 0."""
     groups: dict[str, Tally]
-    """Tallies by the task's groups, in natural order; empty where the task has none."""
+    """Tallies by the task's groups, in natural order; empty if the task has no groups."""
     seconds: float
 
     @property
     def group_mean(self) -> Tally:
-        """The unweighted mean of the groups' accuracies; without groups, the accuracy itself."""
+        """The unweighted mean of the accuracies of the groups; without groups, the accuracy itself."""
         if not self.groups:
             return Tally(self.n, self.right, self.accuracy, self.low, self.high)
         tallies = self.groups.values()
@@ -66,12 +68,12 @@ class Evaluation:
         return Tally(self.n, self.right, mean, low, high)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON."""
+        """Return plain values for JSON; `from_dict` is the inverse."""
         return asdict(self)
 
     @classmethod
     def from_dict(cls, row: dict[str, Any]) -> Self:
-        """The evaluation that `to_dict` gave as `row`."""
+        """Return the evaluation that `to_dict` converted to `row`."""
         groups = {name: Tally(**tally) for name, tally in row["groups"].items()}
         return cls(**{**row, "groups": groups})
 
@@ -87,12 +89,18 @@ def evaluate(
     name: str,
     progress: Callable[[int], None] | None = None,
 ) -> Evaluation:
-    """Sample every problem, grade the completions and tally the outcomes.
+    """Sample completions of every problem, grade them, and return the evaluation.
 
     Args:
-        store: where the rollouts are kept; the graded ones stand beside it, in `graded_path(store)`.
-            What is already there is not done again.
-        progress: called with the number of completions that have just been finished.
+        sampler: the sampler.
+        task: the task whose rules are used for grading.
+        problems: the problems.
+        prompt: prompt style.
+        params: sampling options.
+        store: file for the rollouts. The graded rollouts are written beside it, in
+            `graded_path(store)`. Stored rollouts and grades are used again.
+        name: name of the evaluation.
+        progress: called with the number of completions just finished.
     """
     started = time.monotonic()
     rollouts = collect(sampler, problems, prompt, params, store=store, progress=progress)
@@ -103,7 +111,13 @@ def evaluate(
 def evaluation_from(
     rollouts: Sequence[Rollout], task: Task, *, name: str, seconds: float = 0.0
 ) -> Evaluation:
-    """The tally of graded rollouts of one model.
+    """Return the evaluation of the graded rollouts of one model.
+
+    Args:
+        rollouts: graded rollouts.
+        task: the task, whose groups are used.
+        name: name of the evaluation.
+        seconds: duration of the evaluation.
 
     Raises:
         ValueError: there is no rollout, or one is not graded.
@@ -113,8 +127,8 @@ def evaluation_from(
     for rollout in rollouts:
         if rollout.outcome is None:
             raise ValueError(
-                f"{name}: the rollout of problem {rollout.problem.id!r} is not graded; "
-                "pass the rollouts through `grade` first."
+                f"{name}: expected graded rollouts, but a rollout of problem {rollout.problem.id!r} has "
+                "no outcome; call grade(rollouts, task) first."
             )
     grouped: dict[str, list[Rollout]] = {}
     if task.group is not None:
@@ -142,10 +156,10 @@ def _tally(rollouts: Iterable[Rollout]) -> Tally:
 
 
 def natural_order(name: str) -> list[tuple[int, int | str]]:
-    """A sort key that puts "2 digits" before "10 digits"."""
+    """Return a sort key that puts "2 digits" before "10 digits"."""
     return [(0, int(part)) if part.isdecimal() else (1, part) for part in re.split(r"(\d+)", name)]
 
 
 def accuracy_of(row: Mapping[str, Any]) -> Evaluation:
-    """The greedy test evaluation in a row."""
+    """Return the test evaluation of a row of `metrics.jsonl`."""
     return Evaluation.from_dict(row["test"])

@@ -1,7 +1,7 @@
 """Verifiers: models that score completions (V-STaR, Hosseini et al. 2024, arXiv:2402.06457).
 
-A verifier is a language model trained by DPO to prefer right completions; its score of a completion
-is the log-probability it gives to it. The baseline, an outcome reward model, is a classifier.
+A verifier is a language model trained with DPO to prefer correct completions. Its score of a completion is
+the completion's log-probability. The baseline, an outcome reward model, is a classifier.
 """
 
 import logging
@@ -22,14 +22,14 @@ Score = Literal["sum", "mean", "reward"]
 
 
 class Verifier(Closing):
-    """A model that scores completions; use it in a `with`, which frees its memory.
+    """A model that scores completions. As a context manager, it frees its memory at the end.
 
     Args:
-        model: a model folder or name.
-        score: "sum": the log-probability of the completion, log V(y|x), as in the paper; "mean": the
-            same per token; "reward": log V(y|x) - log G(y|x), DPO's implicit reward over beta.
-        reference: for "reward", the model G that the verifier was trained from.
-        options: of the scorer, such as `batch_size` and `device`.
+        model: model folder or Hugging Face name.
+        score: "sum": the log-probability of the completion, log V(y|x), as in the paper. "mean": the
+            same per token. "reward": log V(y|x) - log G(y|x), the implicit reward of DPO divided by beta.
+        reference: the model G that the verifier was trained from; required by "reward" only.
+        options: options of the scorer, such as `batch_size` and `device`.
 
     Raises:
         ValueError: "reward" without a reference, or a reference without "reward".
@@ -45,7 +45,7 @@ class Verifier(Closing):
     ) -> None:
         if (score == "reward") != (reference is not None):
             raise ValueError(
-                'The score "reward" is against a reference, and no other score is; got '
+                'Expected a reference model with the score "reward" and with no other score; got '
                 f"score={score!r} and reference={str(reference)!r}."
             )
         self._score = score
@@ -54,7 +54,7 @@ class Verifier(Closing):
 
     @property
     def fingerprint(self) -> str:
-        """A hash of the weights that score."""
+        """A hash of the weights of the verifier and, if there is one, of the reference model."""
         return " ".join(scorer.fingerprint for scorer in self._scorers)
 
     def score(
@@ -64,10 +64,15 @@ class Verifier(Closing):
         *,
         progress: Callable[[int], None] | None = None,
     ) -> list[float]:
-        """One number per rollout, in their order; higher is better.
+        """Return one score per rollout, in the same order; higher is better.
 
-        A completion's own tokens are scored where they are of this model's tokenizer; otherwise its
-        text is tokenized anew, and a warning says for how many.
+        The sampled token ids of a completion are scored if they are of this model's tokenizer. Otherwise
+        its text is tokenized again, and a warning gives the number of such completions.
+
+        Args:
+            rollouts: the completions.
+            style: prompt style.
+            progress: called with the number of completions just scored.
         """
         grouped: dict[str, list[int]] = {}
         for at, rollout in enumerate(rollouts):
@@ -93,8 +98,8 @@ class Verifier(Closing):
         foreign = sum(written_ids(one, tokenizer) is None for one in rollouts if one.token_ids)
         if foreign:
             logger.warning(
-                "%d of %d completions were tokenized anew: to the tokenizer of %s their tokens do not "
-                "read as their text.",
+                "%d of %d completions were tokenized again: the tokenizer of %s does not decode their "
+                "token ids to their text.",
                 foreign,
                 len(rollouts),
                 scorer.model,
@@ -113,7 +118,7 @@ class Verifier(Closing):
         return scores
 
     def close(self) -> None:
-        """Give the memory back."""
+        """Free the memory."""
         for scorer in self._scorers:
             scorer.close()
 
@@ -138,7 +143,7 @@ class OutcomeModel:
         self._model = loaded.to(device).eval()
 
     def score(self, rollouts: Sequence[Rollout], style: PromptStyle) -> list[float]:
-        """One number per rollout, in their order; above 0 the model holds it for right."""
+        """Return one log-odds per rollout, in the same order; above 0 means correct."""
         import torch
 
         options = style.chat_template_kwargs
@@ -164,7 +169,7 @@ class OutcomeModel:
 def as_rollouts(
     problem: Problem, prompt: Any, completions: Sequence[Completion], model: str
 ) -> list[Rollout]:
-    """A problem's completions as rollouts, to be scored."""
+    """Return the completions of a problem as rollouts that can be scored."""
     return [
         Rollout(problem, prompt, one.text, one.finish_reason, model, index,
                 token_ids=one.token_ids, thought_open=one.thought_open)

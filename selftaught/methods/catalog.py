@@ -19,16 +19,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Method:
-    """A method: the names of what its modules define, imported when it is first used."""
+    """A method, with the names of its modules and functions, which are imported on first use."""
 
     title: str
     summary: str
     """One line of `selftaught --help`."""
     module: str
-    """In `selftaught.methods`."""
+    """Name of the module in `selftaught.methods`."""
     config_name: str
     function: str
-    """The suffix of `run_...` and `open_...`."""
+    """Suffix of the functions `run_...` and `open_...`."""
     page: str
     """Module of `selftaught.reports` whose `report` writes the page."""
     own_option: str
@@ -39,7 +39,7 @@ class Method:
 
     @property
     def config(self) -> "type[MethodConfig]":
-        """The class of its options."""
+        """The configuration class of the method."""
         return self._found(self.config_name)
 
     @property
@@ -54,7 +54,7 @@ class Method:
 
     @property
     def work(self) -> Callable[[Any], list[tuple[str, str]]]:
-        """Says what an opened run would do, as names and values."""
+        """Returns what an opened run would do, as (name, value) pairs."""
         return self._found("work")
 
     @property
@@ -107,7 +107,7 @@ def method_of_folder(folder: Path) -> str | None:
     """Return the name of the method that made a run folder; None if no method did.
 
     Raises:
-        ValueError: `config.yaml` does not hold options.
+        ValueError: `config.yaml` is not a mapping of options to values.
     """
     path = folder / "config.yaml"
     config = (yaml.safe_load(path.read_text(encoding="utf-8")) or {}) if path.is_file() else {}

@@ -1,7 +1,8 @@
-"""Several methods on one task, each with the same number of sampled tokens to learn from.
+"""Comparison of several methods on one task, with the same budget of sampled tokens for each.
 
-The fine-tuned model they all begin with is made once. A pilot of its completions says how many tokens
-one has; from that follows how many samples each method may draw. What each really drew is reported.
+The fine-tuned model that all methods start from is trained once. A pilot sample of its completions gives
+the mean number of tokens, from which the number of completions of each method is computed. The number of
+tokens that a method actually sampled is reported.
 """
 
 import math
@@ -46,32 +47,33 @@ from selftaught.training.launch import PLACE
 Method = Literal["star", "rft", "vstar", "step_dpo"]
 NAMES = {"star": "STaR", "rft": "RFT", "vstar": "V-STaR", "step_dpo": "per-step DPO"}
 PILOT = 64
-"""Problems whose completions say how long one is."""
+"""Number of problems whose completions are sampled to measure the mean length."""
 
 
 @dataclass(frozen=True)
 class CompareConfig(SeededConfig):
-    """Options of a comparison; those of MethodConfig are the same for all methods."""
+    """Options of a comparison. Those of `MethodConfig` apply to all methods."""
 
     heading: ClassVar[str] = "comparison"
     method: ClassVar[str] = "compare"
 
     out: Path = Path("runs/compare")
-    """Folder of the comparison, with a run folder per method; repeating the command continues it."""
+    """Folder of the comparison, with one run folder per method. Repeating the same command continues
+    it."""
     methods: list[Method] = field(default_factory=lambda: ["star", "rft", "vstar", "step_dpo"])
-    """Which methods."""
+    """Methods to compare: "star", "rft", "vstar", "step_dpo"."""
     budget: int = 1_000_000
-    """Tokens that each method may sample to learn from, those of the seed set included."""
+    """Number of tokens that each method may sample for training, including those of the seed set."""
     candidates: int = 16
-    """Candidates per test problem, for majority and best-of-k."""
+    """Number of candidates per test problem, for majority voting and best-of-k."""
     star: dict[str, Any] = field(default_factory=dict)
-    """Any other option of STaR, such as --star.rationalization false."""
+    """Any other option of STaR, such as `--star.rationalization false`."""
     rft: dict[str, Any] = field(default_factory=dict)
-    """Any other option of RFT."""
+    """Any other option of RFT, such as `--rft.distinct_by text`."""
     vstar: dict[str, Any] = field(default_factory=dict)
-    """Any other option of V-STaR, such as --vstar.verifier_learning_rate 1e-5."""
+    """Any other option of V-STaR, such as `--vstar.verifier_learning_rate 1e-5`."""
     step_dpo: dict[str, Any] = field(default_factory=dict)
-    """Any other option of per-step DPO, such as --step_dpo.split sentence."""
+    """Any other option of per-step DPO, such as `--step_dpo.split sentence`."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -82,39 +84,39 @@ class CompareConfig(SeededConfig):
             (
                 "vstar",
                 "candidates" not in self.vstar,
-                "without candidates, which are the same for all",
+                "given without candidates, which is an option of the comparison",
             ),
             (
                 "step_dpo",
                 not {"methods", "sizes"} & set(self.step_dpo),
-                "without methods and sizes",
+                "given without methods and sizes, which the comparison sets",
             ),
         )
 
 
 CHANGEABLE = ("out", "methods", *PLACE)
-"""Fields a continued comparison may change."""
+"""Options that may change when a comparison is continued."""
 
 
 @dataclass(frozen=True)
 class Pilot:
-    """What a completion of the fine-tuned model costs."""
+    """Length of the fine-tuned model's completions, measured on some problems."""
 
     tokens: float
-    """Its mean length."""
+    """Mean number of tokens per completion."""
     steps: float
-    """Its mean number of steps."""
+    """Mean number of steps per completion."""
     seed_tokens: int
-    """What the seed set has already cost."""
+    """Number of tokens that were sampled for the seed set."""
 
 
 def run_compare(config: CompareConfig, reporter: ProgressReporter | None = None) -> Row:
-    """Run every method at the budget, or continue, and return the summary.
+    """Run every method within the budget, or continue a comparison, and return the summary.
 
     Raises:
-        ValueError: a setting that a method refuses; says which.
-        NothingToLearn: a method had nothing to learn from; says which and why.
-        BlockingIOError: another process runs in the folder.
+        ValueError: an option, a problem or a model cannot be used; the message names it.
+        NothingToLearn: a method has no example to learn from; the message gives the reasons.
+        BlockingIOError: another process is running in the folder.
     """
     with running(config, "comparison", reporter) as (reporter, engine):
         run = open_compare(config, reporter, engine)
@@ -132,25 +134,25 @@ def run_compare(config: CompareConfig, reporter: ProgressReporter | None = None)
 def open_compare(
     config: CompareConfig, reporter: ProgressReporter | None = None, engine: Engine | None = None
 ) -> Run[CompareConfig]:
-    """Check everything a comparison needs, as each of its methods does; see `open_run`."""
+    """Check everything that a comparison and its methods need; see `open_run`."""
     own = {"star": StarConfig, "rft": RftConfig, "vstar": VstarConfig, "step_dpo": StepDpoConfig}
     for name, options in own.items():
         check_method_options(name, options, getattr(config, name))
     run = open_run(config, reporter, engine)
     for name in config.methods:
-        # How many samples a method may draw is known after the pilot only; its checks need no number.
+        # The pilot has not run yet. The checks do not depend on the number of completions.
         settings = METHODS[name].settings(run, Pilot(1.0, 1.0, 0), config.budget)
         METHODS[name].open(replace(settings, model=config.model))
     return run
 
 
 def work(run: Run[CompareConfig]) -> list[tuple[str, str]]:
-    """What a comparison would do, as names and values for a dry run."""
+    """Return what a comparison would do, as (name, value) pairs for a dry run."""
     config = run.config
     return [
         *seed_work(run),
         ("Methods", ", ".join(NAMES[method] for method in config.methods)),
-        ("Sampling", f"{config.budget:,} tokens for each method, the first set's included"),
+        ("Sampling", f"{config.budget:,} tokens for each method, including those of the seed set"),
         ("Choices", f"{config.candidates} candidates for each of {len(run.test)} test problems, per method"),
     ]  # fmt: skip
 
@@ -170,7 +172,7 @@ def _seed_tokens(run: Run[CompareConfig]) -> int:
 
 
 def _pilot(run: Run[CompareConfig]) -> Pilot:
-    """How long completions are, from one for each of some problems."""
+    """Measure the length of completions, with one completion for each of `PILOT` problems."""
     config = run.config
     model = str(config.out / "sft" / "model")
     problems = draw_problems(run.train, PILOT, "pilot")
@@ -182,17 +184,17 @@ def _pilot(run: Run[CompareConfig]) -> Pilot:
     return Pilot(mean, sum(steps) / len(steps), _seed_tokens(run))
 
 
-# ---------------------------------------------------------------- how much each method may draw
+# ---------------------------------------------------------------- settings of each method
 
 
 def _shared(run: Run[CompareConfig], options: type, method: str) -> dict[str, Any]:
-    """The comparison's options that a method has too."""
+    """Return the options of the comparison that a method also has."""
     names = {one.name for one in fields(options)} & {one.name for one in fields(SeededConfig)}
     return {name: getattr(run.config, name) for name in names} | {"out": run.config.out / method}
 
 
 def _made(run: Run[CompareConfig], options: Any, values: Mapping[str, Any]) -> Any:
-    """A method's options; of the model in this package, those found for it where nothing else is said."""
+    """Return a method's configuration; for the model in this package, with its `small()` defaults."""
     return options.small(**values) if run.config.model == "embedded" else options(**values)
 
 
@@ -204,19 +206,19 @@ def _step_config(run: Run[CompareConfig]) -> StepDpoConfig:
 
 
 def star_settings(run: Run[CompareConfig], pilot: Pilot, budget: int) -> StarConfig:
-    """STaR: as many samples per iteration as three iterations and their hints may have."""
+    """Return the settings of STaR, with the budget divided among its iterations (default: 3)."""
     config = run.config
     iterations = config.star.get("iterations", 3)
-    told = any(problem.rationale is not None for problem in run.train)
-    # About half of the failures' tokens again, for rationalization.
+    has_rationales = any(problem.rationale is not None for problem in run.train)
+    # The factor 1.5 is for rationalization: about half as many tokens again.
     n = max(1, round((budget + pilot.seed_tokens) / (1.5 * iterations * len(run.train) * pilot.tokens)))  # fmt: skip
     options: dict[str, Any] = {
         "iterations": iterations, "patience": iterations, "n": n,
         "temperature": config.temperature if n > 1 else 0.0, "schedule": "epochs",
         "warmup_steps": 0, "validation_problems": 100, "keep_models": "all",
-        # A base that has only been shown rationales in fine-tuning is none without it.
-        "model": str(config.out / "sft" / "model") if told else config.model,
-        "prompt": ("chat" if run.tuned.as_messages else "bare") if told else config.prompt,
+        # Where the task has rationales, the model fine-tuned on them is the base model of STaR.
+        "model": str(config.out / "sft" / "model") if has_rationales else config.model,
+        "prompt": ("chat" if run.tuned.as_messages else "bare") if has_rationales else config.prompt,
     }  # fmt: skip
     shared = _shared(run, StarConfig, "star")
     for name in ("model", "prompt", "temperature", "warmup_steps"):
@@ -225,14 +227,14 @@ def star_settings(run: Run[CompareConfig], pilot: Pilot, budget: int) -> StarCon
 
 
 def rft_settings(run: Run[CompareConfig], pilot: Pilot, budget: int) -> RftConfig:
-    """RFT: k samples of every problem."""
+    """Return the settings of RFT, with k from the budget."""
     config = run.config
     k = max(1, round(budget / (len(run.train) * pilot.tokens)))
     return _made(run, RftConfig, _shared(run, RftConfig, "rft") | {"k": [k]} | config.rft)
 
 
 def vstar_settings(run: Run[CompareConfig], pilot: Pilot, budget: int) -> VstarConfig:
-    """V-STaR: as many samples in each of its iterations."""
+    """Return the settings of V-STaR, with the budget divided among its iterations (default: 3)."""
     config = run.config
     iterations = config.vstar.get("iterations", 3)
     k = max(2, round(budget / (iterations * len(run.train) * pilot.tokens)))
@@ -241,11 +243,12 @@ def vstar_settings(run: Run[CompareConfig], pilot: Pilot, budget: int) -> VstarC
 
 
 def step_dpo_settings(run: Run[CompareConfig], pilot: Pilot, budget: int) -> StepDpoConfig:
-    """Per-step DPO: a third for samples, and as many wrong ones valued as the rest allows."""
+    """Return the settings of per-step DPO: a third of the budget for completions, the rest for the values
+    of wrong completions."""
     config, step = run.config, _step_config(run)
     completions = budget / (len(run.train) * pilot.tokens)
     n = max(2, step.best_of, round(completions / 3))
-    # A prefix is sampled on from K times m; what is left of a completion is half of it on average.
+    # K * m continuations are sampled from each prefix; on average each is half a completion long.
     each = max(1.0, pilot.steps - 1) * step.best_of * step.repeats / 2
     wrong = max(1, math.floor((completions - n) / each))
     own = {"n": n, "wrong_per_problem": wrong}
@@ -260,8 +263,9 @@ def step_dpo_settings(run: Run[CompareConfig], pilot: Pilot, budget: int) -> Ste
 def _run_method(
     run: Run[CompareConfig], method: str, config: Any
 ) -> tuple[Row, Path, Evaluation, int, int]:
-    """Its summary, final model, greedy evaluation, and the tokens it sampled and trained on."""
-    run.engine.close()  # a method has its own
+    """Return a method's summary, final model and greedy evaluation, and the numbers of tokens that it
+    sampled and trained on."""
+    run.engine.close()  # the method opens its own engine
     if method == "star":
         summary = run_star(config, run.reporter)
         stores = [*config.out.glob("iteration-*/rollouts.jsonl"), *config.out.glob("iteration-*/rationalized.jsonl")]  # fmt: skip
@@ -287,7 +291,7 @@ def _run_method(
 
 
 def _row(run: Run[CompareConfig], method: str, config: Any) -> Row:
-    """One line of the table."""
+    """Run a method and return its row of the table."""
     summary, model, greedy, drawn, trained = _run_method(run, method, config)
     folder = run.config.out / method
     among = _vstar_candidates(config) if method == "vstar" else None
@@ -303,12 +307,12 @@ def _row(run: Run[CompareConfig], method: str, config: Any) -> Row:
 
 
 def _budget(run: Run[CompareConfig]) -> int:
-    """The tokens that each method may sample."""
+    """Return the number of tokens that each method may sample."""
     return run.config.budget
 
 
 def _last_steps(out: Path) -> int:
-    """Optimizer steps of the last training of a method's run."""
+    """Return the number of optimizer steps of the last training in a method's run."""
     steps = [
         row["training"]["steps"] for row in read_rows(out / "metrics.jsonl") if "training" in row
     ]
@@ -316,7 +320,7 @@ def _last_steps(out: Path) -> int:
 
 
 def _style(run: Run[CompareConfig], method: str, config: Any, summary: Row) -> PromptStyle:
-    """How a method's final model is asked: as in its own measurement."""
+    """Return the prompt style of a method's final model, the same as in its own evaluation."""
     if method != "star":
         return run.tuned
     style = run.task.styled(
@@ -330,7 +334,7 @@ def _style(run: Run[CompareConfig], method: str, config: Any, summary: Row) -> P
 def _candidates(
     run: Run[CompareConfig], model: str, folder: Path, style: PromptStyle | None = None
 ) -> Candidates:
-    """N graded candidates per test problem."""
+    """Return N graded candidates per test problem."""
     config = run.config
     params = replace(run.params, n=config.candidates, seed=config.seed + 500_000)
     store = folder / "candidates.jsonl"
@@ -343,7 +347,7 @@ def _vstar_candidates(config: VstarConfig) -> Candidates | None:
 
 
 def _vstar_best(config: VstarConfig) -> Mapping[str, list[float]]:
-    """How often the verifier's choice is right, by problem, at every k; V-STaR has measured it."""
+    """Return the chance that the verifier's choice is correct, by k and problem, as V-STaR measured it."""
     rows = read_rows(config.out / "metrics.jsonl")
     row = next(row for row in rows if row["name"] == "choices: V-STaR")
     return row["choices"]["best"]
@@ -368,9 +372,9 @@ class _Method:
     settings: Callable[[Run, Pilot, int], Any]
     run: Callable[[Any, ProgressReporter], Row]
     open: Callable[[Any], Any]
-    """Checks everything that its run needs."""
+    """Checks everything that a run needs."""
     final: Callable[[Any], str]
-    """The name of the row of its result."""
+    """Returns the name of the row of the result in `metrics.jsonl`."""
 
 
 METHODS: dict[str, _Method] = {
@@ -390,7 +394,7 @@ def _final_step_row(config: StepDpoConfig) -> str:
     return next(row["name"] for row in reversed(rows) if row.get("method") == "step_dpo")
 
 
-# ---------------------------------------------------------------- the end
+# ---------------------------------------------------------------- summary
 
 
 def _finish(run: Run[CompareConfig]) -> Row:

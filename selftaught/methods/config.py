@@ -18,7 +18,7 @@ from selftaught.training.launch import launch_of
 
 @dataclass(frozen=True)
 class RunOptions:
-    """The folder of a run, and its seed."""
+    """The run folder and the random seed."""
 
     heading: ClassVar[str] = "run"
 
@@ -56,7 +56,7 @@ class MethodConfig(
 
     heading: ClassVar[str] = "training"
     method: ClassVar[str] = ""
-    """The name of the method's command, which `config.yaml` says."""
+    """Name of the method's command; written to `config.yaml`."""
 
     warmup_steps: float = 0.03
     """Length of the linear warm-up in optimizer steps. A value below 1 is a share of all steps."""
@@ -85,9 +85,13 @@ class MethodConfig(
         return cls(**changes)
 
     def refuse(self, *checks: tuple[str, bool, str]) -> None:
-        """Raise a ValueError for the first field that is wrong: (name, is right, what is expected)."""
-        for name, holds, expected in checks:
-            if not holds:
+        """Raise a `ValueError` for the first field with an invalid value.
+
+        Args:
+            checks: (name of the field, whether its value is valid, which values are expected).
+        """
+        for name, valid, expected in checks:
+            if not valid:
                 raise ValueError(f"{name} must be {expected}; got {getattr(self, name)!r}.")
 
     def plain(self) -> Row:
@@ -105,7 +109,7 @@ class MethodConfig(
 
 @dataclass(frozen=True)
 class SeededConfig(MethodConfig):
-    """Options of every method that begins with a model fine-tuned on rationales."""
+    """Options of every method that starts from a model fine-tuned on rationales (the seed set)."""
 
     heading: ClassVar[str] = "training"
 

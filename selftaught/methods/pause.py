@@ -1,10 +1,10 @@
-"""Pause tokens: Goyal et al. 2024 (arXiv:2310.02226), the natural baseline of Quiet-STaR.
+"""Pause tokens: Goyal et al. 2024 (arXiv:2310.02226), a baseline of Quiet-STaR.
 
 One new token with a learnable embedding gives the model more computation before it answers. The
-paper compares four variants, by where pauses are seen: StdPT_StdFT (never), StdPT_PauseFT (only in
+paper compares four variants, by where pauses are used: StdPT_StdFT (never), StdPT_PauseFT (only in
 fine-tuning), PausePT_StdFT (only in pre-training) and PausePT_PauseFT (both). `insert_pauses` makes
-the text of pause-pretraining, `append_pauses` an example of pause-finetuning; both say where there
-is no loss: where the next token is a pause, and nowhere else.
+text for pause-pretraining, `append_pauses` an example for pause-finetuning. Both return labels that
+exclude from the loss the positions where the next token is a pause.
 """
 
 import random
@@ -22,36 +22,45 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 IGNORED = -100
-"""The label of a token without loss, in torch and transformers."""
+"""Label of a token that is excluded from the loss, in torch and transformers."""
 PAUSE = "<|pause|>"
 PRETRAINING_SHARE = 0.1
-"""Pauses per token of text in pre-training: 10% of the sequence (Section 4.1)."""
+"""Number of pauses per token of text in pre-training: 10% of the sequence (Section 4.1)."""
 VARIANTS = {
     "StdPT_StdFT": (False, False),
     "StdPT_PauseFT": (False, True),
     "PausePT_StdFT": (True, False),
     "PausePT_PauseFT": (True, True),
 }
-"""Whether pauses are in pre-training and in fine-tuning."""
+"""Variants of the paper: (pauses in pre-training, pauses in fine-tuning)."""
 
 
 def insert_pauses(
     ids: Sequence[int], pause: int, share: float, draw: random.Random
 ) -> tuple[list[int], list[int]]:
-    """The text with pauses at uniformly random places, and its labels.
+    """Insert pauses at uniformly random positions of a text, and return its token ids and labels.
 
-    Labels are as transformers has them, for the token itself: a pause's is ignored, so the loss is
-    skipped where the next token is a pause; what follows a pause is predicted from it (Equation 1).
-    As in the paper the text is then trimmed to its old length.
+    Labels are not shifted, as in transformers. Pause tokens have the label `IGNORED`, so the loss is
+    skipped where the next token is a pause; the token after a pause is predicted from the pause
+    (Equation 1). As in the paper, the text is then truncated to its original length.
+
+    Args:
+        ids: token ids of the text.
+        pause: id of the pause token.
+        share: number of pauses per token of text.
+        draw: source of randomness.
+
+    Returns:
+        Token ids and labels, both as long as `ids`.
     """
     count = round(share * len(ids))
-    # A place is a number of tokens before it; the last one has a token after it to predict.
-    places = sorted(draw.randrange(1, len(ids)) for _ in range(count)) if len(ids) > 1 else []
+    # A position is the number of tokens before a pause. Every pause has a token after it to predict.
+    positions = sorted(draw.randrange(1, len(ids)) for _ in range(count)) if len(ids) > 1 else []
     mixed: list[int] = []
     done = 0
-    for place in places:
-        mixed += [*ids[done:place], pause]
-        done = place
+    for position in positions:
+        mixed += [*ids[done:position], pause]
+        done = position
     mixed = [*mixed, *ids[done:]][: len(ids)]
     return mixed, [IGNORED if one == pause else one for one in mixed]
 
@@ -59,63 +68,71 @@ def insert_pauses(
 def append_pauses(
     prefix: Sequence[int], target: Sequence[int], pause: int, count: int
 ) -> tuple[list[int], list[int]]:
-    """Prefix, pauses and target, with loss on the target only, its first token predicted from the last
-    pause (Equation 3)."""
+    """Return the token ids of prefix, `count` pauses and target, and the labels.
+
+    The loss is on the target only; its first token is predicted from the last pause (Equation 3).
+    """
     ids = [*prefix, *[pause] * count, *target]
     return ids, [IGNORED] * (len(prefix) + count) + list(target)
 
 
 def paused(style: PromptStyle, count: int, filler: str = PAUSE) -> PromptStyle:
-    """The style with `count` pauses after every question (pause-inference, Section 3.2).
+    """Return the style with `count` pauses after every question (pause-inference, Section 3.2).
 
-    With another filler, such as ".", it is the paper's control: as many tokens that mean nothing, to
-    a model that never learned to use them.
+    Another filler, such as ".", is the paper's control: the same number of meaningless tokens, which the
+    model was not trained to use.
 
     Raises:
-        ValueError: a style of messages, whose template ends the question itself.
+        ValueError: the style is chat; its template adds text after the question.
     """
     if style.as_messages:
-        raise ValueError("Pauses follow the question as text; use --prompt few_shot or bare.")
+        raise ValueError(
+            "Expected a prompt of plain text, because pauses follow the question; got chat messages. "
+            "Use --prompt few_shot or bare."
+        )
     return replace(
         style, name=f"{style.name}, {count} x {filler}", question=style.question + filler * count
     )
 
 
 def with_pauses(examples: Sequence[Example], count: int) -> list[Example]:
-    """Examples for pause-finetuning: each prompt followed by `count` pauses.
+    """Return the examples for pause-finetuning: each prompt followed by `count` pauses.
 
     Raises:
-        ValueError: a prompt of messages.
+        ValueError: a prompt is a list of chat messages.
     """
     found = []
     for example in examples:
         if not isinstance(example.prompt, str):
-            raise ValueError("Pauses follow a prompt that is text; this one is of messages.")
+            raise ValueError(
+                "Expected examples with plain-text prompts, because pauses follow the prompt; got chat "
+                "messages. Use --prompt few_shot or bare."
+            )
         found.append(replace(example, prompt=example.prompt + PAUSE * count))
     return found
 
 
 def refuse_without_pause(model: str) -> None:
-    """Refuse a model that would read the letters of the pause token.
+    """Check that the pause token is in the vocabulary of a model's tokenizer.
 
     Raises:
-        ValueError: its tokenizer does not know the token.
+        ValueError: it is not; it would be split into ordinary tokens.
     """
     from transformers import AutoTokenizer
 
     check_model_name(model)
     if PAUSE not in AutoTokenizer.from_pretrained(model).get_vocab():
         raise ValueError(
-            f"Expected a model that knows {PAUSE}, got {model}; train one with selftaught pause "
-            "train, or give --pauses [0] or a --filler."
+            f"Expected a model with {PAUSE} in its vocabulary, got {model}. Train one with `selftaught "
+            "pause train`, or give --pauses [0] or a --filler."
         )
 
 
 def add_pause_token(model: str, out: Path) -> Path:
-    """A copy of a model that knows the pause token; its embedding starts as the mean of all.
+    """Copy a model into `out` with the pause token added to its vocabulary, and return `out`.
 
-    A model that knows it already is copied as it is. The copy stands in `out` whole or not at all;
-    one made before of the same model stays.
+    The embedding of the new token is the mean of all embeddings. A model that already has the token is
+    copied unchanged. `out` is written atomically; an existing copy of the same model is used again.
     """
     origin, partial = out / "made_of.txt", out.with_name(out.name + ".partial")
     if origin.exists() and origin.read_text(encoding="utf-8") == model:
@@ -149,14 +166,27 @@ def pause_rows(
     share: float,
     seed: int,
 ) -> list[dict[str, list[int]]]:
-    """Rows for pause-pretraining: spans of texts with pauses inserted, and their labels.
+    """Return the rows for pause-pretraining: spans of the texts with pauses inserted.
+
+    Args:
+        texts: plain texts.
+        tokenizer: tokenizer whose vocabulary has the pause token.
+        length: number of tokens per span.
+        share: number of pauses per token of text.
+        seed: random seed for the positions of the pauses.
+
+    Returns:
+        One row per span, with `input_ids` and `labels`.
 
     Raises:
-        ValueError: no text, or the tokenizer does not know the pause token.
+        ValueError: there is no text, or the tokenizer does not have the pause token.
     """
     pause = tokenizer.convert_tokens_to_ids(PAUSE)
     if pause == tokenizer.unk_token_id or not isinstance(pause, int):
-        raise ValueError(f"Expected a tokenizer with {PAUSE}; make one with add_pause_token.")
+        raise ValueError(
+            f"Expected a tokenizer with {PAUSE} in its vocabulary; got one without it. Add it with "
+            "add_pause_token."
+        )
     draw = random.Random(seed)
     rows = []
     for text in texts:

@@ -3,12 +3,12 @@ Language Models" (arXiv:2308.01825). `run_rft` is its Section 3.3.
 
     1  pi      <- SFT(rho, D)                     D: the training problems with their rationales
     2  samples <- k completions of pi per problem, at temperature 0.7
-    3  keep those with the right answer and no wrong equation
-    4  D'_pi   <- one for each ordered list of equations (Algorithm 1)
-    5  pool with other models' kept completions, and tell apart again
+    3  keep those with a correct answer and no wrong equation
+    4  D'_pi   <- one per ordered list of equations (Algorithm 1)
+    5  pool with the kept completions of other models, and deduplicate again
     6  pi_RFT  <- SFT(rho, D with D'_pi)          from the base model, not from pi
 
-Where we differ from the paper or the authors' code stands in docs/methods/rft.md.
+Differences from the paper and from the authors' code are listed in docs/methods/rft.md.
 """
 
 from collections.abc import Sequence
@@ -58,32 +58,36 @@ PAPER = "Yuan et al. 2023, arXiv:2308.01825"
 
 @dataclass(frozen=True)
 class RftConfig(SeededConfig):
-    """Options of RFT; the defaults are the paper's, `small()` holds those of tiny models."""
+    """Options of RFT. The defaults are the paper's; `small()` returns the settings for very small
+    models."""
 
     heading: ClassVar[str] = "RFT"
     method: ClassVar[str] = "rft"
 
     out: Path = Path("runs/rft")
-    """Folder of the run; repeating the command continues it, also with other --k."""
+    """Run folder. Repeating the same command, also with another `--k`, continues the run."""
     k: list[int] = field(default_factory=lambda: [100])
-    """Samples per problem; of several numbers each makes a model, all from one stored sampling. 100 is
-    the paper's, 1 3 6 12 25 50 100 its sweep (Table 5)."""
+    """Number of completions per problem. With several numbers, one model is trained for each, all from
+    the same stored completions. 100 as in the paper; its sweep is 1 3 6 12 25 50 100 (Table 5)."""
     generator: str | None = None
-    """A model folder to sample instead of the base fine-tuned on D, such as STaR's."""
+    """Model folder to sample from, such as a model trained with STaR. Default: the base model
+    fine-tuned on the gold rationales."""
     distinct_by: DistinctBy = "equations"
-    """What makes two completions the same: equations (Algorithm 1), numbers, text, or edits."""
+    """Criterion by which completions count as duplicates: the same "equations" in the same order
+    (Algorithm 1), the same "numbers", the same "text", or a small edit distance ("edits")."""
     edits: float = 0.2
-    """For edits: up to this share of differing characters two completions are the same."""
+    """With `--distinct-by edits`: the edit distance, as a share of the longer completion's characters,
+    up to which two completions are duplicates."""
     skip_gold_class: bool = False
-    """Leave out completions with the equations of the problem's own rationale; the authors' code keeps
+    """Drop completions with the same equations as the problem's gold rationale. The authors' code keeps
     them."""
     pool: list[Path] = field(default_factory=list)
-    """Graded rollouts of other models to learn from too, such as other runs' rollouts.graded.jsonl
-    (the paper's U13B, Section 3.3)."""
+    """Files of graded rollouts of other models to train on as well, such as `rollouts.graded.jsonl` of
+    other runs (U13B in the paper, Section 3.3)."""
     baselines: bool = False
-    """For the largest k, also train on every right completion (the paper's ablation, Table 5), on as many
-    right completions drawn at random, copies among them, as there are distinct ones, and on D alone for
-    as many optimizer steps."""
+    """For the largest k, also train three baselines: on all correct completions (the paper's ablation,
+    Table 5), on a random sample of the correct completions, duplicates included, of the same size as the
+    distinct ones, and on the gold rationales alone for the same number of optimizer steps."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -98,22 +102,25 @@ class RftConfig(SeededConfig):
 
     @classmethod
     def small(cls, **changes: Any) -> "RftConfig":
-        """The settings of the model in this package, whose scratchpads hold no plain equations."""
+        """Return the settings for the small model in this package.
+
+        Completions are deduplicated by text, because its scratchpads contain no plain equations.
+        """
         found: dict[str, Any] = {"k": [4], "distinct_by": "text", "learning_rate": 3e-4}
         return super().small(**(found | changes))
 
 
 CHANGEABLE = ("out", "k", "baselines", *PLACE)
-"""Fields a continued run may change: nothing stored depends on them."""
+"""Options that may change when a run is continued, because nothing stored depends on them."""
 
 
 def run_rft(config: RftConfig, reporter: ProgressReporter | None = None) -> Row:
-    """Run RFT, or continue it, and return its summary (also `summary.json` in the run folder).
+    """Run RFT, or continue a run, and return the summary, which is also written to `summary.json`.
 
     Raises:
-        ValueError: a setting, a problem or a model that cannot be used; says which.
-        NothingToLearn: no completion was right; says why.
-        BlockingIOError: another process runs in the folder.
+        ValueError: an option, a problem or a model cannot be used; the message names it.
+        NothingToLearn: no completion was kept; the message gives the reasons.
+        BlockingIOError: another process is running in the folder.
     """
     with running(config, "RFT", reporter) as (reporter, engine):
         run = open_rft(config, reporter, engine)
@@ -127,7 +134,7 @@ def run_rft(config: RftConfig, reporter: ProgressReporter | None = None) -> Row:
         if not run.kept(rollouts):
             raise NothingToLearn(
                 f"None of {len(rollouts)} completions was kept: {reasons_dropped(rollouts)}. Try more "
-                "samples (--k), easier problems or a stronger model."
+                "completions per problem (--k), easier problems or a stronger model."
             )
         for k in sorted(set(config.k)):
             first = keep_at_most(rollouts, k)
@@ -140,7 +147,7 @@ def run_rft(config: RftConfig, reporter: ProgressReporter | None = None) -> Row:
 def open_rft(
     config: RftConfig, reporter: ProgressReporter | None = None, engine: Engine | None = None
 ) -> Run[RftConfig]:
-    """Check everything a run of RFT needs; see `open_run`. The other models' rollouts are read."""
+    """Check everything that a run of RFT needs, and read the rollouts of `pool`; see `open_run`."""
     run = open_run(config, reporter, engine)
     if config.generator is not None:
         check_model(config.generator)
@@ -152,7 +159,7 @@ def open_rft(
 
 
 def work(run: Run[RftConfig]) -> list[tuple[str, str]]:
-    """What a run would do, as names and values for a dry run."""
+    """Return what a run would do, as (name, value) pairs for a dry run."""
     config, k = run.config, max(run.config.k)
     models = len(set(config.k)) + 3 * config.baselines + (config.generator is None)
     return [
@@ -164,7 +171,10 @@ def work(run: Run[RftConfig]) -> list[tuple[str, str]]:
 
 
 def sample_paths(run: Run[RftConfig], generator: str, k: int) -> list[Rollout]:
-    """Line 2: k graded completions per training problem; stored ones are added to."""
+    """Line 2: return k graded completions per training problem.
+
+    Stored completions are reused; only the missing ones are sampled.
+    """
     params = replace(run.params, n=k)
     store = run.config.out / "rollouts.jsonl"
     return sampled(run, generator, run.train, run.tuned, params, store)
@@ -173,7 +183,7 @@ def sample_paths(run: Run[RftConfig], generator: str, k: int) -> list[Rollout]:
 def distinct_paths(
     run: Run[RftConfig], config: RftConfig, rollouts: Sequence[Rollout]
 ) -> list[Rollout]:
-    """Lines 3 and 4: right answers without a wrong equation, one of each way."""
+    """Lines 3 and 4: return correct completions without a wrong equation, one per solution path."""
     found = distinct(run, rollouts, config.distinct_by, config.edits)
     if not config.skip_gold_class:
         return found
@@ -182,7 +192,7 @@ def distinct_paths(
 
 
 def _sft(run: Run[RftConfig], gold: Sequence[Example]) -> Row:
-    """Line 1."""
+    """Line 1: fine-tune the base model on D and measure it."""
     folder = run.config.out / "sft"
     training = fit(run, gold, folder)
     return trained_row(run, training, measured(run, str(training.model), "SFT", folder))
@@ -192,7 +202,7 @@ def _rft(
     run: Run[RftConfig], gold: Sequence[Example], rollouts: Sequence[Rollout],
     pooled: Sequence[Rollout], k: int,
 ) -> Row:  # fmt: skip
-    """Lines 3 to 6 for the first k samples of every problem."""
+    """Lines 3 to 6, for the first k completions of every problem."""
     paths = _paths(run, rollouts, pooled)
     return _learned(run, gold, paths, rollouts, f"k-{k}", f"RFT, k={k}", k)
 
@@ -200,7 +210,7 @@ def _rft(
 def _paths(
     run: Run[RftConfig], rollouts: Sequence[Rollout], pooled: Sequence[Rollout]
 ) -> list[Rollout]:
-    """Lines 4 and 5: each model's own paths are told apart before the pool is, as in the paper."""
+    """Lines 4 and 5: deduplicate the completions of each model, then the pool, as in the paper."""
     config = run.config
     parts = [distinct_paths(run, config, part) for part in (rollouts, *_by_model(pooled))]
     together = [one for part in parts for one in part]
@@ -213,7 +223,8 @@ def _baselines(
     rollouts: Sequence[Rollout],
     pooled: Sequence[Rollout],
 ) -> None:
-    """Without lines 4 and 5; with copies in place of distinct paths; and with D alone, as long."""
+    """Train the baselines: without lines 4 and 5, on a random sample that may contain duplicates, and
+    on D alone for the same number of optimizer steps."""
     config = run.config
     k = max(config.k)
     kept = run.kept([*rollouts, *pooled])
@@ -237,7 +248,7 @@ def _learned(
     run: Run[RftConfig], gold: Sequence[Example], paths: Sequence[Rollout],
     rollouts: Sequence[Rollout], folder: str, name: str, k: int,
 ) -> Row:  # fmt: skip
-    """Line 6 and the measurement, with the counts of the paper's Table 2."""
+    """Line 6 and the evaluation; the row has the counts of the paper's Table 2."""
     out = run.config.out / folder
     training = fit(run, [*gold, *make_examples(paths, run.tuned)], out)
     evaluation = measured(run, str(training.model), name, out)
@@ -259,21 +270,25 @@ def _by_model(rollouts: Sequence[Rollout]) -> list[list[Rollout]]:
 
 
 def _pooled(run: Run[RftConfig], config: RftConfig) -> list[Rollout]:
-    """The rollouts of other models on the training problems; on others nothing is learned."""
+    """Return the rollouts of other models on the training problems of this run.
+
+    Rollouts of other problems are dropped, because they are not part of D.
+    """
     known = {(problem.question, problem.gold) for problem in run.train}
     pooled = [one for path in config.pool for one in read_rollouts(Path(path))]
     ours = [one for one in pooled if (one.problem.question, one.problem.gold) in known]
     if pooled and not ours:
         raise ValueError(
-            f"None of the {len(pooled)} rollouts of {', '.join(map(str, config.pool))} is of one of the "
-            f"{len(known)} training problems; give rollouts of the same task and problems."
+            f"Expected --pool files with rollouts of the {len(known)} training problems; none of the "
+            f"{len(pooled)} rollouts in {', '.join(map(str, config.pool))} is of one of them. Give "
+            "rollouts of the same task and problems."
         )
-    # Graded by the rules of this run's task, whatever rules the files were graded by.
+    # The files may have been graded by other rules than those of this run's task.
     return grade(ours, run.task) if ours else []
 
 
 def _finish(run: Run[RftConfig]) -> Row:
-    """The summary: the model of the largest k is the result, as in the paper; the page."""
+    """Write the summary and the page. The result is the model of the largest k, as in the paper."""
     config = run.config
     rows = read_rows(config.out / "metrics.jsonl")
     best = next(row for row in rows if row["name"] == f"RFT, k={max(config.k)}")

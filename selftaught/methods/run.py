@@ -1,7 +1,7 @@
-"""What the runs of all methods share: opening a run, and its stages.
+"""Opening a run, and the stages that all methods share.
 
-A stage is a function that leaves a file or a model folder and takes what is already there for done:
-`seed_examples`, `fit`, `sampled`, `measured`. The methods say in which order.
+A stage is a function that writes a file or a model folder, and skips work whose output already exists:
+`seed_examples`, `fit`, `sampled`, `measured`. Each method calls the stages in its own order.
 """
 
 import json
@@ -66,27 +66,27 @@ class Run(Generic[C]):
     config: C
     task: Task
     base: str
-    """Folder or hub name of the base model."""
+    """Folder or Hugging Face name of the base model."""
     train: Sequence[Problem]
     test: Sequence[Problem]
     reporter: ProgressReporter
     engine: Engine
     """Samples one model at a time; closed while a model is trained or a verifier scores."""
     seconds: dict[str, float] = field(default_factory=dict)
-    """Time by stage since the last row of metrics."""
+    """Seconds by stage since the last row of metrics."""
     read: dict[str, Any] = field(default_factory=dict)
-    """Data read from stores that is needed again."""
+    """Cache of data that was read from stores or computed from them."""
     too_long: int = 0
-    """Number of training problems whose prompt leaves no room for a completion within `max_length`."""
+    """Number of training problems whose prompt takes up all of `max_length`."""
 
     @property
     def tuned(self) -> PromptStyle:
-        """How fine-tuned models are asked, in training too."""
+        """Prompt style of fine-tuned models, in training and in sampling."""
         return self.asked if self.asked.as_messages else bare(self.asked)
 
     @property
     def asked(self) -> PromptStyle:
-        """How the base model is asked."""
+        """Prompt style of the base model."""
         config = self.config
         return self.task.styled(
             config.prompt,
@@ -96,13 +96,13 @@ class Run(Generic[C]):
 
     @property
     def first_style(self) -> PromptStyle:
-        """The style of the first prompt that is sampled."""
+        """Prompt style of the first completions."""
         own = any(problem.rationale is not None for problem in self.train)
         return self.tuned if own else self.asked
 
     @property
     def params(self) -> SamplingParams:
-        """One sample at the run's temperature."""
+        """Sampling options of the run, with one completion per problem."""
         config = self.config
         return SamplingParams(
             temperature=config.temperature,
@@ -113,7 +113,7 @@ class Run(Generic[C]):
         )
 
     def kept(self, rollouts: Sequence[Rollout]) -> list[Rollout]:
-        """The right ones, without those with a wrong equation where they are looked at."""
+        """Return the correct rollouts; with `check_equations`, only those without a wrong equation."""
         right = keep_correct(rollouts)
         return keep_sound(right) if self.config.check_equations else right
 
@@ -122,13 +122,18 @@ class Run(Generic[C]):
 def running(
     config: MethodConfig, method: str, reporter: ProgressReporter | None
 ) -> Iterator[tuple[ProgressReporter, Engine]]:
-    """Hold a run folder while a method runs in it, and keep its `status.json` up to date.
+    """Lock a run folder while a method runs in it, and keep its `status.json` up to date.
 
     Args:
-        method: the name of the method as `selftaught status` shows it.
+        config: options of the run.
+        method: name of the method as `selftaught status` shows it.
+        reporter: progress callbacks.
+
+    Yields:
+        The progress callbacks, and the sampling engine, which is closed at the end.
 
     Raises:
-        BlockingIOError: another process runs in the folder.
+        BlockingIOError: another process is running in the folder.
     """
     with (
         lock_folder(config.out),
@@ -147,10 +152,16 @@ def open_task_of(
     """Open the task of a run, draw the problems of every split, and check their gold answers.
 
     Args:
-        needed: the number of problems of each split that is used; None: all.
+        config: options of the run.
+        reporter: progress callbacks.
+        engine: sampling engine; None: a new one.
+        needed: number of problems by split; None means all.
+
+    Returns:
+        The run, and the problems by split.
 
     Raises:
-        ValueError: a split is empty, or a gold answer cannot be reached; says which.
+        ValueError: a split is empty, or a gold answer cannot be graded as correct; the message names it.
     """
     task = open_task(config.task, **config.task_options)
     splits = {
@@ -162,7 +173,7 @@ def open_task_of(
     if not all(splits.values()):
         sizes = ", ".join(f"{len(problems)} {split}" for split, problems in splits.items())
         raise ValueError(
-            f"The task {config.task!r} has too few problems ({sizes}); at least one of each is needed."
+            f"Expected at least one problem in each split of the task {config.task!r}; got {sizes}."
         )
     check_gold([problem for problems in splits.values() for problem in problems], task)
     base = str(embedded_model()) if config.model == "embedded" else config.model
@@ -179,17 +190,20 @@ def open_run(
     engine: Engine | None = None,
     trainings: Sequence[tuple[Kind, Mapping[str, Any]]] = (),
 ) -> Run[C]:
-    """Open the task, check every gold answer, option and prompt, and draw the problems.
+    """Open the task, draw the problems, and check all gold answers, options and prompts.
 
-    Nothing is sampled, and no weights are read. A dry run and a run both begin with this.
+    Nothing is sampled, and no weights are loaded. A run and a dry run both start with this.
 
     Args:
-        trainings: kinds of fine-tuning beside that of the seed set, with their options.
+        config: options of the run.
+        reporter: progress callbacks.
+        engine: sampling engine; None: a new one.
+        trainings: kinds of fine-tuning other than that on the seed set, with their options.
 
     Raises:
-        ValueError: a setting, a problem or a model cannot be used; says which.
-        ImportError: a package that a setting needs is not installed.
-        OSError: there is no such file or model.
+        ValueError: an option, a problem or a model cannot be used; the message names it.
+        ImportError: a package that an option needs is not installed.
+        OSError: a file or the model was not found.
     """
     needed = {"train": config.train_problems, "test": config.test_problems}
     run, _ = open_task_of(config, reporter, engine, needed)
@@ -210,13 +224,18 @@ def open_run(
 def check_chat(
     style: PromptStyle, task: Task, model: str, problem: Problem, *, rationales: bool
 ) -> None:
-    """Refuse a chat template whose answers could not be learned as they are sampled.
+    """Check that a model's chat template can be used for training.
 
     Args:
-        rationales: texts that the model did not write are to be learned: the task's own.
+        style: prompt style; nothing is checked unless it is a chat style.
+        task: the task, whose `thought_marks` are used.
+        model: folder or Hugging Face name of the model.
+        problem: a problem to render.
+        rationales: whether the model is trained on the task's own rationales or answers.
 
     Raises:
-        ValueError: names the model and says what to change.
+        ValueError: the template ends a prompt with the opening thought mark, so that the task's own
+            rationales would be learned as an unfinished thought.
     """
     if not style.as_messages:
         return
@@ -224,9 +243,9 @@ def check_chat(
     as_seen(model, prompt, options)
     if rationales and prompt_opens_thought(model, prompt, task.thought_marks, options):
         raise ValueError(
-            f"The chat template of {model} ends a prompt with {task.thought_marks[0]}, and the "
-            "task's own rationales and answers do not end a thought, so a model that learned them "
-            "would never answer. Turn it off where the template can "
+            f"The chat template of {model} ends a prompt with {task.thought_marks[0]}, but the task's "
+            "own rationales and answers do not close a thought, so a model trained on them would never "
+            "give an answer. Turn thinking off, if the template has an option for it "
             "(--chat-template-kwargs.enable_thinking false), or use --prompt few_shot or bare."
         )
 
@@ -235,11 +254,12 @@ def plan(run: Run, work: Sequence[tuple[str, str]], changeable: Sequence[str]) -
     """Describe what a run would do: model, task, work, and the first prompt as the model would see it.
 
     Args:
-        work: names and values of what the method samples and trains.
-        changeable: options that may differ from those of a run in the same folder.
+        run: an opened run.
+        work: (name, value) pairs on what the method samples and trains.
+        changeable: options that may differ from those of an earlier run in the same folder.
 
     Raises:
-        ValueError: the folder holds a run with other settings.
+        ValueError: the folder contains a run with other options.
     """
     config, problem, style = run.config, run.train[0], run.first_style
     check_config(config.out, config.plain(), changeable)
@@ -249,15 +269,15 @@ def plan(run: Run, work: Sequence[tuple[str, str]], changeable: Sequence[str]) -
         ("Task", f"{config.task}: {len(run.train)} training problems ({own} with a rationale), "
          f"{len(run.test)} test problems"),
         *work,
-        *([("Too long", f"{run.too_long} of {len(run.train)} training prompts leave no room for a "
-            f"completion within max_length {config.max_length}; they are never learned from")]
+        *([("Too long", f"{run.too_long} of {len(run.train)} training prompts leave no tokens for a "
+            f"completion within max_length {config.max_length}; they are not used for training")]
           if run.too_long else []),
         ("Folder", str(config.out)),
     ]  # fmt: skip
     return "\n".join(
         [
             *(f"{name:<11} {value}" for name, value in lines),
-            f"First prompt ({problem.id}, gold {problem.gold}), between the lines:",
+            f"First prompt ({problem.id}, gold answer {problem.gold}), between the lines:",
             "-" * 72,
             as_seen(run.base, style(problem), style.chat_template_kwargs),
             "-" * 72,
@@ -266,7 +286,7 @@ def plan(run: Run, work: Sequence[tuple[str, str]], changeable: Sequence[str]) -
 
 
 def seed_work(run: Run[SeededConfig]) -> list[tuple[str, str]]:
-    """What fine-tuning the base model on rationales takes, for a dry run."""
+    """Describe the fine-tuning on the seed set, as (name, value) pairs for a dry run."""
     config = run.config
     own = sum(problem.rationale is not None for problem in run.train)
     batch = config.per_device_train_batch_size * config.gradient_accumulation_steps
@@ -283,17 +303,20 @@ def seed_work(run: Run[SeededConfig]) -> list[tuple[str, str]]:
 
 
 def seed_examples(run: Run, problems: Sequence[Problem], folder: Path) -> list[Example]:
-    """D: the problems' own rationales as completions; without any, what the base model gets right.
+    """Return D, the seed set: the problems with their gold rationales as completions.
+
+    If no problem has a rationale, D is made of the base model's correct completions.
 
     Raises:
-        NothingToLearn: there are no rationales, and the base model got nothing right.
+        NothingToLearn: there are no rationales, and none of the base model's completions was kept.
     """
     written = folder / "seed.jsonl"
-    told = [problem for problem in problems if problem.rationale is not None]
+    with_rationale = [problem for problem in problems if problem.rationale is not None]
     if not written.exists():
-        if told:
+        if with_rationale:
             made = [
-                example(run.tuned, one, run.tuned.completion(one.rationale or "")) for one in told
+                example(run.tuned, one, run.tuned.completion(one.rationale or ""))
+                for one in with_rationale
             ]
         else:
             made = make_examples(_own_rationales(run, problems, folder), run.tuned)
@@ -302,7 +325,7 @@ def seed_examples(run: Run, problems: Sequence[Problem], folder: Path) -> list[E
 
 
 def _own_rationales(run: Run, problems: Sequence[Problem], folder: Path) -> list[Rollout]:
-    """Right completions of the base model with worked examples, in place of rationales."""
+    """Return correct completions of the base model, which replace gold rationales."""
     n = run.config.seed_samples
     params = replace(
         run.params, n=n, temperature=run.config.temperature if n > 1 else 0.0,
@@ -312,15 +335,15 @@ def _own_rationales(run: Run, problems: Sequence[Problem], folder: Path) -> list
     kept = keep_distinct(run.kept(rollouts))
     if not kept:
         raise NothingToLearn(
-            f"The task has no rationales of its own, and none of the base model's {len(rollouts)} "
-            f"completions was kept ({reasons_dropped(rollouts)}). Try more of them (--seed_samples 8), "
-            "easier problems, or a stronger model."
+            f"The task has no gold rationales, and none of the base model's {len(rollouts)} completions "
+            f"was kept ({reasons_dropped(rollouts)}). Try more completions per problem "
+            "(--seed_samples 8), easier problems, or a stronger model."
         )
     return kept
 
 
 def seed_rollouts(run: Run, problems: Sequence[Problem], folder: Path) -> list[Rollout]:
-    """The seed set as right rollouts, whose tokens are known where the base model wrote them."""
+    """Return the seed set as correct rollouts; those of the base model have their token ids."""
     gold = gold_rollouts(problems, run.tuned)
     return gold or _own_rationales(run, problems, folder)
 
@@ -328,22 +351,23 @@ def seed_rollouts(run: Run, problems: Sequence[Problem], folder: Path) -> list[R
 def distinct(
     run: Run, rollouts: Sequence[Rollout], by: DistinctBy, edits: float = 0.2
 ) -> list[Rollout]:
-    """The right ones of the rollouts, one of each way.
+    """Return the kept rollouts without duplicates; see `keep_distinct`.
 
     Raises:
-        ValueError: they are to be told apart by equations, and none holds any.
+        ValueError: `by` is "equations", and no rollout contains an equation.
     """
     kept = run.kept(rollouts)
     if by == "equations" and kept and not any(solution_path(one.completion) for one in kept):
         raise ValueError(
-            f"None of the {len(kept)} right completions holds an equation to tell it by; choose "
-            "another --distinct_by: text, numbers or edits, with another --out."
+            "Expected completions with equations, by which --distinct_by equations compares them; none "
+            f"of the {len(kept)} correct completions contains one. Use --distinct_by text, numbers or "
+            "edits, with another --out."
         )
     return keep_distinct(kept, by, edits=edits)
 
 
 def reasons_dropped(rollouts: Sequence[Rollout]) -> str:
-    """Why completions were not kept, in words."""
+    """Return the reasons why completions were not kept, with their counts, as text."""
     reasons = [f"{count} {why}" for why, count in sorted(why_dropped(rollouts).items())]
     right = len(keep_correct(rollouts))
     return ", ".join([*reasons, f"{right} right"] if right else reasons)
@@ -353,11 +377,15 @@ def fit(
     run: Run, examples: Sequence[Example], out: Path, start: str | None = None,
     own: Mapping[str, Any] | None = None, **changes: Any,
 ) -> Training:  # fmt: skip
-    """Fine-tune the base model, or `start`, on examples; the model is written to `out / "model"`.
+    """Fine-tune a model on examples; the result is written to `out / "model"`.
 
     Args:
-        own: training options in place of those of the config's fields; `config.training` wins over them.
-        changes: training options that win over all others.
+        run: the run.
+        examples: training examples; they are written to `out / "examples.jsonl"`.
+        out: output folder.
+        start: model to fine-tune; None: the base model.
+        own: training options that override the fields of the config, but not `config.training`.
+        changes: training options that override all others.
     """
     write_jsonl(out / "examples.jsonl", examples)
     options = trainer_options(run.config, **(own or {})) | changes
@@ -367,10 +395,14 @@ def fit(
 def prefer(
     run: Run, start: str, pairs: Sequence[Preference], out: Path, options: Mapping[str, Any]
 ) -> Training:
-    """DPO from a model with itself as the reference; the model stands in `out / "model"`.
+    """Train a model with DPO, with itself as the reference; the result is written to `out / "model"`.
 
     Args:
-        options: those of `preference_options`.
+        run: the run.
+        start: initial and reference model.
+        pairs: preference pairs; they are written to `out / "preferences.jsonl"`.
+        out: output folder.
+        options: training options from `preference_options`.
     """
     write_jsonl(out / "preferences.jsonl", pairs)
     return train_on(run, "dpo", start, out / "preferences.jsonl", options, len(pairs))
@@ -380,11 +412,17 @@ def preference_options(
     config: MethodConfig, *, beta: float, learning_rate: float, epochs: float, max_steps: int,
     more: Mapping[str, Any],
 ) -> dict[str, Any]:  # fmt: skip
-    """The options of DPO as TRL names them."""
+    """Return the options of a DPO training under TRL's names.
+
+    Args:
+        config: options of the run.
+        beta, learning_rate, epochs, max_steps: options of the DPO training.
+        more: other fields of `DPOConfig`, which override all others.
+    """
     options = {
         name: value
         for name, value in trainer_options(config).items()
-        if name not in config.training  # those are of SFTConfig
+        if name not in config.training  # fields of SFTConfig, which do not apply to DPO
     }
     options.setdefault("max_length", config.max_length)
     return options | {"learning_rate": learning_rate, "num_train_epochs": epochs,
@@ -394,7 +432,7 @@ def preference_options(
 def train_on(
     run: Run, kind: Kind, start: str, rows: Path, options: Mapping[str, Any], count: int
 ) -> Training:
-    """A fine-tuning on a file of `count` rows; the model stands beside it in `model`."""
+    """Fine-tune a model on a file of `count` rows; the result is written to `model` beside the file."""
     run.engine.close()
     config, out = run.config, rows.parent
     lora = {"r": config.lora_r, "alpha": config.lora_alpha,
@@ -409,25 +447,27 @@ def train_on(
 
 
 def training_row(training: Training) -> Row:
-    """What a row says of a fine-tuning."""
+    """Return the fields of a metrics row that describe a fine-tuning."""
     return {"steps": training.steps, "loss": training.loss, "tokens": training.tokens,
             "trained on": training.trained_on, "too long": training.too_long,
             "tokenized from text": training.from_text}  # fmt: skip
 
 
 def ranked_correctly(training: Training) -> str:
-    """How many preferences there were, and how many of the last ones the model had learned."""
+    """Return the number of preference pairs, and the reward accuracy over the last tenth of the log, as
+    text."""
     found = [each["rewards/accuracies"] for each in training.log if "rewards/accuracies" in each]
     last = found[-max(1, len(found) // 10) :]
     pairs = f"{training.trained_on:,} pairs"
-    return f"{pairs}, {sum(last) / len(last):.0%} of the last told apart" if last else pairs
+    return f"{pairs}, {sum(last) / len(last):.0%} of the last ranked correctly" if last else pairs
 
 
 def trainer_options(config: MethodConfig, **own: Any) -> dict[str, Any]:
     """Return the options of a fine-tuning under TRL's names.
 
     Args:
-        own: values in place of those of the config; `config.training` still comes last.
+        config: options of the run.
+        own: values that override the fields of the config, but not `config.training`.
     """
     names = ("num_train_epochs", "max_steps", "learning_rate", "lr_scheduler_type", "warmup_steps",
              "per_device_train_batch_size", "gradient_accumulation_steps", "max_length", "bf16",
@@ -437,10 +477,10 @@ def trainer_options(config: MethodConfig, **own: Any) -> dict[str, Any]:
 
 
 def _steps(options: Mapping[str, Any], rows: int) -> int:
-    """About how many optimizer steps a training takes, for its progress bar."""
+    """Return the approximate number of optimizer steps of a training, for its progress bar."""
     if options.get("max_steps", -1) > 0:
         return options["max_steps"]
-    size = options.get("per_device_train_batch_size", 8)  # transformers' own, where it is not given
+    size = options.get("per_device_train_batch_size", 8)  # the default of transformers
     batch = size * options.get("gradient_accumulation_steps", 1)
     return round(options.get("num_train_epochs", 3) * max(1, rows / batch))
 
@@ -449,7 +489,16 @@ def sampled(
     run: Run, model: str, problems: Sequence[Problem], style: PromptStyle,
     params: SamplingParams, store: Path,
 ) -> list[Rollout]:  # fmt: skip
-    """Graded samples of a model, `params.n` per problem; a store with fewer is added to."""
+    """Return graded completions of a model, `params.n` per problem; stored ones are used again.
+
+    Args:
+        run: the run.
+        model: folder or Hugging Face name of the model.
+        problems: problems to sample.
+        style: prompt style.
+        params: sampling options.
+        store: file for the completions. The graded ones are written beside it.
+    """
     with timed(run.seconds, "sample"):
         sampler = run.engine.of(model)
         with run.reporter.progress(
@@ -461,14 +510,14 @@ def sampled(
 
 
 def measured(run: Run, model: str, name: str, folder: Path) -> Evaluation:
-    """Greedy accuracy of a fine-tuned model on the test problems."""
+    """Measure the accuracy of a fine-tuned model on the test problems with greedy decoding."""
     return accuracy(run, model, run.test, run.tuned, folder / "test.jsonl", name)
 
 
 def accuracy(
     run: Run, model: str, problems: Sequence[Problem], style: PromptStyle, store: Path, name: str
 ) -> Evaluation:
-    """Greedy accuracy of a model on problems."""
+    """Measure the accuracy of a model on problems with greedy decoding."""
     greedy = replace(run.params, n=1, temperature=0.0)
     with timed(run.seconds, "evaluate"):
         sampler = run.engine.of(model)
@@ -481,14 +530,14 @@ def accuracy(
 
 
 def tokens_of(rollouts: Sequence[Rollout]) -> int:
-    """How many tokens were drawn for these completions."""
+    """Return the number of sampled tokens in the completions."""
     return sum(len(rollout.token_ids or ()) for rollout in rollouts)
 
 
 def once(run: Run, name: str, make: Callable[[], Row]) -> Row:
-    """The row of `metrics.jsonl` with this name; made and written if it is not there yet.
+    """Return the row of `metrics.jsonl` with this name; if there is none, make and append it.
 
-    The row gets the seconds of all stages since the row before it.
+    A new row gets the seconds of all stages since the previous row.
     """
     metrics = run.config.out / "metrics.jsonl"
     rows = read_rows(metrics)
@@ -504,7 +553,7 @@ def once(run: Run, name: str, make: Callable[[], Row]) -> Row:
 
 
 def trained_row(run: Run, training: Training, evaluation: Evaluation, **more: Any) -> Row:
-    """What a row says of a model: what it was trained on and how good it is."""
+    """Return a metrics row of a trained model: its folder, its training and its test accuracy."""
     return {
         "model": str(training.model),
         "test": evaluation.to_dict(),
@@ -514,7 +563,7 @@ def trained_row(run: Run, training: Training, evaluation: Evaluation, **more: An
 
 
 def write_summary(out: Path, summary: Row) -> Row:
-    """Write `summary.json`, which says that a run has ended, and how."""
+    """Write `summary.json`, which marks a run as finished, and return the summary."""
     write_atomically(out / "summary.json", json.dumps(summary, indent=2, ensure_ascii=False) + "\n")
     return summary
 
@@ -527,7 +576,7 @@ def model_card(
     Args:
         evaluation: greedy accuracy on the test problems.
         style: the prompt of that evaluation.
-        made: what made the model, such as "Iteration 3 of STaR".
+        made: the stage that trained the model, such as "Iteration 3 of STaR".
     """
     config, mean = run.config, evaluation.group_mean
     base = "" if config.model == "embedded" else f"base_model: {json.dumps(config.model)}\n"

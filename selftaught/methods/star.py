@@ -5,11 +5,11 @@
     2  for n in 1..N:
     3      (r_i, y_i)         <- M_{n-1}(x_i)                    reason
     4      (r'_i, y'_i)       <- M_{n-1}(add_hint(x_i, gold_i))  rationalize
-    5      D_n                <- the (x_i, r_i) with y_i right
-    6      D'_n               <- the (x_i, r'_i) with y_i wrong and y'_i right
+    5      D_n                <- the (x_i, r_i) with y_i correct
+    6      D'_n               <- the (x_i, r'_i) with y_i wrong and y'_i correct
     7      M_n                <- train(M, D_n with D'_n)         from the base model, every time
 
-Where we differ from the paper or the authors' code stands in docs/methods/star.md.
+Differences from the paper and from the authors' code are listed in docs/methods/star.md.
 """
 
 import shutil
@@ -73,7 +73,8 @@ PAPER = "Zelikman et al. 2022, arXiv:2203.14465"
 
 @dataclass(frozen=True)
 class StarConfig(MethodConfig):
-    """Options of STaR. The defaults are the paper's; `embedded()` has those of the model in this package."""
+    """Options of STaR. The defaults are the paper's; `small()` returns the settings for the small model in
+    this package."""
 
     heading: ClassVar[str] = "STaR"
     method: ClassVar[str] = "star"
@@ -93,8 +94,7 @@ class StarConfig(MethodConfig):
     """Keep the worked examples in the prompt after the first iteration (Section 4.1). False is
     `no_prompt` of the authors' code."""
     prompt_in_training: bool = False
-    """Keep the worked examples in the training prompt, `few_shot_train` of the
-    authors' code. The paper
+    """Keep the worked examples in the training prompt. `few_shot_train` of the authors' code; the paper
     reports a gain from it on CommonsenseQA (Section 4.4)."""
     from_base: bool = True
     """Fine-tune the base model in every iteration (Algorithm 1, line 7). False: fine-tune the model of
@@ -112,7 +112,7 @@ class StarConfig(MethodConfig):
     baselines: bool = False
     """Also measure few-shot direct answers and fine-tuning on direct answers (the paper's Tables 1, 2)."""
     keep_models: Literal["best", "all"] = "best"
-    """Which models stay on disk: "best" keeps the best and the last iteration's, "all" keeps all."""
+    """Models that are kept on disk: those of the "best" and the last iteration, or "all"."""
 
     out: Path = Path("runs/star")
     """Run folder. Repeating the same command continues the run."""
@@ -126,19 +126,19 @@ class StarConfig(MethodConfig):
     top_p: float = 1.0
     """Nucleus sampling threshold. 1.0 disables it. The authors' code has 0.9 at temperature 0.01."""
     check_equations: bool = False
-    """Drop rationales that contain a wrong equation. Not in the paper; the filter of RFT
-    (arXiv:2308.01825), useful against correct answers with wrong reasoning."""
+    """Drop rationales that contain a wrong equation, which removes some correct answers with wrong
+    reasoning. Not in the paper; the filter of RFT (arXiv:2308.01825)."""
     train_problems: int | None = None
-    """Number of training problems per iteration, drawn anew for each. Default: all. The paper draws
-    10,000 of 50,000 (Section 4.1)."""
+    """Number of training problems per iteration. Every iteration draws new ones. Default: all. The paper
+    draws 10,000 of 50,000 (Section 4.1)."""
     validation_problems: int | None = 500
-    """Number of validation problems, which decide when to stop and which iteration is best; none means
-    all."""
+    """Number of validation problems, by which the best iteration is chosen and the run is stopped. null
+    means all."""
     test_problems: int | None = None
-    """Number of test problems, on which the base and the best model are measured at the end. Default:
-    all."""
+    """Number of test problems, on which the base model and the best model are measured at the end.
+    Default: all."""
     num_train_epochs: float = 1.0
-    """Number of passes over the examples with `--schedule epochs`. The paper gives none."""
+    """Number of passes over the examples with `--schedule epochs`. Not in the paper."""
     learning_rate: float = 1e-6
     """Learning rate after the warm-up; 1e-6 for GPT-J (Appendix H). Smaller models need a larger one."""
     warmup_steps: int = 100
@@ -146,8 +146,8 @@ class StarConfig(MethodConfig):
     per_device_train_batch_size: int = 8
     """Number of examples per device and forward pass; 8 packed sequences in Appendix H."""
     gradient_accumulation_steps: int = 10
-    """Number of batches per optimizer step; 10, because the authors' code reckons with ten examples per
-    packed sequence (iteration_train.py)."""
+    """Number of batches per optimizer step; 10, because the authors' code assumes ten examples per packed
+    sequence (iteration_train.py)."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -164,7 +164,7 @@ class StarConfig(MethodConfig):
 
     @classmethod
     def small(cls, **changes: Any) -> Self:
-        """The settings of the small model in this package, found by measurement (LOG.md)."""
+        """Return the settings for the small model in this package, found by measurement (LOG.md)."""
         found: dict[str, Any] = {
             "validation_problems": None,
             "start_steps": 150,
@@ -177,7 +177,8 @@ class StarConfig(MethodConfig):
         return cls(**(found | changes))
 
     def steps(self, iteration: int) -> int:
-        """Optimizer steps of an iteration, from 1; -1 where epochs decide."""
+        """Return the number of optimizer steps of an iteration, counted from 1; -1 with the schedule
+        "epochs"."""
         match self.schedule:
             case "grow":
                 return int(self.start_steps * self.grow_steps ** (iteration - 1))
@@ -188,56 +189,56 @@ class StarConfig(MethodConfig):
 
 
 CHANGEABLE = ("iterations", "patience", "out", "baselines", *PLACE)
-"""Fields a continued run may change: nothing stored depends on them."""
+"""Options that may change when a run is continued, because nothing stored depends on them."""
 
 
 @dataclass(frozen=True)
 class Star(Run[StarConfig]):
-    """An opened run of STaR: its splits, and the prompt of each use."""
+    """An opened run of STaR, with its validation problems and the prompt styles of its stages."""
 
     validation: Sequence[Problem] = ()
 
     @property
     def first_style(self) -> PromptStyle:
-        """The style of the first prompt that is sampled."""
+        """Prompt style of the first completions."""
         return self.prompt(0)
 
     @property
     def params(self) -> SamplingParams:
-        """The sampling options of the training problems."""
+        """Sampling options for the training problems."""
         return replace(super().params, n=self.config.n)
 
     def prompt(self, iteration: int) -> PromptStyle:
-        """The prompt with which the model of an iteration (0: the base) is sampled."""
+        """Return the prompt style for sampling from the model of an iteration; 0 is the base model."""
         later = iteration > 0 and not self.config.prompt_later
         return bare(self.asked) if later else self.asked
 
     def training_prompt(self) -> PromptStyle:
-        """The prompt in training: without worked examples, unless asked for."""
+        """Return the prompt style of the training examples; see `prompt_in_training`."""
         return self.asked if self.config.prompt_in_training else bare(self.asked)
 
     def problems(self, iteration: int) -> Sequence[Problem]:
-        """The training problems of an iteration."""
+        """Return the training problems of an iteration."""
         return draw_problems(
             self.train, self.config.train_problems, f"{self.config.seed} {iteration}"
         )
 
     def folder(self, iteration: int) -> Path:
-        """The folder of an iteration."""
+        """Return the folder of an iteration."""
         return self.config.out / f"iteration-{iteration}"
 
     def model(self, iteration: int) -> str:
-        """The model that an iteration made; 0: the base."""
+        """Return the model that an iteration trained; 0 is the base model."""
         return str(self.folder(iteration) / "model") if iteration else self.base
 
 
 def run_star(config: StarConfig, reporter: ProgressReporter | None = None) -> Row:
-    """Run STaR, or continue it, and return its summary (also `summary.json` in the run folder).
+    """Run STaR, or continue a run, and return the summary, which is also written to `summary.json`.
 
     Raises:
-        ValueError: a setting, a problem or a model that cannot be used; says which.
-        NothingToLearn: no iteration could begin to learn; says why.
-        BlockingIOError: another process runs in the folder.
+        ValueError: an option, a problem or a model cannot be used; the message names it.
+        NothingToLearn: the first iteration has no example to learn from; the message gives the reasons.
+        BlockingIOError: another process is running in the folder.
     """
     with running(config, "STaR", reporter) as (reporter, engine):
         star = open_star(config, reporter, engine)
@@ -261,7 +262,14 @@ def run_star(config: StarConfig, reporter: ProgressReporter | None = None) -> Ro
 
 
 def run_iteration(star: Star, iteration: int) -> Row:
-    """Lines 3 to 7 of Algorithm 1, and the new model's accuracy on the validation problems."""
+    """Lines 3 to 7 of Algorithm 1: run one iteration and measure its model on the validation problems.
+
+    Returns:
+        The iteration's row of `metrics.jsonl`.
+
+    Raises:
+        NothingToLearn: no completion was kept.
+    """
     out, problems = star.folder(iteration), star.problems(iteration)
     sampler = star.engine.of(star.model(iteration - 1))
     direct, rationalized = bootstrap(star, sampler, iteration, problems)
@@ -289,7 +297,7 @@ def run_iteration(star: Star, iteration: int) -> Row:
 
 
 def _seconds(star: Star) -> dict[str, float]:
-    """The time by stage since the last row of metrics."""
+    """Return the seconds by stage since the last row of metrics."""
     spent = dict(star.seconds)
     star.seconds.clear()
     return spent
@@ -298,7 +306,11 @@ def _seconds(star: Star) -> dict[str, float]:
 def bootstrap(
     star: Star, sampler: Sampler, iteration: int, problems: Sequence[Problem]
 ) -> tuple[list[Rollout], list[Rollout]]:
-    """Lines 3 to 6: reason; where nothing was right, reason again with the answer as a hint."""
+    """Lines 3 to 6: sample rationales, then rationalize the failed problems with the answer as a hint.
+
+    Returns:
+        The graded rollouts without a hint, and those with a hint.
+    """
     style, out = star.prompt(iteration - 1), star.folder(iteration)
     params = replace(star.params, seed=star.config.seed + iteration)
 
@@ -317,8 +329,8 @@ def bootstrap(
     direct = ask(problems, style, "rollouts")
     if iteration == 1 and all(rollout.correct for rollout in direct):
         raise NothingToLearn(
-            f"The base model already answers all {len(problems)} training problems; there is "
-            "nothing to bootstrap from. Choose harder problems."
+            f"The base model already answers all {len(problems)} training problems correctly, so there "
+            "is nothing to learn. Choose harder problems."
         )
     if not star.config.rationalization:
         return direct, []
@@ -328,10 +340,10 @@ def bootstrap(
 
 
 def why_stop(rows: Sequence[Row], config: StarConfig) -> str | None:
-    """Why no further iteration should run; None while one should."""
+    """Return the reason to stop, or None to continue with another iteration."""
     best = best_iteration(rows)
     if _value(rows[best]) >= 1:
-        return "every validation problem is right"
+        return "every validation problem is solved"
     if rows[-1]["iteration"] - best >= config.patience:
         return f"no gain in {config.patience} iterations"
     if rows[-1]["iteration"] >= config.iterations:
@@ -340,39 +352,39 @@ def why_stop(rows: Sequence[Row], config: StarConfig) -> str | None:
 
 
 def best_iteration(rows: Sequence[Row]) -> int:
-    """The iteration with the highest validation accuracy; the first of equals."""
+    """Return the iteration with the highest validation accuracy; on a tie, the earliest."""
     return max(range(len(rows)), key=lambda index: (_value(rows[index]), -index))
 
 
 def open_star(
     config: StarConfig, reporter: ProgressReporter | None = None, engine: Engine | None = None
 ) -> Star:
-    """Open the task, check every gold answer, option and prompt, and cut the splits.
+    """Open the task, draw the problems of every split, and check all gold answers, options and prompts.
 
-    Nothing is sampled, and no weights are read. A dry run and a run both begin with this.
+    Nothing is sampled, and no weights are loaded. A run and a dry run both start with this.
 
     Raises:
-        ValueError: a setting, a problem or a model cannot be used; says which.
-        ImportError: a package that a setting needs is not installed.
-        OSError: there is no such file or model.
+        ValueError: an option, a problem or a model cannot be used; the message names it.
+        ImportError: a package that an option needs is not installed.
+        OSError: a file or the model was not found.
     """
     needed = {"train": None, "validation": config.validation_problems, "test": config.test_problems}
     run, splits = open_task_of(config, reporter, engine, needed)
     star = Star(**vars(run), validation=splits["validation"])
-    taught = star.training_prompt()
-    check_chat(taught, star.task, star.base, star.train[0], rationales=config.baselines)
+    training_style = star.training_prompt()
+    check_chat(training_style, star.task, star.base, star.train[0], rationales=config.baselines)
     options = trainer_options(config, **_own_options(star, 1))
     last = trainer_options(config, **_own_options(star, config.iterations))
     check_settings(config, star.base, [("sft", options), ("sft", options | {"seed": last["seed"]})])
     too_long = check_texts(
-        config, star.base, _asked(star), (taught, star.train), star.params.max_tokens,
+        config, star.base, _asked(star), (training_style, star.train), star.params.max_tokens,
         options["max_length"],
     )  # fmt: skip
     return replace(star, too_long=too_long)
 
 
 def _asked(star: Star) -> list[Asked]:
-    """Every prompt with which the models of a run may be sampled."""
+    """Return every prompt style that a run may sample with, and its problems."""
     asked: list[Asked] = []
     for style in dict.fromkeys([star.prompt(0), star.prompt(1)]):
         asked += [(style, star.train), (style, star.validation), (style, star.test)]
@@ -384,7 +396,7 @@ def _asked(star: Star) -> list[Asked]:
 
 
 def work(star: Star) -> list[tuple[str, str]]:
-    """What a run would do, as names and values for a dry run."""
+    """Return what a run would do, as (name, value) pairs for a dry run."""
     config, problems = star.config, star.problems(1)
     asked = len(problems) * config.n
     steps = f"{config.steps(1)} optimizer steps" if config.schedule != "epochs" else f"{config.num_train_epochs:g} epochs"  # fmt: skip
@@ -424,7 +436,7 @@ def _validate(star: Star, iteration: int) -> Evaluation:
 
 
 def _own_options(star: Star, iteration: int) -> Row:
-    """The training options that differ from iteration to iteration."""
+    """Return the training options that differ between iterations."""
     return {
         "max_steps": star.config.steps(iteration),
         "lr_scheduler_type": "constant_with_warmup",
@@ -464,27 +476,28 @@ def _outcomes(rollouts: Sequence[Rollout]) -> dict[str, int]:
 
 
 def _why_nothing(star: Star, direct: Sequence[Rollout], rationalized: Sequence[Rollout]) -> str:
-    def told(rollouts: Sequence[Rollout]) -> str:
+    def counts(rollouts: Sequence[Rollout]) -> str:
         reasons = why_dropped(rollouts).items()
-        told = [f"{count} {why}" for why, count in sorted(reasons)]
+        found = [f"{count} {why}" for why, count in sorted(reasons)]
         if right := len(keep_correct(rollouts)):
-            told.append(f"{right} right with a wrong equation, see --check_equations")
-        return ", ".join(told) or "none asked"
+            found.append(f"{right} right with a wrong equation, see --check_equations")
+        return ", ".join(found) or "none sampled"
 
     return (
-        f"Nothing was kept: of {len(direct)} completions all were dropped ({told(direct)}); so were "
-        f"{len(rationalized)} with the answer as a hint ({told(rationalized)}). "
-        "Try easier problems, a stronger model, more samples (--n 4 --temperature 0.7), a larger "
-        f"--max_tokens (now {star.params.max_tokens}) if many were cut, or another --prompt; "
-        f"what was said is in {star.config.out}."
+        f"Nothing was kept: all {len(direct)} completions were dropped ({counts(direct)}), and all "
+        f"{len(rationalized)} completions with the answer as a hint ({counts(rationalized)}). "
+        "Try easier problems, a stronger model, more completions (--n 4 --temperature 0.7), a larger "
+        f"--max_tokens (now {star.params.max_tokens}) if many were cut by length, or another --prompt. "
+        f"The completions are stored in {star.config.out}."
     )
 
 
 def _finish(star: Star, rows: Sequence[Row], stopped: str | None = None) -> Row:
-    """Measure base and best on the test problems, name the best model, write the summary and page."""
+    """Measure the base model and the best model on the test problems, publish the best model, and write
+    the summary and the page."""
     config, best = star.config, best_iteration(rows)
     _prune(star, rows)
-    # The best first, which is often the one that is still open.
+    # The best model is measured first, because it is often the one that is still loaded.
     best_tested = _test(star, star.model(best), star.prompt(best), "best", f"iteration-{best}") if best else None  # fmt: skip
     base_tested = _test(star, star.base, star.prompt(0), "base", "base")
     tested = {"base": base_tested, "best": best_tested or base_tested}
@@ -507,15 +520,18 @@ def _finish(star: Star, rows: Sequence[Row], stopped: str | None = None) -> Row:
 
 
 def _test(star: Star, model: str, style: PromptStyle, name: str, store: str) -> Evaluation:
-    """Accuracy on the test problems, whose rollouts are kept as `test-{store}.jsonl`."""
+    """Measure the accuracy on the test problems; the rollouts are stored in `test-{store}.jsonl`."""
     path = star.config.out / f"test-{store}.jsonl"
     return accuracy(star, model, star.test, style, path, name)
 
 
 def _baselines(star: Star, rows: Sequence[Row], best: int) -> list[Evaluation]:
-    """The paper's rows without rationales: worked examples with answers only, and fine-tuning the
-    base on (question, answer) for as many steps as lie between it and the best iteration (the first,
-    where none was better than the base)."""
+    """Measure the paper's baselines without rationales: worked examples with answers only, and the base
+    model fine-tuned on (question, answer) pairs.
+
+    The fine-tuning has as many optimizer steps as the best iteration's model took from the base model;
+    if no iteration is better than the base model, as many as the first iteration.
+    """
     if not star.config.baselines:
         return []
     style = star.prompt(0)
@@ -537,7 +553,7 @@ def _baselines(star: Star, rows: Sequence[Row], best: int) -> list[Evaluation]:
 
 
 def _answers_only(star: Star) -> PromptStyle:
-    """The prompt of the base model with worked examples that only state their answers."""
+    """Return the base model's prompt style, with worked examples that only state their answers."""
     style = star.prompt(0)
     return replace(
         style, shots=lambda problem: [_answered(star.task, shot) for shot in style.shots(problem)]
@@ -545,12 +561,12 @@ def _answers_only(star: Star) -> PromptStyle:
 
 
 def _answered(task: Task, problem: Problem) -> Problem:
-    """The problem with its bare answer where a rationale would stand."""
+    """Return the problem with its direct answer in place of a rationale."""
     return replace(problem, rationale=task.direct.format(answer=problem.gold))
 
 
 def _prune(star: Star, rows: Sequence[Row]) -> None:
-    """Remove the weights that are neither the best nor the newest."""
+    """Delete all models except those of the best and the last iteration."""
     if star.config.keep_models == "all":
         return
     kept = {best_iteration(rows), len(rows) - 1}

@@ -2,16 +2,16 @@
 Reasoning by Eight-Fold" (arXiv:2406.14532). `run_step_dpo` is its Section 6.
 
     1  pi_sft <- SFT(base, D)                      D: the training problems with their rationales
-    2  S      <- n samples of pi_sft per problem, right and wrong ones apart
+    2  S      <- n completions of pi_sft per problem, correct and wrong ones
     3  for every wrong y^ (8 per problem) and every step i:
-    4      Q(y^_1:i) <- the chance that one of K completions of y^_1:i by pi_sft is right
+    4      Q(y^_1:i) <- the probability that one of K continuations of y^_1:i by pi_sft is correct
     5      A_i       <- Q(y^_1:i) - Q(y^_1:i-1)                                  Equation 3
     6      c         <- the first pit: the first step with the lowest Q
-    7      D_pref    <- D_pref with (x, a right y, y^_1:c)
-    8  pi     <- DPO(pi_sft, D_pref)               with pi_sft as the reference
+    7      D_pref    <- D_pref with (x, a correct y, y^_1:c)
+    8  pi     <- DPO(pi_sft, D_pref)               with pi_sft as the reference model
 
-Not to be taken for the "Step-DPO" of Lai et al. 2024 (arXiv:2406.18629), whose first errors GPT-4 names.
-The authors released no code. What is unsettled, and what we chose, stands in docs/methods/step_dpo.md.
+This is not the "Step-DPO" of Lai et al. 2024 (arXiv:2406.18629), where GPT-4 finds the first error. The
+authors released no code. docs/methods/step_dpo.md lists the open questions and our choices.
 """
 
 import math
@@ -87,16 +87,17 @@ PAPER = "Setlur et al. 2024, arXiv:2406.14532"
 
 
 CHANGEABLE = ("out", "methods", "sizes", "sft_sizes", *PLACE)
-"""Fields a continued run may change: nothing stored depends on them."""
+"""Options that may change when a run is continued, because nothing stored depends on them."""
 
 
 def run_step_dpo(config: StepDpoConfig, reporter: ProgressReporter | None = None) -> Row:
-    """Run per-step DPO and its ablations, or continue them, and return the summary.
+    """Run per-step DPO and its ablations, or continue a run, and return the summary, which is also
+    written to `summary.json`.
 
     Raises:
-        ValueError: a setting, a problem or a model that cannot be used; says which.
-        NothingToLearn: no wrong completion, or none with a pit; says how many there were.
-        BlockingIOError: another process runs in the folder.
+        ValueError: an option, a problem or a model cannot be used; the message names it.
+        NothingToLearn: no completion is wrong, or no wrong one has a pit; the message gives the counts.
+        BlockingIOError: another process is running in the folder.
     """
     with running(config, "per-step DPO", reporter) as (reporter, engine):
         run = open_step_dpo(config, reporter, engine)
@@ -114,18 +115,19 @@ def run_step_dpo(config: StepDpoConfig, reporter: ProgressReporter | None = None
 def open_step_dpo(
     config: StepDpoConfig, reporter: ProgressReporter | None = None, engine: Engine | None = None
 ) -> Run[StepDpoConfig]:
-    """Check everything a run of per-step DPO needs; see `open_run`."""
+    """Check everything that a run of per-step DPO needs; see `open_run`."""
     run = open_run(config, reporter, engine, [("dpo", _dpo_options(config))])
     largest = max([*config.sizes, *config.sft_sizes], default=0)
     if largest > len(run.train):
         raise ValueError(
-            f"sizes asks for {largest} training problems, and there are {len(run.train)}."
+            f"Expected --sizes and --sft_sizes of at most {len(run.train)}, the number of training "
+            f"problems; got {largest}."
         )
     return run
 
 
 def work(run: Run[StepDpoConfig]) -> list[tuple[str, str]]:
-    """What a run would do, as names and values for a dry run."""
+    """Return what a run would do, as (name, value) pairs for a dry run."""
     config, sizes = run.config, _sizes(run)
     count = max(sizes)
     each = config.best_of * config.repeats
@@ -154,7 +156,8 @@ def _sizes(run: Run[StepDpoConfig]) -> list[int]:
 
 
 def _size(run: Run[StepDpoConfig], count: int) -> StepSize:
-    """The first `count` of the training problems in an order drawn by the seed, so sizes are nested."""
+    """Return `count` training problems: the first of a random order, so that smaller sizes are subsets
+    of larger ones."""
     everything = range(len(run.train))
     drawn = random.Random(f"{run.config.seed} sizes").sample(everything, len(everything))
     problems = [run.train[at] for at in sorted(drawn[:count])]
@@ -162,7 +165,7 @@ def _size(run: Run[StepDpoConfig], count: int) -> StepSize:
 
 
 def _sft(size: StepSize) -> list[Example]:
-    """Line 1; returns D."""
+    """Line 1: fine-tune and measure pi_sft, and return D."""
     folder = size.folder / "sft"
     gold = seed_examples(size.run, size.problems, folder)
 
@@ -176,7 +179,13 @@ def _sft(size: StepSize) -> list[Example]:
 
 
 def learn(size: StepSize, method: Learner, gold: Sequence[Example]) -> Row:
-    """What one method makes of the samples at one size; `metrics.jsonl` keeps the row."""
+    """Train and measure one method at one size, and return its row of `metrics.jsonl`.
+
+    Args:
+        size: the training problems.
+        method: the training method.
+        gold: D, the examples of the seed set.
+    """
     config = config_of(size)
     folder = size.folder / method
     if config.start == "rft" and method != "rft":
@@ -187,28 +196,28 @@ def learn(size: StepSize, method: Learner, gold: Sequence[Example]) -> Row:
             case "rft":
                 paths = distinct(size.run, samples(size), config.distinct_by)
                 training = fit(size.run, [*gold, *make_examples(paths, size.run.tuned)], folder)
-                told = {"told": f"{len(paths):,} distinct right completions"}
+                more = {"told": f"{len(paths):,} distinct correct completions"}
             case "advantage":
-                training, told = _weighted(size, folder)
+                training, more = _weighted(size, folder)
             case _:
-                training, told = _preferred(size, method, folder)
+                training, more = _preferred(size, method, folder)
         name = f"{NAMES[method]}, {size.count}"
         evaluation = measured(size.run, str(training.model), name, folder)
         spent = {"sampled tokens": sampled_tokens(size, method)}
-        return trained_row(size.run, training, evaluation, method=method, size=size.count, **told, **spent)  # fmt: skip
+        return trained_row(size.run, training, evaluation, method=method, size=size.count, **more, **spent)  # fmt: skip
 
     return once(size.run, f"{NAMES[method]}, {size.count}", make)
 
 
 def _preferred(size: StepSize, method: Learner, folder: Path) -> tuple[Any, Row]:
-    """Line 8, on the pairs of a method."""
+    """Line 8: DPO on the preference pairs of a method."""
     config = config_of(size)
     pairs, counts = PAIRS[method](size)
     if not pairs:
         raise NothingToLearn(
-            f"{NAMES[method]} found no preference among {counts['wrong']} wrong completions of "
-            f"{size.count} problems ({_in_words(counts)}). Try more samples (--n), a higher temperature, "
-            "another --split, or harder problems."
+            f"{NAMES[method]} found no preference pair in {counts['wrong']} wrong completions of "
+            f"{size.count} problems ({_in_words(counts)}). Try more completions per problem (--n), a "
+            "higher --temperature, another --split, or harder problems."
         )
     start = size.sft if config.start == "sft" else str(size.folder / "rft" / "model")
     training = prefer(size.run, start, pairs, folder, _dpo_options(config))
@@ -222,17 +231,12 @@ def _in_words(counts: Mapping[str, Any]) -> str:
     return ", ".join(f"{value} {name}" for name, value in counts.items())
 
 
-# ---------------------------------------------------------------- samples and their steps
-
-
-# ---------------------------------------------------------------- pairs
-
-
 # ---------------------------------------------------------------- weighted by advantage
 
 
 def _weighted(size: StepSize, folder: Path) -> tuple[Any, Row]:
-    """Equation 4: pi_sft learns all samples, a step as much as exp(A / beta) says."""
+    """Equation 4: fine-tune pi_sft on correct and wrong completions, each step weighted by
+    exp(A / beta)."""
     config, run = config_of(size), size.run
     right = keep_at_most(keep_distinct(run.kept(samples(size))), config.right_per_problem)
     both = [
@@ -255,7 +259,11 @@ def weighted_row(
     one: ValuedRollout, tokenizer: Any, prompt: Any, beta: float,
     options: TemplateOptions | None = None,
 ) -> Row:  # fmt: skip
-    """A completion whose tokens' losses weigh exp(A / beta) of their step."""
+    """Return a training row of a completion, with weight exp(A / beta) of its step for every token.
+
+    Returns:
+        `input_ids`, `labels` (-100 for the prompt) and `weights` (0.0 for the prompt), of equal length.
+    """
     head = prompt_ids(tokenizer, prompt, options)
     weights = [
         math.exp(gain / beta)
@@ -267,7 +275,7 @@ def weighted_row(
             "weights": [0.0] * len(head) + weights}  # fmt: skip
 
 
-# ---------------------------------------------------------------- the end
+# ---------------------------------------------------------------- summary
 
 
 def _finish(run: Run[StepDpoConfig]) -> Row:
@@ -291,7 +299,7 @@ def _finish(run: Run[StepDpoConfig]) -> Row:
 
 
 def step_page(size: StepSize) -> Path:
-    """The page of steps, beside the run's report."""
+    """Write `steps.html`, the page of steps, into the run folder, and return its path."""
     config = config_of(size)
     found = [ValuedRollout.from_dict(row) for row in read_jsonl(size.folder / "continuations.values.jsonl")]  # fmt: skip
     decode = decoder(open_tokenizer(size.sft))

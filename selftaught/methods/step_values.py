@@ -1,4 +1,4 @@
-"""Monte-Carlo values of steps and the preferences that follow from them (2406.14532, section 4)."""
+"""Monte-Carlo values of steps, and preference pairs made from them (arXiv:2406.14532, Section 4)."""
 
 import hashlib
 import json
@@ -44,68 +44,83 @@ from selftaught.runs.folder import Row, timed
 from selftaught.training import completion_ids, open_tokenizer
 
 Learner = Literal["rft", "dpo", "dpo_edit", "step_dpo", "advantage"]
-"""What is learned from the same samples: right ones (RFT), whole pairs at random (plain DPO), whole
-pairs of the largest edit distance, pairs at the first pit, or all steps weighted by their advantage."""
+"""Training methods on the same samples.
+
+- "rft": fine-tuning on the correct completions.
+- "dpo": DPO on random pairs of whole completions.
+- "dpo_edit": DPO on the pairs of whole completions with the largest edit distance.
+- "step_dpo": DPO on pairs at the first pit.
+- "advantage": fine-tuning on all steps, weighted by their advantage.
+"""
 
 
 @dataclass(frozen=True)
 class StepDpoConfig(SeededConfig):
-    """Options of per-step DPO; defaults are the paper's where it is known, `small()` is for tiny models."""
+    """Options of per-step DPO. The defaults are the paper's, where they are known; `small()` returns the
+    settings for very small models."""
 
     heading: ClassVar[str] = "per-step DPO"
     method: ClassVar[str] = "step-dpo"
 
     out: Path = Path("runs/step_dpo")
-    """Folder of the run; repeating the command continues it."""
+    """Run folder. Repeating the same command continues the run."""
     methods: list[Learner] = field(default_factory=lambda: ["step_dpo"])
-    """What to learn by, from the same samples: rft, dpo, dpo_edit, step_dpo, advantage; SFT is always
-    there."""
+    """Training methods to compare on the same samples: "rft" (fine-tuning on correct completions), "dpo"
+    (random pairs), "dpo_edit" (pairs with the largest edit distance), "step_dpo" (pairs at the first
+    pit), "advantage" (all steps, weighted by their advantage). SFT is always measured."""
     sizes: list[int] = field(default_factory=list)
-    """Numbers of training problems, each with all methods; none: all problems."""
+    """Numbers of training problems; all methods are run at each. Default: all problems."""
     sft_sizes: list[int] = field(default_factory=list)
-    """More numbers of problems, with SFT only: the curve against which efficiency is counted."""
+    """Additional numbers of training problems that are run with SFT only, to compute data efficiency."""
     start: Literal["sft", "rft"] = "sft"
-    """What DPO starts from and refers to: pi_sft (Section 6), or the RFT model (as Self-Explore,
-    arXiv:2404.10346)."""
+    """Initial and reference model of DPO: "sft" (pi_sft, Section 6) or "rft" (the RFT model, as in
+    Self-Explore, arXiv:2404.10346)."""
 
     n: int = 16
-    """Samples per problem."""
+    """Number of completions per problem."""
     wrong_per_problem: int = 8
-    """Wrong ones whose steps are valued (8 negatives per question)."""
+    """Maximum number of wrong completions per problem whose steps are valued; 8 negatives per question
+    in the paper."""
     right_per_problem: int = 4
-    """For "advantage": right ones whose steps are valued too."""
+    """With the method "advantage": maximum number of correct completions per problem whose steps are
+    valued."""
     best_of: int = 5
-    """K: a prefix is worth the chance that one of K completions is right (K=5)."""
+    """K: the value of a prefix is the probability that one of K continuations is correct; 5 in the
+    paper."""
     repeats: int = 1
-    """m: K times m completions are drawn from every prefix; with 1 a value is 0 or 1."""
+    """m: K * m continuations are sampled from every prefix. With 1, a value is 0 or 1."""
     split: SplitBy = "newline"
-    """Where a step ends: newline, sentence, numbered, or after --separator."""
+    """Where a step ends: at a "newline", after a "sentence", before a "numbered" line, or after each
+    `--separator` ("separator")."""
     separator: str = ";"
-    """For "separator"."""
+    """Text that ends a step. Used with `--split separator`."""
     distinct_by: DistinctBy = "equations"
-    """For "rft": what makes two right completions the same; see RFT."""
+    """With the method "rft": criterion by which correct completions count as duplicates; see
+    `selftaught rft --help`."""
     most_steps: int = 20
-    """Completions with more steps are not valued (Self-Explore)."""
+    """Maximum number of steps of a completion. Longer completions are not valued (as in
+    Self-Explore)."""
     rule: PitRule = "lowest_value"
-    """The first pit: lowest_value (the paper), lowest_advantage (as its authors tell it later), first_zero
+    """Rule that finds the first pit, the step at which a completion goes wrong: "lowest_value" (the
+    paper), "lowest_advantage" (a later paper of its authors, arXiv:2410.08146) or "first_zero"
     (Self-Explore)."""
     form: PairForm = "prefix"
-    """What a preference holds: a right completion over the wrong one's prefix to the pit (the paper);
-    "step": one step over another after a shared prefix (as its Theorem 6.1 wants); "truncated": both sides
-    cut after as many steps."""
+    """Form of a preference pair: "prefix" (a correct completion over the wrong one's prefix up to the
+    pit; the paper), "step" (a single step over the pit, after a shared prefix; the assumption of
+    Theorem 6.1) or "truncated" (both sides truncated after the same number of steps)."""
 
     beta: float = 0.1
-    """Of DPO; not known of the paper, TRL's default."""
+    """Beta of DPO. The paper's value is not known; TRL's default."""
     dpo_learning_rate: float = 1e-6
-    """Peak learning rate of DPO; not known, TRL's default."""
+    """Peak learning rate of DPO. The paper's value is not known; TRL's default."""
     dpo_epochs: float = 1.0
-    """Passes over the preferences; not known."""
+    """Number of passes over the preference pairs. The paper's value is not known."""
     dpo_max_steps: int = -1
-    """Optimizer steps of DPO; -1: dpo_epochs decides."""
+    """Number of optimizer steps of DPO. -1: `dpo_epochs` decides."""
     dpo_training: dict[str, Any] = field(default_factory=dict)
-    """Any other field of TRL's DPOConfig, such as --dpo_training.label_smoothing 0.1."""
+    """Any other field of TRL's `DPOConfig`, such as `--dpo_training.label_smoothing 0.1`."""
     advantage_beta: float = 1.0
-    """For "advantage": a step's loss is weighted by exp(A / beta) (Equation 4)."""
+    """With the method "advantage": beta in the weight exp(A / beta) of a step's loss (Equation 4)."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -120,7 +135,8 @@ class StepDpoConfig(SeededConfig):
 
     @classmethod
     def small(cls, **changes: Any) -> "StepDpoConfig":
-        """The settings of models of less than a million parameters, found by measurement (LOG.md)."""
+        """Return the settings for models of less than a million parameters, found by measurement
+        (LOG.md)."""
         found: dict[str, Any] = {
             "dpo_learning_rate": 1e-4,
             "split": "separator",
@@ -131,7 +147,7 @@ class StepDpoConfig(SeededConfig):
 
 @dataclass(frozen=True)
 class StepSize:
-    """One number of training problems, and everything made from them."""
+    """A number of training problems, with the folder of everything that is made from them."""
 
     run: Run[StepDpoConfig]
     problems: Sequence[Problem]
@@ -139,12 +155,12 @@ class StepSize:
 
     @property
     def count(self) -> int:
-        """How many problems."""
+        """Number of problems."""
         return len(self.problems)
 
     @property
     def sft(self) -> str:
-        """The folder of pi_sft."""
+        """Model folder of pi_sft."""
         return str(self.folder / "sft" / "model")
 
 
@@ -153,7 +169,10 @@ def config_of(size: StepSize) -> StepDpoConfig:
 
 
 def samples(size: StepSize) -> list[Rollout]:
-    """Line 2: n graded samples of pi_sft per problem, whose tokens end as a model is taught to end."""
+    """Line 2: return n graded completions of pi_sft per problem.
+
+    Their token ids end with the end token that fine-tuning teaches.
+    """
     if (known := size.run.read.get(str(size.folder))) is not None:
         return known
     params = replace(size.run.params, n=config_of(size).n)
@@ -164,12 +183,12 @@ def samples(size: StepSize) -> list[Rollout]:
 
 
 def chosen_wrong(size: StepSize) -> list[Rollout]:
-    """The wrong completions to learn from: the first of each problem, no text twice.
+    """Return the wrong completions to learn from: the first distinct ones of each problem.
 
-    Those cut by length are left out: where they went wrong is not the question.
+    Completions cut by the token limit are excluded, because no step of them has to be wrong.
 
     Raises:
-        NothingToLearn: there is none, or no problem with both kinds.
+        NothingToLearn: there is no wrong completion, or no problem has both a correct and a wrong one.
     """
     config = config_of(size)
     everything = samples(size)
@@ -177,23 +196,28 @@ def chosen_wrong(size: StepSize) -> list[Rollout]:
     wrong = [one for one in everything if one.outcome in ("wrong", "no answer")]
     if not wrong:
         raise NothingToLearn(
-            f"None of {len(everything)} completions of {size.count} problems was wrong, so there is no "
-            "preference to learn. Try a higher temperature or harder problems."
+            f"None of {len(everything)} completions of {size.count} problems is wrong, so there is no "
+            "preference pair to learn from. Try a higher --temperature or harder problems."
         )
     usable = keep_distinct(one for one in wrong if one.problem.id in right)
     if not usable:
         raise NothingToLearn(
             f"None of the {len({one.problem.id for one in wrong})} problems with a wrong completion has "
-            f"a right one ({len(right)} problems have). Try more samples (--n) or easier problems."
+            f"a correct one ({len(right)} problems have). Try more completions per problem (--n) or "
+            "easier problems."
         )
     return keep_at_most(usable, config.wrong_per_problem)
 
 
 def valued(size: StepSize, rollouts: Sequence[Rollout], name: str) -> list[ValuedRollout]:
-    """Lines 3 to 5: every prefix of the rollouts sampled on from, and what it is worth.
+    """Lines 3 to 5: sample continuations of every prefix of the rollouts, and return the values.
 
-    A prefix that several rollouts share is sampled once. The empty one needs no sampling: the problem's
-    own samples are its completions. The last one, the whole, is worth what the rollout is.
+    A prefix that several rollouts share is sampled once. The empty prefix needs no sampling, because the
+    problem's own completions continue it. The value of the whole completion is 1 if it is correct, else 0.
+
+    Args:
+        name: stem of the files with the continuations (`{name}.jsonl`) and values
+            (`{name}.values.jsonl`).
     """
     config = config_of(size)
     tokenizer = open_tokenizer(size.sft)
@@ -220,12 +244,12 @@ def valued(size: StepSize, rollouts: Sequence[Rollout], name: str) -> list[Value
 
 
 def prefix_id(problem: str, ids: Sequence[int]) -> str:
-    """The name of a prefix of a problem's completion among all prefixes."""
+    """Return an identifier of a prefix of a problem's completion."""
     return f"{problem} | {hashlib.sha256(repr(tuple(ids)).encode()).hexdigest()[:12]}"
 
 
 def decoder(tokenizer: Any) -> Callable[[Sequence[int]], str]:
-    """Token ids as text, special tokens left out."""
+    """Return a function that decodes token ids and skips special tokens."""
 
     def decode(ids: Sequence[int]) -> str:
         return tokenizer.decode(
@@ -238,7 +262,7 @@ def decoder(tokenizer: Any) -> Callable[[Sequence[int]], str]:
 def _continued(
     size: StepSize, prefixes: Mapping[str, tuple[Problem, tuple[int, ...]]], name: str
 ) -> dict[str, tuple[int, int]]:
-    """Line 4: (right, n) of the completions of every prefix, which a store keeps."""
+    """Line 4: return (correct, n) of the continuations of every prefix, which are kept in a store."""
     config, run = config_of(size), size.run
     if not prefixes:
         return {}
@@ -260,7 +284,7 @@ def _continued(
 
 
 def _counts_of_samples(size: StepSize) -> dict[str, tuple[int, int]]:
-    """(right, n) of the problems' own samples: the completions of the empty prefix."""
+    """Return (correct, n) of the problems' own completions, which continue the empty prefix."""
     counts: dict[str, tuple[int, int]] = {}
     for one in samples(size):
         right, n = counts.get(one.problem.id, (0, 0))
@@ -281,7 +305,7 @@ def _valued(
 
 
 def random_pairs(size: StepSize) -> tuple[list[Preference], Row]:
-    """Plain DPO: every wrong completion under a right one of its problem, drawn by the seed."""
+    """Plain DPO: pair every wrong completion with a random correct one of its problem."""
     right, wrong = _right_by_problem(size), chosen_wrong(size)
     pairs = [
         preference(size.run.tuned, _drawn(size, one, right[one.problem.id]), one, _ids) for one in wrong
@@ -290,8 +314,9 @@ def random_pairs(size: StepSize) -> tuple[list[Preference], Row]:
 
 
 def distant_pairs(size: StepSize) -> tuple[list[Preference], Row]:
-    """Plain DPO on the pairs that differ most: every wrong completion under the right one of its
-    problem with the largest edit distance (as Pal et al. 2024, arXiv:2402.13228, in the paper's Figure 7)."""
+    """Plain DPO on the pairs that differ most: pair every wrong completion with the correct one of its
+    problem that has the largest edit distance (Pal et al. 2024, arXiv:2402.13228; Figure 7 of the
+    paper)."""
     right, wrong = _right_by_problem(size), chosen_wrong(size)
     pairs = []
     for one in wrong:
@@ -301,7 +326,7 @@ def distant_pairs(size: StepSize) -> tuple[list[Preference], Row]:
 
 
 def step_pairs(size: StepSize) -> tuple[list[Preference], Row]:
-    """Lines 6 and 7: every wrong completion, cut after its first pit, under a right one."""
+    """Lines 6 and 7: pair every wrong completion, truncated after its first pit, with a correct one."""
     config = config_of(size)
     tokenizer = open_tokenizer(size.sft)
     decode = decoder(tokenizer)
@@ -343,27 +368,26 @@ def _ids(rollout: Rollout) -> tuple[int, ...]:
 
 
 def _right_by_problem(size: StepSize) -> dict[str, list[Rollout]]:
-    """The distinct right samples of every problem, and its own rationale."""
+    """Return the distinct correct completions of every problem, including its gold rationale."""
     tokenizer = open_tokenizer(size.sft)
     gold = [replace(one, token_ids=completion_ids(one, tokenizer)) for one in gold_rollouts(size.problems, size.run.tuned)]  # fmt: skip
     right: dict[str, list[Rollout]] = {}
     for one in keep_distinct([*size.run.kept(samples(size)), *gold]):
         right.setdefault(one.problem.id, []).append(one)
-    for one in keep_correct(
-        samples(size)
-    ):  # right ones with a wrong equation, where there is no other
+    # A correct completion with a wrong equation is used only if its problem has no other.
+    for one in keep_correct(samples(size)):
         right.setdefault(one.problem.id, [one])
     return right
 
 
 def rollouts_drawn_from(size: StepSize) -> list[Rollout]:
-    """All graded continuations; none where no completion has a second step."""
+    """Return all graded continuations; empty if no completion has a second step."""
     graded = size.folder / "continuations.graded.jsonl"
     return read_rollouts(graded) if graded.exists() else []
 
 
 def _right_continuations(size: StepSize) -> dict[str, list[Rollout]]:
-    """The right completions of every prefix."""
+    """Return the correct continuations by prefix; see `prefix_id`."""
     tokenizer = open_tokenizer(size.sft)
     found: dict[str, list[Rollout]] = {}
     for one in keep_correct(rollouts_drawn_from(size)):
@@ -375,31 +399,32 @@ def _right_continuations(size: StepSize) -> dict[str, list[Rollout]]:
 def _chosen(
     config: StepDpoConfig, rollout: Rollout, before: int, decode: Callable[[Sequence[int]], str]
 ) -> Chosen:
-    """What follows a completion's first `before` tokens, and where its steps end."""
+    """Return a completion without its first `before` tokens, with the ends of its steps."""
     ids = rollout.token_ids or ()
     ends = split_steps(ids, decode, config.split, config.separator)
     return Chosen(tuple(ids[before:]), tuple(end - before for end in ends if end > before))
 
 
 def _drawn(size: StepSize, wrong: Rollout, among: Sequence[Rollout]) -> Rollout:
-    """One of several right completions; the seed and the wrong one decide."""
+    """Draw one of several correct completions; the draw depends on the seed and the wrong completion."""
     draw = random.Random(f"{config_of(size).seed} {wrong.problem.id} {wrong.index}")
     return draw.choice(list(among))
 
 
 def sampled_tokens(size: StepSize, method: str) -> int:
-    """What a method's samples cost: those of line 2, and new tokens of the continuations it uses."""
+    """Return the number of tokens sampled for a method: the completions of line 2, and the new tokens of
+    the continuations that the method uses."""
     total = tokens_of(samples(size))
     used = {"step_dpo": ["continuations"], "advantage": ["continuations", "continuations-right"]}
     for name in used.get(method, []):
         store = size.folder / f"{name}.graded.jsonl"
         if store.exists():
-            total += tokens_of(read_rollouts(store)) - _begun_tokens(size, name)
+            total += tokens_of(read_rollouts(store)) - _prefix_token_count(size, name)
     return total
 
 
-def _begun_tokens(size: StepSize, name: str) -> int:
-    """The tokens that the continuations were begun with."""
+def _prefix_token_count(size: StepSize, name: str) -> int:
+    """Return the number of prefix tokens in the continuations, which were not sampled."""
     config = config_of(size)
     lengths: dict[str, int] = {}
     for row in read_jsonl(size.folder / f"{name}.values.jsonl"):

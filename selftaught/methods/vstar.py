@@ -1,17 +1,17 @@
 """V-STaR: Hosseini et al. 2024, "V-STaR: Training Verifiers for Self-Taught Reasoners"
 (arXiv:2402.06457). `run_vstar` is its Algorithm 1.
 
-    1  D_GEN <- D_SFT, D_VER <- D_SFT as right;  G_SFT <- SFT(G_base, D_SFT)
+    1  D_GEN <- D_SFT, D_VER <- D_SFT labeled correct;  G_SFT <- SFT(G_base, D_SFT)
     2  for t in 1..T:
     3      G      <- SFT(G_base, D_GEN)           from the base model, every time
-    4      S      <- k samples of G per problem
-    5      D_GEN  <- D_GEN with the right ones of S
-    6      D_VER  <- D_VER with all of S
-    7  D_pref <- every right completion of a problem over every wrong one, from D_VER
-    8  V      <- DPO(G_SFT, D_pref)               with G_SFT as the reference
-    9  G^T    <- SFT(G_base, D_GEN);  at test: of n candidates of G^T the one V gives the most
+    4      S      <- k completions of G per problem
+    5      D_GEN  <- D_GEN with the correct completions of S
+    6      D_VER  <- D_VER with all completions of S
+    7  D_pref <- every (correct, wrong) pair of completions of a problem in D_VER
+    8  V      <- DPO(G_SFT, D_pref)               with G_SFT as the reference model
+    9  G^T    <- SFT(G_base, D_GEN);  at test time: the candidate of G^T with the highest score of V
 
-Where we differ from the paper stands in docs/methods/vstar.md.
+Differences from the paper are listed in docs/methods/vstar.md.
 """
 
 import hashlib
@@ -85,47 +85,50 @@ PAPER = "Hosseini et al. 2024, arXiv:2402.06457"
 
 @dataclass(frozen=True)
 class VstarConfig(SeededConfig):
-    """Options of V-STaR; defaults are the paper's where it gives any, `small()` is for tiny models."""
+    """Options of V-STaR. The defaults are the paper's, where it gives one; `small()` returns the settings
+    for very small models."""
 
     heading: ClassVar[str] = "V-STaR"
     method: ClassVar[str] = "vstar"
 
     out: Path = Path("runs/vstar")
-    """Folder of the run; repeating the command continues it."""
+    """Run folder. Repeating the same command continues the run."""
     iterations: int = 3
-    """T (Section 4)."""
+    """Number of iterations, T in the paper (Section 4)."""
     k: int = 16
-    """Samples per problem and iteration (Section 4)."""
+    """Number of completions per problem and iteration (Section 4)."""
     check_equations: bool = False
-    """Drop right completions with an equation that does not hold; not in the paper."""
+    """Drop correct completions that contain a wrong equation. Not in the paper."""
     num_train_epochs: float = 2.0
-    """Passes of a generator's fine-tuning: 2 on GSM8K, 3 on MBPP (Section 4)."""
+    """Number of passes over the examples when a generator is fine-tuned: 2 on GSM8K, 3 on MBPP
+    (Section 4)."""
     candidates: int = 128
-    """N: candidates per test problem (Section 4.1)."""
+    """Number of candidates per test problem, N in the paper (Section 4.1)."""
 
     distinct: bool = True
-    """Learn from each text once; the paper does not say."""
+    """Train on each distinct completion of a problem only once. The paper does not say."""
     pairs_per_problem: int | None = 64
-    """Preferences drawn per problem; null: all of the Cartesian product (Section 3; no limit given
-    there)."""
+    """Maximum number of preference pairs per problem, drawn at random. null means all pairs of a correct
+    and a wrong completion (Section 3; the paper gives no limit)."""
     beta: float = 0.1
-    """Of DPO; not in the paper, TRL's default."""
+    """Beta of DPO. Not in the paper; TRL's default."""
     verifier_learning_rate: float = 1e-6
-    """Peak learning rate of the verifier; not in the paper, TRL's default."""
+    """Peak learning rate of the verifier. Not in the paper; TRL's default."""
     verifier_epochs: float = 1.0
-    """Passes over the preferences; not in the paper."""
+    """Number of passes over the preference pairs. Not in the paper."""
     verifier_max_steps: int = -1
-    """Optimizer steps of the verifier; -1: verifier_epochs decides."""
+    """Number of optimizer steps of the verifier. -1: `verifier_epochs` decides."""
     verifier_training: dict[str, Any] = field(default_factory=dict)
-    """Any other field of TRL's DPOConfig, such as --verifier_training.label_smoothing 0.1."""
+    """Any other field of TRL's `DPOConfig`, such as `--verifier_training.label_smoothing 0.1`."""
     score: Literal["sum", "mean", "reward"] = "sum"
-    """What ranks candidates: log V(y|x) (Section 3.1), per token, or the implicit reward."""
+    """Score by which candidates are ranked: the "sum" of the token log-probabilities log V(y|x)
+    (Section 3.1), their "mean" per token, or the implicit "reward" of DPO."""
 
     baselines: bool = False
-    """Also measure the paper's: SFT generator with a verifier, RFT, one iteration (Section 4), each
-    from as many samples, and an outcome reward model (Section 4.4)."""
+    """Also measure the paper's baselines with the same number of completions: SFT generator with a
+    verifier, RFT, and one iteration (Section 4), and an outcome reward model (Section 4.4)."""
     table: bool = False
-    """Also train a verifier after every iteration: a table of generators by verifiers."""
+    """Also train a verifier after every iteration, and measure every generator with every verifier."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -138,22 +141,24 @@ class VstarConfig(SeededConfig):
 
     @classmethod
     def small(cls, **changes: Any) -> "VstarConfig":
-        """The settings of models of less than a million parameters, found by measurement (LOG.md)."""
+        """Return the settings for models of less than a million parameters, found by measurement
+        (LOG.md)."""
         found: dict[str, Any] = {"verifier_learning_rate": 1e-4, "candidates": 32}
         return super().small(**(found | changes))
 
 
 CHANGEABLE = ("out", "baselines", "table", *PLACE)
-"""Fields a continued run may change: nothing stored depends on them."""
+"""Options that may change when a run is continued, because nothing stored depends on them."""
 
 
 def run_vstar(config: VstarConfig, reporter: ProgressReporter | None = None) -> Row:
-    """Run V-STaR, or continue it, and return its summary (also `summary.json` in the run folder).
+    """Run V-STaR, or continue a run, and return the summary, which is also written to `summary.json`.
 
     Raises:
-        ValueError: a setting, a problem or a model that cannot be used; says which.
-        NothingToLearn: no problem has both a right and a wrong completion; says how many there are.
-        BlockingIOError: another process runs in the folder.
+        ValueError: an option, a problem or a model cannot be used; the message names it.
+        NothingToLearn: no problem has both a correct and a wrong completion; the message gives the
+            counts.
+        BlockingIOError: another process is running in the folder.
     """
     with running(config, "V-STaR", reporter) as (reporter, engine):
         run = open_vstar(config, reporter, engine)
@@ -184,7 +189,7 @@ def run_vstar(config: VstarConfig, reporter: ProgressReporter | None = None) -> 
 def open_vstar(
     config: VstarConfig, reporter: ProgressReporter | None = None, engine: Engine | None = None
 ) -> Run[VstarConfig]:
-    """Check everything a run of V-STaR needs; see `open_run`."""
+    """Check everything that a run of V-STaR needs; see `open_run`."""
     trainings: list[tuple[Kind, Mapping[str, Any]]] = [("dpo", _verifier_options(config))]
     if config.baselines:
         trainings.append(("outcome", _outcome_options(config)))
@@ -192,7 +197,7 @@ def open_vstar(
 
 
 def work(run: Run[VstarConfig]) -> list[tuple[str, str]]:
-    """What a run would do, as names and values for a dry run."""
+    """Return what a run would do, as (name, value) pairs for a dry run."""
     config, problems = run.config, len(run.train)
     return [
         *seed_work(run),
@@ -214,14 +219,14 @@ def _verifier_options(config: VstarConfig) -> Row:
 
 def _outcome_options(config: VstarConfig) -> Row:
     options: Row = trainer_options(config) | {"num_train_epochs": config.verifier_epochs}
-    for name in config.training:  # those are of SFTConfig
+    for name in config.training:  # fields of SFTConfig, which do not apply to the outcome model
         options.pop(name, None)
     return {"max_length": config.max_length, **options}
 
 
 def sample_iteration(run: Run[VstarConfig], config: VstarConfig, iteration: int) -> list[Rollout]:
-    """Line 4: k samples per training problem of the generator that the iterations before made."""
-    # Other draws in every iteration, or a model that hardly changed would repeat itself.
+    """Line 4: sample k completions per training problem from the previous iteration's generator."""
+    # A new seed in every iteration: a model that hardly changed would otherwise repeat its completions.
     params = replace(run.params, n=config.k, seed=config.seed + 1000 * iteration)
     store = config.out / f"iteration-{iteration}" / "rollouts.jsonl"
     return sampled(run, _model(run, iteration - 1), run.train, run.tuned, params, store)
@@ -232,14 +237,14 @@ def _folder(run: Run[VstarConfig], iteration: int) -> Path:
 
 
 def _model(run: Run[VstarConfig], iteration: int) -> str:
-    """The generator after an iteration; 0: G_SFT."""
+    """Return the model folder of an iteration's generator; iteration 0 is G_SFT."""
     return str(_folder(run, iteration) / "model")
 
 
 def _generator(
     run: Run[VstarConfig], seed: Sequence[Example], collected: Sequence[Rollout], iteration: int
 ) -> Row:
-    """Lines 3 and 5: the base fine-tuned on D_GEN as it is after an iteration; 0: G_SFT."""
+    """Lines 3 and 5: fine-tune the base model on D_GEN after an iteration; iteration 0 is G_SFT."""
     out = _folder(run, iteration)
     training = fit(run, learned_from(run, seed, collected), out)
     evaluation = measured(run, str(training.model), out.name, out)
@@ -252,7 +257,7 @@ def _generator(
 def learned_from(
     run: Run[VstarConfig], seed: Sequence[Example], rollouts: Sequence[Rollout]
 ) -> list[Example]:
-    """D_GEN: the seed set and every right completion, each text once where `distinct`."""
+    """Return D_GEN: the seed set and all correct completions, deduplicated if `distinct` is set."""
     config = run.config
     kept = run.kept(rollouts)
     kept = keep_distinct(kept) if config.distinct else kept
@@ -260,10 +265,10 @@ def learned_from(
 
 
 def preferences_of(run: Run[VstarConfig], rollouts: Sequence[Rollout]) -> list[Preference]:
-    """Line 7: right over wrong, among all rollouts and the problems' own rationales.
+    """Line 7: return pairs of a correct and a wrong completion, from all rollouts and gold rationales.
 
     Raises:
-        NothingToLearn: no problem has both kinds.
+        NothingToLearn: no problem has both a correct and a wrong completion.
     """
     config = run.config
     tokenizer = open_tokenizer(_model(run, 0))
@@ -275,15 +280,16 @@ def preferences_of(run: Run[VstarConfig], rollouts: Sequence[Rollout]) -> list[P
     if not pairs:
         wrong = sum(not one.correct for one in everything)
         raise NothingToLearn(
-            f"No problem has both a right and a wrong completion: {len(everything) - wrong} right and "
-            f"{wrong} wrong ones over {len(run.train)} problems, so a verifier has no pair to learn "
-            "from. Try more samples (--k), a higher temperature, or harder problems."
+            "Expected problems with both a correct and a wrong completion, to make preference pairs; "
+            f"got none: {len(everything) - wrong} correct and {wrong} wrong completions of "
+            f"{len(run.train)} problems. Try more completions per problem (--k), a higher "
+            "--temperature, or harder problems."
         )
     return pairs
 
 
 def train_verifier(run: Run[VstarConfig], rollouts: Sequence[Rollout], folder: str) -> Row:
-    """Lines 7 and 8: DPO from G_SFT with G_SFT as the reference, once, on all that was sampled."""
+    """Lines 7 and 8: train a verifier with DPO on all pairs, from G_SFT and with G_SFT as reference."""
     config = run.config
     pairs = preferences_of(run, rollouts)
     training = prefer(run, _model(run, 0), pairs, config.out / folder, _verifier_options(config))
@@ -291,11 +297,11 @@ def train_verifier(run: Run[VstarConfig], rollouts: Sequence[Rollout], folder: s
             "told": ranked_correctly(training)}  # fmt: skip
 
 
-# ---------------------------------------------------------------- choosing among candidates
+# ---------------------------------------------------------------- choice among candidates
 
 
 def test_candidates(run: Run[VstarConfig], folder: Path) -> list[Rollout]:
-    """N graded candidates per test problem of the generator in a folder."""
+    """Return N graded candidates per test problem, sampled from the generator in a folder."""
     config = run.config
     params = replace(run.params, n=config.candidates, seed=config.seed + 500_000)
     return sampled(run, str(folder / "model"), run.test, run.tuned, params, folder / "candidates.jsonl")  # fmt: skip
@@ -308,7 +314,13 @@ def scores_of(
     store: Path,
     kind: str = "dpo",
 ) -> list[float]:
-    """A verifier's scores of candidates; kept in a file, and not computed twice."""
+    """Return a verifier's scores of candidates, one per rollout; stored scores are used again.
+
+    Args:
+        verifier: the folder of its run, with the model in `model`.
+        store: JSON file for the scores.
+        kind: "dpo" for a V-STaR verifier, "outcome" for an outcome reward model.
+    """
     from selftaught.evaluation.verifier import OutcomeModel, Verifier
 
     config = run.config
@@ -333,7 +345,8 @@ def scores_of(
 
 
 def _scored_by(run: Run[VstarConfig], rollouts: Sequence[Rollout], verifier: Path) -> list[str]:
-    """All that the scores depend on: the weights of the verifier, its reference, and the candidates."""
+    """Return everything that the scores depend on: the weights of the verifier and of its reference
+    model, and the candidates."""
     from selftaught.samplers.tokens import folder_fingerprint
 
     config = run.config
@@ -342,13 +355,19 @@ def _scored_by(run: Run[VstarConfig], rollouts: Sequence[Rollout], verifier: Pat
         weights.append(folder_fingerprint(_model(run, 0)))
     digest = hashlib.sha256()
     for one in rollouts:
-        told = (one.problem.id, one.index, one.completion, one.token_ids)
-        digest.update(repr(told).encode("utf-8", "surrogatepass"))
+        scored = (one.problem.id, one.index, one.completion, one.token_ids)
+        digest.update(repr(scored).encode("utf-8", "surrogatepass"))
     return [config.score, *weights, digest.hexdigest()[:16]]
 
 
 def measure_choices(run: Run[VstarConfig], generator: int, verifier: str, name: str) -> Row:
-    """Among a generator's candidates: one, any, the majority, and what a verifier chooses."""
+    """Measure the choice among a generator's candidates: sample, pass, majority and verifier.
+
+    Args:
+        generator: the iteration that trained it; 0 is G_SFT.
+        verifier: name of the verifier's folder in the run folder.
+        name: name of the row in `metrics.jsonl`.
+    """
     return _measured_choices(run, _folder(run, generator), verifier, name)
 
 
@@ -363,9 +382,9 @@ def _measured_choices(
         scores = scores_of(run, rollouts, config.out / verifier, store, kind)
         among = candidates_of(rollouts, scores)
         values = _unscored(run, folder, among) | _shares(config, among, ("best", "weighted"))
-        told = share(values["best"][str(config.candidates)])
+        best = share(values["best"][str(config.candidates)])
         return {"generator": str(folder / "model"), "verifier": verifier, "choices": values,
-                "told": f"best of {config.candidates}: {shown(told)}"}  # fmt: skip
+                "told": f"best of {config.candidates}: {shown(best)}"}  # fmt: skip
 
     return once(run, f"choices: {name}", make)
 
@@ -373,7 +392,7 @@ def _measured_choices(
 def _unscored(
     run: Run[VstarConfig], folder: Path, among: Candidates
 ) -> dict[str, dict[str, list[float]]]:
-    """What needs no verifier; computed once for a generator's candidates."""
+    """Return the accuracies that need no verifier; computed once per generator."""
     config = run.config
     key = f"choices {folder}"
     if key not in run.read:
@@ -382,11 +401,11 @@ def _unscored(
 
 
 def _shares(
-    config: VstarConfig, among: Candidates, ways: Sequence[Choice]
+    config: VstarConfig, among: Candidates, choices: Sequence[Choice]
 ) -> dict[str, dict[str, list[float]]]:
-    """By way of choosing and by k, how often the choice is right, problem by problem."""
+    """Return the chance that a choice is correct: `[choice][k][problem]`."""
     ks = powers(config.candidates)
-    return {way: {str(k): chosen(among, way, k) for k in ks} for way in ways}
+    return {choice: {str(k): chosen(among, choice, k) for k in ks} for choice in choices}
 
 
 def _cell(generator: int, verifier: int) -> str:
@@ -396,12 +415,12 @@ def _cell(generator: int, verifier: int) -> str:
 def _baselines(
     run: Run[VstarConfig], seed: Sequence[Example], collected: Sequence[Rollout]
 ) -> None:
-    """The paper's baselines at equal samples, and an outcome reward model."""
+    """Measure the paper's baselines with the same number of completions, and an outcome reward model."""
     config = run.config
     last = config.iterations
     once(run, "outcome model", lambda: _outcome(run, collected))
     _measured_choices(run, _folder(run, last), "outcome", "outcome reward model", "outcome")
-    # As many samples as all iterations drew, but all of G_SFT: RFT, and its verifier.
+    # As many completions as all iterations sampled, but all from G_SFT: RFT, and its verifier.
     n = last * config.k
     store = config.out / "rft" / "rollouts.jsonl"
     rollouts = sampled(run, _model(run, 0), run.train, run.tuned,
@@ -419,28 +438,28 @@ def _rft(run: Run[VstarConfig], seed: Sequence[Example], rollouts: Sequence[Roll
 
 
 def _outcome(run: Run[VstarConfig], collected: Sequence[Rollout]) -> Row:
-    """An outcome reward model from G_SFT on the same completions as the verifier."""
+    """Train an outcome reward model from G_SFT on the same completions as the verifier."""
     config = run.config
     tokenizer = open_tokenizer(_model(run, 0))
     everything = keep_distinct([*seed_rollouts(run, run.train, config.out / "sft"), *collected])
-    judged = [
+    labeled = [
         LabeledCompletion(run.tuned(one.problem), completion_ids(one, tokenizer), bool(one.correct),
                run.tuned.chat_template_kwargs or None)
         for one in everything
     ]  # fmt: skip
     options = _outcome_options(config)
     rows = config.out / "outcome" / "judged.jsonl"
-    write_rows(rows, [plain_fields(one) for one in judged])
-    training = train_on(run, "outcome", _model(run, 0), rows, options, len(judged))
-    right = sum(one.right for one in judged)
+    write_rows(rows, [plain_fields(one) for one in labeled])
+    training = train_on(run, "outcome", _model(run, 0), rows, options, len(labeled))
+    right = sum(one.right for one in labeled)
     return {
         "model": str(training.model),
         "training": training_row(training),
-        "told": f"{right:,} right and {len(judged) - right:,} wrong completions",
+        "told": f"{right:,} correct and {len(labeled) - right:,} wrong completions",
     }  # fmt: skip
 
 
-# ---------------------------------------------------------------- the end
+# ---------------------------------------------------------------- summary
 
 
 def _finish(run: Run[VstarConfig]) -> Row:

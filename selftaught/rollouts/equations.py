@@ -1,7 +1,7 @@
-"""The arithmetic in a rationale: its equations, and which of them are wrong.
+"""Equations in a rationale, and the check which of them are wrong.
 
-Nothing is evaluated as code: numbers, + - * / and brackets are read by a small parser. An equation is
-judged only where all of it was read, so one with a variable, a unit inside or a percent sign is not.
+A small parser reads numbers, + - * / and brackets; nothing is evaluated as code. An equation is checked
+only if all of it can be parsed. Equations with a variable, a unit inside or a percent sign are skipped.
 """
 
 import re
@@ -27,7 +27,8 @@ _ARITHMETIC = re.compile(r"[-+*/()=0-9.,\s]++")
 _WORD = re.compile(r"[^\W\d_]++|\S")
 _LAST_WORD = re.compile(r"(?:[^\W\d_]++|\S)$")
 LONGEST_WORD = 20
-"""Characters of a word before an equation that are looked at: more than words that matter have."""
+"""Number of characters before an equation in which its preceding word is searched. The words that
+matter (`_JOINED`) are shorter."""
 SPAN = re.compile(r"<<([^<>\n]{1,200})>>")
 _COMMAND = re.compile(r"\\(times|cdot|div)(?![A-Za-z])")
 _CROSS = re.compile(r"([0-9)]) ?x ?(?=[0-9(])")
@@ -35,37 +36,39 @@ _JOINED = re.compile(
     r"times|minus|plus|modu?l?o?|negative|twice|thrice|double|triple|half|of|over|by|the|divided"
     r"|multiplied|root|square|squared|cubed|percent|."
 )
-"""What stands before an expression that has begun earlier than its first number."""
+"""Words before an equation that show that its left side starts earlier than its first number."""
 _CHANGED = re.compile(
     r"percent|remainder|rem|carry|modu?l?o?|times|plus|minus|hundred|thousand|million|billion|dozen|half"
     r"|seconds?|minutes?|hours?|days?|weeks?|months?|years?|cents?|dollars?|mm|cm|km|inch|inches"
     r"|foot|feet|yards?|miles?|mg|kg|ml|."
 )
-"""What stands after a number that is not a plain one."""
+"""Words after an equation that change the value of its last number."""
 
 
 class Equation(NamedTuple):
-    """Two sides that a rationale says are equal, as they are written."""
+    """An equation as it is written in a rationale."""
 
     left: str
     right: str
     holds: bool
+    """Whether both sides have the same value."""
 
 
 def equations(text: str) -> list[Equation]:
-    """Every equation whose left side has an operation and that could be read, in order.
+    """Return the equations of a text that can be parsed and have an operation on the left side, in order.
 
-    `1 + 2 + 3 = 3 + 3 = 6` is two. A right side with decimals may be cut or rounded in its last one.
-    Where there are calculator spans, `<<48/2=24>>`, they are the equations, as in the authors' code.
+    `1 + 2 + 3 = 3 + 3 = 6` gives two equations. A right side with decimals may be truncated or rounded at
+    its last decimal. If the text has calculator spans, `<<48/2=24>>`, only they are parsed, as in the
+    authors' code.
     """
     return list(_read(text)) if "=" in text else []
 
 
 @lru_cache(maxsize=2**17)
 def _read(text: str) -> tuple[Equation, ...]:
-    """`equations`, remembered: filters and classes ask for those of the same texts."""
+    """Return the equations of a text, cached: filters and solution paths need those of the same texts."""
     if spans := SPAN.findall(text):
-        text = ";\n".join(spans)  # a span left open is not finished by the next
+        text = ";\n".join(spans)  # the separator keeps an incomplete span apart from the next one
     text = text.replace("$", " ") if text.isascii() else text.translate(_SIGNS)
     if "\\" in text:
         text = _COMMAND.sub(lambda found: "/" if found[1] == "div" else "*", text)
@@ -75,7 +78,7 @@ def _read(text: str) -> tuple[Equation, ...]:
 
 @lru_cache(maxsize=2**16)
 def _equations_in(piece: str) -> tuple[Equation, ...]:
-    """The equations of a piece; samples of one problem share many."""
+    """Return the equations of a piece of text, cached: completions of one problem share many pieces."""
     found = []
     for sides in _chains(piece):
         for left, right in pairwise(sides):
@@ -88,14 +91,15 @@ def _equations_in(piece: str) -> tuple[Equation, ...]:
 
 
 def wrong_equations(text: str) -> list[Equation]:
-    """The equations that do not hold; the check of Yuan et al. 2023 (arXiv:2308.01825)."""
+    """Return the wrong equations of a text; the check of Yuan et al. 2023 (arXiv:2308.01825)."""
     return [equation for equation in equations(text) if not equation.holds]
 
 
 def _pieces(text: str) -> Iterator[str]:
-    """The parts of a text that can hold an equation, each with what touches it on either side.
+    """Yield the parts of a text that can contain an equation, each with the words before and after it.
 
-    Words there that mean nothing to an equation are all made the same, so that parts repeat.
+    Words without a meaning for the equation are replaced by "word", so that more parts are equal and
+    found in the cache.
     """
     for match in _ARITHMETIC.finditer(text):
         if "=" in match.group():
@@ -104,7 +108,7 @@ def _pieces(text: str) -> Iterator[str]:
             after = _WORD.match(text, last)
             left = _plain(before.group(), _JOINED) if before else ""
             right = _plain(after.group(), _CHANGED) if after else ""
-            # One character more, because a full stop before a digit ends nothing.
+            # One more character, because a full stop before a digit does not end a sentence.
             end = after.end() if after else last
             yield left + match.group() + right + text[end : end + 1]
 
@@ -114,7 +118,10 @@ def _plain(word: str, meaning: re.Pattern[str]) -> str:
 
 
 def _chains(text: str) -> list[list[list[str]]]:
-    """The sides, as tokens, of everything with an equals sign; a side that is not plain is empty."""
+    """Return the sides, as lists of tokens, of every run of tokens with an equals sign.
+
+    A side that is not plain arithmetic is an empty list.
+    """
     chains: list[list[list[str]]] = []
     run: list[str] = []
     start = ""
@@ -128,7 +135,7 @@ def _chains(text: str) -> list[list[list[str]]]:
     for match in _TOKEN.finditer(text):
         kind, token = match.lastgroup, match.group()
         if kind in ("number", "sign"):
-            if kind == previous == "number":  # 1 1/2, 18 000: neither can be read
+            if kind == previous == "number":  # 1 1/2 or 18 000, which are ambiguous
                 end("half")
                 start = "half"
             if not run and kind == "sign" and token in "+*/" and not start:
@@ -139,7 +146,7 @@ def _chains(text: str) -> list[list[list[str]]]:
                 end("")
                 start = ""
         else:
-            # A full stop or comma ends a sentence; any other sign belongs to what it touches.
+            # A full stop or comma ends a sentence; any other sign belongs to the adjacent token.
             if not run and kind == "word":
                 start, previous = token.lower(), kind
                 continue
@@ -153,7 +160,7 @@ def _chains(text: str) -> list[list[list[str]]]:
 
 
 def _sides(run: list[str], start: str, follows: str) -> list[list[str]]:
-    """The sides of one run of tokens, between what stands before it and after it."""
+    """Return the sides of a run of tokens, given the words before (`start`) and after (`follows`) it."""
     sides: list[list[str]] = [[]]
     for token in run:
         if token == "=":
@@ -168,7 +175,7 @@ def _sides(run: list[str], start: str, follows: str) -> list[list[str]]:
 
 
 def _whole(side: list[str]) -> list[str]:
-    """The side without a bracket that is opened or closed on another one."""
+    """Return a side without a bracket whose counterpart is not in the side."""
     if side.count("(") == side.count(")") + 1 and side[0] == "(":
         return side[1:]
     if side.count(")") == side.count("(") + 1 and side[-1] == ")":
@@ -184,7 +191,7 @@ def _same(left: Fraction | int, right: Fraction | int, written: str) -> bool:
 
 
 def _value(tokens: list[str]) -> Fraction | int | None:
-    """The value of one side; None where it is not arithmetic."""
+    """Return the value of a side; None if it cannot be parsed."""
     if not 0 < len(tokens) <= MOST_TOKENS or any(len(token) > MOST_DIGITS for token in tokens):
         return None
     try:

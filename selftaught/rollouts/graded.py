@@ -20,9 +20,9 @@ GRADED_FORMAT = "selftaught graded rollouts 2"
 def graded_beside(store: Path, rollouts: Sequence[Rollout], task: Task) -> list[Rollout]:
     """Return the rollouts of a store, graded; the grades are stored in `graded_path(store)`.
 
-    Stored grades are used again if they were given by the same task with the same options and by the
-    same version of the grading rules (`Task.grading_key`). Of what is stored only the grades are held,
-    so that the rollouts are in memory once.
+    Stored grades are used again if they were given by the same task with the same options and the same
+    version of the grading rules (`Task.grading_key`). Only the grades of the stored rollouts are kept in
+    memory, not their texts.
     """
     path, key = graded_path(store), task.grading_key
     stored: dict[bytes, _Grade] = {}
@@ -31,7 +31,7 @@ def graded_beside(store: Path, rollouts: Sequence[Rollout], task: Task) -> list[
     elif path.exists():
         logger.warning(
             "The grades in %s were given by another task, other task options or an earlier version of the "
-            "grading rules. All are computed again.", path,
+            "grading rules. All grades are computed again.", path,
         )  # fmt: skip
     names = [_identity(one) for one in rollouts]
     fresh = {name: one for name, one in zip(names, rollouts, strict=True) if name not in stored}
@@ -46,7 +46,7 @@ def graded_beside(store: Path, rollouts: Sequence[Rollout], task: Task) -> list[
 
 
 def _grading_key(path: Path) -> str | None:
-    """The key of the rules by which the rollouts of a file were graded; None: not known."""
+    """Return the key of the rules by which the rollouts of a file were graded; None if not known."""
     with path.open("rb") as file:
         first = file.readline()
     try:
@@ -57,7 +57,7 @@ def _grading_key(path: Path) -> str | None:
 
 
 def _write_graded(path: Path, graded: Iterable[Rollout], key: str) -> None:
-    """Write graded rollouts behind a header with the key of the grading rules."""
+    """Write a header with the key of the grading rules, then the graded rollouts."""
     with whole_file(path) as file:
         file.write(json.dumps({"format": GRADED_FORMAT, "grading": key}) + "\n")
         for one in graded:
@@ -65,7 +65,7 @@ def _write_graded(path: Path, graded: Iterable[Rollout], key: str) -> None:
 
 
 class _Grade(NamedTuple):
-    """What grading adds to a rollout."""
+    """The fields that grading adds to a rollout."""
 
     answer: str | None
     outcome: Outcome | None
@@ -77,13 +77,13 @@ class _Grade(NamedTuple):
 
 
 def graded_path(store: Path) -> Path:
-    """Where the graded rollouts of a store stand: `validation.jsonl` -> `validation.graded.jsonl`."""
+    """Return the path of a store's graded rollouts: `validation.jsonl` -> `validation.graded.jsonl`."""
     return store.with_name(f"{store.stem}.graded.jsonl")
 
 
 def _identity(rollout: Rollout) -> bytes:
-    """A hash of what a grade depends on, and of which sample it is."""
+    """Return a hash of everything that the grade of a rollout depends on, and of the rollout's index."""
     problem = rollout.problem
-    told = (problem.id, problem.gold, rollout.index, rollout.finish_reason, rollout.completion,
-            rollout.thought_open)  # fmt: skip
-    return hashlib.blake2b(repr(told).encode(), digest_size=16).digest()
+    graded = (problem.id, problem.gold, rollout.index, rollout.finish_reason, rollout.completion,
+              rollout.thought_open)  # fmt: skip
+    return hashlib.blake2b(repr(graded).encode(), digest_size=16).digest()

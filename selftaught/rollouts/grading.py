@@ -1,8 +1,8 @@
-"""Whether a completion reached the gold answer, decided where a slow comparison can be killed.
+"""Grading: comparing the answers of completions with gold answers, with a time limit.
 
-`task.equal` decides in this process; what it leaves undecided goes to `task.prove` in worker
-processes. A worker is a plain subprocess that imports the one function it runs, so a caller's main
-script needs no `__main__` guard, and grading works in any thread.
+`task.equal` compares in this process. Pairs that it cannot decide go to `task.prove` in worker processes,
+where a slow comparison can be killed. A worker is a subprocess that imports only the function it runs, so
+a caller's main script needs no `__main__` guard, and grading works in any thread.
 """
 
 import importlib
@@ -21,10 +21,10 @@ from selftaught.tasks.answers import Verdict
 from selftaught.tasks.base import Task
 
 Pair = tuple[str, str]
-"""A gold answer and the answer to compare with it."""
+"""A gold answer, and the answer that is compared with it."""
 
 MOST_MEMORY = 4 * 2**30
-"""Bytes of address space for one worker (Linux): beyond, `prove` meets a MemoryError."""
+"""Limit of a worker's address space in bytes (Linux). Beyond it, `prove` raises a MemoryError."""
 
 _NAMES: dict[bool | None, Outcome] = {True: "right", False: "wrong", None: "ungradable"}
 
@@ -32,25 +32,29 @@ _NAMES: dict[bool | None, Outcome] = {True: "right", False: "wrong", None: "ungr
 def grade(
     rollouts: Sequence[Rollout], task: Task, *, seconds: float = 5.0, workers: int | None = None
 ) -> list[Rollout]:
-    """The rollouts, in their order, with answer, outcome and the stage that decided it.
+    """Grade rollouts: return them with `answer`, `outcome` and `decided_by`, in the same order.
 
-    A completion cut by length is never right, whatever can be read in it: it did not end, and what
-    is kept is imitated. A comparison that takes too long, fails, or brings its process down is
-    "ungradable", and `decided_by` says which.
+    A completion cut by the token limit is never correct, even if it contains the answer, because models
+    are trained on what is kept and would not learn to stop. A comparison that exceeds the time limit,
+    raises an exception or crashes its process has the outcome "ungradable", with the reason in
+    `decided_by`.
 
     Args:
-        seconds: the limit of one comparison by `task.prove`; a worker first calls
-            `prove("1", "1")`, so that its imports are not counted.
-        workers: processes for `task.prove`; default: as many as the undecided answers repay.
+        rollouts: the rollouts.
+        task: the task whose rules are used.
+        seconds: time limit of one comparison by `task.prove`. A worker first calls `prove("1", "1")`, so
+            that the time for imports does not count.
+        workers: number of processes for `task.prove`. Default: chosen from the number of undecided
+            answers.
     """
     with closing(Grader(task, seconds=seconds, workers=workers)) as grader:
         return grader.grade(rollouts)
 
 
 class Grader:
-    """`grade` and `compare` for one batch after another, with the same worker processes.
+    """Grades several batches of rollouts with the same worker processes; see `grade`.
 
-    Close it when all is graded: that ends them.
+    `close` ends the worker processes.
     """
 
     def __init__(self, task: Task, *, seconds: float = 5.0, workers: int | None = None) -> None:
@@ -58,7 +62,7 @@ class Grader:
         self._workers: list[_Worker] = []
 
     def grade(self, rollouts: Sequence[Rollout]) -> list[Rollout]:
-        """The rollouts, graded; see `grade`."""
+        """Return the graded rollouts; see `grade`."""
         answers = [
             self._task.answer(one.completion, thought_open=one.thought_open) for one in rollouts
         ]
@@ -74,12 +78,12 @@ class Grader:
         ]
 
     def compare(self, pairs: Sequence[Pair]) -> dict[Pair, Verdict]:
-        """A verdict for every pair; see `compare`."""
+        """Return a verdict for every pair; see `compare`."""
         verdicts = {pair: self._task.equal(*pair) for pair in pairs}
         undecided = [pair for pair, verdict in verdicts.items() if verdict.equal is None]
         if self._task.prove is None or not undecided:
             return verdicts
-        # A worker takes a second or two to import what it needs; an easy comparison, about 10 ms.
+        # A worker needs one or two seconds for its imports; an easy comparison takes about 10 ms.
         wanted = self._most or min(os.cpu_count() or 1, 1 + len(undecided) // 100)
         return verdicts | self._proved(self._task.prove, undecided, min(wanted, len(undecided)))
 
@@ -126,12 +130,12 @@ def _graded(rollout: Rollout, answer: str | None, verdicts: dict[Pair, Verdict])
 
 
 def check_gold(problems: Sequence[Problem], task: Task, *, seconds: float = 5.0) -> None:
-    """Check that every gold answer can be reached, before a run spends time on it.
+    """Check that every gold answer can be graded as correct, before a run spends time on it.
 
-    A gold answer can be reached if the task's own direct answer with it (`Task.direct`) is graded right.
+    A gold answer passes if a completion that states it directly (`Task.direct`) is graded as correct.
 
     Raises:
-        ValueError: some cannot; names the first ten problems, what they hold and why.
+        ValueError: a gold answer does not pass; the message lists the first ten with the reasons.
     """
     answers = {
         gold: task.answer(task.direct.format(answer=gold))
@@ -145,9 +149,9 @@ def check_gold(problems: Sequence[Problem], task: Task, *, seconds: float = 5.0)
     def why(gold: str) -> str | None:
         answer = answers[gold]
         if answer is None:
-            return "it is not read as one answer"
+            return "no answer is extracted from it"
         verdict = verdicts[gold, answer]
-        return None if verdict.equal else f"it is read as {answer[:60]!r}: {verdict.decided_by}"
+        return None if verdict.equal else f"extracted as {answer[:60]!r}: {verdict.decided_by}"
 
     bad = [(problem, reason) for problem in problems if (reason := why(problem.gold))]
     if not bad:
@@ -156,21 +160,28 @@ def check_gold(problems: Sequence[Problem], task: Task, *, seconds: float = 5.0)
     more = f", and {len(bad) - 10} more" if len(bad) > 10 else ""
     raise ValueError(
         f"{len(bad)} of {len(problems)} problems have a gold answer that the task {task.name!r} "
-        f"cannot grade right, so no completion could ever be right: {'; '.join(shown)}{more}. "
-        "Correct or remove these problems, or choose the task or the kind of answer that fits them."
+        f"cannot grade as correct, so no completion could be correct: {'; '.join(shown)}{more}. "
+        "Correct or remove these problems, or choose a task or a kind of answer that fits them."
     )
 
 
 def compare(
     pairs: Sequence[Pair], task: Task, *, seconds: float = 5.0, workers: int | None = None
 ) -> dict[Pair, Verdict]:
-    """A verdict for every pair: by `task.equal`, else by `task.prove` in worker processes."""
+    """Return a verdict for every pair of answers.
+
+    Pairs that `task.equal` cannot decide are compared by `task.prove` in worker processes.
+
+    Args:
+        pairs: (gold answer, answer) pairs.
+        task, seconds, workers: as in `grade`.
+    """
     with closing(Grader(task, seconds=seconds, workers=workers)) as grader:
         return grader.compare(pairs)
 
 
 class _Worker:
-    """One process that runs `prove`; killed at the limit, and started again when next needed."""
+    """A process that runs `prove`. It is killed at the time limit, and started again when needed."""
 
     START_SECONDS = 120.0
 
@@ -180,21 +191,21 @@ class _Worker:
             raise ValueError(
                 "prove must be a function at the top level of a module that can be imported, "
                 f"because it runs in worker processes; got {name!r} of {module!r}. "
-                "Move it into a module of its own."
+                "Move it into a separate module."
             )
         self.function = {"module": module, "name": name, "seconds": seconds}
         self.seconds = seconds
         self.child: Child | None = None
 
     def verdict(self, pair: Pair) -> Verdict:
-        """What `prove` says of a pair, or why it says nothing."""
+        """Return the verdict of `prove` on a pair, or the reason why there is none."""
         child = self.child or self._started()
         reply = child.ask(pair, seconds=self.seconds)
         if reply.message is not None and not reply.late:
             return Verdict(*reply.message)
         self.close()
         if reply.message is not None:
-            return Verdict(*reply.message)  # it answered just as it was killed
+            return Verdict(*reply.message)  # the reply arrived just before the process was killed
         why = "time limit" if reply.late else f"error: worker {child.how_it_ended()}"
         return Verdict(None, why)
 
@@ -207,23 +218,23 @@ class _Worker:
         why = f"took over {self.START_SECONDS:.0f} s" if reply.late else child.how_it_ended()
         raise RuntimeError(
             f"The grading worker for {self.function['module']}.{self.function['name']} {why} before "
-            "it was ready. Nothing was graded; what the worker printed stands above."
+            "it was ready. Nothing was graded; the output of the worker is above."
         )
 
     def stop(self) -> None:
-        """Kill the process at once, from any thread."""
+        """Kill the process immediately. May be called from any thread."""
         if self.child is not None:
             self.child.stop()
 
     def close(self) -> None:
-        """End the process; only when no thread is waiting for it."""
+        """End the process. May be called only when no thread is waiting for it."""
         child, self.child = self.child, None
         if child is not None:
             child.close()
 
 
 def serve() -> None:
-    """Run in a worker process: compare one pair per message."""
+    """Main function of a worker process: receive a function, then compare one pair per message."""
     messages, answer = conversation()
     if sys.platform == "linux":
         import resource
@@ -231,20 +242,20 @@ def serve() -> None:
         resource.setrlimit(resource.RLIMIT_AS, (MOST_MEMORY, MOST_MEMORY))
     function, _ = next(messages)
     prove = vars(importlib.import_module(function["module"]))[function["name"]]
-    prove("1", "1")  # what it imports on its first call does not count towards the limit
+    prove("1", "1")  # imports of the first call do not count towards the time limit
     answer(True, b"")
     for pair, _ in messages:
-        # A worker without a parent is ended by the kernel, however deep in a computation (POSIX only).
+        # If the parent has died, the kernel ends the worker, even during a computation (POSIX only).
         if hasattr(signal, "setitimer"):
             signal.setitimer(signal.ITIMER_REAL, function["seconds"] + 5)
-        verdict = _judged(prove, *pair)
+        verdict = _proved(prove, *pair)
         if hasattr(signal, "setitimer"):
             signal.setitimer(signal.ITIMER_REAL, 0)
         answer(verdict, b"")
 
 
-def _judged(prove: Callable[[str, str], bool], gold: str, answer: str) -> Verdict:
+def _proved(prove: Callable[[str, str], bool], gold: str, answer: str) -> Verdict:
     try:
         return Verdict(bool(prove(gold, answer)), prove.__name__)
-    except Exception as error:  # the edge of the process: whatever it was, the parent is told
+    except Exception as error:  # every error is reported to the parent process
         return Verdict(None, f"error: {type(error).__name__}: {error}"[:200])

@@ -1,4 +1,4 @@
-"""Stored completions for reading: which ones, and how they look as text."""
+"""Selection of stored completions, and their display as text, for `selftaught show`."""
 
 from collections.abc import Iterator
 from itertools import chain
@@ -10,28 +10,30 @@ from selftaught.records import Rollout, Text, iter_rollouts
 def matching(
     store: Path, *, outcome: str | None = None, problem: str | None = None
 ) -> Iterator[Rollout]:
-    """Yield the stored completions with an outcome, or of a problem.
+    """Yield the stored completions with a given outcome, or of a given problem.
 
     Args:
-        store: a file of stored or graded completions, or a run folder, whose graded files are all read.
-        outcome, problem: an outcome and the id of a problem; None: any.
+        store: file of stored or graded completions, or a run folder; all graded files in it are read.
+        outcome: outcome of the completions; None: any.
+        problem: id of a problem; None: any.
 
     Raises:
-        ValueError: completions of a store that was not graded are asked for by outcome; or there are no
-            completions in a folder.
-        OSError: there is no such file.
+        ValueError: an outcome is given, but the completions are not graded; or the folder has no graded
+            completions.
+        OSError: the file does not exist.
     """
     for one in chain.from_iterable(map(iter_rollouts, _files(store))):
         if outcome is not None and one.outcome is None:
             raise ValueError(
-                f"{store} holds completions without grades. Grade them first: selftaught grade {store}"
+                f"Expected graded completions in {store}, got completions without grades. Grade them "
+                f"first: selftaught grade {store}"
             )
         if outcome in (None, one.outcome) and problem in (None, one.problem.id):
             yield one
 
 
 def _files(store: Path) -> list[Path]:
-    """The files that are read: graded ones, where there are any."""
+    """Return the files to read; graded files, if there are any."""
     graded = store.with_name(f"{store.stem}.graded.jsonl")
     if store.is_file():
         return [graded if graded.is_file() else store]
@@ -39,7 +41,9 @@ def _files(store: Path) -> list[Path]:
         raise FileNotFoundError(2, "No such file or folder", str(store))
     found = sorted(store.rglob("*.graded.jsonl"))
     if not found:
-        raise ValueError(f"{store} holds no graded completions (*.graded.jsonl).")
+        raise ValueError(
+            f"Expected a folder with graded completions (*.graded.jsonl), got none in {store}."
+        )
     return found
 
 
@@ -55,7 +59,7 @@ def shown(rollout: Rollout) -> str:
 
 
 def _end_of(prompt: Text) -> str:
-    """The last question of a prompt, without the worked examples before it."""
+    """Return the last question of a prompt, without the worked examples before it."""
     if not isinstance(prompt, str):
         return "\n".join(f"[{message['role']}] {message['content']}" for message in prompt)
     return prompt.rstrip("\n").rpartition("\n\n")[2]

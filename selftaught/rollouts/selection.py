@@ -1,4 +1,7 @@
-"""Which rollouts to learn from, and in what form. Filters say what stays; builders what comes out."""
+"""Selection of rollouts, and training examples and preference pairs made from them.
+
+Functions named `keep_...` are filters; functions named `make_...` build training data.
+"""
 
 import hashlib
 import random
@@ -19,20 +22,20 @@ _NUMBERS_OF: Callable[[str], object] = lambda text: tuple(_NUMBER.findall(text))
 
 
 class NothingToLearn(Exception):
-    """No example came out of an iteration; the message says how many were asked and what to try."""
+    """There is no training example; the message gives the counts and what to try."""
 
 
 def keep_correct(rollouts: Iterable[Rollout]) -> list[Rollout]:
-    """The rollouts whose answer is right.
+    """Return the rollouts with a correct answer.
 
     Raises:
-        ValueError: a rollout has not been graded.
+        ValueError: a rollout is not graded.
     """
     kept = []
     for rollout in rollouts:
         if rollout.correct is None:
             raise ValueError(
-                f"Expected graded rollouts, but that of problem {rollout.problem.id!r} has no "
+                f"Expected graded rollouts, but a rollout of problem {rollout.problem.id!r} has no "
                 "outcome; call grade(rollouts, task) first."
             )
         if rollout.correct:
@@ -41,23 +44,30 @@ def keep_correct(rollouts: Iterable[Rollout]) -> list[Rollout]:
 
 
 def keep_sound(rollouts: Iterable[Rollout]) -> list[Rollout]:
-    """The rollouts without an inline equation that does not hold (Yuan et al. 2023, arXiv:2308.01825)."""
+    """Return the rollouts without a wrong equation (Yuan et al. 2023, arXiv:2308.01825)."""
     return [rollout for rollout in rollouts if not wrong_equations(rollout.completion)]
 
 
 def keep_distinct(
     rollouts: Iterable[Rollout], by: DistinctBy = "text", *, edits: float = 0.2
 ) -> list[Rollout]:
-    """One of each problem's rollouts that go the same way; what that means, `by` says.
+    """Remove duplicates among the rollouts of each problem.
 
-    - "text": the same text, white space aside; the first is kept.
-    - "equations": the same ordered list of equations; of those the one that lies further from the
-      problem's other ways, in sums of Levenshtein distances, is kept (Algorithm 1 of Yuan et al. 2023,
-      arXiv:2308.01825). A rationale without an equation is of the empty list's class.
-    - "numbers": the same numbers in the same order, whatever stands between them; the first is kept.
-    - "edits": at most this share of the longer text's characters differs; the first is kept.
+    Args:
+        rollouts: rollouts of one or more problems.
+        by: criterion by which rollouts of a problem are duplicates:
 
-    They come in the order of `rollouts`, problem by problem; a way keeps the place of its first.
+            - "text": the same text, apart from white space. The first is kept.
+            - "equations": the same ordered list of equations (solution path). The one with the largest
+              sum of Levenshtein distances to the problem's other paths is kept (Algorithm 1 of Yuan et
+              al. 2023, arXiv:2308.01825). All rationales without an equation have the same, empty path.
+            - "numbers": the same numbers in the same order, with any text between. The first is kept.
+            - "edits": a normalized edit distance of at most `edits`. The first is kept.
+        edits: largest edit distance of duplicates, as a share of the longer text's characters.
+
+    Returns:
+        The kept rollouts, grouped by problem. Problems, and the duplicates within each, are in the order
+        of their first rollout.
     """
     by_problem: dict[str, list[Rollout]] = {}
     for rollout in rollouts:
@@ -79,9 +89,9 @@ def keep_distinct(
 
 
 def solution_path(completion: str) -> tuple[str, ...]:
-    """The equations of a rationale in their order, each without white space: its class in RFT.
+    """Return the equations of a rationale in order, without white space: its solution path in RFT.
 
-    Where there are calculator spans they are the class, also those that are no arithmetic.
+    If there are calculator spans, they are the path, including spans that are not arithmetic.
     """
     if spans := SPAN.findall(completion):
         return tuple("".join(span.split()) for span in spans)
@@ -89,21 +99,21 @@ def solution_path(completion: str) -> tuple[str, ...]:
 
 
 def _most_distant(rollouts: Sequence[Rollout]) -> list[Rollout]:
-    """One rollout for each list of equations: Algorithm 1 of arXiv:2308.01825, on one problem."""
+    """Return one rollout per list of equations: Algorithm 1 of arXiv:2308.01825, for one problem."""
     from rapidfuzz.distance import Levenshtein
     from rapidfuzz.process import cdist
 
-    place: dict[tuple[str, ...], int] = {}
+    index_of: dict[tuple[str, ...], int] = {}
     kept: list[Rollout] = []
     texts: list[str] = []
     sums: list[int] = []
-    """Of each kept text's distances to the other kept ones."""
-    classes: dict[str, tuple[str, ...]] = {}
+    """For each kept text, the sum of its distances to the other kept texts."""
+    paths: dict[str, tuple[str, ...]] = {}
     for rollout in rollouts:
         text = rollout.completion
-        if text not in classes:
-            classes[text] = solution_path(text)
-        at = place.setdefault(classes[text], len(kept))
+        if text not in paths:
+            paths[text] = solution_path(text)
+        at = index_of.setdefault(paths[text], len(kept))
         if at < len(kept) and texts[at] == text:
             continue
         far = cdist([text], texts, scorer=Levenshtein.distance)[0].tolist() if texts else []
@@ -120,7 +130,7 @@ def _most_distant(rollouts: Sequence[Rollout]) -> list[Rollout]:
 
 
 def _unlike(rollouts: Sequence[Rollout], edits: float) -> list[Rollout]:
-    """The rollouts that differ from every one kept before in more than a share of their characters."""
+    """Return the rollouts whose edit distance to every rollout kept before is larger than `edits`."""
     from rapidfuzz.distance import Levenshtein
 
     kept: list[Rollout] = []
@@ -132,19 +142,19 @@ def _unlike(rollouts: Sequence[Rollout], edits: float) -> list[Rollout]:
 
 
 def most_distant(rollouts: Sequence[Rollout], other: Rollout) -> Rollout:
-    """The rollout whose completion is the largest Levenshtein distance from another's."""
+    """Return the rollout whose completion has the largest Levenshtein distance to that of `other`."""
     from rapidfuzz.distance import Levenshtein
 
     return max(rollouts, key=lambda one: Levenshtein.distance(one.completion, other.completion))
 
 
 def keep_at_most(rollouts: Iterable[Rollout], k: int) -> list[Rollout]:
-    """The first k rollouts of each problem."""
+    """Return the first k rollouts of each problem."""
     return list(iter_at_most(rollouts, k))
 
 
 def iter_at_most(rollouts: Iterable[Rollout], k: int) -> Iterator[Rollout]:
-    """`keep_at_most`, one at a time."""
+    """Yield the first k rollouts of each problem."""
     seen: Counter[str] = Counter()
     for rollout in rollouts:
         seen[rollout.problem.id] += 1
@@ -153,13 +163,13 @@ def iter_at_most(rollouts: Iterable[Rollout], k: int) -> Iterator[Rollout]:
 
 
 def unsolved(problems: Iterable[Problem], rollouts: Iterable[Rollout]) -> list[Problem]:
-    """The problems that no rollout got right."""
+    """Return the problems without a correct rollout."""
     solved = {rollout.problem.id for rollout in keep_correct(rollouts)}
     return [problem for problem in problems if problem.id not in solved]
 
 
 def share_of(problems: Sequence[Problem], share: float, seed: int) -> list[Problem]:
-    """Each problem with probability `share`; its id and the seed decide, so it is repeatable."""
+    """Return each problem with probability `share`, reproducibly by its id and the seed."""
 
     def draw(problem: Problem) -> float:
         digest = hashlib.sha256(f"{seed} {problem.id}".encode("utf-8", "surrogatepass")).digest()
@@ -169,7 +179,10 @@ def share_of(problems: Sequence[Problem], share: float, seed: int) -> list[Probl
 
 
 def draw_problems(problems: Sequence[Problem], count: int | None, seed: str) -> Sequence[Problem]:
-    """`count` of the problems, in their own order; all of them where there are no more."""
+    """Draw `count` problems without replacement, in their original order.
+
+    Returns all problems if `count` is None or not below their number.
+    """
     if count is None or count >= len(problems):
         return problems
     chosen = random.Random(seed).sample(range(len(problems)), count)
@@ -179,7 +192,7 @@ def draw_problems(problems: Sequence[Problem], count: int | None, seed: str) -> 
 def draw_as_many(
     rollouts: Iterable[Rollout], others: Iterable[Rollout], seed: int
 ) -> list[Rollout]:
-    """Of each problem's rollouts as many as it has among `others`, drawn at random by the seed."""
+    """Draw, for each problem, as many of its `rollouts` as it has among `others`, at random."""
     wanted = Counter(one.problem.id for one in others)
     by_problem: dict[str, list[Rollout]] = {}
     for one in rollouts:
@@ -193,11 +206,11 @@ def draw_as_many(
 
 
 def make_examples(rollouts: Iterable[Rollout], style: PromptStyle) -> list[Example]:
-    """Examples to imitate: each problem in `style`, whatever prompt its completion came from.
+    """Make training examples from rollouts, with prompts in `style`, not those that were sampled.
 
-    With a style that gives no hint, a rationalized completion is learned as if the model had found
-    it unaided (Section 3.2 of Zelikman et al. 2022, arXiv:2203.14465). The tokens that were sampled go
-    with the example, unless the completion was cut by length.
+    With a style without a hint, a rationalized completion is learned as if the model had found it
+    without the hint (Section 3.2 of Zelikman et al. 2022, arXiv:2203.14465). An example has the sampled
+    token ids, unless its completion was cut by length.
     """
     return [example_of(style, rollout) for rollout in rollouts]
 
@@ -214,10 +227,13 @@ def example(
     completion: str,
     completion_ids: tuple[int, ...] | None = None,
 ) -> Example:
-    """A problem in a style and the completion to imitate, both as text or both as messages.
+    """Return a training example: prompt and completion, both as text or both as messages.
 
     Args:
-        completion_ids: the tokens of the completion as they were sampled, with what ended them.
+        style: style of the prompt.
+        problem: the problem.
+        completion: text of the completion.
+        completion_ids: token ids of the completion as they were sampled, including the end token.
     """
     prompt = style(problem)
     if isinstance(prompt, str):
@@ -227,7 +243,7 @@ def example(
 
 
 def gold_rollouts(problems: Iterable[Problem], style: PromptStyle) -> list[Rollout]:
-    """The problems' own rationales, as right rollouts; problems without one are passed over."""
+    """Return the problems' gold rationales as correct rollouts; problems without one are skipped."""
     return [
         Rollout(
             problem, style(problem), style.completion(problem.rationale), "stop", "gold", 0, "gold",
@@ -246,16 +262,19 @@ def make_preferences(
     at_most: int | None = None,
     seed: int = 0,
 ) -> list[Preference]:
-    """Every right rollout of a problem over every wrong one (V-STaR, arXiv:2402.06457, Section 3).
+    """Pair every correct rollout of a problem with every wrong one (V-STaR, arXiv:2402.06457, Section 3).
 
-    A problem whose rollouts are all right or all wrong gives none.
+    A problem whose rollouts are all correct or all wrong gives no pair.
 
     Args:
-        ids: the tokens of a rollout's completion, its ending included.
-        at_most: of each problem's pairs so many are drawn, by the seed and the problem's id.
+        rollouts: graded rollouts.
+        style: style of the prompts.
+        ids: returns the token ids of a rollout's completion, including the end token.
+        at_most: maximum number of pairs per problem, drawn at random; None: all.
+        seed: random seed for drawing the pairs.
 
     Raises:
-        ValueError: a rollout has not been graded.
+        ValueError: a rollout is not graded.
     """
     by_problem: dict[str, tuple[list[Rollout], list[Rollout]]] = {}
     for rollout in rollouts:
@@ -279,7 +298,13 @@ def preference(
     worse: Rollout,
     ids: Callable[[Rollout], tuple[int, ...]],
 ) -> Preference:
-    """One whole completion over another of the same problem, by their tokens."""
+    """Return a preference pair of two whole completions of the same problem.
+
+    Args:
+        style: style of the prompt.
+        better, worse: the chosen and the rejected rollout.
+        ids: returns the token ids of a rollout's completion, including the end token.
+    """
     return Preference(
         style(better.problem), better.completion, worse.completion,
         chosen_ids=ids(better), rejected_ids=ids(worse),
@@ -288,5 +313,5 @@ def preference(
 
 
 def why_dropped(rollouts: Iterable[Rollout]) -> dict[str, int]:
-    """How many rollouts were not right, by outcome."""
+    """Return the numbers of rollouts that are not correct, by outcome."""
     return dict(Counter(str(rollout.outcome) for rollout in rollouts if not rollout.correct))

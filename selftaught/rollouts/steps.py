@@ -1,9 +1,9 @@
-"""Steps of a completion: where each ends, what it is worth, and the preferences that follow.
+"""Steps of a completion: their ends, their values, and preference pairs made from them.
 
-Setlur et al. 2024 (arXiv:2406.14532) value the prefix after every step by the chance that a
-continuation drawn from there is right, find the step of a wrong completion where that chance is
-lost, the first pit, and learn to prefer another way. Nothing here draws, grades or trains; prefixes
-are slices of the tokens that the model produced and are never tokenized again.
+In Setlur et al. 2024 (arXiv:2406.14532), the value of the prefix after a step is the probability that a
+continuation of it is correct. The first pit is the step of a wrong completion at which that probability
+is lost; the model learns to prefer something else to it. This module does not sample, grade or train.
+Prefixes are slices of the sampled token ids and are never tokenized again.
 """
 
 import re
@@ -16,7 +16,7 @@ from selftaught.metrics import pass_at_k
 from selftaught.records import Preference, Rollout, Text, rollout_from
 
 Decode = Callable[[Sequence[int]], str]
-"""From token ids to text, special tokens left out."""
+"""A function that decodes token ids to text without special tokens."""
 
 SplitBy = Literal["newline", "sentence", "numbered", "separator"]
 PitRule = Literal["lowest_value", "lowest_advantage", "first_zero"]
@@ -26,13 +26,13 @@ ABBREVIATIONS = frozenset(
     ("mr.", "mrs.", "ms.", "dr.", "prof.", "st.", "jr.", "sr.", "vs.", "cf.", "e.g.", "i.e.",
      "approx.", "resp.", "fig.", "eq.", "eqs.", "sec.")
 )  # fmt: skip
-"""After these a sentence goes on, in any case of letters."""
+"""Words with a full stop that do not end a sentence, in lower case."""
 
 SAME = 1e-9
-"""Values that differ by less are the same: they are quotients of counts."""
+"""Tolerance for equal values, which are quotients of counts."""
 
 _BYTES = 4
-"""Of a character in UTF-8, at most."""
+"""Maximum number of bytes of a UTF-8 character."""
 
 _LINE_END = re.compile(r"\n\s*+")
 _BLANK = re.compile(r"\s++")
@@ -43,44 +43,53 @@ _LIST_NUMBER = re.compile(r"(?:^|[.!?\n])\s*+[0-9]{1,3}\.$")
 _OPENING = "([\"'\u201c\u2018*_"
 _CLOSING = ")]\"'\u201d\u2019*_"
 _LOOK_BACK = 24
-"""Characters before a blank that say whether a sentence ends there; so a search stays linear."""
+"""Number of characters before white space that decide whether a sentence ends there. The limit keeps
+the search linear in the length of the text."""
 
 
-# Where steps end
+# Ends of steps
 
 
 def split_steps(
     token_ids: Sequence[int], decode: Decode, by: SplitBy = "newline", separator: str = ";"
 ) -> list[int]:
-    """The ends of the steps, as numbers of tokens: step i is `token_ids[ends[i - 1]:ends[i]]`.
+    """Split a completion into steps and return their ends, in tokens.
 
-    A step ends with the token that holds the last character of its separator and of the blank space
-    after it; where that token reaches into the next step, it still belongs to this one. No step is
-    blank: blank text before the first is part of it, and what is blank at the end, such as an end
-    token that `decode` leaves out, joins the last. The last end is `len(token_ids)`.
+    Step i is `token_ids[ends[i - 1]:ends[i]]`. A step ends with the token that contains the last
+    character of its separator and of the white space after it. A token that also contains text of the
+    next step belongs to the earlier step. No step is blank: white space before the first step is part of
+    it, and a blank end, such as an end token that `decode` skips, is part of the last step.
 
     Args:
-        token_ids: what the model produced. Without any, there is no step.
-        decode: special tokens left out; a character whose bytes are not all there is U+FFFD.
-        by: "newline": after a line. "sentence": after . ! ? (and quotes or brackets that close) with
-            white space after, but not after `ABBREVIATIONS` or the number of a list item; so never
-            within a decimal number. "numbered": before a line that begins with a number such as
-            `1.` or `2)`, or with `Step 3`; Markdown's #, * and _ may stand before it.
-            "separator": after the string `separator`, or several in a row.
-        separator: for "separator" only.
+        token_ids: the sampled token ids. An empty sequence has no steps.
+        decode: decodes token ids without special tokens; an incomplete character becomes U+FFFD.
+        by: criterion for the end of a step:
+
+            - "newline": after each line.
+            - "sentence": after . ! ? (and closing quotes or brackets) followed by white space, but not
+              after `ABBREVIATIONS` or the number of a list item, and so never within a decimal number.
+            - "numbered": before each line that starts with a number such as `1.` or `2)`, or with
+              `Step 3`; Markdown's #, * and _ may precede it.
+            - "separator": after `separator`, or several of them in a row.
+        separator: used with "separator" only.
+
+    Returns:
+        The ends of the steps, increasing; the last is `len(token_ids)`.
 
     Raises:
-        ValueError: `by` is none of these, or the separator is empty or has a U+FFFD in it.
+        ValueError: `by` is unknown, or the separator is empty or contains U+FFFD.
     """
     text = decode(token_ids)
     ends: list[int] = []
-    first, at = 0, 0  # the token before which the last step begins; the characters of all steps
+    first, at = 0, 0  # the first token of the last step; the number of characters of all steps
     for cut in _cuts(text, by, separator):
         end = ends[-1] if ends else 0
         if cut <= at or end == len(token_ids) or (not ends and not text[:cut].strip()):
             continue
         reached, characters = _reaching(token_ids, decode, first, end, cut - at)
-        if ends and not text[at:cut].strip():  # the token before has taken the words of this step
+        if (
+            ends and not text[at:cut].strip()
+        ):  # the last token of the step before contains this step
             ends[-1] = reached
         else:
             first = end
@@ -90,20 +99,20 @@ def split_steps(
 
 
 def _closed(ends: list[int], count: int, *, blank: bool) -> list[int]:
-    """The ends with the last at `count`; a blank rest joins the step before it."""
+    """Return the ends with the last at `count`; a blank rest becomes part of the last step."""
     if ends and (blank or ends[-1] == count):
         return [*ends[:-1], count]
     return [*ends, count] if count else []
 
 
 def _cuts(text: str, by: SplitBy, separator: str) -> Iterator[int]:
-    """The numbers of characters after which steps end, each search in linear time."""
+    """Yield the numbers of characters after which steps end, in time linear in the text."""
     if by not in get_args(SplitBy):
-        raise ValueError(f"expected by to be one of {', '.join(get_args(SplitBy))}; got {by!r}.")
+        raise ValueError(f"by must be one of {', '.join(get_args(SplitBy))}; got {by!r}.")
     if by == "separator":
         if not separator or "\ufffd" in separator:
             raise ValueError(
-                f"expected a separator of at least one character and without U+FFFD; got {separator!r}."
+                f"separator must have at least one character and no U+FFFD; got {separator!r}."
             )
         found = re.finditer(rf"(?:{re.escape(separator)}\s*+)++", text)
     elif by == "sentence":
@@ -116,7 +125,7 @@ def _cuts(text: str, by: SplitBy, separator: str) -> Iterator[int]:
 
 
 def _ends_sentence(text: str, blank: int) -> bool:
-    """Whether the word before the blank at this place ends a sentence."""
+    """Return whether the word before the white space at index `blank` ends a sentence."""
     before = text[max(0, blank - _LOOK_BACK) : blank].rstrip(_CLOSING)
     if not before.endswith((".", "!", "?")):
         return False
@@ -127,12 +136,13 @@ def _ends_sentence(text: str, blank: int) -> bool:
 def _reaching(
     token_ids: Sequence[int], decode: Decode, first: int, end: int, wanted: int
 ) -> tuple[int, int]:
-    """The first number of tokens with at least `wanted` characters after `end`, and how many.
+    """Return the smallest number of tokens with at least `wanted` characters after token `end`, and the
+    number of these characters.
 
-    Decodes from `first` on only: a decoder may treat the beginning of a text in its own way, and so
-    both texts, up to `end` and beyond, begin with the step before. Llama 2's takes a line break back
-    while the character after it lacks bytes; so what fewer tokens had settled counts too. Doubling,
-    then bisection: a text of n tokens costs O(n log n).
+    Only the tokens from `first` on are decoded. Both texts, up to `end` and beyond, start with the step
+    before, because a decoder may treat the start of a text differently. Llama 2's decoder drops a line
+    break while the character after it is incomplete, so the maximum over fewer tokens is used. With
+    doubling and bisection, a text of n tokens costs O(n log n).
     """
     before = _settled(decode(token_ids[first:end]))
 
@@ -155,25 +165,31 @@ def _reaching(
 
 
 def _settled(text: str) -> int:
-    """How many characters cannot change when more tokens follow; the last may lack bytes."""
+    """Return the number of characters that more tokens cannot change; the last may be incomplete."""
     return len(text.rstrip("\ufffd"))
 
 
 def text_after(decode: Decode, before: Sequence[int], token_ids: Sequence[int]) -> str:
-    """The text of `token_ids` as it stands after the tokens `before`, its first space included."""
+    """Decode `token_ids` as the continuation of the tokens `before`, with its leading space."""
     prefix, whole = decode(before), decode([*before, *token_ids])
     return whole[len(prefix) :] if whole.startswith(prefix) else decode(token_ids)
 
 
-# What a step is worth
+# Values of steps
 
 
 def step_value(right: int, n: int, k: int) -> float:
-    """The value of a prefix from which `right` of `n` continuations were right, under Best-of-k.
+    """Return the value of a prefix under a best-of-k policy.
 
-    The chance that one of k is right: 1 - C(n - right, k) / C(n, k), the unbiased estimate of
-    1 - (1 - q)^k, where q is the chance of one. The policy that continues in Setlur et al. 2024 is
-    Best-of-5; n = k draws give 0 or 1, more give a finer number. k = 1 is the share that was right.
+    It is the probability that one of k continuations is correct: 1 - C(n - right, k) / C(n, k), the
+    unbiased estimate of 1 - (1 - q)^k, where q is the probability that one continuation is correct.
+    Setlur et al. 2024 use best-of-5. With n = k the value is 0 or 1; a larger n gives a finer value. With
+    k = 1 it is the share of correct continuations.
+
+    Args:
+        right: number of correct continuations.
+        n: number of continuations.
+        k: number of continuations of the policy.
 
     Raises:
         ValueError: not 0 <= right <= n, or not 1 <= k <= n.
@@ -182,35 +198,47 @@ def step_value(right: int, n: int, k: int) -> float:
 
 
 def advantages(values: Sequence[float]) -> list[float]:
-    """What each step gains: A_i = Q_i - Q_(i-1) (Setlur et al. 2024, Eq. 3).
+    """Return the advantage of each step: A_i = Q_i - Q_(i-1) (Setlur et al. 2024, Eq. 3).
 
     Args:
-        values: the value before any step, then that after each.
+        values: the value before the first step, then the value after each step.
+
+    Raises:
+        ValueError: `values` is empty.
     """
     if not values:
-        raise ValueError("expected at least the value before any step; got no values.")
+        raise ValueError("values must contain the value before the first step; got no values.")
     return [after - before for before, after in pairwise(values)]
 
 
 def first_pit(values: Sequence[float], rule: PitRule) -> int | None:
-    """The first step, counted from 0, at which a completion goes wrong; None where none does.
+    """Return the index of the first pit, the step at which a completion goes wrong; None if there is none.
 
-    "lowest_value": the first step with the lowest value (Setlur et al. 2024, Section 6.1); none
-    where that is not below the value before any step. "first_zero": the first with value 0 (the
-    "first pit" of Self-Explore, arXiv:2404.10346). "lowest_advantage": the first with the lowest
-    advantage (how Setlur et al. tell it in arXiv:2410.08146); none where no advantage is below 0.
-
-    The last value of a wrong completion is 0 by definition, nothing follows it. So for wrong
-    completions the first two agree, unless the value before any step is 0 already: then only
-    "first_zero" names one. "lowest_advantage" differs where there are several drops: of 0.9, 0.3,
-    0.2, 0 it names the first step, which loses most, and the others the last. With values of
-    0 or 1 only, all three agree on a completion that begins at 1 and falls once.
+    The value after the last step of a wrong completion is 0. So for wrong completions "lowest_value" and
+    "first_zero" agree, unless the value before the first step is already 0: then only "first_zero"
+    returns a step. "lowest_advantage" differs if the value drops several times: for 0.9, 0.3, 0.2, 0 it
+    returns the first step, which has the largest drop, and the others return the last step. If all
+    values are 0 or 1, all three agree on a completion that starts at 1 and drops once.
 
     Args:
-        values: the value before any step, then that after each.
+        values: the value before the first step, then the value after each step.
+        rule: definition of the first pit:
+
+            - "lowest_value": the first step with the lowest value (Setlur et al. 2024, Section 6.1);
+              None if that is not below the value before the first step.
+            - "first_zero": the first step with value 0 (the "first pit" of Self-Explore,
+              arXiv:2404.10346).
+            - "lowest_advantage": the first step with the lowest advantage (as Setlur et al. describe it
+              in arXiv:2410.08146); None if no advantage is below 0.
+
+    Returns:
+        The index of the step, counted from 0.
+
+    Raises:
+        ValueError: the rule is unknown, or `values` is empty.
     """
     if rule not in get_args(PitRule):
-        raise ValueError(f"expected one of {', '.join(get_args(PitRule))} as rule; got {rule!r}.")
+        raise ValueError(f"rule must be one of {', '.join(get_args(PitRule))}; got {rule!r}.")
     gained = advantages(values)
     if rule == "first_zero":
         return _first_at_most(values[1:], SAME)
@@ -225,86 +253,98 @@ def _first_at_most(values: Sequence[float], bound: float) -> int | None:
 
 @dataclass(frozen=True)
 class ValuedRollout:
-    """A completion in steps, with the value of every prefix, the empty one first."""
+    """A completion split into steps, with the value of every prefix, starting with the empty one."""
 
     rollout: Rollout
-    """With its token ids."""
+    """The completion, with token ids."""
     ends: tuple[int, ...]
-    """Of the steps, as `split_steps` gives them."""
+    """Ends of the steps in tokens; see `split_steps`."""
     values: tuple[float, ...]
-    """Before any step and after each: one more than there are steps."""
+    """The value before the first step, then the value after each step."""
     counts: tuple[tuple[int, int], ...]
-    """(right, n) of the continuations drawn from each prefix; n = 0 where none was needed."""
+    """(correct, n) of the continuations sampled from each prefix; n = 0 if none was needed."""
 
     def __post_init__(self) -> None:
         ids, steps = self.rollout.token_ids, len(self.ends)
         if ids is None:
             raise ValueError(
-                f"expected a rollout with token ids, but that of problem {self.rollout.problem.id!r} "
-                "has none; a prefix must be exactly what the model produced."
+                f"Expected a rollout with token ids, but that of problem {self.rollout.problem.id!r} "
+                "has none; prefixes are slices of the sampled token ids."
             )
         if any(a >= b for a, b in pairwise((0, *self.ends))) or (self.ends or (0,))[-1] != len(ids):
-            raise ValueError(f"expected ends that grow to {len(ids)} tokens; got {self.ends}.")
+            raise ValueError(
+                f"ends must increase and end with {len(ids)}, the number of tokens; got {self.ends}."
+            )
         if not len(self.values) == len(self.counts) == steps + 1:
             raise ValueError(
-                f"expected {steps + 1} values and counts for {steps} steps; got {len(self.values)} "
+                f"Expected {steps + 1} values and counts for {steps} steps; got {len(self.values)} "
                 f"values and {len(self.counts)} counts."
             )
 
     @property
     def token_ids(self) -> tuple[int, ...]:
-        """Every token of the completion."""
+        """Token ids of the completion."""
         return self.rollout.token_ids or ()
 
     @property
     def advantages(self) -> list[float]:
-        """What each step gains."""
+        """Advantage of each step; see `advantages`."""
         return advantages(self.values)
 
     def prefix(self, steps: int) -> tuple[int, ...]:
-        """The tokens of the first `steps` steps."""
+        """Return the token ids of the first `steps` steps."""
         return self.token_ids[: self.ends[steps - 1] if steps else 0]
 
     def step(self, index: int) -> tuple[int, ...]:
-        """The tokens of one step, counted from 0."""
+        """Return the token ids of a step, counted from 0."""
         return self.prefix(index + 1)[len(self.prefix(index)) :]
 
     def pit(self, rule: PitRule) -> int | None:
-        """The first pit's index, as `first_pit` says."""
+        """Return the index of the first pit, or None; see `first_pit`."""
         return first_pit(self.values, rule)
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON has it; `from_dict` reads it back."""
+        """Return plain values for JSON; `from_dict` is the inverse."""
         return asdict(self)
 
     @classmethod
     def from_dict(cls, row: dict[str, Any]) -> Self:
-        """The valued rollout that `to_dict` told."""
+        """Return the valued rollout that `to_dict` converted to `row`."""
         counts = tuple((right, n) for right, n in row["counts"])
         return cls(rollout_from(row["rollout"]), tuple(row["ends"]), tuple(row["values"]), counts)
 
 
-# What to prefer
+# Preference pairs
 
 
 @dataclass(frozen=True)
 class Chosen:
-    """A right text to prefer: its tokens as the model produced them, and the ends of its steps."""
+    """A correct completion or continuation, for the chosen side of a pair."""
 
     token_ids: tuple[int, ...]
+    """Token ids as they were sampled."""
     ends: tuple[int, ...]
+    """Ends of the steps in tokens; see `split_steps`."""
 
 
 def prefix_pair(
     valued: ValuedRollout, pit: int, chosen: Chosen, *, decode: Decode, end: int
 ) -> Preference | None:
-    """A right completion in full, preferred to the wrong one up to and including its pit.
+    """Return the pair of a whole correct completion and the wrong one up to and including its pit.
 
-    Setlur et al. 2024, Section 6.1: (x, y, y^_1:c). The two share no prefix. The right one ends with
-    the token `end`; the wrong one stops after the pit without any, unless the pit is its last step.
+    (x, y, y^_1:c) of Setlur et al. 2024, Section 6.1. The sides share no prefix. The chosen side ends
+    with the end token; the rejected side ends with the pit, and has an end token only if the pit is its
+    last step.
 
     Args:
-        chosen: a whole right completion of the same problem, from its first token.
+        valued: the wrong completion.
+        pit: index of its first pit.
+        chosen: a whole correct completion of the same problem.
+        decode: decodes token ids.
+        end: id of the end token.
+
+    Returns:
+        The pair; None if both sides are equal or one is empty.
     """
     ids = _ended(chosen.token_ids, end)
     return _preference(valued.rollout.prompt, (), ids, valued.prefix(pit + 1), decode)
@@ -313,15 +353,21 @@ def prefix_pair(
 def step_pair(
     valued: ValuedRollout, pit: int, chosen: Chosen, *, decode: Decode
 ) -> Preference | None:
-    """A step that leads to a right answer, preferred to the pit, both after the same prefix.
+    """Return the pair of a step that leads to a correct answer and the pit, after the same prefix.
 
-    The theorem of Setlur et al. 2024 (6.1) needs a shared prefix; Self-Explore (arXiv:2404.10346)
-    makes such pairs, with the whole continuation as the better side. Here both sides are one step,
-    each as the model produced it: the last step of a completion has its end token, others have none.
+    Theorem 6.1 of Setlur et al. 2024 assumes a shared prefix. Self-Explore (arXiv:2404.10346) makes such
+    pairs with the whole continuation as the chosen side. Here each side is one step as it was sampled:
+    only the last step of a completion has an end token.
 
     Args:
-        chosen: a right continuation drawn after the steps before the pit, WITHOUT those steps; only
-            its first step is used.
+        valued: the wrong completion.
+        pit: index of its first pit.
+        chosen: a correct continuation of the steps before the pit, WITHOUT those steps. Only its first
+            step is used.
+        decode: decodes token ids.
+
+    Returns:
+        The pair; None if both sides are equal or one is empty.
     """
     step = chosen.token_ids[: chosen.ends[0]] if chosen.ends else ()
     prefix = valued.prefix(pit)
@@ -337,18 +383,28 @@ def truncated_pair(
     end: int,
     kept: int | None = None,
 ) -> Preference | None:
-    """The first steps of a right completion, preferred to the wrong one up to and including its pit.
+    """Return the pair of the first steps of a correct completion and the wrong one up to its pit.
 
-    Both sides are truncated and share no prefix: then neither is preferred for being complete. The
-    better one gets the token `end` only where all of its steps are kept.
+    Both sides are truncated and share no prefix, so that neither is preferred for being complete. The
+    chosen side has an end token only if all of its steps are kept.
 
     Args:
-        chosen: a whole right completion of the same problem, from its first token.
-        kept: how many of its steps to keep, up to its key step; by default as many as are rejected.
+        valued: the wrong completion.
+        pit: index of its first pit, which is included.
+        chosen: a whole correct completion of the same problem.
+        decode: decodes token ids.
+        end: id of the end token.
+        kept: number of steps of the chosen completion to keep; None: as many as the rejected side has.
+
+    Returns:
+        The pair; None if both sides are equal or one is empty.
+
+    Raises:
+        ValueError: `kept` is below 1.
     """
     kept = pit + 1 if kept is None else kept
     if kept < 1:
-        raise ValueError(f"expected to keep at least 1 step of the chosen completion; got {kept}.")
+        raise ValueError(f"kept must be at least 1 step of the chosen completion; got {kept}.")
     whole = kept >= len(chosen.ends)
     ids = _ended(chosen.token_ids, end) if whole else chosen.token_ids[: chosen.ends[kept - 1]]
     return _preference(valued.rollout.prompt, (), ids, valued.prefix(pit + 1), decode)
@@ -364,16 +420,23 @@ def step_preferences(
     end: int,
     kept: int | None = None,
 ) -> list[Preference]:
-    """One preference for every chosen text, in the given form; none where there is no pit.
+    """Return one preference pair per chosen completion; none if the wrong completion has no pit.
 
     Args:
-        chosen: for "step", right continuations of `valued.prefix(valued.pit(rule))`, without it; for
-            the other forms, whole right completions.
-        end: the token that ends a whole completion.
-        kept: for "truncated" only: how many steps of the chosen completion to keep.
+        valued: the wrong completion.
+        rule: definition of the first pit; see `first_pit`.
+        form: "prefix", "step" or "truncated"; see `prefix_pair`, `step_pair` and `truncated_pair`.
+        chosen: for "step", correct continuations of `valued.prefix(valued.pit(rule))`, without that
+            prefix; for the other forms, whole correct completions.
+        decode: decodes token ids.
+        end: id of the end token.
+        kept: for "truncated" only: number of steps of the chosen completion to keep.
+
+    Raises:
+        ValueError: the rule or the form is unknown.
     """
     if form not in get_args(PairForm):
-        raise ValueError(f"expected one of {', '.join(get_args(PairForm))} as form; got {form!r}.")
+        raise ValueError(f"form must be one of {', '.join(get_args(PairForm))}; got {form!r}.")
     pit = valued.pit(rule)
     if pit is None:
         return []
@@ -389,7 +452,7 @@ def step_preferences(
 
 
 def _ended(token_ids: Sequence[int], end: int) -> tuple[int, ...]:
-    """The tokens with `end` as the last, once."""
+    """Return the token ids with `end` as the last one, added if it is missing."""
     whole = tuple(token_ids)
     return whole if whole[-1:] == (end,) else (*whole, end)
 
@@ -401,13 +464,15 @@ def _preference(
     rejected: tuple[int, ...],
     decode: Decode,
 ) -> Preference | None:
-    """The preference to learn from token by token; None where both sides are the same or one is empty."""
+    """Return the preference pair with token ids; None if both sides are equal or one is empty."""
     if chosen == rejected or not chosen or not rejected:
         return None
-    better, worse = (_said(prompt, text_after(decode, prefix, ids)) for ids in (chosen, rejected))
+    better, worse = (
+        _as_prompt(prompt, text_after(decode, prefix, ids)) for ids in (chosen, rejected)
+    )
     return Preference(prompt, better, worse, begun=prefix, chosen_ids=chosen, rejected_ids=rejected)
 
 
-def _said(prompt: Text, text: str) -> Text:
-    """A text in the form of its prompt: text, or a message of the assistant."""
+def _as_prompt(prompt: Text, text: str) -> Text:
+    """Return a text in the form of its prompt: plain text, or an assistant message."""
     return text if isinstance(prompt, str) else [{"role": "assistant", "content": text}]

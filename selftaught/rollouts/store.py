@@ -1,13 +1,15 @@
-"""Ask, store, resume: `fill` asks a sampler and appends its rollouts to a store; `collect` also reads
-them; `collect_up_to` asks only for the samples that earlier stores do not have.
+"""Sampling with a store that can be resumed.
 
-A store is a JSONL file: a header that says how the rollouts were made, then one rollout per line.
-The work is cut into closed units over the whole list of problems. A unit is appended when all of
-it is done and made again as a whole otherwise, so a continued run asks in the same batches as an
-undisturbed one, and even its rounding is the same.
+`fill` samples completions and appends the rollouts to a store. `collect` also returns them.
+`collect_up_to` samples only the completions that earlier stores do not have.
 
-How much is stored is read off the last line; only the last whole unit is looked at. So a store of a
-million rollouts is continued as soon as a small one, and the memory it takes is that of a unit.
+A store is a JSONL file: a header that describes how the rollouts were made, then one rollout per line.
+The problems are divided into fixed batches. A batch is appended when all of it is finished, and otherwise
+sampled again as a whole. So a resumed run samples in the same batches as an uninterrupted one, and
+even its rounding errors are the same.
+
+The number of stored rollouts follows from the last line, and only the last complete batch is checked. So
+resuming takes the same time for every size of the store, and memory for one batch.
 """
 
 import hashlib
@@ -37,7 +39,7 @@ from selftaught.samplers.base import STORE_BATCH, Sampler, SamplingParams, check
 
 FORMAT = "selftaught rollouts 1"
 BLOCK = 2**22
-"""Bytes of a store's end looked at first."""
+"""Number of bytes at the end of a store that are read first."""
 
 
 def collect(
@@ -51,16 +53,24 @@ def collect(
     prefix_tokens: Sequence[Sequence[int]] | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> list[Rollout]:
-    """Ask every problem `params.n` times and return all rollouts; what the store holds is kept.
+    """Sample `params.n` completions per problem and return all rollouts; stored ones are used again.
 
     Args:
-        store: a JSONL file, made with its folder if it is not there.
-        begun: for every problem the token ids of a completion that is continued; see `Sampler`.
-        progress: called with the number of completions just finished, those already stored first.
+        sampler: the sampler.
+        problems: problems with unique ids.
+        prompt: prompt style.
+        params: sampling options.
+        store: JSONL file, which is created with its folder if it does not exist.
+        origin: "sampled", or "rationalized" if the prompts contain the gold answer as a hint.
+        prefix_tokens: for every problem, the token ids of a completion that is continued; see `Sampler`.
+        progress: called with the number of completions just finished; first with that of stored ones.
+
+    Returns:
+        The rollouts in the order of the problems, and those of a problem by index.
 
     Raises:
         ValueError: the store was made with another model, other prompts or other options.
-        OSError: the store cannot be written; what it holds stays.
+        OSError: the store cannot be written; the stored rollouts are kept.
     """
     fill(sampler, problems, prompt, params, store=store, origin=origin, prefix_tokens=prefix_tokens,
          progress=progress)  # fmt: skip
@@ -83,9 +93,9 @@ def fill(
     prefix_tokens: Sequence[Sequence[int]] | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> int:
-    """`collect`, for a store that need not fit into memory: how many rollouts it holds at the end.
+    """Sample into a store that may be larger than memory, and return its number of rollouts.
 
-    Args and errors are those of `collect`.
+    Arguments and exceptions are those of `collect`.
     """
     check_ids(problems)
     params = params.for_prompt(prompt.stop, prompt.chat_template_kwargs)
@@ -106,7 +116,7 @@ def fill(
     if prefix_tokens is not None:
         header["begun"] = _digest(written)
     stored, end = _stored(store, header, ids)
-    done = -(-stored // (size * params.n))  # the last unit may be shorter than the others
+    done = -(-stored // (size * params.n))  # the last batch may be shorter than the others
     batches = [problems[start : start + size] for start in range(0, len(problems), size)]
     for number, batch in enumerate(batches[done:], done):
         here = slice(number * size, (number + 1) * size)
@@ -114,13 +124,13 @@ def fill(
     _open(store, header, end)
     if progress and stored:
         progress(stored)
-    told = _one_at_a_time(progress)
+    advance = _thread_safe(progress)
 
-    def asked(number: int) -> list[Rollout]:
+    def sampled(number: int) -> list[Rollout]:
         batch, here = batches[number], slice(number * size, (number + 1) * size)
         shown = [prompt(problem) for problem in batch]
         continued = {} if prefix_tokens is None else {"prefix_tokens": written[here]}
-        completions = sampler.sample(shown, params, keys=ids[here], progress=told, **continued)
+        completions = sampler.sample(shown, params, keys=ids[here], progress=advance, **continued)
         return [
             Rollout(problem, seen, one.text, one.finish_reason, sampler.model, index, origin,
                     one.token_ids, thought_open=one.thought_open)
@@ -128,47 +138,47 @@ def fill(
             for index, one in enumerate(samples, params.first)
         ]  # fmt: skip
 
-    for fresh in _in_order(asked, range(done, len(batches)), sampler.at_once):
+    for fresh in _in_order(sampled, range(done, len(batches)), sampler.at_once):
         _append(store, "".join(to_json(rollout) + "\n" for rollout in fresh), stored)
         stored += len(fresh)
     return stored
 
 
 def _in_order(
-    asked: Callable[[int], list[Rollout]], numbers: range, at_once: int
+    sampled: Callable[[int], list[Rollout]], numbers: range, at_once: int
 ) -> Iterator[list[Rollout]]:
-    """What `asked` gives for every number, in their order, with the next `at_once - 1` begun already.
+    """Yield the result of `sampled` for every batch number, in order, with `at_once` batches at a time.
 
-    An engine that answers many requests at a time would otherwise run empty at the end of every unit.
+    An engine that processes many requests at a time would otherwise be idle at the end of every batch.
     """
     if at_once == 1:
-        yield from map(asked, numbers)
+        yield from map(sampled, numbers)
         return
     pool = ThreadPoolExecutor(at_once, thread_name_prefix="collect")
-    prefix_tokens: deque[Future[list[Rollout]]] = deque()
+    pending: deque[Future[list[Rollout]]] = deque()
     try:
         for number in numbers:
-            prefix_tokens.append(pool.submit(asked, number))
-            if len(prefix_tokens) == at_once:
-                yield prefix_tokens.popleft().result()
-        while prefix_tokens:
-            yield prefix_tokens.popleft().result()
+            pending.append(pool.submit(sampled, number))
+            if len(pending) == at_once:
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()
     finally:
-        # After an error the others are not waited for: they end when the sampler is closed.
+        # After an error, running batches are not awaited: they end when the sampler is closed.
         pool.shutdown(wait=False, cancel_futures=True)
 
 
-def _one_at_a_time(progress: Callable[[int], None] | None) -> Callable[[int], None] | None:
-    """Progress that may be told by several threads."""
+def _thread_safe(progress: Callable[[int], None] | None) -> Callable[[int], None] | None:
+    """Return a progress callback that several threads may call."""
     if progress is None:
         return None
     lock = Lock()
 
-    def told(finished: int) -> None:
+    def advance(finished: int) -> None:
         with lock:
             progress(finished)
 
-    return told
+    return advance
 
 
 def collect_up_to(
@@ -182,26 +192,28 @@ def collect_up_to(
     prefix_tokens: Sequence[Sequence[int]] | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> list[Rollout]:
-    """The first `params.n` samples of every problem, of which only the missing ones are asked for.
+    """Return the first `params.n` completions of every problem, and sample only the missing ones.
 
-    The store holds the first samples of every problem, as many as it was made for. Later ones stand
-    beside it, in a store for each time that more were wanted, named by its first sample:
-    `rollouts.jsonl`, `rollouts-4.jsonl`. Where one is not whole, it is finished first.
+    The store has the first completions of every problem. When more are needed, they are written to
+    another store beside it, named by the index of its first completion: `rollouts.jsonl`,
+    `rollouts-4.jsonl`. An incomplete store is finished first.
 
     Args:
-        store, begun, progress: as in `collect`.
+        sampler, problems, prompt, params, store, origin, prefix_tokens, progress: as in `collect`.
 
     Returns:
-        The rollouts by problem, and those of a problem by index.
+        The rollouts in the order of the problems, and those of a problem by index.
 
     Raises:
         ValueError: `params.first` is not 0, or a store was made with another model, other prompts
             or other options.
-        OSError: a store cannot be written; what it holds stays.
+        OSError: a store cannot be written; the stored rollouts are kept.
     """
     if params.first:
-        raise ValueError(f"first must be 0, because samples are counted up; got {params.first}.")
-    told = _at_most(len(problems) * params.n, progress)
+        raise ValueError(
+            f"first must be 0, because `collect_up_to` returns the first completions; got {params.first}."
+        )
+    advance = _at_most(len(problems) * params.n, progress)
     blocks: list[tuple[int, list[Rollout]]] = []
     first = 0
     while first < params.n:
@@ -210,7 +222,7 @@ def collect_up_to(
         made_for = replace(params, n=n if params.temperature else 1, first=first)
         rollouts = collect(
             sampler, problems, prompt, made_for,
-            store=block, origin=origin, prefix_tokens=prefix_tokens, progress=told,
+            store=block, origin=origin, prefix_tokens=prefix_tokens, progress=advance,
         )  # fmt: skip
         blocks.append((n, rollouts))
         first += n
@@ -224,23 +236,23 @@ def collect_up_to(
 
 
 def _at_most(count: int, progress: Callable[[int], None] | None) -> Callable[[int], None] | None:
-    """Progress that is told of no more than `count` completions: a store may hold more."""
+    """Return a progress callback that reports at most `count` completions; a store may have more."""
     if progress is None:
         return None
     left = count
 
-    def told(finished: int) -> None:
+    def advance(finished: int) -> None:
         nonlocal left
         finished = min(finished, left)
         left -= finished
         if finished:
             progress(finished)
 
-    return told
+    return advance
 
 
 def _samples_stored(store: Path) -> int | None:
-    """How many samples of each problem a store was made for, if it says so."""
+    """Return the number of completions per problem of a store, from its header; None if not readable."""
     first = _first_line(store) if store.exists() else b""
     with suppress(ValueError, LookupError, TypeError):
         n = json.loads(first)["params"]["n"]
@@ -249,29 +261,29 @@ def _samples_stored(store: Path) -> int | None:
 
 
 def check_ids(problems: Sequence[Problem]) -> None:
-    """Refuse problems that share an id, because draws and resuming go by it.
+    """Check that the ids of problems are unique, because random seeds and resuming depend on them.
 
     Raises:
-        ValueError: names the first ids that stand twice.
+        ValueError: an id is repeated; the message names the first ones.
     """
     seen: set[str] = set()
     twice = [p.id for p in problems if p.id in seen or seen.add(p.id)]
     if twice:
         shown = ", ".join(map(repr, twice[:5]))
         raise ValueError(
-            f"Expected every problem to have an id of its own; {len(twice)} repeat one, "
-            f"such as {shown}. Rename them or leave the id column out."
+            f"Expected problems with unique ids; {len(twice)} problems repeat an earlier id, such as "
+            f"{shown}. Rename them, or leave out the id column."
         )
 
 
 def _stored(store: Path, header: dict[str, Any], ids: Sequence[str]) -> tuple[int, int]:
-    """How many rows stand in whole units, and the byte after the last; nothing is changed.
+    """Return the number of rows in complete batches, and the byte after the last; change nothing.
 
-    What the last line is a sample of says how many rows there are. Only the last whole unit is read:
-    those before it were on the disk when it was begun.
+    The problem and index of the last line give the number of rows. Only the last complete batch is
+    checked: the batches before it were on disk before it was started.
 
     Raises:
-        ValueError: the store was made otherwise, or its last whole unit is not what it should be.
+        ValueError: the store was made with other options, or its last complete batch is damaged.
     """
     if not store.exists() or _torn_header(store):
         return 0, 0
@@ -283,7 +295,7 @@ def _stored(store: Path, header: dict[str, Any], ids: Sequence[str]) -> tuple[in
     places = {name: place for place, name in enumerate(ids)}
     rows, torn = 0, 0
     while lines and torn < batch and not (rows := _row(lines[-1], places, n, index)):
-        end -= len(lines.pop())  # of a unit that was never whole
+        end -= len(lines.pop())  # a line of an incomplete batch
         torn += 1
     if lines and not rows:
         raise _damaged(store)
@@ -300,7 +312,11 @@ def _stored(store: Path, header: dict[str, Any], ids: Sequence[str]) -> tuple[in
 
 
 def _last_lines(store: Path, header: int, count: int) -> tuple[list[bytes], int]:
-    """The last lines that end in a newline, at least so many if there are, and the byte after them."""
+    """Return at least the last `count` lines that end in a newline, and the byte after them.
+
+    Args:
+        header: number of bytes of the header, which is not returned.
+    """
     with store.open("rb") as file:
         size, block = file.seek(0, os.SEEK_END), BLOCK
         while True:
@@ -312,12 +328,12 @@ def _last_lines(store: Path, header: int, count: int) -> tuple[list[bytes], int]
             block *= 2
     *lines, torn = read.split(b"\n")
     if start > header:
-        del lines[0]  # its beginning was not read
+        del lines[0]  # may be incomplete: the block may start within this line
     return [line + b"\n" for line in lines], size - len(torn)
 
 
 def _row(line: bytes, places: Mapping[str, int], n: int, index: int) -> int:
-    """Which row of the store a line is, counted from 1; 0 where it cannot be read."""
+    """Return the row number of a line in the store, counted from 1; 0 if the line cannot be read."""
     try:
         (rollout,) = rollouts_in([line], "", 2)
         sample = rollout.index - index
@@ -327,16 +343,20 @@ def _row(line: bytes, places: Mapping[str, int], n: int, index: int) -> int:
 
 
 def _damaged(store: Path) -> ValueError:
-    """What is told of a store whose lines are not those that were written; names the first if it can."""
-    deque(iter_rollouts(store), maxlen=0)  # a line that is no rollout is an error of its own
+    """Return the error for a damaged store.
+
+    Raises:
+        ValueError: a line is not a rollout; the message names the line.
+    """
+    deque(iter_rollouts(store), maxlen=0)
     return ValueError(
-        f"{store}: lines are missing, stand twice or were changed. Mend it, or delete it to sample "
-        "anew."
+        f"{store}: lines are missing, repeated or changed. Repair the file, or delete it to sample "
+        "again."
     )
 
 
 def _open(store: Path, header: dict[str, Any], end: int) -> None:
-    """Cut a store back to its whole units, which end at a byte; make a new one where that is 0."""
+    """Truncate a store to its complete batches, which end at byte `end`; create it if `end` is 0."""
     if end:
         if store.stat().st_size > end:
             os.truncate(store, end)
@@ -347,24 +367,24 @@ def _open(store: Path, header: dict[str, Any], end: int) -> None:
 
 
 def _torn_header(store: Path) -> bool:
-    """Whether the store ends within its header; a file that is no store is refused.
-
-    Nothing is lost with such a header, so it may be another's, with other options.
+    """Return whether the store ends within its header, so that it has no rollouts and can be replaced.
 
     Raises:
-        ValueError: the file holds something else.
+        ValueError: the file is not a store.
     """
     first = _first_line(store)
     if first.endswith(b"\n"):
         return False
     opening = json.dumps({"format": FORMAT}).removesuffix("}").encode()
     if not (first.startswith(opening) or opening.startswith(first)):
-        raise ValueError(f"{store} is not a store of rollouts; give another file, or move it away.")
+        raise ValueError(
+            f"{store} is not a store of rollouts. Give another file name, or move this file."
+        )
     return True
 
 
 def _digest(values: Iterable[object]) -> str:
-    """A hash of the list of values, which is not held as a whole."""
+    """Return a hash of a sequence of values, which need not fit into memory."""
     digest = hashlib.sha256(b"[")
     for number, value in enumerate(values):
         digest.update(((", " if number else "") + json.dumps(value, ensure_ascii=True)).encode())
@@ -385,23 +405,23 @@ def _refuse_another(store: Path, wanted: dict[str, Any], found: dict[str, Any]) 
         "problems": "the number of problems",
         "answers": "the ids or gold answers of the problems",
         "origin": "whether the answer was given as a hint",
-        "unit": "the size of a unit",
+        "unit": "the batch size of the store",
         "params": "the sampling options",
-        "begun": "the completions begun",
+        "begun": "the prefix tokens of the completions",
     }
     differing = [key for key in names if wanted.get(key) != found.get(key)]
     if differing:
-        told = "; ".join(
+        differences = "; ".join(
             f"{names[key]} (stored: {found.get(key)}, now: {wanted.get(key)})" for key in differing
         )
         raise ValueError(
-            f"{store} holds rollouts made otherwise, and adding to it would mix two experiments. "
-            f"What differs: {told}. Give another folder, or delete this store to sample anew."
+            f"{store} contains rollouts that were made with other settings. Different: {differences}. "
+            "Give another folder, or delete this store to sample again."
         )
 
 
 def _append(store: Path, text: str, stored: int) -> None:
-    """Add whole lines to the store and see them onto the disk."""
+    """Append complete lines to the store and flush them to disk."""
     data = text.encode("utf-8", "backslashreplace")
     try:
         with store.open("ab") as file:
@@ -412,5 +432,6 @@ def _append(store: Path, text: str, stored: int) -> None:
         raise OSError(
             error.errno,
             f"Could not write {len(data):,} bytes to {store}: {error.strerror}. The {stored:,} "
-            "rollouts already stored are safe; make room and repeat the command to continue",
+            "rollouts already stored are safe. Free space on that disk, then repeat the command to "
+            "continue",
         ) from error

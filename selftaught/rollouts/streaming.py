@@ -1,8 +1,8 @@
-"""Grading and choosing of more rollouts than memory holds: in blocks of lines, over processes.
+"""Grading and selecting more rollouts than fit into memory, in blocks of lines and several processes.
 
-A block of a store goes to a process as it stands in the file; what comes back is a few counts and
-lines ready to be written, in the order of the blocks. The processes are plain ones, as in `grading`.
-A few rollouts are not worth a process: the same function does them in this one.
+A block of lines is sent to a worker process as it is in the file. The worker returns counts and lines
+that are ready to be written; results are in the order of the blocks. Workers are subprocesses, as in
+`grading`. Small stores are processed by the same function in this process.
 """
 
 import glob
@@ -38,30 +38,32 @@ from selftaught.tasks import open_task
 Filter = Literal["correct", "sound", "distinct"]
 
 BLOCK = 2**20
-"""Bytes of lines that go to a process at a time: a few hundred rollouts."""
+"""Number of bytes that are sent to a worker at a time: a few hundred rollouts."""
 WORTH_A_PROCESS = 2**25
-"""Bytes of stores for each process: reading them takes longer than the process takes to start."""
+"""Number of bytes of stores per worker. Reading them takes longer than starting a process."""
 
 
 class Block(NamedTuple):
-    """Whole lines of a store."""
+    """Complete lines of a store."""
 
     where: str
-    """What stands before a line's number in an error."""
+    """Text before a line number in an error message."""
     first: int
-    """The number of the first line."""
+    """Number of the first line, counted from 1."""
     lines: bytes
 
 
 class Done(NamedTuple):
-    """What came of a block."""
+    """The result for a block."""
 
     counts: dict[str, int]
+    """Numbers of rollouts by outcome, or under "rollouts" in total."""
     lines: bytes
+    """Lines of rollouts that are ready to be written."""
 
 
 Job = dict[str, Any]
-"""What is done with every block, as JSON: `{"grade": task, "options": ...}` or `{"keep": filters}`."""
+"""The work on every block, as JSON: `{"grade": task, "options": ...}` or `{"keep": filters}`."""
 
 
 def grade_stores(
@@ -72,22 +74,26 @@ def grade_stores(
     *,
     workers: int | None = None,
 ) -> dict[str, int]:
-    """Grade all rollouts of some stores into one file, and count them by outcome.
+    """Grade all rollouts of several stores into one file, and return their numbers by outcome.
 
-    The file appears when all is graded. A kill leaves what was graded beside it, and repeating the call
-    goes on from there, unless the stores or the task are others by then.
+    The output file is written when all rollouts are graded. Until then the graded rollouts are in a
+    partial file beside it. Repeating an interrupted call continues from there, unless the stores or the
+    task have changed.
 
     Args:
-        task, options: as `open_task` takes them; every process opens the task for itself.
-        workers: processes; default: as many as the stores repay.
+        stores: files of rollouts.
+        out: output file.
+        task, options: name and options of the task; see `open_task`. Every worker opens it.
+        workers: number of worker processes. Default: chosen from the size of the stores.
 
     Raises:
-        ValueError: there is no such task or no rollout, or a line is none; says the file and which.
-        OSError: the file cannot be written, or a process ended; what is graded is kept.
+        ValueError: the task does not exist, there are no rollouts, or a line is not a rollout; the
+            message names the file and the line.
+        OSError: the file cannot be written, or a worker ended; the graded rollouts are kept.
     """
     opened = open_task(task, **options)
     with closing(Grader(opened)):
-        pass  # refused here, and not in every process
+        pass  # raises an error for a bad task here, and not in every worker
     job = {"grade": task, "options": options}
     made_of = [job, opened.grading_key, [[str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns] for path in stores]]  # fmt: skip
     digest = hashlib.sha256(json.dumps(made_of, sort_keys=True).encode()).hexdigest()[:16]
@@ -106,13 +112,15 @@ def grade_stores(
         os.fsync(file.fileno())
     if not counts:
         partial.unlink()
-        raise ValueError(f"There are no rollouts in {', '.join(map(str, stores))}.")
+        raise ValueError(
+            f"Expected rollouts in {', '.join(map(str, stores))}; got none. Check the file names."
+        )
     partial.replace(out)
     return dict(counts)
 
 
 def _graded(partial: Path) -> tuple[Counter[str], int]:
-    """The outcomes of the whole graded lines of a file that may be torn, and the byte after them."""
+    """Return the counts by outcome of the complete lines of a partial file, and the byte after them."""
     counts: Counter[str] = Counter()
     end = 0
     if not partial.exists():
@@ -140,24 +148,27 @@ def choose(
     at_most: int | None = None,
     workers: int | None = None,
 ) -> tuple[int, int]:
-    """Make examples of those graded rollouts of some stores that pass the filters, in one file.
+    """Filter the graded rollouts of several stores, and write training examples of them to one file.
 
-    What comes out is what `keep_correct`, `keep_sound`, `keep_distinct` and `keep_at_most` would leave of
-    all rollouts at once, in the same order. Held are the texts and token ids of those that `keep_distinct`
-    keeps.
+    The result is that of `keep_correct`, `keep_sound`, `keep_distinct` and `keep_at_most` on all rollouts
+    at once, in the same order. Only the texts and token ids of the rollouts that `keep_distinct` keeps are
+    in memory.
 
     Args:
-        keep: the filters, in order.
-        style: the prompt of the examples.
-        at_most: at most so many rollouts per problem.
-        workers: processes; default: as many as the stores repay.
+        stores: files of graded rollouts.
+        out: output file.
+        keep: filters, applied in order: "correct", "sound", "distinct".
+        style: prompt style of the examples.
+        distinct_by: criterion of "distinct"; see `keep_distinct`.
+        at_most: maximum number of rollouts per problem; None: no limit.
+        workers: number of worker processes. Default: chosen from the size of the stores.
 
     Returns:
-        How many rollouts were kept, and how many there were.
+        The number of rollouts that were kept, and the number of all rollouts.
 
     Raises:
-        NothingToLearn: none passed; the file is not touched.
-        ValueError: a rollout has not been graded, or a line is no rollout.
+        NothingToLearn: no rollout passed the filters; the output file is not changed.
+        ValueError: a rollout is not graded, or a line is not a rollout.
     """
     cut = keep.index("distinct") if "distinct" in keep else len(keep)
     counts: Counter[str] = Counter()
@@ -178,7 +189,9 @@ def choose(
     kept = iter(kept)
     first = next(kept, None)
     if first is None:
-        raise NothingToLearn(f"None of {counts['rollouts']} rollouts passed: {', '.join(keep)}.")
+        raise NothingToLearn(
+            f"None of {counts['rollouts']} rollouts passed the filters: {', '.join(keep)}."
+        )
     count = write_jsonl(out, (example_of(style, one) for one in chain([first], kept)))
     return count, counts["rollouts"]
 
@@ -187,13 +200,14 @@ FILTERS: dict[str, Callable[[Iterable[Rollout]], list[Rollout]]] = {
     "correct": keep_correct,
     "sound": keep_sound,
 }
-"""Those that look at one rollout at a time."""
+"""The filters that decide on each rollout independently of the others."""
 
 
 def _distinct(rollouts: Iterable[Rollout], by: DistinctBy) -> Iterator[Rollout]:
-    """`keep_distinct`, which may forget at any time what it has not kept.
+    """Apply `keep_distinct` incrementally, with only the kept rollouts in memory.
 
-    A problem's rollouts are looked at whenever they end; they may go on in another store.
+    The filter is applied at the end of each run of rollouts of the same problem. Rollouts of one problem
+    may be in several stores.
     """
     by_problem: dict[str, list[Rollout]] = {}
     for name, same in groupby(rollouts, lambda one: one.problem.id):
@@ -205,13 +219,13 @@ def _distinct(rollouts: Iterable[Rollout], by: DistinctBy) -> Iterator[Rollout]:
 
 
 def _repaid(stores: Sequence[Path]) -> int:
-    """How many processes the stores are worth."""
+    """Return the number of worker processes for the size of the stores."""
     size = sum(store.stat().st_size for store in stores)
     return max(1, min(os.cpu_count() or 1, size // WORTH_A_PROCESS))
 
 
 def _blocks(stores: Sequence[Path], skipped: int = 0) -> Iterator[Block]:
-    """The stores in blocks of lines, without the first so many rollouts."""
+    """Yield the lines of the stores in blocks, without the first `skipped` rollouts."""
     for store in stores:
         with store.open("rb") as file:
             number = 1
@@ -228,7 +242,7 @@ def _blocks(stores: Sequence[Path], skipped: int = 0) -> Iterator[Block]:
 
 
 def _is_rollout(line: bytes, number: int) -> bool:
-    """Whether a line is neither blank nor a store's header."""
+    """Return whether a line is neither blank nor the header of a store."""
     return bool(line.strip()) and not (number == 1 and "format" in parse_json_line(line, ""))
 
 
@@ -237,7 +251,7 @@ Work = Callable[[Block], Done]
 
 @contextmanager
 def _work(job: Job, workers: int | None) -> Iterator[Work]:
-    """The function that does an job to a block."""
+    """Yield the function that does a job for one block."""
     if "keep" in job:
         yield lambda block: _kept(block, job["keep"])
         return
@@ -253,7 +267,7 @@ def _work(job: Job, workers: int | None) -> Iterator[Work]:
 
 
 def _kept(block: Block, filters: Sequence[str]) -> Done:
-    """What passes the filters, without prompts, which examples do not need."""
+    """Return the rollouts that pass the filters, without their prompts, which examples do not need."""
     kept = found = list(_rollouts(block))
     for name in filters:
         kept = FILTERS[name](kept)
@@ -274,7 +288,7 @@ def _written(rollouts: Iterable[Rollout]) -> bytes:
 
 
 def _done(job: Job, blocks: Iterable[Block], workers: int) -> Iterator[Done]:
-    """What comes of every block, in their order."""
+    """Yield the result of a job for every block, in order."""
     if workers == 1:
         with _work(job, None) as work:
             yield from map(work, blocks)
@@ -316,11 +330,11 @@ class _Process:
         self._job: Job | None = job
 
     def done(self, block: Block) -> Done:
-        """The result for a block.
+        """Return the result for a block.
 
         Raises:
-            ValueError: a line of it is no rollout.
-            ChildProcessError: the process ended.
+            ValueError: a line is not a rollout.
+            ChildProcessError: the process ended unexpectedly.
         """
         if self._job is not None:
             job, self._job = self._job, None
@@ -328,25 +342,25 @@ class _Process:
         reply = self._child.ask([block.where, block.first], block.lines)
         if reply.message is None:
             raise ChildProcessError(
-                f"A process that was reading {block.where.removesuffix(', line ')} "
-                f"{self._child.how_it_ended()}; what it printed stands above. Repeat the command, with "
-                "fewer --workers if memory was short."
+                f"A worker process that was reading {block.where.removesuffix(', line ')} "
+                f"{self._child.how_it_ended()}; its output is above. Repeat the command, with fewer "
+                "--workers if it ran out of memory."
             )
         if "error" in reply.message:
             raise ValueError(reply.message["error"])
         return Done(reply.message["counts"], reply.data)
 
     def stop(self) -> None:
-        """Kill the process at once, from any thread."""
+        """Kill the process immediately. May be called from any thread."""
         self._child.stop()
 
     def close(self) -> None:
-        """End the process; only when no thread is waiting for it."""
+        """End the process. May be called only when no thread is waiting for it."""
         self._child.close()
 
 
 def serve() -> None:
-    """Run in a worker process: do a job for one block of lines per message."""
+    """Main function of a worker process: receive a job, then process one block of lines per message."""
     messages, answer = conversation()
     job, _ = next(messages)
     with _work(job, 1) as work:

@@ -1,4 +1,4 @@
-"""Tasks: questions with gold answers, and how answers are graded. `open_task` opens one by name."""
+"""Tasks: questions with gold answers, and the rules for grading. `open_task` opens a task by name."""
 
 import importlib.util
 import inspect
@@ -18,23 +18,27 @@ from selftaught.thought_marks import checked_marks
 __all__ = ["TASKS", "Task", "open_task", "task_help"]
 
 TASKS = {
-    "arithmetic": "sums of two numbers; the small model in this package knows them",
+    "arithmetic": "sums of two numbers, for the small model in this package",
     "gsm8k": "grade-school word problems (GSM8K)",
     "commonsense_qa": "five-way multiple choice (CommonsenseQA)",
     "competition_math": "competition problems with LaTeX answers (MATH)",
     "gym": "any task of reasoning-gym, by its name",
     "question_file": "your own questions and answers: JSONL, CSV, Parquet, or a Hub data set",
 }
-"""Names of the tasks, with a line on each."""
+"""Names of the tasks, with a one-line description."""
 
 
 def open_task(name: str, /, **options: object) -> Task:
-    """The named task; `options` are the keyword arguments of the function of that name.
+    """Open a task.
 
-    Every task also has the option `thought_marks`: the two texts that open and end a thought.
+    Args:
+        name: name of a task in `TASKS`, or "FILE.py:FUNCTION" for a function that returns a `Task`.
+        options: keyword arguments of the task's function. Every task also has the option
+            `thought_marks`: the two texts that open and close a thought.
 
     Raises:
-        ValueError: no task has this name, or it has no such option.
+        ValueError: the name or an option is unknown, a required option is missing, or a value has the
+            wrong type.
     """
     opened = _opener(name)
     if "thought_marks" in options:
@@ -51,7 +55,7 @@ def open_task(name: str, /, **options: object) -> Task:
     required = [key for key, value in known.items() if value.default is inspect.Parameter.empty]
     if missing := [key for key in required if key not in options]:
         raise ValueError(
-            f"The task {name!r} needs the option {', '.join(map(repr, missing))}; "
+            f"The task {name!r} requires the option {', '.join(map(repr, missing))}; "
             f"for example --task_options.{missing[0]} VALUE."
         )
     hints = get_type_hints(opened)
@@ -60,10 +64,10 @@ def open_task(name: str, /, **options: object) -> Task:
 
 
 def _typed(task: str, key: str, value: object, hint: Any) -> object:
-    """The value as its type hint has it: a number given for a text is the text of the number.
+    """Return an option's value after a type check; a number given for text is converted to text.
 
     Raises:
-        ValueError: the value is of another type; names both.
+        ValueError: the value has the wrong type.
     """
     allowed = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
     for one in allowed:
@@ -75,7 +79,7 @@ def _typed(task: str, key: str, value: object, hint: Any) -> object:
     if str in allowed and isinstance(value, int | float) and not isinstance(value, bool):
         return str(value)
     wanted = " or ".join(one.__name__ if isinstance(one, type) else str(one) for one in allowed)
-    raise ValueError(f"The option {key!r} of the task {task!r} wants {wanted}; got {value!r}.")
+    raise ValueError(f"The option {key!r} of the task {task!r} must be {wanted}; got {value!r}.")
 
 
 def _opener(name: str) -> Callable[..., Task]:
@@ -110,29 +114,31 @@ def _opener(name: str) -> Callable[..., Task]:
             close = get_close_matches(name, TASKS, n=1)
             hint = f" Did you mean {close[0]!r}?" if close else ""
             raise ValueError(
-                f"No task is called {name!r}.{hint} There are: {', '.join(TASKS)}; or give a file and a "
-                "function of your own, such as my_task.py:make."
+                f"Unknown task {name!r}.{hint} The tasks are: {', '.join(TASKS)}. For your own task, give "
+                "a file and a function, such as my_task.py:make."
             )
 
 
 def _in_file(name: str) -> Callable[..., Task]:
-    """The function that "my_task.py:make" names."""
+    """Return the function that a name such as "my_task.py:make" refers to."""
     file, _, function = name.rpartition(":")
     path = Path(file)
     if not path.is_file():
         raise ValueError(
-            f"There is no file {file!r} for the task {name!r}, expected FILE.py:FUNCTION."
+            f"Expected FILE.py:FUNCTION as the task, got {name!r}; the file {file!r} does not exist."
         )
     module_name = f"selftaught_task_{path.stem}"
     spec = importlib.util.spec_from_file_location(module_name, path.resolve())
     if spec is None or spec.loader is None:
-        raise ValueError(f"{file} is no Python file; expected FILE.py:FUNCTION.")
+        raise ValueError(f"Expected FILE.py:FUNCTION as the task, got {name!r}; not a Python file.")
     module = importlib.util.module_from_spec(spec)
     sys.modules[module_name] = module
     spec.loader.exec_module(module)
     made = getattr(module, function, None)
     if not callable(made):
-        raise ValueError(f"{file} has no function {function!r}, which must return a Task.")
+        raise ValueError(
+            f"Expected a function {function!r} in {file} that returns a Task; there is none."
+        )
 
     def checked(**options: Any) -> Task:
         task = made(**options)
@@ -147,10 +153,10 @@ def _in_file(name: str) -> Callable[..., Task]:
 
 
 def task_help(name: str) -> tuple[str, list[tuple[str, str]]]:
-    """Return what a task is, and its options with their meanings and defaults.
+    """Return the description of a task, and its options as (name, help text) pairs.
 
     Raises:
-        ValueError: no task has this name.
+        ValueError: the name is unknown.
     """
     opened = _opener(name)
     about, _, arguments = inspect.cleandoc(opened.__doc__ or "").partition("Args:")
@@ -164,12 +170,12 @@ def task_help(name: str) -> tuple[str, list[tuple[str, str]]]:
         else:
             default = f"Default: {'none' if one.default is None else one.default}."
         options.append((key, text if "Default:" in text else f"{text} {default}".strip()))
-    marks = "The two texts that open and end a thought. Default: <think> </think>."
+    marks = "The two texts that open and close a thought. Default: <think> </think>."
     return " ".join(about.split()), [*options, ("thought_marks", marks)]
 
 
 def _meanings(arguments: str) -> dict[str, str]:
-    """The help text of every argument in the `Args` section of a docstring."""
+    """Return the help text of every argument in the `Args` section of a docstring."""
     found: dict[str, str] = {}
     for part in re.split(r"\n(?= {4}\S)", arguments):
         names, _, text = part.strip().partition(":")

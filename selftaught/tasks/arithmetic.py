@@ -1,17 +1,17 @@
-"""Addition of two numbers of n digits, generated; the task of STaR's first table.
+"""Generated sums of two numbers with n digits: the task of STaR's first table.
 
-The problems have answers and no rationales. A rationale, where one is needed (the embedded model's
-pre-training, worked examples for other models), is the scratchpad that `scratchpad` writes, after
-Nye et al. 2021 (arXiv:2112.00114) as in Section 4.2 of STaR:
+The problems have answers and no rationales. Rationales for the embedded model's pre-training and for
+worked examples are scratchpads (`scratchpad`), after Nye et al. 2021 (arXiv:2112.00114), as in Section 4.2
+of STaR:
 
     29+57=b9+7+0=16;a2+5+1=08;#86
 
-Columns are named by letter from the left and worked from the right: the column's two digits, the
-carry into it, and their sum in two digits, whose first is the next carry. The answer stands after
-`#`, and the line ends. Every column is ten characters, at every length.
+Columns are named by letters from the left and processed from the right. A column has its two digits, the
+carry into it, and their sum as two digits, of which the first is the next carry. The answer follows `#`
+and ends the line. Every column has ten characters, at every length.
 
-Which split a sum belongs to is a property of the sum (`split_of`), not of a seed: the splits of
-all seeds are disjoint, and nothing in validation or test was seen when the embedded model was made.
+The split of a sum depends on the sum (`split_of`), not on the seed. So the splits of all seeds are
+disjoint, and the embedded model was not trained on any sum of the validation and test splits.
 """
 
 import random
@@ -25,9 +25,9 @@ from selftaught.tasks.answers import after_marker, same_number
 from selftaught.tasks.base import Task, answer_in_brackets, split_named
 
 MOST_DIGITS = 26
-"""As many as there are letters to name columns."""
+"""Maximum number of digits, because columns are named by letters."""
 ENUMERATED = 2
-"""Up to so many digits all sums are listed; longer ones are drawn until enough are found."""
+"""Number of digits up to which all sums are enumerated; longer sums are drawn at random."""
 
 
 def arithmetic(
@@ -40,14 +40,14 @@ def arithmetic(
 ) -> Task:
     """Sums of two numbers with the same number of digits. All counts are per number of digits.
 
-    There are only 100 sums of one digit: about 70 of them are for training, 10 for validation and
-    20 for test; a split that asks for more has just those.
+    There are only 100 sums of one digit, about 70 for training, 10 for validation and 20 for test. A
+    larger number of problems is reduced to these.
 
     Args:
         digits: numbers of digits, such as "1-5" or "3".
         train, validation, test: number of problems of the split, per number of digits.
-        shots: worked examples in the prompt per number of digits; the paper shows 10 (Section 4.2). 0 for
-            the embedded model, which writes scratchpads without examples.
+        shots: number of worked examples in the prompt, per number of digits; 10 in the paper (Section
+            4.2). The embedded model writes scratchpads without worked examples.
         seed: random seed for drawing the problems.
     """
     lengths = _lengths(digits)
@@ -88,12 +88,12 @@ def arithmetic(
 
 
 def problem(a: int, b: int) -> Problem:
-    """The question of a sum, and its answer."""
+    """Return the problem of a sum, without a rationale."""
     return Problem(id=f"{a}+{b}", question=f"{a}+{b}", gold=str(a + b))
 
 
 def scratchpad(a: int, b: int) -> str:
-    """The worked sum, answer included: "b9+7+0=16;a2+5+1=08;#86" for 29 and 57."""
+    """Return the scratchpad of a sum with its answer: "b9+7+0=16;a2+5+1=08;#86" for 29 and 57."""
     tops, bottoms = _padded(a, b)
     lines, carry = [], 0
     for place in reversed(range(len(tops))):
@@ -104,31 +104,31 @@ def scratchpad(a: int, b: int) -> str:
 
 
 def columns(a: int, b: int) -> str:
-    """The columns of a sum, named and not worked: "b9+7;a2+5;" for 29 and 57."""
+    """Return the named columns of a sum without the additions: "b9+7;a2+5;" for 29 and 57."""
     tops, bottoms = _padded(a, b)
     places = reversed(range(len(tops)))
     return "".join(f"{_letter(place)}{tops[place]}+{bottoms[place]};" for place in places)
 
 
 def extract(completion: str) -> str | None:
-    """The whole number after `#`; without the mark, or with anything else after it, no answer."""
+    """Return the integer after `#`; None if there is no `#` or other text after it."""
     found = after_marker(completion, "#")
     return found if found and found.isascii() and found.isdigit() else None
 
 
 def split_of(a: int, b: int) -> str:
-    """The split that a sum belongs to, whatever the seed: 7 in 10 train, 1 validation, 2 test."""
+    """Return the split of a sum, independent of the seed: 70% train, 10% validation, 20% test."""
     share = zlib.crc32(f"{a}+{b}".encode()) % 10
     return "train" if share > 2 else "validation" if share == 0 else "test"
 
 
 def sums(n: int, split: str, count: int, seed: int) -> list[tuple[int, int]]:
-    """`count` different sums of n digits from a split, in random order; all where there are fewer."""
+    """Draw `count` different sums of n digits from a split, in random order; fewer if there are fewer."""
     draw = random.Random(f"{seed} {split} {n}")
     numbers = _numbers(n)
     if n <= ENUMERATED:
-        there_are = [(a, b) for a in numbers for b in numbers if split_of(a, b) == split]
-        return draw.sample(there_are, min(count, len(there_are)))
+        every = [(a, b) for a in numbers for b in numbers if split_of(a, b) == split]
+        return draw.sample(every, min(count, len(every)))
     found: dict[tuple[int, int], None] = {}
     while len(found) < count:
         pair = draw.choice(numbers), draw.choice(numbers)
@@ -138,13 +138,13 @@ def sums(n: int, split: str, count: int, seed: int) -> list[tuple[int, int]]:
 
 
 def digits_of(question: str) -> str:
-    """How many digits the operands of a question have, in words, such as "3 digits"."""
+    """Return the number of digits of a question's operands as text, such as "3 digits"."""
     n = len(question.partition("+")[0])
     return "1 digit" if n == 1 else f"{n} digits"
 
 
 def _shots(lengths: Sequence[int], shots: int, seed: int) -> list[Problem]:
-    """Worked examples of every length, from training sums, short ones first."""
+    """Return worked examples of every length, made from training sums, short ones first."""
     pairs = [pair for n in lengths for pair in sums(n, "train", shots, seed + 1)] if shots else []
     return [
         Problem(

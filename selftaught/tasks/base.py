@@ -1,4 +1,4 @@
-"""What a task is: four verbs and a few words, as data."""
+"""The class `Task`: where problems come from, and how they are prompted and graded."""
 
 import hashlib
 import json
@@ -12,7 +12,7 @@ from selftaught.tasks.answers import GRADING_VERSION, Verdict
 from selftaught.thought_marks import THINK, ThoughtMarks, after_thought
 
 BOXED = "Please reason step by step, and put your final answer within \\boxed{}."
-"""The customary instruction of mathematical models."""
+"""Instruction for answers in a box, as mathematical models are commonly trained with."""
 STATED = 'Please reason step by step, and end with "The answer is" and your final answer.'
 LETTERED = (
     'Please reason step by step, and end with "The answer is (X).", where X is the letter of your '
@@ -21,10 +21,11 @@ LETTERED = (
 
 
 def _function_key(function: Any, *, by_name: bool) -> object:
-    """What tells a function from another: its name, and where that may not suffice its code and values.
+    """Return values that identify a function: its name and, unless `by_name`, its code and constants.
 
     Args:
-        by_name: the name suffices, because the options of the task tell its functions apart.
+        function: a function, or None.
+        by_name: the name is sufficient, because the options of the task are part of the key.
     """
     if function is None:
         return None
@@ -42,37 +43,39 @@ def _function_key(function: Any, *, by_name: bool) -> object:
 
 @dataclass(frozen=True)
 class Task:
-    """A kind of problem: where it comes from, how it is asked, read and compared."""
+    """Problems with gold answers, their prompts, and the rules for grading."""
 
     name: str
     problems: Callable[[str], Sequence[Problem]]
-    """All problems of a split ("train", "validation", "test"), always the same, in the same order.
+    """Returns all problems of a split ("train", "validation", "test"), always in the same order.
 
-    Splits do not overlap. An unknown split is a ValueError that names those there are.
+    Splits do not overlap. An unknown split is a ValueError that names the splits.
     """
     prompt: PromptStyle
-    """The task's few-shot style, worked examples included where the task has them."""
+    """Few-shot style of the task, with its worked examples, if it has any."""
     extract: Callable[[str], str | None]
-    """The answer in a completion, or None; never raises, in time linear in the text."""
+    """Returns the answer in a completion, or None. Never raises; linear time in the text."""
     equal: Callable[[str, str], Verdict]
-    """`equal(gold, answer)`: cheap and safe; `Verdict(None, ...)` where it cannot decide."""
+    """`equal(gold, answer)` compares two answers. Fast; `Verdict(None, ...)` if it cannot decide."""
     hint: Callable[[Problem], Problem]
-    """`add_hint`: the problem with its gold answer (never its rationale) shown in the question."""
+    """`add_hint` of STaR: returns the problem with its gold answer, but not its rationale, in the
+    question."""
     prove: Callable[[str, str], bool] | None = None
-    """`prove(gold, answer)`: symbolic comparison, slow; a module-level function, because `grade`
-    runs it in worker processes under a time limit when `equal` cannot decide."""
+    """`prove(gold, answer)` compares two answers symbolically when `equal` cannot decide. It may be slow:
+    `grade` runs it in worker processes with a time limit, so it must be a module-level function."""
     direct: str = "The answer is {answer}."
-    """How a completion states an answer without a rationale; `extract` must read it."""
+    """Template of a completion that states an answer without a rationale. `extract` must find the
+    answer in it."""
     group: Callable[[Problem], str] | None = None
-    """What a table breaks accuracy down by, such as the number of digits."""
+    """Returns the group of a problem, such as its number of digits, by which accuracy is reported."""
     max_tokens: int = 256
-    """Room for one rationale."""
+    """Maximum number of new tokens per completion."""
     facts: str = ""
-    """One line: source, licence, paper."""
+    """Source, licence and paper, in one line."""
     thought_marks: ThoughtMarks = THINK
-    """The texts that open and end a thought; no answer is read inside one."""
+    """Texts that open and close a thought. Answers inside a thought are ignored."""
     instruction: str = ""
-    """How a chat model is told to state its answer, in the form that `extract` reads."""
+    """Instruction for chat models on how to state the answer, in the form that `extract` expects."""
 
     def styled(
         self,
@@ -81,10 +84,11 @@ class Task:
         system_prompt: str = "",
         chat_template_kwargs: Mapping[str, Any] | None = None,
     ) -> PromptStyle:
-        """Return the task's prompt in a style: few_shot, bare, or chat with the instruction.
+        """Return the task's prompt in a style.
 
         Args:
-            system_prompt, chat_template_kwargs: for chat only; see `PromptStyle`.
+            name: "few_shot", "bare", or "chat" (with the task's instruction).
+            system_prompt, chat_template_kwargs: for "chat" only; see `PromptStyle`.
 
         Raises:
             ValueError: see `selftaught.prompts.styled`.
@@ -98,11 +102,11 @@ class Task:
         )
 
     options: str = ""
-    """The options that the task was opened with, as JSON."""
+    """Options that the task was opened with, as JSON."""
 
     @property
     def grading_key(self) -> str:
-        """A hash of all that a grade depends on besides the rollout.
+        """A hash of everything that a grade depends on besides the rollout.
 
         It changes with the task, its options, the thought marks and the version of the grading rules;
         stored grades with another key are computed again.
@@ -115,25 +119,29 @@ class Task:
         return hashlib.sha256(json.dumps(rules).encode("utf-8", "surrogatepass")).hexdigest()[:16]
 
     def answer(self, completion: str, *, thought_open: bool = False) -> str | None:
-        """Return the answer stated after the last thought, or None if there is none.
+        """Return the answer that is stated after the last thought, or None if there is none.
 
         Args:
-            completion: the text a model wrote.
-            thought_open: the prompt ended inside a thought, which the completion continues.
+            completion: text of the completion.
+            thought_open: whether the prompt ends inside a thought, which the completion continues.
         """
         text = after_thought(completion, self.thought_marks, opened=thought_open)
         return None if text is None else self.extract(text)
 
 
 def answer_in_brackets(problem: Problem) -> Problem:
-    """The problem with its answer in brackets after the question."""
+    """Return the problem with its gold answer in brackets after the question."""
     return replace(problem, question=f"{problem.question} ({problem.gold})", rationale=None)
 
 
 def split_named(
     splits: Callable[[], dict[str, list[Problem]]], split: str, task: str
 ) -> list[Problem]:
-    """The problems of a split; an unknown name is an error that names those there are."""
+    """Return the problems of a split.
+
+    Raises:
+        ValueError: the split is not "train", "validation" or "test".
+    """
     if split not in ("train", "validation", "test"):
         raise ValueError(f"{task} has the splits train, validation and test; got {split!r}.")
     return splits()[split]

@@ -1,7 +1,7 @@
-"""CommonsenseQA: multiple choice over everyday knowledge (Talmor et al. 2019, arXiv:1811.00937).
+"""CommonsenseQA: multiple-choice questions on everyday knowledge (Talmor et al. 2019, arXiv:1811.00937).
 
-Read from a folder with train.jsonl and dev.jsonl, or from the Hub (`tau/commonsense_qa`). The test
-set's answers are not public: as in the STaR paper, the development set is the test split.
+Read from a folder with train.jsonl and dev.jsonl, or from the Hub (`tau/commonsense_qa`). The answers of
+the test set are not public. As in the STaR paper, the development set is the test split.
 """
 
 from dataclasses import replace
@@ -82,15 +82,15 @@ SHOTS = tuple(
         1,
     )
 )
-"""Our own, as many as the paper shows."""
+"""Worked examples written for this package, as many as in the STaR paper's prompt."""
 
 
 def commonsense_qa(data_dir: str | None = None, validation: int = 500) -> Task:
-    """Five-way multiple choice.
+    """Multiple-choice questions with five choices.
 
     Args:
-        data_dir: a folder with train.jsonl and dev.jsonl; default: the Hub.
-        validation: number of training problems, the last ones, that are held out for validation.
+        data_dir: folder with train.jsonl and dev.jsonl. Default: download from the Hub.
+        validation: number of problems for validation, taken from the end of the training split.
     """
 
     @cache
@@ -98,8 +98,8 @@ def commonsense_qa(data_dir: str | None = None, validation: int = 500) -> Task:
         train = load("train", data_dir)
         if not 0 < validation < len(train):
             raise ValueError(
-                f"validation must be between 1 and {len(train) - 1}, the training problems but "
-                f"one; got {validation}."
+                f"validation must be between 1 and {len(train) - 1}, one less than the number of training "
+                f"problems; got {validation}."
             )
         cut = len(train) - validation
         return {"train": train[:cut], "validation": train[cut:], "test": load("dev", data_dir)}
@@ -118,7 +118,7 @@ def commonsense_qa(data_dir: str | None = None, validation: int = 500) -> Task:
 
 
 def load(part: str, data_dir: str | None) -> list[Problem]:
-    """The problems of "train" or "dev", in the order of the data set."""
+    """Return the problems of "train" or "dev", in the order of the data set."""
     rows = (
         hub_rows("tau/commonsense_qa", None, {"dev": "validation"}.get(part, part))
         if data_dir is None
@@ -146,7 +146,7 @@ def _problem(row: Row) -> Problem:
         case _:
             raise ValueError(
                 f"{row.where}: expected CommonsenseQA's fields id, question, choices and answerKey, "
-                f"got {', '.join(map(repr, row.values))}; data_dir must hold its train.jsonl and "
+                f"got {', '.join(map(repr, row.values))}; data_dir must contain its train.jsonl and "
                 "dev.jsonl."
             )
     gold = key.lower()
@@ -159,13 +159,13 @@ def _problem(row: Row) -> Problem:
 
 
 def extract(completion: str) -> str | None:
-    """The letter chosen in "Therefore, the answer is blotter (c).", in lower case."""
+    """Return the letter of the choice in lower case: "c" for "Therefore, the answer is blotter (c)."."""
     letter = choice_letter(completion)
     return letter.lower() if letter else None
 
 
 def hint(problem: Problem) -> Problem:
-    """The problem with " (CORRECT)" after the right choice, as in the authors' prompts."""
+    """Return the problem with " (CORRECT)" after the correct choice, as in the authors' prompts."""
     stem, listed, choices = problem.question.rpartition("\nAnswer Choices:\n")
     marked = [
         line + " (CORRECT)" if line.startswith(f"({problem.gold}) ") else line

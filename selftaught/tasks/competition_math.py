@@ -1,12 +1,12 @@
 r"""MATH: competition problems whose answers are LaTeX (Hendrycks et al. 2021, arXiv:2103.03874).
 
 Read from a folder with train.jsonl and test.jsonl, or from the Hub. The test split is the
-500-problem subset of Lightman et al. 2023 (arXiv:2305.20050), or the whole of MATH's own.
+500-problem subset of Lightman et al. 2023 (arXiv:2305.20050), or all of MATH's test problems.
 
-math-verify parses LaTeX here; what it parsed is compared by exact checks of our own, because its
-own comparison rounds to six digits and has been seen to equate different lines, factorials and
-sets. Answers are compared in parts: sets and tuples are taken apart first, so that a part that was
-left out is seen. Nothing is rounded: 0.33 is not 1/3, and 1.414 is not \sqrt{2}.
+math-verify parses LaTeX. The parsed expressions are compared by exact checks of this package, because
+math-verify's own comparison rounds to six digits and accepts some different lines, factorials and sets as
+equal. Sets and tuples are compared element by element, so that a missing element is found. Nothing is
+rounded: 0.33 is not 1/3, and 1.414 is not \sqrt{2}.
 """
 
 import re
@@ -93,7 +93,7 @@ SHOTS = tuple(
         1,
     )
 )  # fmt: skip
-"""Our own."""
+"""Worked examples written for this package."""
 
 
 def competition_math(
@@ -102,10 +102,11 @@ def competition_math(
     """Competition problems with LaTeX answers.
 
     Args:
-        data_dir: a folder with train.jsonl and test.jsonl, with the fields problem, solution, and
-            where there are any level and type; default: the Hub.
-        validation: number of training problems, the last ones, that are held out for validation.
-        full_test: test on all of MATH's test problems instead of the 500-problem subset.
+        data_dir: folder with train.jsonl and test.jsonl, with the fields problem and solution, and
+            optionally level and type. Default: download from the Hub.
+        validation: number of problems for validation, taken from the end of the training split.
+        full_test: use all of MATH's test problems instead of the 500-problem subset. From data_dir,
+            all problems in test.jsonl are always used.
     """
 
     @cache
@@ -113,8 +114,8 @@ def competition_math(
         train = load("train", data_dir, full_test)
         if not 0 < validation < len(train):
             raise ValueError(
-                f"validation must be between 1 and {len(train) - 1}, the training problems but "
-                f"one; got {validation}."
+                f"validation must be between 1 and {len(train) - 1}, one less than the number of training "
+                f"problems; got {validation}."
             )
         cut = len(train) - validation
         test = load("test", data_dir, full_test)
@@ -137,7 +138,7 @@ def competition_math(
 
 
 def load(split: str, data_dir: str | None, full_test: bool = False) -> list[Problem]:
-    """The problems of "train" or "test", in the order of the data set."""
+    """Return the problems of "train" or "test", in the order of the data set."""
     if data_dir is not None:
         rows = file_rows(Path(data_dir) / f"{split}.jsonl")
     elif split == "test" and not full_test:
@@ -152,15 +153,16 @@ def load(split: str, data_dir: str | None, full_test: bool = False) -> list[Prob
 
 
 def _problem(row: Row, id: str) -> Problem:
-    """Gold is what stands in the last box of the solution; the level is kept in the id."""
+    """Return the problem of a row. The gold answer is the content of the last box of the solution; the id
+    contains the level."""
     values: dict[str, Any] = row.values
     match values:
         case {"problem": str(question), "solution": str(solution)}:
             pass
         case _:
             raise ValueError(
-                f'{row.where}: expected the texts "problem" and "solution", got the fields '
-                f"{', '.join(map(repr, values))}; data_dir must hold MATH's train.jsonl and "
+                f'{row.where}: expected the text fields "problem" and "solution", got the fields '
+                f"{', '.join(map(repr, values))}; data_dir must contain MATH's train.jsonl and "
                 "test.jsonl."
             )
     gold = last_boxed(solution)
@@ -176,7 +178,7 @@ def _problem(row: Row, id: str) -> Problem:
 
 
 def level(problem: Problem) -> str:
-    """The difficulty, 1 to 5, or "?" where the data does not say."""
+    """Return the difficulty of a problem: "level 1" to "level 5", or "level ?" if it is not known."""
     return f"level {problem.id.rpartition('-level-')[2] or '?'}"
 
 
@@ -190,7 +192,10 @@ prove: Callable[[str, str], bool] | None = symbolically_equal if has_math_verify
 
 
 def equal(gold: str, answer: str) -> Verdict:
-    """By form and by exact number; without math-verify what differs in form is wrong."""
+    """Compare two answers by form and by exact value.
+
+    Without math-verify, an answer that differs in form is wrong; with it, `prove` decides.
+    """
     verdict = same_expression(gold, answer)
     if prove is None and verdict.decided_by == "form":
         return Verdict(False, "form")

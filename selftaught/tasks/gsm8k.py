@@ -62,7 +62,7 @@ SHOTS = tuple(
         1,
     )
 )
-"""Our own, as many as the paper shows."""
+"""Worked examples written for this package, as many as in the STaR paper's prompt."""
 
 _CALCULATOR = re.compile(r"<<[^<>]*>>")
 
@@ -71,8 +71,8 @@ def gsm8k(data_dir: str | None = None, validation: int = 500) -> Task:
     """Grade-school word problems.
 
     Args:
-        data_dir: a folder with train.jsonl and test.jsonl; default: the Hub.
-        validation: number of training problems, the last ones, that are held out for validation.
+        data_dir: folder with train.jsonl and test.jsonl. Default: download from the Hub.
+        validation: number of problems for validation, taken from the end of the training split.
     """
 
     @cache
@@ -80,8 +80,8 @@ def gsm8k(data_dir: str | None = None, validation: int = 500) -> Task:
         train = load("train", data_dir)
         if not 0 < validation < len(train):
             raise ValueError(
-                f"validation must be between 1 and {len(train) - 1}, the training problems but "
-                f"one; got {validation}."
+                f"validation must be between 1 and {len(train) - 1}, one less than the number of training "
+                f"problems; got {validation}."
             )
         cut = len(train) - validation
         return {
@@ -104,7 +104,7 @@ def gsm8k(data_dir: str | None = None, validation: int = 500) -> Task:
 
 
 def load(split: str, data_dir: str | None) -> list[Problem]:
-    """The problems of "train" or "test", in the order of the data set."""
+    """Return the problems of "train" or "test", in the order of the data set."""
     rows = (
         hub_rows("openai/gsm8k", "main", split)
         if data_dir is None
@@ -114,17 +114,18 @@ def load(split: str, data_dir: str | None) -> list[Problem]:
 
 
 def _problem(row: Row, id: str) -> Problem:
-    """Gold is what follows "#### ", without commas.
+    """Return the problem of a row.
 
-    The rationale is the worked solution without the calculator annotations: "48/2 = <<48/2=24>>24"
-    becomes "48/2 = 24", and blank lines, which would read as the end of a worked example, go.
+    The gold answer is the number after "#### ", without commas. The rationale is the solution without
+    calculator annotations ("48/2 = <<48/2=24>>24" becomes "48/2 = 24") and without blank lines, which
+    would mark the end of a worked example in a prompt.
     """
     question, answer = _texts(row)
     solution, marker, gold = answer.rpartition("#### ")
     gold = gold.strip().replace(",", "")
     if not marker or quantity(gold) is None:
         raise ValueError(
-            f'{row.where}: expected an "answer" that ends in "#### " and a number, '
+            f'{row.where}: expected an "answer" that ends with "#### " and a number, '
             f"got {answer[-40:]!r}; correct the line."
         )
     lines = [line.strip() for line in _CALCULATOR.sub("", solution).splitlines()]
@@ -138,6 +139,6 @@ def _texts(row: Row) -> tuple[str, str]:
         case {"question": str(question), "answer": str(answer)}:
             return question, answer
     raise ValueError(
-        f'{row.where}: expected the texts "question" and "answer", got the fields '
-        f"{', '.join(map(repr, values))}; data_dir must hold GSM8K's train.jsonl and test.jsonl."
+        f'{row.where}: expected the text fields "question" and "answer", got the fields '
+        f"{', '.join(map(repr, values))}; data_dir must contain GSM8K's train.jsonl and test.jsonl."
     )

@@ -1,7 +1,7 @@
-"""Any task of the reasoning-gym library (Stojanovski et al. 2025, arXiv:2505.24760; extra `gym`).
+"""Tasks of the reasoning-gym library (Stojanovski et al. 2025, arXiv:2505.24760; extra `gym`).
 
-Its generators draw problem i from `Random(seed + i)`, so that neighbouring seeds give nearly the
-same problems: every split here has a seed far from the others, and what still repeats is removed.
+The library generates problem i with `Random(seed + i)`, so nearby seeds give nearly the same problems.
+Every split therefore has a seed far from the others, and repeated problems are removed.
 """
 
 import contextlib
@@ -23,10 +23,10 @@ from selftaught.tasks.base import STATED, Task, answer_in_brackets, split_named
 from selftaught.tasks.question_file import Columns, read_shots
 
 SPLITS = ("test", "validation", "train")
-"""In the order they are drawn: a question is kept where it comes first, so held-out problems keep
-the generator's distribution."""
+"""In the order in which they are drawn. A repeated question stays in the first split, so test and
+validation problems keep the generator's distribution."""
 MOST_DRAWS = 10
-"""Problems drawn for each one wanted, before the generator is found to have no more."""
+"""Maximum number of draws per problem, before the generator counts as exhausted."""
 
 SCORED = {
     "countdown": "0123456789+-*/() ",
@@ -38,18 +38,19 @@ SCORED = {
     "tower_of_hanoi": None,
     "word_ladder": None,
 }
-"""Tasks with more than one right answer, whose scorers give 1.0 to right answers only, and the
-characters an answer may have where the scorer evaluates it as Python. The library's other scorers
-are not asked: several give 1.0 to wrong answers (game_of_life_halting to any, puzzle24 to any four
-numbers that make 24, gsm_symbolic to -20 for 20)."""
+"""Tasks with several correct answers whose scorers give 1.0 to correct answers only. The value is the
+set of allowed characters, if the scorer evaluates an answer as Python. Other scorers of the library are
+not used, because several give 1.0 to wrong answers (game_of_life_halting to any answer, puzzle24 to any
+four numbers that make 24, gsm_symbolic to -20 for 20)."""
 LONGEST_SCORED = 1_000
+"""Maximum number of characters of an answer that is passed to a scorer."""
 
 HASH_ORDERED = ("isomorphic_strings", "polynomial_multiplication", "ransom_note", "word_ladder")
-"""Tasks whose problems follow the order of Python's sets, which changes from process to process."""
+"""Tasks whose problems depend on the iteration order of sets, which differs between Python processes."""
 
 
 class Generator(Protocol):
-    """What `reasoning_gym.create_dataset` returns."""
+    """Interface of the return value of `reasoning_gym.create_dataset`."""
 
     def __getitem__(self, idx: int) -> dict[str, Any]: ...
 
@@ -69,13 +70,13 @@ def gym(
     """Problems of one reasoning-gym task.
 
     Args:
-        name: the library's name of the task, such as "chain_sum".
+        name: name of the task in reasoning-gym, such as "chain_sum".
         train, validation, test: number of different problems of the split.
         seed: random seed for drawing the problems.
-        config: the generator's own options, such as {"max_terms": 3}.
-        shots: a file of worked examples with the columns question, answer and rationale. Without
-            it chain_sum and simple_equations have worked examples of ours; every other task shows
-            two drawn problems with their answers only.
+        config: options of the reasoning-gym task, such as {"max_terms": 3}.
+        shots: file of worked examples with the columns question, answer and rationale. Default:
+            chain_sum and simple_equations have worked examples in this package; other tasks use two
+            drawn problems with their answers only.
     """
     sizes = {"train": train, "validation": validation, "test": test}
     own = _own_shots(name, shots)
@@ -113,10 +114,14 @@ def gym(
 def _draw(
     name: str, sizes: dict[str, int], seed: int, config: dict[str, Any], seen: set[str]
 ) -> dict[str, list[dict[str, Any]]]:
-    """The entries of every split and two for worked examples: no question twice, none of `seen`."""
+    """Draw the entries of every split, and two for worked examples, without repeated questions.
+
+    Args:
+        seen: questions that are excluded. The drawn questions are added to it.
+    """
     if taken := sorted({"seed", "size"} & set(config)):
         raise ValueError(
-            f"config must not hold {' and '.join(taken)}; use the task's own options seed, train, "
+            f"config must not contain {' and '.join(taken)}; use the task's options seed, train, "
             "validation and test."
         )
     drawn: dict[str, list[dict[str, Any]]] = {}
@@ -129,9 +134,9 @@ def _draw(
 def _distinct(
     name: str, wanted: int, seed: str, config: dict[str, Any], seen: set[str]
 ) -> list[dict[str, Any]]:
-    """`wanted` entries whose questions are not among `seen`, which they join."""
+    """Draw `wanted` entries whose questions are not in `seen`, and add their questions to it."""
     if wanted < 1:
-        raise ValueError(f"Every split needs at least 1 problem; got {wanted}.")
+        raise ValueError(f"train, validation and test must be at least 1; got {wanted}.")
     entries: list[dict[str, Any]] = []
     for entry in _entries(name, wanted * MOST_DRAWS, random.Random(seed).getrandbits(31), config):
         if entry["question"] not in seen:
@@ -140,20 +145,21 @@ def _distinct(
         if len(entries) == wanted:
             return entries
     raise ValueError(
-        f"{name} gave only {len(entries)} new problems in {wanted * MOST_DRAWS} draws, "
-        f"{wanted} are wanted; ask for fewer, or widen its config."
+        f"Expected {wanted} different problems of {name}, got {len(entries)} in {wanted * MOST_DRAWS} "
+        "draws. Use fewer problems, or a config with more variety."
     )
 
 
 def _entries(name: str, size: int, seed: int, config: dict[str, Any]) -> Iterator[dict[str, Any]]:
     generator = _generator(name, {"size": size, "seed": seed, **config})
     for index in range(size):
-        # some generators print while they search
+        # some generators print to standard output
         with contextlib.redirect_stdout(io.StringIO()):
             entry = generator[index]
         if not isinstance(entry["answer"], str) or not entry["answer"].strip():
             raise ValueError(
-                f"{name} has problems without a gold answer, only a scorer; choose another task."
+                f"Expected problems with a gold answer; {name} has problems that only a scorer can grade. "
+                "Choose another task."
             )
         yield entry
 
@@ -164,7 +170,7 @@ def _generator(name: str, config: dict[str, Any]) -> Generator:
         from reasoning_gym.factory import DATASETS
     except ImportError as error:
         raise ImportError(
-            "The task gym needs reasoning-gym: pip install 'selftaught[gym]'"
+            "The task gym requires the package reasoning-gym. Run: pip install 'selftaught[gym]'"
         ) from error
     if name not in DATASETS:
         near = difflib.get_close_matches(name, DATASETS, n=3)
@@ -174,46 +180,46 @@ def _generator(name: str, config: dict[str, Any]) -> Generator:
         )
     if name in HASH_ORDERED and sys.flags.hash_randomization:
         raise ValueError(
-            f"{name} gives other problems in every Python process; start Python with "
-            "PYTHONHASHSEED=0 in its environment."
+            f"{name} gives different problems in every Python process. Set PYTHONHASHSEED=0 in the "
+            "environment."
         )
     try:
         return reasoning_gym.create_dataset(name, **config)
     except (TypeError, AssertionError, ValueError) as error:
-        raise ValueError(f"reasoning-gym refused the config of {name}: {error}") from error
+        raise ValueError(f"Invalid config of the reasoning-gym task {name}: {error}") from error
 
 
 def _problem(entry: dict[str, Any], split: str, at: int) -> Problem:
     return Problem(f"{split}-{at}", entry["question"].strip(), entry["answer"].strip())
 
 
-# --- reading -------------------------------------------------------------------------------------
+# --- answer extraction ---------------------------------------------------------------------------
 
 
 def _extraction(golds: Sequence[str]) -> Callable[[str], str | None]:
-    """How answers like these are read: as numbers, as a line, or, where some gold is a grid or a
-    list of moves, as all lines that follow."""
-    read_back = (stated_number(f"The answer is {gold}.") or "" for gold in golds)
-    if all(same_number(*pair).equal for pair in zip(golds, read_back, strict=True)):
+    """Return the function that extracts answers like these gold answers: as a number, as one line, or,
+    if a gold answer has several lines (a grid, a list of moves), as all following lines."""
+    extracted = (stated_number(f"The answer is {gold}.") or "" for gold in golds)
+    if all(same_number(*pair).equal for pair in zip(golds, extracted, strict=True)):
         return stated_number
     return stated_lines if any("\n" in gold for gold in golds) else stated_text
 
 
 def stated_lines(completion: str) -> str | None:
-    """All that follows the last "The answer is", or the whole completion where it does not say so."""
+    """Return all text after the last "The answer is", or the whole completion without that phrase."""
     return completion.rpartition("The answer is")[2].strip().removeprefix(":").strip() or None
 
 
-# --- comparing -----------------------------------------------------------------------------------
+# --- comparison ----------------------------------------------------------------------------------
 
 
 _PLAIN_NUMBER = re.compile(r"-?(?:0|[1-9][0-9]*)(?:\.[0-9]+)?")
 
 
 def _same(gold: str, answer: str) -> Verdict:
-    """Equal as text, line by line; or as numbers where both are written plainly.
+    """Compare two answers as text, line by line; or as numbers, if both are written plainly.
 
-    A string such as "0110" or "5e3" is no number here, and a grid keeps its lines.
+    A string such as "0110" or "5e3" is compared as text. The lines of a grid are kept apart.
     """
     if _PLAIN_NUMBER.fullmatch(gold) and _PLAIN_NUMBER.fullmatch(answer):
         return same_number(gold, answer)
@@ -233,10 +239,11 @@ def _same(gold: str, answer: str) -> Verdict:
 def _scored(
     name: str, config: dict[str, Any], drawn: dict[str, list[dict[str, Any]]]
 ) -> Callable[[str, str], Verdict]:
-    """Equal as text, else what the library's own scorer says.
+    """Return a comparison as text, and otherwise by the library's scorer.
 
-    A gold answer may belong to several problems. An answer is right if it is right for all of
-    them: which one was asked is not known here, and a wrong "right" would be trained on.
+    Several problems may have the same gold answer, and the comparison does not know which problem was
+    asked. An answer is correct only if it is correct for all of them, so that no wrong answer is trained
+    on.
     """
     generator = _generator(name, {"size": 1, "seed": 0, **config})
     entries: dict[str, list[dict[str, Any]]] = {}
@@ -267,7 +274,7 @@ def _scored(
 
 
 def _own_shots(name: str, path: str | None) -> Sequence[Problem]:
-    """The worked examples in a file, or ours where we have some."""
+    """Return the worked examples of a file, or those of this package, if there are any."""
     if path is not None:
         columns = Columns("question", "answer", None, "rationale", None)
         return read_shots(Path(path), columns, "text")
@@ -281,7 +288,7 @@ def _own_shots(name: str, path: str | None) -> Sequence[Problem]:
 
 
 def _answered(entry: dict[str, Any], at: int) -> Problem:
-    """A drawn problem as a worked example that says its answer only."""
+    """Return a drawn problem as a worked example that only states its answer."""
     problem = _problem(entry, "shot", at)
     return replace(problem, rationale=f"The answer is {problem.gold}.")
 
@@ -320,9 +327,9 @@ def _terms(question: str) -> int:
 
 
 def _like(problem: Problem, shots: Sequence[Problem]) -> Sequence[Problem]:
-    """The worked sums with as many terms as the problem; or with nearly as many.
+    """Return the worked examples whose number of terms is closest to that of the problem.
 
-    A small model shown both kinds adds a step to short sums and leaves one out of long ones.
+    With examples of both lengths, a small model adds a step to short sums and omits one of long sums.
     """
     lengths = {_terms(shot.question) for shot in shots}
     nearest = min(lengths, key=lambda terms: abs(terms - _terms(problem.question)))

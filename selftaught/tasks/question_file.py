@@ -1,4 +1,4 @@
-"""The user's own questions: a JSONL, JSON, CSV, TSV or Parquet file, or a Hub data set, by columns."""
+"""The task `question_file`: questions and answers from columns of a file or a Hub data set."""
 
 import difflib
 import random
@@ -37,11 +37,13 @@ from selftaught.tasks.rows import Row, file_rows, hub_rows, is_file
 Kind = Literal["number", "text", "choice", "latex"]
 LETTERS = string.ascii_uppercase
 MOST_HELD_OUT = 500
+"""Maximum number of problems that are drawn for a validation or test split."""
 MOST_PLACES = 5000
+"""Largest power of ten of a number that is written without an exponent."""
 
 
 class Columns(NamedTuple):
-    """Which column holds what; `template` makes the question of several columns."""
+    """Names of the columns; `template` makes the question from several columns."""
 
     question: str
     gold: str
@@ -51,9 +53,10 @@ class Columns(NamedTuple):
 
 
 class Reading(NamedTuple):
-    """How the answers of one kind are read, compared and stated."""
+    """Extraction, comparison and form of the answers of one kind; the last four are as in `Task`."""
 
     gold: Callable[[str], str | None]
+    """Returns the gold answer in a value of the gold column, or None if it is not of this kind."""
     extract: Callable[[str], str | None]
     equal: Callable[[str, str], Verdict]
     direct: str
@@ -80,19 +83,19 @@ def question_file(
     """Questions with final answers from a file or a Hub data set.
 
     Args:
-        path: a .jsonl, .json, .csv, .tsv or .parquet file, or the name of a Hub data set.
+        path: .jsonl, .json, .csv, .tsv or .parquet file, or name of a Hub data set.
         question: name of the column with the question.
         gold: name of the column with the gold answer.
-        id: name of the column with an identifier. Without it rows are numbered.
-        rationale: name of the column with a rationale. Not every question needs one.
+        id: name of the column with a unique identifier. Without it, rows are numbered.
+        rationale: name of the column with a rationale. It may be empty for some questions.
         kind: kind of the answers: number, choice (a letter), latex, or text.
-        template: the question made of several columns, such as "{context}\\n{question}"; the two
-            characters \\n are a line break, and {{ and }} are braces.
-        validation, test: a file, or a split of the Hub data set. Where it is not given, a tenth of the
-            questions, at least 1 and at most 500, is drawn for it by `seed`.
-        config: configuration of the Hub data set, where it has several.
-        split: split of the Hub data set that is read for training.
-        shots: a file of worked examples with the same columns and a rationale column.
+        template: template that makes the question from several columns, such as
+            "{context}\\n{question}". The two characters \\n are a line break, {{ and }} are braces.
+        validation, test: file, or split of the Hub data set. Without it, a tenth of the questions, at
+            least 1 and at most 500, is drawn at random.
+        config: configuration of the Hub data set, if it has several.
+        split: split of the Hub data set that is used for training.
+        shots: file of worked examples with the same columns and a rationale column.
         seed: random seed for drawing the validation and test problems.
         max_tokens: maximum number of new tokens per completion.
     """
@@ -109,13 +112,13 @@ def question_file(
         given = {"train": path if local else split, "validation": validation, "test": test}
         loaded = {
             name: _problems(
-                file_rows(Path(place)) if local else hub_rows(path, config, place),
+                file_rows(Path(source)) if local else hub_rows(path, config, source),
                 columns,
                 reading,
                 name,
             )
-            for name, place in given.items()
-            if place is not None
+            for name, source in given.items()
+            if source is not None
         }
         return held_out(_disjoint(loaded, examples), seed)
 
@@ -137,16 +140,24 @@ def question_file(
 
 
 def read_shots(path: Path, columns: Columns, kind: Kind) -> Sequence[Problem]:
-    """The worked examples in a file; their rationales are in the column "rationale" if not named.
+    """Read the worked examples of a file.
 
-    A rationale that does not state its answer in the form `kind` reads gets "The answer is ...".
+    A rationale that does not state its answer in the form of `kind` gets "The answer is ..." at its end.
+
+    Args:
+        path: the file.
+        columns: names of the columns. Without a name, the rationale is in the column "rationale".
+        kind: kind of the answers.
+
+    Raises:
+        ValueError: a worked example has no rationale.
     """
     columns = columns._replace(rationale=columns.rationale or "rationale")
     shots = _problems(file_rows(path), columns, _reading(kind), "shot")
     if lacking := [shot.question for shot in shots if shot.rationale is None]:
         raise ValueError(
             f"{path}: expected a rationale for every worked example; {len(lacking)} have none, such as "
-            f"that of {lacking[0]!r}."
+            f"the one with the question {lacking[0]!r}."
         )
     return shots
 
@@ -172,7 +183,7 @@ def _reading(kind: Kind) -> Reading:
 
 
 def _number(gold: str) -> str | None:
-    """A number as it is; GSM8K's "... #### 72" is 72."""
+    """Return a number as it is written; for GSM8K's "... #### 72", return 72."""
     last = gold.rpartition("####")[2].strip().removesuffix(".")
     return last if quantity(last) is not None else None
 
@@ -190,63 +201,71 @@ def _chosen(completion: str) -> str | None:
 
 
 def _problems(rows: list[Row], columns: Columns, reading: Reading, split: str) -> list[Problem]:
-    """The problems of a table; every gold answer that cannot be read is reported, the first five
-    by name."""
+    """Return the problems of a table.
+
+    Raises:
+        ValueError: there is no row, a column is missing, or gold answers are not of the given kind; the
+            message lists the first five.
+    """
     if not rows:
         raise ValueError(f"The {split} questions are empty: expected at least one row.")
     used = [columns.gold, *(name for name in (columns.id, columns.rationale) if name)]
     used += _fields(columns.template) if columns.template is not None else [columns.question]
     problems: list[Problem] = []
-    unread: list[str] = []
+    invalid: list[str] = []
     for index, row in enumerate(rows):
         _check_columns(row, used)
         written = _text(row, columns.gold)
         gold = _read_gold(written, reading)
         name = _text(row, columns.id) if columns.id else f"{split}-{index}"
         if gold is None:
-            unread.append(f"{row.where} ({name}): {written[:60]!r}")
+            invalid.append(f"{row.where} ({name}): {written[:60]!r}")
             continue
         problem = Problem(name, _question(row, columns), gold)
         if columns.rationale is not None and row.values.get(columns.rationale) not in (None, ""):
             worked = _with_answer(_text(row, columns.rationale), gold, reading)
             problem = replace(problem, rationale=worked)
         problems.append(problem)
-    if unread:
+    if invalid:
         raise ValueError(
-            f'{len(unread)} of {len(rows)} gold answers in the column "{columns.gold}" cannot be '
-            f"read: {'; '.join(unread[:5])}. Correct them, or choose another kind (number, text, "
+            f'{len(invalid)} of {len(rows)} gold answers in the column "{columns.gold}" cannot be '
+            f"read: {'; '.join(invalid[:5])}. Correct them, or choose another kind (number, text, "
             "choice, latex)."
         )
     return _distinct(problems, rows)
 
 
 def _distinct(problems: list[Problem], rows: list[Row]) -> list[Problem]:
-    """The problems without repeated ones; two golds for one question, or one id twice, is an error."""
+    """Return the problems without repeated questions.
+
+    Raises:
+        ValueError: an id is repeated, or a question has two gold answers.
+    """
     by_id: dict[str, str] = {}
     by_question: dict[str, tuple[str, str]] = {}
     kept: list[Problem] = []
     for problem, row in zip(problems, rows, strict=True):
         if problem.id in by_id:
             raise ValueError(
-                f"The id {problem.id!r} stands twice, at {by_id[problem.id]} and at {row.where}; "
-                "ids must be unique."
+                f"Expected unique ids; the id {problem.id!r} is at {by_id[problem.id]} and at "
+                f"{row.where}. Change one."
             )
         by_id[problem.id] = row.where
         where, gold = by_question.setdefault(problem.question, (row.where, problem.gold))
         if gold != problem.gold:
             raise ValueError(
-                f"The same question has two gold answers, {gold!r} at {where} and {problem.gold!r} "
-                f"at {row.where}; keep one."
+                f"Expected one gold answer per question; the same question has {gold!r} at {where} and "
+                f"{problem.gold!r} at {row.where}. Keep one."
             )
         if where == row.where:
             kept.append(problem)
     if repeated := len(problems) - len(kept):
-        warnings.warn(f"{repeated} repeated questions were left out.", stacklevel=2)
+        warnings.warn(f"{repeated} repeated questions were removed.", stacklevel=2)
     return kept
 
 
 def _with_answer(rationale: str, gold: str, reading: Reading) -> str:
-    """The rationale, ending in its answer: one that does not say it in the form read gets it."""
+    """Return the rationale with its answer at the end; it is appended unless `extract` finds it."""
     answer = reading.extract(rationale)
     if answer is not None and reading.equal(gold, answer).equal:
         return rationale
@@ -256,7 +275,10 @@ def _with_answer(rationale: str, gold: str, reading: Reading) -> str:
 def _disjoint(
     splits: dict[str, list[Problem]], shots: Sequence[Problem]
 ) -> dict[str, list[Problem]]:
-    """The splits without the worked examples, and train without what is held out."""
+    """Return the splits without worked examples and without questions of other splits.
+
+    A question in several splits stays in test, or else in validation.
+    """
     seen = {shot.question for shot in shots}
     disjoint: dict[str, list[Problem]] = {}
     for name in ("test", "validation", "train"):
@@ -265,19 +287,27 @@ def _disjoint(
             seen |= {row.question for row in splits[name]}
     if left_out := sum(map(len, splits.values())) - sum(map(len, disjoint.values())):
         warnings.warn(
-            f"{left_out} questions were left out: they are worked examples or stand in two splits.",
+            f"{left_out} questions were removed: they are worked examples or are in two splits.",
             stacklevel=2,
         )
     return disjoint
 
 
 def held_out(splits: dict[str, list[Problem]], seed: int) -> dict[str, list[Problem]]:
-    """All three splits: a missing one is a tenth of the training problems, 1 to 500 of them."""
+    """Return all three splits. A missing one is drawn from the training problems: a tenth, 1 to 500.
+
+    Args:
+        splits: problems by split; "train" is required.
+        seed: random seed.
+
+    Raises:
+        ValueError: there are too few training problems.
+    """
     missing = [name for name in ("test", "validation") if name not in splits]
     train = splits["train"]
     size = min(max(len(train) // 10, 1), MOST_HELD_OUT)
     if len(train) <= size * len(missing):
-        why = f", to hold some out for {' and '.join(missing)}" if missing else ""
+        why = f", of which some are drawn for {' and '.join(missing)}" if missing else ""
         raise ValueError(
             f"Expected at least {len(missing) + 1} different training questions{why}; got "
             f"{len(train)}."
@@ -293,19 +323,19 @@ def held_out(splits: dict[str, list[Problem]], seed: int) -> dict[str, list[Prob
 
 
 def _read_gold(written: str, reading: Reading) -> str | None:
-    """The gold answer in a value; None where it cannot be read."""
+    """Return the gold answer in a value; None if it is not of the given kind."""
     try:
         return reading.gold(written)
-    except (ValueError, ArithmeticError):  # such as Python's limit on the digits of a number
+    except (ValueError, ArithmeticError):  # such as Python's limit on the digits of an integer
         return None
 
 
 def _pieces(template: str) -> list[tuple[str, str | None]]:
-    """The template's literal texts, each with the column whose value follows it.
+    """Return the literal texts of a template, each with the column whose value follows it.
 
     Raises:
-        ValueError: it is no template, names no column, or has more in braces than a column's name;
-            `str.format` would give `{a!r:>1000000000}` a gigabyte.
+        ValueError: the template is invalid, names no column, or has more than a column name in braces
+            (`str.format` would allocate a gigabyte for `{a!r:>1000000000}`).
     """
     expected = 'expected text with columns in braces, such as "{context}\\n{question}"'
     try:
@@ -321,7 +351,7 @@ def _pieces(template: str) -> list[tuple[str, str | None]]:
             raise ValueError(
                 f"template: expected the name of a column in braces, got {{{(name + end)[:200]}}}. "
                 "Conversions (!r), format specifications (:>10), attributes and indices are not "
-                "supported; rename a column whose name holds such characters."
+                "supported; rename a column whose name contains such characters."
             )
     if all(name is None for _, name, _, _ in parsed):
         raise ValueError(f"template: {expected}, got {template[:200]!r}, which names no column.")
@@ -329,7 +359,7 @@ def _pieces(template: str) -> list[tuple[str, str | None]]:
 
 
 def _fields(template: str) -> list[str]:
-    """The columns a template names."""
+    """Return the columns that a template names."""
     return [name for _, name in _pieces(template) if name is not None]
 
 
@@ -353,14 +383,18 @@ def _check_columns(row: Row, used: Iterable[str]) -> None:
 
 
 def _text(row: Row, column: str) -> str:
-    """A value as text: 18 and 18.0 are "18"; an empty one, a list or an object is an error."""
+    """Return a value as text; 18 and 18.0 are "18".
+
+    Raises:
+        ValueError: the value is empty, a list or an object.
+    """
     match row.values[column]:
         case str(text) if text.strip():
             return text.strip()
         case bool(value):
             return str(value)
         case int(value):
-            return str(Decimal(value))  # Python's own conversion refuses 4,300 digits
+            return str(Decimal(value))  # `str(int)` rejects more than 4,300 digits
         case (float() | Decimal()) as value if (exact := Decimal(str(value))).is_finite():
             return _number_text(exact)
         case value:
@@ -372,7 +406,7 @@ def _text(row: Row, column: str) -> str:
 
 
 def _number_text(value: Decimal) -> str:
-    """A number written out in full; one of more than `MOST_PLACES` places stays in powers of ten."""
+    """Return a number without an exponent, unless it has more than `MOST_PLACES` places."""
     if abs(value.adjusted()) > MOST_PLACES:
         return str(value)
     text = format(value, "f")

@@ -1,4 +1,4 @@
-"""Rows of tables, for the tasks: from JSONL, JSON, CSV, TSV and Parquet files, and from the Hub."""
+"""Reading rows of JSONL, JSON, CSV, TSV and Parquet files, and of Hub data sets, for the tasks."""
 
 import codecs
 import csv
@@ -17,38 +17,42 @@ from selftaught.records import parse_json_line
 
 ENDINGS = (".jsonl", ".json", ".csv", ".parquet", ".tsv")
 LONGEST_LINE = 64 * 2**20
-"""Bytes of a line, or characters of a CSV value, beyond which a file is refused."""
+"""Maximum number of bytes of a line, or of characters of a CSV value."""
 MOST_BYTES = 2 * 2**30
-"""Bytes of a JSON file, and of the values in a Parquet file, beyond which it is refused."""
+"""Maximum number of bytes of a JSON file, and of the values in a Parquet file."""
 MOST_ROWS = 20_000_000
+"""Maximum number of rows of a Parquet file."""
 MOST_DIGITS = 4000
-"""Digits beyond which a whole number is kept as a `Decimal`; Python's `int` refuses 4,300."""
+"""Maximum number of digits of an `int`; longer integers are `Decimal`, because Python's `int` rejects
+4,300 digits."""
 UTF_16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 _NO_TEXT = re.compile("[\0\ud800-\udfff]")
 _SPACE = re.compile(r"[ \t\r\n]*")
 
 
 class Row(NamedTuple):
-    """One row of a table, and where it stands, for messages."""
+    """A row of a table."""
 
     where: str
+    """File and line or row number, for error messages."""
     values: dict[str, Any]
+    """Values by column."""
 
 
 def is_file(path: str) -> bool:
-    """Whether a path names a file of ours rather than something on the Hub."""
+    """Return whether a path refers to a local file, and not to a data set on the Hub."""
     return Path(path).suffix.lower() in ENDINGS or Path(path).exists()
 
 
 def file_rows(path: Path) -> list[Row]:
-    """The rows of a file, by its ending. Numbers of JSON that are not whole are `Decimal`.
+    """Read the rows of a file, whose extension gives the format.
 
-    Text is UTF-8, or UTF-16 with a byte order mark.
+    Text is UTF-8, or UTF-16 with a byte order mark. JSON numbers with a fraction or exponent are `Decimal`.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: its ending or its content is not that of a table, it is empty, or it holds more
-            than the limits of this module; names the line.
+        FileNotFoundError: the file does not exist.
+        ValueError: the extension is unknown, or the file is invalid, empty, or larger than the limits of
+            this module; the message names the line.
     """
     if not path.is_file():
         raise FileNotFoundError(f"There is no file {path}; check the path.")
@@ -64,7 +68,9 @@ def file_rows(path: Path) -> list[Row]:
         case ".parquet":
             rows = _parquet_rows(path)
         case _:
-            raise ValueError(f"{path}: expected a file that ends in {', '.join(ENDINGS)}.")
+            raise ValueError(
+                f"{path}: expected a file with one of the extensions {', '.join(ENDINGS)}."
+            )
     if not rows:
         raise ValueError(f"{path} is empty: expected at least one row.")
     return rows
@@ -85,15 +91,15 @@ def _jsonl_rows(path: Path) -> list[Row]:
 def _json_rows(path: Path) -> list[Row]:
     if path.stat().st_size > MOST_BYTES:
         raise ValueError(
-            f"{path}: expected at most {MOST_BYTES / 2**30:g} GiB of JSON; convert it to .jsonl, one "
-            "object per line, which is read line by line."
+            f"{path}: expected at most {MOST_BYTES / 2**30:g} GiB of JSON; convert it to .jsonl (one "
+            "object per line), which is read line by line."
         )
     text = "".join(_text_lines(path, MOST_BYTES))
     at = _after_space(text, 0)
     if text[at : at + 1] != "[":
         raise ValueError(
-            f"{path}: expected a JSON list of objects, got {text[at : at + 20]!r}; for one object per "
-            "line name the file .jsonl."
+            f"{path}: expected a JSON list of objects, got {text[at : at + 20]!r}. If the file has one "
+            "object per line, rename it to .jsonl."
         )
     rows: list[Row] = []
     after = _after_space(text, at + 1)
@@ -122,7 +128,7 @@ def _after_space(text: str, at: int) -> int:
 
 @contextmanager
 def _json_errors(where: str, text: str) -> Iterator[None]:
-    """Turn what a JSON decoder raises into errors that name the row."""
+    """Convert exceptions of the JSON decoder to errors that name the row."""
     try:
         yield
     except json.JSONDecodeError as error:
@@ -131,18 +137,18 @@ def _json_errors(where: str, text: str) -> Iterator[None]:
             f"{error.colno}."
         ) from None
     except RecursionError:
-        raise ValueError(f"{where}: the JSON is nested too deeply to read.") from None
+        raise ValueError(f"{where}: the JSON is nested too deeply.") from None
     except ValueError as error:
         raise ValueError(f"{where}: {error}") from None
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A JSON object; json.loads would keep the last of two equal keys and say nothing."""
+    """Return a JSON object with unique keys; `json.loads` would silently keep the last of equal keys."""
     values = dict(pairs)
     if len(values) < len(pairs):
         names = [name for name, _ in pairs]
         twice = next(name for name in names if names.count(name) > 1)
-        raise ValueError(f'the key "{twice}" stands twice in one object; keep one.')
+        raise ValueError(f'expected unique keys, but the key "{twice}" is repeated; keep one.')
     return values
 
 
@@ -158,21 +164,21 @@ def _fraction(written: str) -> Decimal:
 
 
 _DECODER = json.JSONDecoder(object_pairs_hook=_object, parse_int=_whole, parse_float=_fraction)
-"""Numbers as they are written: a float would round 0.1234567890123456789 and 1e23."""
+"""Decoder that keeps numbers exactly; a float would round 0.1234567890123456789 and 1e23."""
 
 
 # ---------------------------------------------------------------- CSV and TSV
 
 
 def _csv_rows(path: Path, delimiter: str) -> list[Row]:
-    """The rows of a table; a .csv whose header has no comma may be separated by semicolons or tabs."""
+    """Read a CSV or TSV file. A .csv file whose header has no comma may use semicolons or tabs."""
     lines = _text_lines(path)
     first = next(lines, "")
     if delimiter == "," and "," not in first:
         delimiter = next((one for one in ";\t" if one in first), ",")
     rows: list[Row] = []
     header: list[str] = []
-    begun = 1
+    row_start = 1
     with _field_limit():
         reader = csv.reader(chain([first], lines), delimiter=delimiter, strict=True)
         try:
@@ -184,13 +190,17 @@ def _csv_rows(path: Path, delimiter: str) -> list[Row]:
                 elif values and len(values) != len(header):
                     raise ValueError(
                         f"{where}: expected {len(header)} values, as in the first line, got "
-                        f"{len(values)}; put values that hold {SEPARATORS[delimiter]} in double quotes."
+                        f"{len(values)}; put values that contain {SEPARATORS[delimiter]} in double quotes."
                     )
                 elif values:
                     rows.append(checked(Row(where, dict(zip(header, values, strict=True)))))
-                begun = reader.line_num + 1
+                row_start = reader.line_num + 1
         except csv.Error as error:
-            since = f" in the row that begins at line {begun}" if begun < reader.line_num else ""
+            since = (
+                f" in the row that starts at line {row_start}"
+                if row_start < reader.line_num
+                else ""
+            )
             raise ValueError(
                 f"{path}, line {reader.line_num}: expected CSV, got {error}{since}; is a double quote "
                 "missing?"
@@ -203,18 +213,18 @@ SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs"}
 
 def _check_header(where: str, header: list[str]) -> None:
     if len(set(header)) < len(header):
-        raise ValueError(f"{where}: a column name stands twice: {', '.join(header)}.")
+        raise ValueError(f"{where}: expected unique column names, got {', '.join(header)}.")
     found = [name for one, name in SEPARATORS.items() if len(header) == 1 and one in header[0]]
     if found:
         raise ValueError(
-            f"{where}: expected column names, got one that holds {' and '.join(found)}: "
-            f"{header[0][:60]!r}. Values of a .csv file are separated by commas, semicolons or tabs, "
-            "those of a .tsv file by tabs; rename or convert the file."
+            f"{where}: expected column names, got one that contains {' and '.join(found)}: "
+            f"{header[0][:60]!r}. The separators of a .csv file are commas, semicolons or tabs, those of "
+            "a .tsv file are tabs; rename or convert the file."
         )
 
 
 def _text_lines(path: Path, longest: int | None = None) -> Iterator[str]:
-    """The lines of a text file, which may also end in a bare carriage return; see `_lines`."""
+    """Yield the lines of a text file; a carriage return alone also ends a line. See `_lines`."""
     for number, line in _lines(path, longest):
         try:
             text = line.decode("utf-8")
@@ -230,7 +240,7 @@ def _text_lines(path: Path, longest: int | None = None) -> Iterator[str]:
 
 @contextmanager
 def _field_limit() -> Iterator[None]:
-    """Let a CSV value be as long as a line may be; Python's own limit is 131,072 characters."""
+    """Set the limit of a CSV value to that of a line; Python's default is 131,072 characters."""
     before = csv.field_size_limit(LONGEST_LINE)
     try:
         yield
@@ -242,11 +252,11 @@ def _field_limit() -> Iterator[None]:
 
 
 def _lines(path: Path, longest: int | None = None) -> Iterator[tuple[int, bytes]]:
-    """The numbered lines of a text file as UTF-8, without a byte order mark.
+    """Yield the numbered lines of a text file as UTF-8, without a byte order mark.
 
     Raises:
-        ValueError: a line is longer than `longest` bytes (default: `LONGEST_LINE`), or the file begins
-            as UTF-16 and is not.
+        ValueError: a line is longer than `longest` bytes (default: `LONGEST_LINE`), or the file has a
+            UTF-16 byte order mark but is not UTF-16.
     """
     longest = LONGEST_LINE if longest is None else longest
     with path.open("rb") as file:
@@ -267,7 +277,7 @@ def _utf_16_lines(path: Path, longest: int) -> Iterator[tuple[int, bytes]]:
                 yield number, line.encode()
     except UnicodeError as error:
         raise ValueError(
-            f"{path}, after line {number}: expected UTF-16, as the file's first two bytes say, got "
+            f"{path}, after line {number}: expected UTF-16, because of the file's byte order mark, got "
             f"{error}; convert the file to UTF-8."
         ) from None
 
@@ -291,10 +301,10 @@ def _not_utf_8(where: str, line: bytes, error: UnicodeDecodeError) -> ValueError
 
 
 def checked(row: Row) -> Row:
-    """Refuse text that no tokenizer or UTF-8 file can hold.
+    """Check that the text of a row can be tokenized and stored as UTF-8, and return the row.
 
     Raises:
-        ValueError: a value has a NUL or a lone surrogate; names the row and the column.
+        ValueError: a value contains NUL or a lone surrogate; the message names the row and the column.
     """
     for name, value in row.values.items():
         if found := _unfit(name) or _unfit(value):
@@ -302,7 +312,7 @@ def checked(row: Row) -> Row:
             what = (
                 "a NUL character"
                 if not code
-                else f"half a character, the lone surrogate \\u{code:04x}"
+                else f"an invalid character, the lone surrogate \\u{code:04x}"
             )
             raise ValueError(
                 f"{row.where}: expected text in the column {name!r}, got {what}; correct or remove "
@@ -312,7 +322,7 @@ def checked(row: Row) -> Row:
 
 
 def _unfit(value: Any) -> str | None:
-    """The first NUL or lone surrogate in a value."""
+    """Return the first NUL or lone surrogate in a value, or None."""
     if isinstance(value, str):
         found = _NO_TEXT.search(value)
         return found.group() if found else None
@@ -324,14 +334,14 @@ def _unfit(value: Any) -> str | None:
     try:
         return next((found for one in inside if (found := _unfit(one))), None)
     except RecursionError:
-        return None  # as deep as this a value is no question, gold answer or rationale
+        return None  # a value nested this deeply is not a question, gold answer or rationale
 
 
 # ---------------------------------------------------------------- Parquet
 
 
 def _parquet_rows(path: Path) -> list[Row]:
-    """The rows of a Parquet file, whose few bytes may stand for very many."""
+    """Read a Parquet file, whose values may be much larger than the compressed file."""
     import pyarrow
     import pyarrow.parquet
 
@@ -344,7 +354,7 @@ def _parquet_rows(path: Path) -> list[Row]:
                 if kinds.is_string(field.type) or kinds.is_large_string(field.type)
             ]
             _check_size(path, opened.metadata)
-        # Equal texts are read once, as a dictionary, however often the file repeats them.
+        # Text columns are read as dictionaries, so that repeated texts are in memory only once.
         with pyarrow.parquet.ParquetFile(path, read_dictionary=texts) as opened:
             return list(_batches(path, opened))
     except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
@@ -354,7 +364,7 @@ def _parquet_rows(path: Path) -> list[Row]:
 def _check_size(path: Path, metadata: Any) -> None:
     size = sum(metadata.row_group(at).total_byte_size for at in range(metadata.num_row_groups))
     if size > MOST_BYTES or metadata.num_rows > MOST_ROWS:
-        raise _too_large(path, f"{metadata.num_rows:,} rows of {size:,} bytes in all")
+        raise _too_large(path, f"{metadata.num_rows:,} rows of {size:,} bytes in total")
 
 
 def _batches(path: Path, opened: Any) -> Iterator[Row]:
@@ -375,7 +385,7 @@ def _batches(path: Path, opened: Any) -> Iterator[Row]:
 
 
 def _shared_texts(column: Any) -> list[str | None]:
-    """The texts of a dictionary column; rows with the same text share it."""
+    """Return the texts of a dictionary column; rows with the same text share one string."""
     numbers = column.indices.to_pylist()
     used = sorted({number for number in numbers if number is not None})
     texts = dict(zip(used, column.dictionary.take(used).to_pylist(), strict=True))
@@ -384,7 +394,7 @@ def _shared_texts(column: Any) -> list[str | None]:
 
 def _too_large(path: Path, what: str) -> ValueError:
     return ValueError(
-        f"{path}: expected at most {MOST_ROWS:,} rows of {MOST_BYTES / 2**30:g} GiB in all, got {what}. "
+        f"{path}: expected at most {MOST_ROWS:,} rows of {MOST_BYTES / 2**30:g} GiB in total, got {what}. "
         "Split the file, or keep only the columns that are needed."
     )
 
@@ -393,11 +403,16 @@ def _too_large(path: Path, what: str) -> ValueError:
 
 
 def hub_rows(name: str, config: str | None, split: str) -> list[Row]:
-    """The rows of one split of a Hub data set.
+    """Read a split of a Hub data set.
+
+    Args:
+        name: name of the data set.
+        config: configuration of the data set; None: its default.
+        split: split of the data set.
 
     Raises:
-        FileNotFoundError: the Hub cannot be reached, or has no such data set.
-        ValueError: the data set has no such config or split.
+        FileNotFoundError: the Hub cannot be reached, or the data set does not exist.
+        ValueError: the data set does not have the configuration or split.
     """
     from datasets import load_dataset
 
@@ -406,7 +421,7 @@ def hub_rows(name: str, config: str | None, split: str) -> list[Row]:
         rows = load_dataset(name, config, split=split)
     except (ConnectionError, FileNotFoundError) as error:
         raise FileNotFoundError(
-            f"The data set {name!r} is neither a file here nor could it be loaded from the Hub "
-            f"({error}); check the name and the connection, or give the path of a local copy."
+            f"The data set {name!r} is not a local file and could not be loaded from the Hub "
+            f"({error}). Check the name and the connection, or give the path of a local copy."
         ) from error
     return [Row(f"{name}, {split}, row {number}", dict(row)) for number, row in enumerate(rows, 1)]
