@@ -1,10 +1,10 @@
 """Pause tokens: Goyal et al. 2024 (arXiv:2310.02226), the natural baseline of Quiet-STaR.
 
-One new token with a learnable embedding gives the model more computation before it answers. The
-paper compares four variants, by where pauses are seen: StdPT_StdFT (never), StdPT_PauseFT (only in
-fine-tuning), PausePT_StdFT (only in pre-training) and PausePT_PauseFT (both). `insert_pauses` makes
-the text of pause-pretraining, `append_pauses` an example of pause-finetuning; both say where there
-is no loss: where the next token is a pause, and nowhere else.
+A new token with a learnable embedding gives the model more computation before it answers. The paper
+compares four variants by where the training data contain pauses: StdPT_StdFT (nowhere),
+StdPT_PauseFT (only in fine-tuning), PausePT_StdFT (only in pre-training) and PausePT_PauseFT
+(both). `insert_pauses` makes a text for pause-pretraining and `append_pauses` an example for
+pause-finetuning. Both return labels that ignore the loss where the next token is a pause.
 """
 
 import random
@@ -32,20 +32,29 @@ VARIANTS = {
     "PausePT_StdFT": (True, False),
     "PausePT_PauseFT": (True, True),
 }
-"""Whether pauses are in pre-training and in fine-tuning."""
+"""Variants of the paper: whether pre-training and fine-tuning use pauses."""
 
 
 def insert_pauses(
     ids: Sequence[int], pause: int, share: float, draw: random.Random
 ) -> tuple[list[int], list[int]]:
-    """The text with pauses at uniformly random places, and its labels.
+    """Insert pauses into a text at uniformly random positions (Equation 1).
 
-    Labels are as transformers has them, for the token itself: a pause's is ignored, so the loss is
-    skipped where the next token is a pause; what follows a pause is predicted from it (Equation 1).
-    As in the paper the text is then trimmed to its old length.
+    As in the paper, the result is truncated to the original length. The label of a pause is
+    ignored, so there is no loss where the next token is a pause. The token after a pause is
+    predicted from the pause.
+
+    Args:
+        ids: token ids of the text.
+        pause: id of the pause token.
+        share: number of pauses per token of text.
+        draw: source of randomness.
+
+    Returns:
+        Token ids and labels. Labels are not shifted, as transformers expects them.
     """
     count = round(share * len(ids))
-    # A place is a number of tokens before it; the last one has a token after it to predict.
+    # A place is the number of tokens before the pause. Every pause has a token after it to predict.
     places = sorted(draw.randrange(1, len(ids)) for _ in range(count)) if len(ids) > 1 else []
     mixed: list[int] = []
     done = 0
@@ -59,63 +68,94 @@ def insert_pauses(
 def append_pauses(
     prefix: Sequence[int], target: Sequence[int], pause: int, count: int
 ) -> tuple[list[int], list[int]]:
-    """Prefix, pauses and target, with loss on the target only, its first token predicted from the last
-    pause (Equation 3)."""
+    """Join prefix, pauses and target, with loss on the target only (Equation 3).
+
+    The first token of the target is predicted from the last pause.
+
+    Args:
+        prefix: token ids of the prompt.
+        target: token ids of the completion.
+        pause: id of the pause token.
+        count: number of pauses.
+
+    Returns:
+        Token ids and labels. Labels are not shifted, as transformers expects them.
+    """
     ids = [*prefix, *[pause] * count, *target]
     return ids, [IGNORED] * (len(prefix) + count) + list(target)
 
 
 def paused(style: PromptStyle, count: int, filler: str = PAUSE) -> PromptStyle:
-    """The style with `count` pauses after every question (pause-inference, Section 3.2).
+    """Return a prompt style with `count` pauses after every question.
 
-    With another filler, such as ".", it is the paper's control: as many tokens that mean nothing, to
-    a model that never learned to use them.
+    This is pause-inference (Section 3.2).
+
+    Args:
+        style: a prompt style that produces text.
+        count: number of pauses.
+        filler: text of one pause. Another text, such as ".", gives the control experiment of the
+            paper: the same number of meaningless tokens for a model that was not trained on them.
 
     Raises:
-        ValueError: a style of messages, whose template ends the question itself.
+        ValueError: the style produces chat messages, where the chat template ends the question.
     """
     if style.as_messages:
-        raise ValueError("Pauses follow the question as text; use --prompt few_shot or bare.")
+        raise ValueError(
+            "Pause tokens need a prompt that is text, got chat messages. Use --prompt few_shot or bare."
+        )
     return replace(
         style, name=f"{style.name}, {count} x {filler}", question=style.question + filler * count
     )
 
 
 def with_pauses(examples: Sequence[Example], count: int) -> list[Example]:
-    """Examples for pause-finetuning: each prompt followed by `count` pauses.
+    """Return examples for pause-finetuning: each prompt followed by `count` pauses.
 
     Raises:
-        ValueError: a prompt of messages.
+        ValueError: a prompt consists of chat messages.
     """
-    found = []
+    paused_examples = []
     for example in examples:
         if not isinstance(example.prompt, str):
-            raise ValueError("Pauses follow a prompt that is text; this one is of messages.")
-        found.append(replace(example, prompt=example.prompt + PAUSE * count))
-    return found
+            raise ValueError(
+                "Pause tokens need a prompt that is text, got a prompt of chat messages. Write the "
+                "prompts of the examples as strings."
+            )
+        paused_examples.append(replace(example, prompt=example.prompt + PAUSE * count))
+    return paused_examples
 
 
 def refuse_without_pause(model: str) -> None:
-    """Refuse a model that would read the letters of the pause token.
+    """Raise an error if a model does not have the pause token.
+
+    Such a model would read the characters of the token instead.
 
     Raises:
-        ValueError: its tokenizer does not know the token.
+        ValueError: the tokenizer does not have the token.
     """
     from transformers import AutoTokenizer
 
     check_model_name(model)
     if PAUSE not in AutoTokenizer.from_pretrained(model).get_vocab():
         raise ValueError(
-            f"Expected a model that knows {PAUSE}, got {model}; train one with selftaught pause "
-            "train, or give --pauses [0] or a --filler."
+            f"Expected a model with {PAUSE} in its vocabulary, got {model}. Train one with "
+            "`selftaught pause train`, or set --pauses 0 or --filler."
         )
 
 
 def add_pause_token(model: str, out: Path) -> Path:
-    """A copy of a model that knows the pause token; its embedding starts as the mean of all.
+    """Save a copy of a model whose vocabulary contains the pause token.
 
-    A model that knows it already is copied as it is. The copy stands in `out` whole or not at all;
-    one made before of the same model stays.
+    The embedding of the new token is initialized with the mean of all embeddings. A model that
+    already has the token is copied unchanged. The copy is written to a temporary folder and then
+    renamed, so `out` is never incomplete. An existing copy of the same model is kept.
+
+    Args:
+        model: Hugging Face model name or model folder.
+        out: folder for the copy.
+
+    Returns:
+        `out`.
     """
     origin, partial = out / "made_of.txt", out.with_name(out.name + ".partial")
     if origin.exists() and origin.read_text(encoding="utf-8") == model:
@@ -149,14 +189,25 @@ def pause_rows(
     share: float,
     seed: int,
 ) -> list[dict[str, list[int]]]:
-    """Rows for pause-pretraining: spans of texts with pauses inserted, and their labels.
+    """Return rows for pause-pretraining: spans of texts with pauses inserted, and their labels.
+
+    Args:
+        length: length of a span in tokens.
+        share: number of pauses per token of text.
+        seed: random seed for the positions of pauses.
+
+    Returns:
+        Rows with `input_ids` and `labels`.
 
     Raises:
-        ValueError: no text, or the tokenizer does not know the pause token.
+        ValueError: no text has two tokens, or the tokenizer does not have the pause token.
     """
     pause = tokenizer.convert_tokens_to_ids(PAUSE)
     if pause == tokenizer.unk_token_id or not isinstance(pause, int):
-        raise ValueError(f"Expected a tokenizer with {PAUSE}; make one with add_pause_token.")
+        raise ValueError(
+            f"Expected a tokenizer with {PAUSE} in its vocabulary, got one without. Add it with "
+            "add_pause_token."
+        )
     draw = random.Random(seed)
     rows = []
     for text in texts:
@@ -166,5 +217,7 @@ def pause_rows(
             if len(mixed) > 1:
                 rows.append({"input_ids": mixed, "labels": labels})
     if not rows:
-        raise ValueError("Expected texts of at least two tokens, got none.")
+        raise ValueError(
+            f"Expected texts of at least two tokens, got {len(texts)} texts, none of them as long."
+        )
     return rows
