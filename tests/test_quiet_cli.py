@@ -200,4 +200,4 @@ def test_wrong_training_options_end_in_a_line(
 def test_a_quiet_folder_that_is_damaged_is_named(tmp_path: Path, capsys):
     (tmp_path / "quiet.json").write_text('{"config": {"thoughts": 2, "nonsense": 1}}')
     assert main(["quiet", "generate", "Q", "--model", str(tmp_path)]) == 2
-    assert "is not what save_quiet writes" in capsys.readouterr().err
+    assert "is not a settings file that save_quiet writes" in capsys.readouterr().err
