@@ -105,14 +105,14 @@ def test_a_trained_model_is_measured_writes_and_answers(
 @pytest.mark.parametrize(
     ("changes", "told"),
     [
-        (["--text", ""], "Expected --text"),
+        (["--text", ""], "--text is required"),
         (["--text", "nowhere.jsonl"], "There is no file nowhere.jsonl"),
         (["--column", "body"], "expected a text in the column 'body'"),
         (
             ["--length", "600"],
-            "604 tokens of text and what a thought adds are 608, and the model takes 512",
+            "at most 512 tokens with a thought (the model's limit), got 608",
         ),
-        (["--quiet.thoughts_tokens", "3"], "Options of thinking were refused"),
+        (["--quiet.thoughts_tokens", "3"], "QuietConfig refused the options"),
         (["--quiet.mix", "words"], "mix must be 'log_probs' or 'hidden'"),
         (["--quiet.chunk_megabytes", "0"], "chunk_megabytes must be at least 1"),
         (["--quiet.start_token", "<|end|>"], "Expected a tokenizer without <|end|>"),
@@ -200,4 +200,4 @@ def test_wrong_training_options_end_in_a_line(
 def test_a_quiet_folder_that_is_damaged_is_named(tmp_path: Path, capsys):
     (tmp_path / "quiet.json").write_text('{"config": {"thoughts": 2, "nonsense": 1}}')
     assert main(["quiet", "generate", "Q", "--model", str(tmp_path)]) == 2
-    assert "is not what save_quiet writes" in capsys.readouterr().err
+    assert "is not a settings file that save_quiet writes" in capsys.readouterr().err

@@ -108,7 +108,7 @@ def test_a_budget_decides_the_chunk_and_too_small_a_one_is_refused():
     loss = model(ids, mask, seed=0).loss
     one = quiet(tiny(), config(positions_per_chunk=1))(ids, mask, seed=0).loss
     torch.testing.assert_close(loss, one, rtol=1e-12, atol=0)
-    with pytest.raises(ValueError, match=r"chunk_megabytes=1 is too little.*works here is 96"):
+    with pytest.raises(ValueError, match=r"chunk_megabytes=1 is too small.*works here is 96"):
         positions_within(2**20, 4, 24 * 2**20)
 
 

@@ -286,7 +286,7 @@ def test_texts_come_from_jsonl_plain_files_folders_and_parquet(tmp_path: Path):
 @pytest.mark.parametrize(
     ("content", "told"),
     [
-        ('{"body": "one"}\n', r"row 1: expected a text in the column 'text', got NoneType; there are body"),
+        ('{"body": "one"}\n', r"row 1: expected a text in the column 'text', got NoneType. Columns of this row: body"),
         ('{"text": "one"}\n{"text": 3}\n', r"row 2: expected a text.*got int"),
         ('{"text": "one"\n', r"line 1: not JSON"),
     ],

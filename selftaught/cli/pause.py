@@ -4,7 +4,7 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from jsonargparse import ArgumentParser, Namespace
 
@@ -12,71 +12,114 @@ from selftaught.cli.arguments import add_options, parser_of
 from selftaught.cli.help import commands_help
 from selftaught.cli.output import progress_bar
 from selftaught.cli.quiet import Bar, TextOptions, texts_of
+from selftaught.option_groups import ModelOptions
 
 ABOUT = {
-    "train": "fine-tune with pauses after the prompt (--data), or pre-train with pauses in text (--text)",
-    "evaluate": "measure a model on a task, with pauses after the question",
-}
+    "train": "fine-tune with pause tokens after the prompt (--data), or pre-train with pause tokens in the text (--text)",
+    "evaluate": "measure the accuracy on a task with pause tokens after the question",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
-class TrainOptions(TextOptions):
-    """A training, on --text (pre-training) or --data (fine-tuning); options not named here go to TRL by --training."""
+class DataOptions(TextOptions):
+    """The training data: `--text` for pre-training or `--data` for fine-tuning."""
+
+    heading: ClassVar[str] = "text"
+
+    text: str = ""
+    """Text for pause-pretraining: a .jsonl, .parquet or plain text file, a folder of such files, or
+    a dataset on the Hugging Face Hub. Give either `--text` or `--data`."""
+    length: int = 256
+    """Length of a span of text in tokens. Texts are cut into spans."""
+    data: Path | None = None
+    """Examples for pause-finetuning: JSONL with the columns prompt and completion."""
+
+
+@dataclass(frozen=True)
+class PauseModelOptions:
+    """The model."""
+
+    heading: ClassVar[str] = "model and task"
 
     model: str = "embedded"
-    """A Hugging Face name or folder, or "embedded"; it gets the pause token if it lacks it."""
-    data: Path | None = None
-    """Examples for pause-finetuning: JSONL with prompt and completion."""
+    """Hugging Face model name or model folder, or "embedded" for the small model in this package.
+    The pause token is added to the vocabulary if the model does not have it."""
+
+
+@dataclass(frozen=True)
+class PauseOptions:
+    """The pause tokens in the training data."""
+
+    heading: ClassVar[str] = "thinking"
+
     variant: Literal["StdPT_StdFT", "StdPT_PauseFT", "PausePT_StdFT", "PausePT_PauseFT"] = (
         "PausePT_PauseFT"
     )
-    """The paper's four: whether text (PT) and examples (FT) have pauses or not (Std)."""
+    """Variant of the paper: whether pre-training (PT) and fine-tuning (FT) use pause tokens (Pause)
+    or not (Std)."""
     pauses: int = 10
-    """After each prompt in fine-tuning: 10 or 50 in the paper."""
+    """Number of pause tokens after each prompt in fine-tuning. 10 or 50 in the paper."""
     share: float = 0.1
-    """Pauses per token of text in pre-training: 10% in the paper."""
-    out: Path = Path("runs/pause")
-    """The model folder to make."""
-    max_steps: int = -1
-    """Optimizer steps; -1: num_train_epochs decides."""
-    num_train_epochs: float = 3.0
-    """Passes over the data."""
-    learning_rate: float = 2e-5
-    """Peak learning rate (TRL's default)."""
-    per_device_train_batch_size: int = 8
-    """Rows in a step."""
-    max_length: int = 1024
-    """Longest example in tokens, pauses included; longer ones are dropped and counted."""
-    seed: int = 0
-    """Of the places of pauses and the order of rows."""
-    training: dict[str, Any] = field(default_factory=dict)
-    """Any other field of TRL's SFTConfig, such as --training.bf16 true."""
+    """Number of pause tokens per token of text in pre-training. 0.1 in the paper."""
 
 
 @dataclass(frozen=True)
-class EvaluateOptions:
-    """What is measured, and with how many pauses."""
+class RunOptions:
+    """The result of the run."""
+
+    heading: ClassVar[str] = "run"
+
+    out: Path = Path("runs/pause")
+    """Model folder to write. Repeating the same command continues an interrupted training."""
+    seed: int = 0
+    """Random seed for the positions of pause tokens and the order of the examples."""
+
+
+@dataclass(frozen=True)
+class TrainOptions(RunOptions, PauseOptions, PauseModelOptions, DataOptions):
+    """Training; other options go to TRL by `--training`."""
+
+    heading: ClassVar[str] = "training"
+
+    max_steps: int = -1
+    """Number of optimizer steps. -1: `num_train_epochs` decides."""
+    num_train_epochs: float = 3.0
+    """Number of passes over the training data."""
+    learning_rate: float = 2e-5
+    """Peak learning rate. 2e-5 is TRL's default."""
+    per_device_train_batch_size: int = 8
+    """Number of examples per device and forward pass."""
+    max_length: int = 1024
+    """Maximum length of a training example in tokens, pause tokens included. Longer examples are
+    dropped and counted, never truncated."""
+    training: dict[str, Any] = field(default_factory=dict)
+    """Any other field of TRL's `SFTConfig`, such as `--training.bf16 true`."""
+
+
+@dataclass(frozen=True)
+class EvaluateOptions(ModelOptions):
+    """Evaluation on a task."""
+
+    heading: ClassVar[str] = "run"
 
     model: str = "runs/pause"
-    """A model trained with pauses; any model for the control."""
-    task: str = "arithmetic"
-    """Which questions: arithmetic, gsm8k, commonsense_qa, competition_math, gym, question_file."""
-    task_options: dict[str, Any] = field(default_factory=dict)
-    """The task's own options."""
+    """Folder of a model trained with pause tokens. With `--filler`, any model."""
     split: str = "test"
-    """train, validation or test."""
+    """Split of the task: train, validation or test."""
     limit: int | None = None
-    """Only the first so many problems."""
+    """Number of problems, from the first. Default: all."""
     prompt: Literal["few_shot", "bare"] = "bare"
-    """What stands before a question."""
+    """Prompt style: "few_shot" (the task's worked examples before the question) or "bare" (the
+    question alone)."""
     pauses: list[int] = field(default_factory=lambda: [10])
-    """After the question; several numbers for a sweep."""
+    """Numbers of pause tokens after the question. Each number is evaluated separately."""
     filler: str | None = None
-    """Instead of pauses, as many of these: the control of the paper has "."."""
+    """Text that replaces each pause token, such as "." in the control experiment of the paper.
+    Default: the pause token."""
     max_tokens: int | None = None
-    """Room for an answer; none: the task's own."""
+    """Maximum number of new tokens per completion. Default: set by the task."""
     out: Path = Path("runs/pause-test")
-    """A folder for the stores; repeating the command continues them."""
+    """Folder for the completions and results. Repeating the same command continues it."""
 
 
 OPTIONS = {"train": TrainOptions, "evaluate": EvaluateOptions}
@@ -122,7 +165,9 @@ def _train(how: TrainOptions, bar: Bar) -> None:
     in_text, in_examples = VARIANTS[how.variant]
     share, pauses = how.share if in_text else 0.0, how.pauses if in_examples else 0
     if (how.data is None) == (not how.text):
-        raise ValueError("Expected either --data (pause-finetuning) or --text (pause-pretraining).")
+        raise ValueError(
+            "Expected exactly one of --data (pause-finetuning) and --text (pause-pretraining)."
+        )
     own = {"model", "data", "text", "column", "split", "subset", "variant", "pauses", "share", "length", "limit",
            "out", "training"}  # fmt: skip
     given = {name: value for name, value in asdict(how).items() if name not in own} | how.training

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import yaml
 from jsonargparse import ArgumentParser, Namespace
@@ -25,133 +25,176 @@ if TYPE_CHECKING:
     from selftaught.samplers.local.sampler import TransformersSampler
 
 ABOUT = {
-    "train": "teach a model to think, on ordinary text",
-    "evaluate": "nats per token without and with thoughts, by how hard tokens are",
-    "generate": "continue a text, thinking before every token",
-    "explore": "a page that shows the thought before every token of a text",
+    "train": "train a model to think before every token, on plain text",
+    "evaluate": "measure the loss in nats per token without and with thoughts",
+    "generate": "continue a text, with a thought before every new token",
+    "explore": "write an HTML page that shows the thought before every token of a text",
 }
 MEASURED = 64
-"""At most so many held-out spans are measured after a training."""
+"""Maximum number of held-out spans that are measured after training."""
 Bar = Callable[[str, int], AbstractContextManager[Callable[[int], Any] | None]]
 
 
 @dataclass(frozen=True)
 class TextOptions:
-    """Which texts."""
+    """The texts."""
+
+    heading: ClassVar[str] = "text"
 
     text: str = ""
-    """A .jsonl, .parquet or plain text file, a folder of them, or a data set of the Hub."""
+    """Text source: a .jsonl, .parquet or plain text file, a folder of such files, or a dataset on
+    the Hugging Face Hub. Required."""
     column: str = "text"
-    """Where texts stand in rows."""
+    """Column that contains the text."""
     split: str = "train"
-    """Of a data set of the Hub."""
+    """Split of a Hub dataset."""
     subset: str | None = None
-    """Of a data set of the Hub: its configuration, where it has several."""
+    """Configuration (subset) of a Hub dataset."""
     limit: int | None = None
-    """Only the first so many texts."""
+    """Number of texts, from the first. Default: all."""
     length: int = 256
-    """Tokens of a span (256 in the paper)."""
+    """Length of a span in tokens. Texts are cut into spans. 256 in the paper."""
 
 
 @dataclass(frozen=True)
-class TrainOptions(TextOptions):
-    """A training; options not named here go to transformers by --training."""
+class ModelOptions:
+    """The model."""
+
+    heading: ClassVar[str] = "model and task"
 
     model: str = "embedded"
-    """A Hugging Face name or folder, "embedded", or a folder of a model that thinks already."""
-    out: Path = Path("runs/quiet")
-    """The run folder; repeating the command continues it."""
-    preset: Literal["default", "paper", "authors_code"] = "default"
-    """Where options of thinking come from that are not given: what learned here, the paper, or
-    the authors' code."""
-    quiet: dict[str, Any] = field(default_factory=dict)
-    """Options of thinking (QuietConfig), such as --quiet.thought_tokens 8 or --quiet.positions uniform."""
-    held_out: int = 32
-    """Texts at the end that are only measured; at most a fifth of them."""
-    max_steps: int = -1
-    """Optimizer steps; -1: num_train_epochs decides."""
-    num_train_epochs: float = 1.0
-    """Passes over the texts."""
-    learning_rate: float | None = None
-    """By default 1e-5, and 1e-6 with the published presets (for a model of 7 billion); a model of a
-    million weights learned at 2e-4."""
-    per_device_train_batch_size: int = 8
-    """Spans in a step (8 in the paper)."""
-    gradient_accumulation_steps: int = 1
-    """Batches in a step."""
-    bf16: bool = False
-    """Compute in bfloat16, weights stay in float32."""
-    use_peft: bool = False
-    """Train a LoRA adapter and the two new embeddings, and merge them."""
-    lora_r: int = 16
-    """Rank of the adapter."""
-    lora_alpha: int = 32
-    """Scale of the adapter."""
-    lora_target_modules: str = "all-linear"
-    """Layers with an adapter: "all-linear", or names with commas between."""
-    seed: int = 0
-    """Of spans, thoughts and new weights."""
-    save_steps: int = 50
-    """Steps between checkpoints."""
-    training: dict[str, Any] = field(default_factory=dict)
-    """Any other field of transformers' TrainingArguments, such as --training.report_to tensorboard."""
+    """Hugging Face model name or model folder, "embedded" for the small model in this package, or
+    the folder of a trained Quiet-STaR model."""
 
 
 @dataclass(frozen=True)
-class ThinkOptions:
+class PresetOptions:
+    """The options of Quiet-STaR."""
+
+    heading: ClassVar[str] = "thinking"
+
+    preset: Literal["default", "paper", "authors_code"] = "default"
+    """Source of the Quiet-STaR options that `--quiet` does not set: the "default" values of this
+    package (for small models), the "paper", or "authors_code"."""
+    quiet: dict[str, Any] = field(default_factory=dict)
+    """Any field of `QuietConfig`, such as `--quiet.thought_tokens 8` or `--quiet.positions
+    uniform`."""
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """The run folder."""
+
+    heading: ClassVar[str] = "run"
+
+    out: Path = Path("runs/quiet")
+    """Run folder. Repeating the same command continues an interrupted training."""
+    held_out: int = 32
+    """Number of texts at the end that are used only for evaluation, at most a fifth of all
+    texts."""
+    seed: int = 0
+    """Random seed for spans, thoughts and new weights."""
+    save_steps: int = 50
+    """Number of optimizer steps between checkpoints."""
+
+
+@dataclass(frozen=True)
+class TrainOptions(RunOptions, PresetOptions, ModelOptions, TextOptions):
+    """Training; other options go to transformers by `--training`."""
+
+    heading: ClassVar[str] = "training"
+
+    max_steps: int = -1
+    """Number of optimizer steps. -1: `num_train_epochs` decides."""
+    num_train_epochs: float = 1.0
+    """Number of passes over the texts."""
+    learning_rate: float | None = None
+    """Peak learning rate. Default: 1e-5, or 1e-6 with the published presets (for a model with 7
+    billion parameters). A model with a million parameters learned at 2e-4."""
+    per_device_train_batch_size: int = 8
+    """Number of spans per device and forward pass. 8 in the paper."""
+    gradient_accumulation_steps: int = 1
+    """Number of batches per optimizer step."""
+    bf16: bool = False
+    """Compute in bfloat16. The weights stay in float32."""
+    use_peft: bool = False
+    """Train a LoRA adapter and the embeddings of the two thought tokens, and merge them into the
+    model, instead of training all weights."""
+    lora_r: int = 16
+    """Rank of the LoRA adapter."""
+    lora_alpha: int = 32
+    """Scaling factor of the LoRA adapter."""
+    lora_target_modules: str = "all-linear"
+    """Layers that get an adapter: "all-linear", or layer names separated by commas."""
+    training: dict[str, Any] = field(default_factory=dict)
+    """Any other field of transformers' `TrainingArguments`, such as `--training.report_to
+    tensorboard`."""
+
+
+@dataclass(frozen=True)
+class ThinkOptions(ModelOptions):
     """How a trained model thinks."""
 
+    heading: ClassVar[str] = "thinking"
+
     model: str = "runs/quiet/model"
-    """A folder of a model that thinks."""
+    """Folder of a trained Quiet-STaR model."""
     thoughts: int = 1
-    """Per position; the predictions after each are averaged."""
+    """Number of thoughts per position. The predictions after them are averaged."""
     thought_temperature: float = 0.0
-    """0 is greedy."""
+    """Sampling temperature of thoughts. 0 means greedy decoding."""
     think_when: Literal["always", "entropy", "gate", "never"] = "always"
-    """Always, above a threshold of the next token's entropy, or above one of the gate's expected gain."""
+    """Where to think: "always", where the "entropy" of the next token is above `--threshold`, where
+    the gain that the "gate" predicts is above it, or "never"."""
     threshold: float = 0.0
-    """In nats, for entropy and gate."""
+    """Threshold for `--think-when entropy` and `--think-when gate`, in nats."""
     seed: int = 0
-    """Of the draws."""
+    """Random seed for sampling."""
 
 
 @dataclass(frozen=True)
 class EvaluateOptions(ThinkOptions, TextOptions):
-    """What is measured."""
+    """Evaluation."""
+
+    heading: ClassVar[str] = "run"
 
     batch_size: int = 8
-    """Spans at a time."""
+    """Number of spans per forward pass."""
     out: Path | None = None
-    """A JSON file for the numbers."""
+    """JSON file for the results."""
 
 
 @dataclass(frozen=True)
 class GenerateOptions(ThinkOptions):
-    """What is continued, and how."""
+    """Generation."""
+
+    heading: ClassVar[str] = "sampling"
 
     max_new_tokens: int = 256
-    """At most so many."""
+    """Maximum number of new tokens."""
     temperature: float = 0.0
-    """0 is greedy."""
+    """Sampling temperature of the text. 0 means greedy decoding."""
     stop: list[str] = field(default_factory=list)
-    """The text ends before any of these."""
+    """Stop strings. The text ends before the first one and does not contain it."""
 
 
 @dataclass(frozen=True)
 class ExploreOptions(ThinkOptions, TextOptions):
-    """What is shown."""
+    """The explorer page."""
+
+    heading: ClassVar[str] = "run"
 
     tokens: int = 400
-    """At most so many of the text."""
+    """Maximum number of tokens of the text that are shown."""
     out: Path = Path("runs/thoughts.html")
-    """The page."""
+    """HTML file to write."""
 
 
 OPTIONS = {"train": TrainOptions, "evaluate": EvaluateOptions, "generate": GenerateOptions, "explore": ExploreOptions}  # fmt: skip
 
 
 POSITIONAL: Mapping[str, Sequence[Positional]] = {
-    "generate": [("prompt", "text to continue; - reads it from standard input", None)]
+    "generate": [("prompt", "Text to continue. - reads it from standard input.", None)]
 }
 
 
@@ -189,7 +232,12 @@ def run(command: str, options: Namespace) -> int:
 
 
 def quiet_sampler(model: str, *, batch_size: int = 32) -> "TransformersSampler":
-    """A model that thinks before every token, as a sampler for any task."""
+    """Return a sampler, for any task, whose model thinks before every token.
+
+    Args:
+        model: folder of a trained Quiet-STaR model.
+        batch_size: number of prompts per batch.
+    """
     from selftaught.samplers.local.sampler import TransformersSampler
 
     opened, tokenizer = _open(model)
@@ -241,8 +289,8 @@ def _train(how: TrainOptions, bar: Bar) -> None:
     )
     total = how.max_steps if how.max_steps > 0 else 0
     with (
-        _held(lock_folder, how.out, main=main),
-        _reported(how.out, bar, main=main) as reporter,
+        _locked(lock_folder, how.out, main=main),
+        _tracked(how.out, bar, main=main) as reporter,
         reporter.progress("training", total) as advance,
     ):
         log = train_quiet(
@@ -256,10 +304,10 @@ def _train(how: TrainOptions, bar: Bar) -> None:
                 "spans": len(learned), "texts skipped": texts.skipped}  # fmt: skip
     _remember(how, how.out / "config.yaml")
     page = training_page(how.out, log, settings, before, after)
-    _tell_training(how, log, before, after, page, texts.skipped)
+    _print_training_summary(how, log, before, after, page, texts.skipped)
 
 
-def _tell_training(
+def _print_training_summary(
     how: TrainOptions,
     log: list[dict[str, float]],
     before: Any,
@@ -268,13 +316,13 @@ def _tell_training(
     skipped: int,
 ) -> None:
     if skipped:
-        print(f"{skipped} texts were too short and left out.")
+        print(f"{skipped} texts were too short and were skipped.")
     if log:
         last = log[-1]
-        print(f"{last['step']:.0f} steps; the last: {last['nll_without']:.3f} nats per token without, "
+        print(f"{last['step']:.0f} steps; last step: {last['nll_without']:.3f} nats per token without thoughts, "
               f"{last['nll_with']:.3f} with thoughts, {last['tokens_per_second']:.0f} tokens/s.")  # fmt: skip
     if before and after:
-        print(_table({"before, not thinking": before, "after": after}))
+        print(_table({"before, without thoughts": before, "after": after}))
     print(printable(f"Model   {how.out / 'model'}\nPage    {page}"))
     print(f"Next    selftaught quiet explore --model {how.out / 'model'} --text FILE")
 
@@ -305,7 +353,7 @@ def _generate(how: GenerateOptions, prompt: str) -> None:
     _at_least(1, max_new_tokens=how.max_new_tokens)
     _at_least(0, temperature=how.temperature, thought_temperature=how.thought_temperature)
     if "" in how.stop:
-        raise ValueError("--stop must not be empty text, which every text begins with.")
+        raise ValueError("--stop must not be an empty string: every text starts with it.")
     model, tokenizer = _open(how.model)
     text = sys.stdin.read() if prompt == "-" else prompt
     ids = tokenizer(text, return_tensors="pt").to(model.base.device)
@@ -332,7 +380,11 @@ def _generate(how: GenerateOptions, prompt: str) -> None:
 
 
 def _after_prompt(streamer: Any) -> Any:
-    """A streamer that begins with what is new; transformers' `generate` sends the prompt first."""
+    """Return a streamer that prints the first tokens it gets.
+
+    transformers' `generate` sends the prompt first, which `TextStreamer` skips; `QuietLM.generate`
+    sends only new tokens.
+    """
     if streamer is not None:
         streamer.next_tokens_are_prompt = False
     return streamer
@@ -366,7 +418,7 @@ def _device() -> str:
 
 
 def _opened_to_train(how: TrainOptions) -> "tuple[QuietLM, PreTrainedTokenizerBase]":
-    """The base made to think, or a model that thinks already."""
+    """Return a new Quiet-STaR model around the base model, or open a trained one."""
     from transformers import AutoTokenizer
 
     from selftaught.models.embedded import embedded_model
@@ -377,8 +429,8 @@ def _opened_to_train(how: TrainOptions) -> "tuple[QuietLM, PreTrainedTokenizerBa
     if (Path(how.model) / SETTINGS).exists():
         if how.quiet or how.preset != "default":
             raise ValueError(
-                f"{how.model} thinks already, by the options in its {SETTINGS}; leave out --preset "
-                "and --quiet, or start from an ordinary model."
+                f"{how.model} is a trained Quiet-STaR model, whose options are in its {SETTINGS}. "
+                "Leave out --preset and --quiet, or start from a model without thoughts."
             )
         opened, tokenizer = open_quiet(Path(how.model), dtype="float32")
         return opened.to(_device()), tokenizer
@@ -386,7 +438,10 @@ def _opened_to_train(how: TrainOptions) -> "tuple[QuietLM, PreTrainedTokenizerBa
     try:
         config = preset(**how.quiet)
     except TypeError as error:
-        raise ValueError(f"Options of thinking were refused: {error}; see QuietConfig.") from None
+        raise ValueError(
+            f"QuietConfig refused the options of --quiet: {error}. Its fields are listed in "
+            "docs/methods/quiet.md."
+        ) from None
     name = str(embedded_model()) if how.model == "embedded" else how.model
     base = load_model(name, dtype="float32")
     tokenizer = AutoTokenizer.from_pretrained(name)
@@ -399,26 +454,32 @@ def _refuse_too_long(model: "QuietLM", tokens: int, what: str) -> None:
     needed = tokens + model.tokens_beside
     if tokens < 2 or (limit is not None and needed > limit):
         raise ValueError(
-            f"{tokens} tokens of text and what a thought adds are {needed}, and the model takes "
-            f"{limit}; a text has at least 2. Change {what}."
+            f"Expected at least 2 tokens of text, got {tokens}, and at most {limit} tokens with a "
+            f"thought (the model's limit), got {needed}. Change {what}."
         )
 
 
 def _at_least(least: int, **given: float) -> None:
-    """Refuse options below a number."""
+    """Raise ValueError for the first option whose value is below `least`."""
     for name, value in given.items():
         if value < least:
             raise ValueError(f"--{name} must be at least {least}; got {value:g}.")
 
 
 def texts_of(how: TextOptions) -> Iterator[str]:
-    """The texts that a command is given."""
+    """Yield the texts that the options of a command name.
+
+    Raises:
+        ValueError: `--text` is missing, or `--limit` is below 1.
+    """
     from selftaught.options import check_count
     from selftaught.quiet.spans import read_texts
 
     check_count("limit", how.limit)
     if not how.text:
-        raise ValueError("Expected --text: a file, a folder or a data set of the Hub.")
+        raise ValueError(
+            "--text is required: a file, a folder or a dataset on the Hugging Face Hub."
+        )
     return read_texts(
         how.text, column=how.column, split=how.split, subset=how.subset, limit=how.limit
     )
@@ -432,7 +493,7 @@ def _thinking(how: ThinkOptions) -> dict[str, Any]:
 
 
 def _stored(path: Path, measure: "Callable[[], Measured]") -> "Measured":
-    """What was measured before, or now."""
+    """Return the measurement stored in `path`, or measure now and store the result there."""
     from selftaught.quiet.evaluation import Measured
 
     if path.exists():
@@ -444,8 +505,8 @@ def _stored(path: Path, measure: "Callable[[], Measured]") -> "Measured":
 
 
 @contextmanager
-def _held(lock_folder: Any, out: Path, *, main: bool) -> Iterator[None]:
-    """Hold a run folder against another command; the first process does, of several."""
+def _locked(lock_folder: Any, out: Path, *, main: bool) -> Iterator[None]:
+    """Lock the run folder against other commands. Of several processes, only the main one does."""
     if not main:
         yield
         return
@@ -454,8 +515,8 @@ def _held(lock_folder: Any, out: Path, *, main: bool) -> Iterator[None]:
 
 
 @contextmanager
-def _reported(out: Path, bar: Bar, *, main: bool) -> Iterator[Any]:
-    """A watch that writes the run's status; of several processes, the main one's."""
+def _tracked(out: Path, bar: Bar, *, main: bool) -> Iterator[Any]:
+    """Yield a ProgressReporter. That of the main process writes the status file of the run."""
     from selftaught.runs.folder import ProgressReporter
     from selftaught.runs.status import tracked_status
 
@@ -474,7 +535,7 @@ def _remember(options: Any, path: Path) -> None:
 
 
 def _table(rows: "dict[str, Measured]") -> str:
-    lines = ["| | tokens | without | with | gain [95%] | hardest tenth | weight | thinking |",
+    lines = ["| | tokens | nats/token without thoughts | with thoughts | gain [95%] | gain, hardest tenth | weight | thinking |",
              "|---|---|---|---|---|---|---|---|"]  # fmt: skip
     for name, one in rows.items():
         lines.append(

@@ -1,10 +1,10 @@
-"""Pause tokens: Goyal et al. 2024 (arXiv:2310.02226), a baseline of Quiet-STaR.
+"""Pause tokens: Goyal et al. 2024 (arXiv:2310.02226), the natural baseline of Quiet-STaR.
 
-One new token with a learnable embedding gives the model more computation before it answers. The
-paper compares four variants, by where pauses are used: StdPT_StdFT (never), StdPT_PauseFT (only in
-fine-tuning), PausePT_StdFT (only in pre-training) and PausePT_PauseFT (both). `insert_pauses` makes
-text for pause-pretraining, `append_pauses` an example for pause-finetuning. Both return labels that
-exclude from the loss the positions where the next token is a pause.
+A new token with a learnable embedding gives the model more computation before it answers. The paper
+compares four variants by where the training data contain pauses: StdPT_StdFT (nowhere),
+StdPT_PauseFT (only in fine-tuning), PausePT_StdFT (only in pre-training) and PausePT_PauseFT
+(both). `insert_pauses` makes a text for pause-pretraining and `append_pauses` an example for
+pause-finetuning. Both return labels that ignore the loss where the next token is a pause.
 """
 
 import random
@@ -22,27 +22,27 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 IGNORED = -100
-"""Label of a token that is excluded from the loss, in torch and transformers."""
+"""The label of a token without loss, in torch and transformers."""
 PAUSE = "<|pause|>"
 PRETRAINING_SHARE = 0.1
-"""Number of pauses per token of text in pre-training: 10% of the sequence (Section 4.1)."""
+"""Pauses per token of text in pre-training: 10% of the sequence (Section 4.1)."""
 VARIANTS = {
     "StdPT_StdFT": (False, False),
     "StdPT_PauseFT": (False, True),
     "PausePT_StdFT": (True, False),
     "PausePT_PauseFT": (True, True),
 }
-"""Variants of the paper: (pauses in pre-training, pauses in fine-tuning)."""
+"""Variants of the paper: whether pre-training and fine-tuning use pauses."""
 
 
 def insert_pauses(
     ids: Sequence[int], pause: int, share: float, draw: random.Random
 ) -> tuple[list[int], list[int]]:
-    """Insert pauses at uniformly random positions of a text, and return its token ids and labels.
+    """Insert pauses into a text at uniformly random positions (Equation 1).
 
-    Labels are not shifted, as in transformers. Pause tokens have the label `IGNORED`, so the loss is
-    skipped where the next token is a pause; the token after a pause is predicted from the pause
-    (Equation 1). As in the paper, the text is then truncated to its original length.
+    As in the paper, the result is truncated to the original length. The label of a pause is
+    ignored, so there is no loss where the next token is a pause. The token after a pause is
+    predicted from the pause.
 
     Args:
         ids: token ids of the text.
@@ -51,16 +51,16 @@ def insert_pauses(
         draw: source of randomness.
 
     Returns:
-        Token ids and labels, both as long as `ids`.
+        Token ids and labels. Labels are not shifted, as transformers expects them.
     """
     count = round(share * len(ids))
-    # A position is the number of tokens before a pause. Every pause has a token after it to predict.
-    positions = sorted(draw.randrange(1, len(ids)) for _ in range(count)) if len(ids) > 1 else []
+    # A place is the number of tokens before the pause. Every pause has a token after it to predict.
+    places = sorted(draw.randrange(1, len(ids)) for _ in range(count)) if len(ids) > 1 else []
     mixed: list[int] = []
     done = 0
-    for position in positions:
-        mixed += [*ids[done:position], pause]
-        done = position
+    for place in places:
+        mixed += [*ids[done:place], pause]
+        done = place
     mixed = [*mixed, *ids[done:]][: len(ids)]
     return mixed, [IGNORED if one == pause else one for one in mixed]
 
@@ -68,27 +68,40 @@ def insert_pauses(
 def append_pauses(
     prefix: Sequence[int], target: Sequence[int], pause: int, count: int
 ) -> tuple[list[int], list[int]]:
-    """Return the token ids of prefix, `count` pauses and target, and the labels.
+    """Join prefix, pauses and target, with loss on the target only (Equation 3).
 
-    The loss is on the target only; its first token is predicted from the last pause (Equation 3).
+    The first token of the target is predicted from the last pause.
+
+    Args:
+        prefix: token ids of the prompt.
+        target: token ids of the completion.
+        pause: id of the pause token.
+        count: number of pauses.
+
+    Returns:
+        Token ids and labels. Labels are not shifted, as transformers expects them.
     """
     ids = [*prefix, *[pause] * count, *target]
     return ids, [IGNORED] * (len(prefix) + count) + list(target)
 
 
 def paused(style: PromptStyle, count: int, filler: str = PAUSE) -> PromptStyle:
-    """Return the style with `count` pauses after every question (pause-inference, Section 3.2).
+    """Return a prompt style with `count` pauses after every question.
 
-    Another filler, such as ".", is the paper's control: the same number of meaningless tokens, which the
-    model was not trained to use.
+    This is pause-inference (Section 3.2).
+
+    Args:
+        style: a prompt style that produces text.
+        count: number of pauses.
+        filler: text of one pause. Another text, such as ".", gives the control experiment of the
+            paper: the same number of meaningless tokens for a model that was not trained on them.
 
     Raises:
-        ValueError: the style is chat; its template adds text after the question.
+        ValueError: the style produces chat messages, where the chat template ends the question.
     """
     if style.as_messages:
         raise ValueError(
-            "Expected a prompt of plain text, because pauses follow the question; got chat messages. "
-            "Use --prompt few_shot or bare."
+            "Pause tokens need a prompt that is text, got chat messages. Use --prompt few_shot or bare."
         )
     return replace(
         style, name=f"{style.name}, {count} x {filler}", question=style.question + filler * count
@@ -96,43 +109,53 @@ def paused(style: PromptStyle, count: int, filler: str = PAUSE) -> PromptStyle:
 
 
 def with_pauses(examples: Sequence[Example], count: int) -> list[Example]:
-    """Return the examples for pause-finetuning: each prompt followed by `count` pauses.
+    """Return examples for pause-finetuning: each prompt followed by `count` pauses.
 
     Raises:
-        ValueError: a prompt is a list of chat messages.
+        ValueError: a prompt consists of chat messages.
     """
-    found = []
+    paused_examples = []
     for example in examples:
         if not isinstance(example.prompt, str):
             raise ValueError(
-                "Expected examples with plain-text prompts, because pauses follow the prompt; got chat "
-                "messages. Use --prompt few_shot or bare."
+                "Pause tokens need a prompt that is text, got a prompt of chat messages. Write the "
+                "prompts of the examples as strings."
             )
-        found.append(replace(example, prompt=example.prompt + PAUSE * count))
-    return found
+        paused_examples.append(replace(example, prompt=example.prompt + PAUSE * count))
+    return paused_examples
 
 
 def refuse_without_pause(model: str) -> None:
-    """Check that the pause token is in the vocabulary of a model's tokenizer.
+    """Raise an error if a model does not have the pause token.
+
+    Such a model would read the characters of the token instead.
 
     Raises:
-        ValueError: it is not; it would be split into ordinary tokens.
+        ValueError: the tokenizer does not have the token.
     """
     from transformers import AutoTokenizer
 
     check_model_name(model)
     if PAUSE not in AutoTokenizer.from_pretrained(model).get_vocab():
         raise ValueError(
-            f"Expected a model with {PAUSE} in its vocabulary, got {model}. Train one with `selftaught "
-            "pause train`, or give --pauses [0] or a --filler."
+            f"Expected a model with {PAUSE} in its vocabulary, got {model}. Train one with "
+            "`selftaught pause train`, or set --pauses 0 or --filler."
         )
 
 
 def add_pause_token(model: str, out: Path) -> Path:
-    """Copy a model into `out` with the pause token added to its vocabulary, and return `out`.
+    """Save a copy of a model whose vocabulary contains the pause token.
 
-    The embedding of the new token is the mean of all embeddings. A model that already has the token is
-    copied unchanged. `out` is written atomically; an existing copy of the same model is used again.
+    The embedding of the new token is initialized with the mean of all embeddings. A model that
+    already has the token is copied unchanged. The copy is written to a temporary folder and then
+    renamed, so `out` is never incomplete. An existing copy of the same model is kept.
+
+    Args:
+        model: Hugging Face model name or model folder.
+        out: folder for the copy.
+
+    Returns:
+        `out`.
     """
     origin, partial = out / "made_of.txt", out.with_name(out.name + ".partial")
     if origin.exists() and origin.read_text(encoding="utf-8") == model:
@@ -166,25 +189,23 @@ def pause_rows(
     share: float,
     seed: int,
 ) -> list[dict[str, list[int]]]:
-    """Return the rows for pause-pretraining: spans of the texts with pauses inserted.
+    """Return rows for pause-pretraining: spans of texts with pauses inserted, and their labels.
 
     Args:
-        texts: plain texts.
-        tokenizer: tokenizer whose vocabulary has the pause token.
-        length: number of tokens per span.
+        length: length of a span in tokens.
         share: number of pauses per token of text.
-        seed: random seed for the positions of the pauses.
+        seed: random seed for the positions of pauses.
 
     Returns:
-        One row per span, with `input_ids` and `labels`.
+        Rows with `input_ids` and `labels`.
 
     Raises:
-        ValueError: there is no text, or the tokenizer does not have the pause token.
+        ValueError: no text has two tokens, or the tokenizer does not have the pause token.
     """
     pause = tokenizer.convert_tokens_to_ids(PAUSE)
     if pause == tokenizer.unk_token_id or not isinstance(pause, int):
         raise ValueError(
-            f"Expected a tokenizer with {PAUSE} in its vocabulary; got one without it. Add it with "
+            f"Expected a tokenizer with {PAUSE} in its vocabulary, got one without. Add it with "
             "add_pause_token."
         )
     draw = random.Random(seed)
@@ -196,5 +217,7 @@ def pause_rows(
             if len(mixed) > 1:
                 rows.append({"input_ids": mixed, "labels": labels})
     if not rows:
-        raise ValueError("Expected texts of at least two tokens, got none.")
+        raise ValueError(
+            f"Expected texts of at least two tokens, got {len(texts)} texts, none of them as long."
+        )
     return rows

@@ -1,18 +1,20 @@
-"""Causal attention over a text and, for thoughts, over the text before a position and the thought
-itself, under one softmax.
+"""Attention for thoughts at many positions of a text at the same time.
 
-The model's own code runs unchanged: this attention comes in by transformers' `AttentionInterface`,
-what a token may see by its `AttentionMaskInterface`, as the model's own rule for each layer (causal,
-sliding window, chunks). What is computed is decided by the *pass* that travels through the model in
-place of a mask: `Reading` for the text, `Thinking` for thoughts.
+The code of the model runs unchanged. This attention is registered with transformers'
+`AttentionInterface`, and the mask with its `AttentionMaskInterface`, which passes the model's own
+mask rule of each layer (causal, sliding window, chunked). Instead of a mask tensor, the layers get
+a
+*pass* object that does the computation: `Reading` for the text, `Thinking` for thoughts.
 
-A thought token at position j sees the text up to j and the earlier tokens of its own thought. So its
-scores have two parts: many queries against the shared keys of the text (one matrix product), and
-every thought against itself (small products, no mask of positions by positions).
+A thought token at position j attends to the text up to j and to the earlier tokens of its own
+thought, under one softmax. Its scores have two parts: all queries against the shared keys of the
+text (one matrix product), and every thought against itself (small products). No mask of size
+positions x positions is needed.
 
 Shapes: B texts, T text tokens, R rows (one per text, thought and position), J positions per text,
-U new tokens of a row, S tokens of a row so far, P text tokens that are seen, H query heads, K
-key-value heads, G query heads per key-value head, Q queries of a group (G U), D head width.
+U new tokens of a row, S tokens of a row so far, P text tokens that rows can attend to, H query
+heads, K key-value heads, G query heads per key-value head, Q queries of a group (G U), D head
+width.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -28,17 +30,19 @@ from transformers.masking_utils import AttentionMaskInterface
 
 ATTENTION = "quiet_thoughts"
 HIDDEN = -30000.0
-"""Added to the score of what must not be seen; finite, so that a query may see no text at all."""
+"""Added to the scores of masked tokens. Finite, so that a query whose text is completely masked
+does not give NaN."""
 
 WITHOUT_EFFECT = ("position_ids", "cache_position", "cu_seq_lens_q", "cu_seq_lens_k")
-"""Tensors that layers pass to their attention and that this one does without."""
+"""Tensors that layers pass to their attention and that can be ignored here."""
 
 Rule = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
-"""The model's own rule (batch, head, query position, key position) -> seen, of a layer."""
+"""Mask rule of a layer: (batch, head, query position, key position) -> whether the query sees the
+key."""
 
 
 class Pass(Protocol):
-    """What the attention does in one forward pass of the model, begun by `under`."""
+    """Computes the attention of one forward pass of the model; see `under`."""
 
     def attend(
         self, layer: int, query: Tensor, key: Tensor, value: Tensor, rule: Rule, form: "Form"
@@ -47,12 +51,15 @@ class Pass(Protocol):
 
 @dataclass(frozen=True)
 class Form:
-    """What a layer does with its scores."""
+    """How a layer computes attention weights from scores."""
 
     scale: float
+    """Factor of the scores."""
     softcap: float | None = None
+    """Soft cap of the scores. None: no cap."""
     sink_H: Tensor | None = None
-    """A learned score per head that takes weight and gives nothing (gpt_oss)."""
+    """Attention sink: a learned score per head that takes part in the softmax but has no value
+    (gpt_oss). None: no sink."""
 
     @property
     def plain(self) -> bool:
@@ -71,20 +78,23 @@ def quiet_attention(
     s_aux: Tensor | None = None,
     **kwargs: object,
 ) -> tuple[Tensor, None]:
-    """The attention of every layer, as transformers calls it; the pass does the work.
+    """Attention function of every layer, with the signature of transformers' `AttentionInterface`.
+
+    The pass in `attention_mask` does the computation.
 
     Raises:
-        TypeError: a tensor that this attention does not use, such as a bias of positions.
+        TypeError: the layer passes a tensor that this attention does not support, such as a
+            position bias.
     """
     for name, given in kwargs.items():
         if isinstance(given, Tensor) and name not in WITHOUT_EFFECT:
-            raise TypeError(f"its attention is given {name!r}, which thoughts do not have")
+            raise TypeError(f"its attention uses {name!r}, which thoughts do not have")
     quiet_pass, rule = attention_mask.quiet_pass, attention_mask.rule
     layer = module.layer_idx
     assert isinstance(layer, int)
     scale = query_BHTD.shape[-1] ** -0.5 if scaling is None else scaling
     form = Form(scale, softcap, s_aux)
-    # Autocast leaves queries and keys in float32 after their rotation, and values short.
+    # Under autocast, queries and keys are float32 after the rotary embedding; values are 16-bit.
     query_BHTD, key_BKTD = query_BHTD.to(value_BKTD.dtype), key_BKTD.to(value_BKTD.dtype)
     out_BHTD = quiet_pass.attend(layer, query_BHTD, key_BKTD, value_BKTD, rule, form)
     return out_BHTD.transpose(1, 2).contiguous(), None
@@ -92,7 +102,11 @@ def quiet_attention(
 
 @dataclass(frozen=True)
 class Seen:
-    """What layers get for a mask: it reaches them in every model, and when a layer is computed again."""
+    """Passed to the layers instead of a mask tensor.
+
+    The mask argument reaches the layers in every model, also when gradient checkpointing recomputes
+    a layer.
+    """
 
     rule: Rule
     quiet_pass: Pass
@@ -102,13 +116,13 @@ _CURRENT: ContextVar[Pass] = ContextVar("quiet_pass")
 
 
 def _seen_by_rule(*args: object, mask_function: Rule, **kwargs: object) -> Seen:
-    """In place of a mask of fixed size: the rule itself, for any positions."""
+    """Mask function for `AttentionMaskInterface`: returns the rule instead of a mask tensor."""
     return Seen(mask_function, _CURRENT.get())
 
 
 @contextmanager
 def under(quiet_pass: Pass) -> Iterator[None]:
-    """Forward passes begun here are this pass."""
+    """Context manager: forward passes of the model use this pass."""
     token = _CURRENT.set(quiet_pass)
     try:
         yield
@@ -122,7 +136,7 @@ AttentionMaskInterface.register(ATTENTION, _seen_by_rule)  # type: ignore[arg-ty
 
 @contextmanager
 def thoughtful(model: PreTrainedModel) -> Iterator[None]:
-    """The model with this attention."""
+    """Context manager: the model uses `quiet_attention` instead of its own attention."""
     own = model.config._attn_implementation or "eager"
     model.set_attn_implementation(ATTENTION)
     try:
@@ -132,19 +146,21 @@ def thoughtful(model: PreTrainedModel) -> Iterator[None]:
 
 
 class UnsupportedModel(ValueError):
-    """A model for which thoughts at many positions cannot be computed at once."""
+    """Raised for a model whose thoughts at many positions cannot be computed in parallel."""
 
 
 def unsupported(base: PreTrainedModel, why: str) -> UnsupportedModel:
-    """The error that refuses a model, with the reason and what to use instead."""
+    """Return the error for an unsupported model, with the reason and what to use instead."""
     return UnsupportedModel(
-        f"{type(base).__name__} cannot think at many positions at once: {why}. Use a model whose layers are all "
-        "attention through transformers' AttentionInterface, such as Llama, Mistral, Qwen or Gemma 3."
+        f"{type(base).__name__} cannot think at many positions in parallel: {why}. Use a "
+        "model whose layers all use attention through transformers' AttentionInterface, such as "
+        "Llama, Mistral, Qwen or Gemma 3."
     )
 
 
 def decoder_layers(base: PreTrainedModel) -> tuple[str, Sequence[nn.Module]]:
-    """The stack of the model's layers and its name in the model; empty where there is none."""
+    """Return the name of the module list with the decoder layers, and the layers; empty if not
+    found."""
     count = base.config.get_text_config().num_hidden_layers
     stacks = [
         (name, module) for name, module in base.named_modules()
@@ -156,7 +172,7 @@ def decoder_layers(base: PreTrainedModel) -> tuple[str, Sequence[nn.Module]]:
 
 
 def layer_name(base: PreTrainedModel, number: int) -> str:
-    """A layer by number, with its class, its parts and its name in the model."""
+    """Return a description of a layer: its number, class, submodules and name in the model."""
     name, layers = decoder_layers(base)
     if number >= len(layers):
         return f"layer {number} ({type(base).__name__})"
@@ -165,44 +181,49 @@ def layer_name(base: PreTrainedModel, number: int) -> str:
 
 
 def _seen(rule: Rule, query_position: Tensor, key_position: Tensor) -> Tensor:
-    """The rule on two tensors of positions that broadcast."""
+    """Apply a mask rule to two tensors of positions that can be broadcast."""
     zero = torch.zeros((), dtype=torch.long, device=query_position.device)
     return rule(zero, zero, query_position, key_position)
 
 
 @dataclass
 class Gradients:
-    """What thoughts owe the keys and values of the text; sent back through the reading pass once."""
+    """Gradients of the thoughts' losses with respect to the keys and values of the text, per layer.
+
+    They are summed over chunks, and added once in the backward pass of the reading pass.
+    """
 
     key_BKTD: list[Tensor | None]
     value_BKTD: list[Tensor | None]
     scale: Tensor | float = 1.0
+    """Gradient of the final loss with respect to the sum of the chunks' losses."""
 
 
 class _Inject(torch.autograd.Function):
-    """The tensor itself; its gradient is increased by what `owed` holds by then."""
+    """Identity in forward. Backward adds the gradient that is stored in `gradients` at that
+    time."""
 
     @staticmethod
     def forward(ctx: Any, tensor: Tensor, gradients: Gradients, name: str, layer: int) -> Tensor:
-        ctx.owed = (gradients, name, layer)
+        ctx.source = (gradients, name, layer)
         return tensor.view_as(tensor)
 
     @staticmethod
     def backward(ctx: Any, *outputs: Tensor) -> tuple[Tensor, None, None, None]:
-        gradients, name, layer = ctx.owed
-        owed = getattr(gradients, name)[layer]
+        gradients, name, layer = ctx.source
+        extra = getattr(gradients, name)[layer]
         (output,) = outputs
-        return output if owed is None else output + gradients.scale * owed, None, None, None
+        return output if extra is None else output + gradients.scale * extra, None, None, None
 
 
 @dataclass
 class Reading:
-    """The pass over the text; keeps the keys and values of every layer."""
+    """The pass over the text. Stores the keys and values of every layer."""
 
     real_BT: Tensor | None
-    """Which tokens are text and not padding, where that is not simply the first ones."""
+    """Which tokens are text and not padding. None: there is no padding before a text token."""
     keep: bool = False
-    """Whether the text of later passes follows that of earlier ones."""
+    """Whether later passes continue the text of earlier ones, as with a key-value cache."""
     key_BKTD: dict[int, Tensor] = field(default_factory=dict)
     value_BKTD: dict[int, Tensor] = field(default_factory=dict)
     gradients: Gradients | None = None
@@ -239,29 +260,30 @@ class Reading:
         return out[0].reshape(rows, heads, new, -1)
 
     def _seen_by(self, rule: Rule, new: int, stored: int, device: torch.device) -> Tensor:
-        """Which of the stored tokens each new one sees: [1 or B, 1, new, stored]."""
+        """Return which stored tokens each new token attends to: [1 or B, 1, new, stored]."""
         at_T = torch.arange(stored, device=device)
         seen = _seen(rule, at_T[-new:, None], at_T[None])[None, None]
         if self.real_BT is None:
             return seen
-        # A padding token sees itself: a softmax over nothing would not be a number.
+        # A padding token attends to itself, because a softmax over no tokens would give NaN.
         return (seen & self.real_BT[:, None, None]) | (at_T[-new:, None] == at_T)
 
 
 @dataclass
 class Thinking:
-    """The pass over thoughts: rows of new tokens, each after a text up to a position."""
+    """The pass over thoughts. Each row continues a text after one of its positions."""
 
     key_BKTD: list[Tensor]
     value_BKTD: list[Tensor]
     real_BT: Tensor | None
     position_BJ: Tensor
-    """The text position of each row, `[1, J]` where texts have the same ones."""
+    """Text position of each row. `[1, J]` if all texts have the same positions."""
     shown: int
-    """One more than the last position."""
+    """Number of text tokens that any row can attend to: the last position plus 1."""
     thoughts: int
+    """Number of thoughts per position."""
     stored: int = 0
-    """Tokens the rows have from earlier passes."""
+    """Number of tokens of each row from earlier passes."""
     own_key_RKSD: dict[int, Tensor] = field(default_factory=dict)
     own_value_RKSD: dict[int, Tensor] = field(default_factory=dict)
     keep: bool = False
@@ -269,7 +291,7 @@ class Thinking:
     _biases: dict[Rule, tuple[Tensor, Tensor]] = field(default_factory=dict)
 
     def next(self, new: int) -> None:
-        """Count the tokens of the pass that ended."""
+        """Add the tokens of the last pass to the count of stored tokens."""
         self.stored += new
         self._biases.clear()
 
@@ -303,7 +325,10 @@ class Thinking:
         return out.reshape(rows, heads, new, -1)
 
     def _bias(self, rule: Rule, query: Tensor, per_group: int, texts: int) -> tuple[Tensor, Tensor]:
-        """What hides tokens: of the text [1 or B, 1, NJQ, P], of the own thought [1 or R, 1, Q, S]."""
+        """Return the additive masks for the text and for the own thought.
+
+        Their shapes are [1 or B, 1, NJQ, P] and [1 or R, 1, Q, S].
+        """
         if rule not in self._biases:
             new = query.shape[2]
             new_U = torch.arange(self.stored, self.stored + new, device=query.device)
@@ -334,10 +359,13 @@ class Thinking:
 def _joint(
     parts: list[tuple[Tensor, Tensor, Tensor, Tensor]], form: Form, new: int
 ) -> list[Tensor]:
-    """Attention over several parts (query, key, value, bias) under one softmax, written out.
+    """Compute attention over several parts (query, key, value, bias) under one softmax.
 
-    Parts have the same queries, those of the first ordered by text and those of the others by row;
-    each part's share of the output is returned in its own order.
+    All parts have the same queries. Those of the first part are ordered by text and those of the
+    others by row.
+
+    Returns:
+        The contribution of each part to the output, in the order of its queries.
     """
     scores = []
     for query, key, _, bias in parts:
@@ -363,7 +391,7 @@ def _joint(
 
 
 def _by_row(total_BKX: Tensor, like_RKQ: Tensor) -> Tensor:
-    """From texts with all their queries to rows."""
+    """Reorder values per query from texts (B, with all their queries X) to rows (R)."""
     texts, groups = total_BKX.shape[:2]
     rows, queries = like_RKQ.shape[0], like_RKQ.shape[2]
     return (
@@ -374,18 +402,18 @@ def _by_row(total_BKX: Tensor, like_RKQ: Tensor) -> Tensor:
 
 
 def _by_text(total_RKQ: Tensor, shape: torch.Size) -> Tensor:
-    """From rows to texts with all their queries."""
+    """Reorder values per query from rows to texts; the inverse of `_by_row`."""
     rows, groups, queries = total_RKQ.shape
     texts = shape[0]
     return total_RKQ.view(texts, rows // texts, groups, queries).transpose(1, 2).reshape(shape)
 
 
 class _TwoPart(torch.autograd.Function):
-    """Both parts by the CPU's flash kernel.
+    """Attention over the text and the own thought with PyTorch's CPU flash attention kernel.
 
-    The kernel gives the log of its sum of weights, by which the parts are joined. Backwards it
-    recomputes its weights from that log; given the joint one, and the joint output, it returns
-    each part's exact gradients.
+    The kernel returns the log-sum-exp of the scores, with which the outputs of the two parts are
+    combined. The backward kernel recomputes the attention weights from the log-sum-exp. With the
+    combined log-sum-exp and the combined output, it returns the exact gradients of each part.
     """
 
     @staticmethod
@@ -401,10 +429,10 @@ class _TwoPart(torch.autograd.Function):
         scale: float,
     ) -> Tensor:
         texts = len(prefix_key)
-        query_BKXD = _turn(query_RKQD, texts)
+        query_BKXD = _vectors_by_text(query_RKQD, texts)
         prefix_out, prefix_total = _flash(query_BKXD, prefix_key, prefix_value, prefix_bias, scale)
         own_out, own_total = _flash(query_RKQD, key, value, own_bias, scale)
-        prefix_out = _turn_back(prefix_out, query_RKQD)
+        prefix_out = _vectors_by_row(prefix_out, query_RKQD)
         prefix_total = _by_row(prefix_total, own_total)
         share = torch.sigmoid(prefix_total - own_total)[..., None].to(own_out.dtype)
         out = torch.lerp(own_out, prefix_out, share)
@@ -424,27 +452,27 @@ class _TwoPart(torch.autograd.Function):
         grad, texts = grad.contiguous(), len(prefix_key)
         x_shape = torch.Size((texts, key.shape[1], query.shape[0] // texts * query.shape[2]))
         prefix_query, prefix_key_grad, prefix_value_grad = _flash_backward(
-            _turn(grad, texts), _turn(query, texts), prefix_key, prefix_value, _turn(out, texts),
+            _vectors_by_text(grad, texts), _vectors_by_text(query, texts), prefix_key, prefix_value, _vectors_by_text(out, texts),
             _by_text(total, x_shape), prefix_bias, ctx.scale,
         )  # fmt: skip
         query_grad, key_grad, value_grad = _flash_backward(
             grad, query, key, value, out, total, own_bias, ctx.scale
         )
-        query_grad = query_grad + _turn_back(prefix_query, query)
+        query_grad = query_grad + _vectors_by_row(prefix_query, query)
         return (
             query_grad, prefix_key_grad, prefix_value_grad, key_grad, value_grad, None, None, None
         )  # fmt: skip
 
 
-def _turn(tensor_RKQD: Tensor, texts: int) -> Tensor:
-    """From rows to texts with all their queries."""
+def _vectors_by_text(tensor_RKQD: Tensor, texts: int) -> Tensor:
+    """Reorder vectors per query from rows to texts with all their queries."""
     rows, groups, queries, width = tensor_RKQD.shape
     by_text = tensor_RKQD.view(texts, rows // texts, groups, queries, width).transpose(1, 2)
     return by_text.reshape(texts, groups, -1, width)
 
 
-def _turn_back(tensor_BKXD: Tensor, like_RKQD: Tensor) -> Tensor:
-    """From texts with all their queries to rows."""
+def _vectors_by_row(tensor_BKXD: Tensor, like_RKQD: Tensor) -> Tensor:
+    """Reorder vectors per query from texts to rows; the inverse of `_vectors_by_text`."""
     texts, groups = tensor_BKXD.shape[:2]
     rows, _, queries, width = like_RKQD.shape
     by_row = tensor_BKXD.view(texts, groups, rows // texts, queries, width).transpose(1, 2)

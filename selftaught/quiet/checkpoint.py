@@ -1,8 +1,8 @@
-"""A model that thinks, made of a base and a tokenizer, saved as one folder and opened again.
+"""Create, save and load Quiet-STaR models.
 
-The folder is an ordinary Hugging Face folder of the base, which any program can load, with two more
-files: `quiet.json` (settings, tokens, a hash of the base) and `mixing.safetensors` (the heads, and how
-far the marks around a thought have moved from the base's embeddings of them).
+A saved model is a regular Hugging Face model folder of the base model with two more files:
+`quiet.json` (settings, token ids and a hash of the base weights) and `mixing.safetensors` (the
+mixing head, the gate, and the offsets of the embeddings of the start and end tokens).
 """
 
 import hashlib
@@ -31,23 +31,33 @@ SETTINGS, MIXING = "quiet.json", "mixing.safetensors"
 def make_quiet(
     base: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, config: QuietConfig
 ) -> QuietLM:
-    """A base model that thinks: its tokenizer and its embeddings get the tokens around a thought.
+    """Make a Quiet-STaR model from a base model.
 
-    Their embeddings start as that of `config.initial_text` (Section 4.2 of Zelikman et al. 2024,
-    arXiv:2403.09629, with "---").
+    Adds the start and end tokens of a thought to the tokenizer and to the embeddings, in place.
+    Their embeddings are initialized with that of the first token of `config.initial_text` (Section
+    4.2 of Zelikman et al. 2024, arXiv:2403.09629, uses "---").
+
+    Args:
+        base: a causal language model. Its embeddings are changed.
+        tokenizer: its tokenizer. The two tokens are added to it.
+        config: options of Quiet-STaR.
 
     Raises:
-        ValueError: the tokenizer already has one of the tokens.
+        ValueError: the tokenizer already has one of the tokens, or `initial_text` has no token.
+        UnsupportedModel: thoughts cannot be computed in parallel with this model; names the layer.
     """
     names = [config.start_token, config.end_token]
     if taken := [name for name in names if name in tokenizer.get_vocab()]:
         raise ValueError(
-            f"Expected a tokenizer without {' and '.join(taken)}, got one with; open a saved model "
-            "with open_quiet(folder), or choose other names (start_token, end_token)."
+            f"Expected a tokenizer without {' and '.join(taken)}, got one that has it. Open a "
+            "saved model with open_quiet(folder), or choose other names (start_token, end_token)."
         )
     first = tokenizer(config.initial_text, add_special_tokens=False).input_ids[:1]
     if not first:
-        raise ValueError(f"initial_text must have a token; got {config.initial_text!r}.")
+        raise ValueError(
+            "initial_text must have at least one token; got "
+            f"{config.initial_text!r}, which has none."
+        )
     check_attention(base)
     tokenizer.add_tokens(names, special_tokens=True)
     if len(tokenizer) > len(input_matrix(base).weight):
@@ -60,46 +70,51 @@ def make_quiet(
 
 
 def save_quiet(model: QuietLM, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
-    """Write the base, the tokenizer, the heads with the marks, and the settings into one folder."""
+    """Save the base model, the tokenizer, the heads and the settings into one folder."""
     model.base.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     save_file(model.heads(), folder / MIXING)
-    told = {
+    settings = {
         "config": asdict(model.quiet_config),
         "start": model.marks.start,
         "end": model.marks.end,
         "never": model.marks.never,
         "base": fingerprint(model.base),
     }
-    (folder / SETTINGS).write_text(json.dumps(told, indent=2) + "\n", encoding="utf-8")
+    (folder / SETTINGS).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
 
 
 def open_quiet(folder: Path, dtype: str = "auto") -> tuple[QuietLM, PreTrainedTokenizerBase]:
-    """A saved model and its tokenizer.
+    """Load a saved Quiet-STaR model and its tokenizer.
+
+    Args:
+        folder: a folder written by `save_quiet`.
+        dtype: data type of the weights. "auto" keeps that of the files.
 
     Raises:
-        ValueError: the folder was not written by `save_quiet`, or its base is another one by now.
+        ValueError: the folder was not written by `save_quiet`, or its base weights have changed
+        since.
     """
     if not (folder / SETTINGS).exists():
         raise ValueError(
-            f"Expected a folder with {SETTINGS}, got {folder} without; make a model that thinks "
-            "of an ordinary one with make_quiet."
+            f"Expected a folder with {SETTINGS}, got {folder} without it. Make a Quiet-STaR model "
+            "from a base model with `selftaught quiet train` or make_quiet."
         )
-    told = _settings(folder / SETTINGS)
+    settings = _settings(folder / SETTINGS)
     read_header(folder / MIXING)
     check_weights(str(folder))
     tokenizer = AutoTokenizer.from_pretrained(folder)
     base = load_model(folder, dtype=dtype)
-    if dtype == "auto" and (found := fingerprint(base)) != told["base"]:
+    if dtype == "auto" and (found := fingerprint(base)) != settings["base"]:
         raise ValueError(
-            f"The mixing head in {folder} was trained with another base (weights {told['base']}, "
-            f"found {found}); take both from the same run."
+            f"The mixing head in {folder} was trained with another base model: expected weights "
+            f"with the hash {settings['base']}, got {found}. Take all files from the same run."
         )
     model = QuietLM(
         base,
-        told["config"],
-        start=told["start"],
-        end=told["end"],
+        settings["config"],
+        start=settings["start"],
+        end=settings["end"],
         pad=_pad(tokenizer),
     )
     model.load_heads(load_file(folder / MIXING))
@@ -107,14 +122,15 @@ def open_quiet(folder: Path, dtype: str = "auto") -> tuple[QuietLM, PreTrainedTo
 
 
 def _settings(path: Path) -> dict[str, Any]:
-    """What `save_quiet` wrote, with `config` as a `QuietConfig`."""
+    """Return the settings that `save_quiet` wrote, with `config` as a `QuietConfig`."""
     try:
-        told = json.loads(path.read_text(encoding="utf-8"))
-        needed = {name: told[name] for name in ("config", "start", "end", "base")}
+        settings = json.loads(path.read_text(encoding="utf-8"))
+        needed = {name: settings[name] for name in ("config", "start", "end", "base")}
         return needed | {"config": QuietConfig(**needed["config"])}
     except (ValueError, TypeError, KeyError) as error:
         raise ValueError(
-            f"{path} is not what save_quiet writes ({error!r}); take the whole folder from its run."
+            f"{path} is not a settings file that save_quiet writes ({error!r}). Copy the whole "
+            "model folder from its run again."
         ) from error
 
 
@@ -129,7 +145,7 @@ def _pad(tokenizer: PreTrainedTokenizerBase) -> int | None:
 
 
 def fingerprint(base: PreTrainedModel) -> str:
-    """A hash of the weights, those of an adapter left out."""
+    """Return a hash of the weights of a model, without those of a LoRA adapter."""
     digest = hashlib.sha256()
     for name, weight in sorted(base.state_dict().items()):
         if "lora_" in name:

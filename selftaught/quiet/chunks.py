@@ -1,4 +1,8 @@
-"""How many positions may think at the same time within a number of bytes."""
+"""Chunks of positions: their size for a memory limit, and the loss summed over them.
+
+Each chunk's gradients are computed in the forward pass, so that only one chunk's autograd graph is
+in memory at a time.
+"""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -13,10 +17,15 @@ from selftaught.quiet.thoughts import Prefix, decoder, output_matrix
 
 
 def bytes_per_row(base: PreTrainedModel, tokens: int, predicted: int) -> int:
-    """About what one thought keeps for its gradient.
+    """Estimate the activation memory in bytes that one thought needs for its gradient.
 
-    What goes into and comes out of every linear layer, for each of its tokens; and three times the
-    float32 logits of those from which something is predicted.
+    Counts the inputs and outputs of every linear layer for each token, and three times the float32
+    logits of the tokens from which something is predicted.
+
+    Args:
+        base: the base model.
+        tokens: number of tokens of a thought, with the start token, end token and lookahead.
+        predicted: number of tokens whose logits are computed.
     """
     width = sum(
         module.weight.shape[0] + module.weight.shape[1]
@@ -31,22 +40,29 @@ def bytes_per_row(base: PreTrainedModel, tokens: int, predicted: int) -> int:
 
 
 def positions_within(budget: int, rows_per_position: int, row: int) -> int:
-    """How many positions fit.
+    """Return the number of positions that fit into a memory limit.
+
+    Args:
+        budget: memory limit in bytes.
+        rows_per_position: number of thoughts per position, over all texts of the batch.
+        row: memory of one thought in bytes; see `bytes_per_row`.
 
     Raises:
-        ValueError: not even one; says how much it needs.
+        ValueError: one position does not fit. The message names the memory that it needs.
     """
     fit = budget // (rows_per_position * row)
     if fit < 1:
         needed = -(-rows_per_position * row // 2**20)
         raise ValueError(
-            f"chunk_megabytes={budget // 2**20} is too little for one position; the smallest that "
-            f"works here is {needed}. Or take shorter or fewer thoughts, or fewer texts at a time."
+            f"chunk_megabytes={budget // 2**20} is too small for one position; the smallest value "
+            f"that works here is {needed}. Increase it, or reduce thought_tokens, thoughts or the "
+            "batch size."
         )
     return fit
 
 
 Learn = Callable[[slice, Prefix, Tensor], Tensor]
+"""Loss of a chunk: (positions, text, log-probabilities without thoughts `[B, T]`) -> scalar."""
 
 
 def in_chunks(
@@ -57,7 +73,19 @@ def in_chunks(
     gradients: Gradients | None,
     parameters: list[nn.Parameter],
 ) -> Tensor:
-    """The sum of all chunks' losses; each chunk's graph is gone before the next one's begins."""
+    """Return the sum of the losses of all chunks.
+
+    The autograd graph of a chunk is freed before the next chunk is computed.
+
+    Args:
+        learn: computes the loss of a chunk.
+        chunks: the positions of each chunk.
+        prefix: the text.
+        without_BT: log-probabilities without thoughts.
+        gradients: receives the gradients for the keys and values of the text. None: no gradients
+            are needed, and the losses are only summed.
+        parameters: parameters that may get a gradient.
+    """
     if gradients is None:
         return torch.stack([learn(chunk, prefix, without_BT) for chunk in chunks]).sum()
     learning = [parameter for parameter in parameters if parameter.requires_grad]
@@ -67,7 +95,7 @@ def in_chunks(
 
 
 class Chunks(torch.autograd.Function):
-    """Forwards, also computes the gradients, chunk by chunk; backwards, only scales them."""
+    """Computes the loss and its gradients chunk by chunk in forward; backward only scales them."""
 
     @staticmethod
     def forward(
@@ -95,7 +123,8 @@ class Chunks(torch.autograd.Function):
                 loss = learn(chunk, seen, without)
                 got = torch.autograd.grad(loss, inputs, allow_unused=True)
             total += loss.detach()
-            # A first gradient may share memory with others; a sum is ours.
+            # `grad` may return a tensor that shares memory with others, so the first gradient must
+            # not be changed in place. A sum is a new tensor and may be.
             for at, new in enumerate(got):
                 old = sums[at]
                 if old is None or new is None:
@@ -103,7 +132,7 @@ class Chunks(torch.autograd.Function):
                 else:
                     sums[at] = torch.add(old, new, out=old if ours[at] else None)
                     ours[at] = True
-            del loss, got, old, new  # or they would live through the next chunk
+            del loss, got, old, new  # otherwise they stay in memory during the next chunk
         layers = len(keys)
         gradients.key_BKTD = sums[2 : 2 + layers]
         gradients.value_BKTD = sums[2 + layers : 2 + 2 * layers]

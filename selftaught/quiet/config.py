@@ -4,75 +4,91 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 HEAD_TOKENS = 512
-"""Text tokens whose logits exist at the same time."""
+"""Maximum number of text tokens whose logits are in memory at the same time."""
 
 
 SAMPLED_AT_ONCE = 4
-"""Chunks whose thoughts are drawn at the same time, which needs less memory than learning from one."""
+"""Number of chunks whose thoughts are sampled together. Sampling stores no autograd graph, so it
+needs less memory per position than the loss."""
 
 
 @dataclass(frozen=True)
 class QuietConfig:
-    """What the paper varies; `paper()` and `authors_code()` hold the two published settings.
+    """Options of Quiet-STaR (Zelikman et al. 2024, arXiv:2403.09629).
 
-    The defaults are what learned in `recipes/quiet_scratchpad.py`, on a small model at a rate of 2e-4,
-    where the published weight of REINFORCE drowned everything else.
+    `paper()` and `authors_code()` return the two published settings. The defaults come from
+    `recipes/quiet_scratchpad.py`: they train a small model at a learning rate of 2e-4, where the
+    published REINFORCE weight dominates all other loss terms.
     """
 
     thought_tokens: int = 12
-    """Sampled tokens of a thought, start and end not counted: 12 in the main run of the paper."""
+    """Number of sampled tokens per thought, without the start and end tokens. 12 in the main run of
+    the paper."""
     lookahead: int = 4
-    """True tokens predicted after a thought: 4 (quiet-star-train.py)."""
+    """Number of true tokens predicted after a thought. 4 in quiet-star-train.py."""
     thoughts: int = 2
-    """Thoughts per position: 2 (quiet-star-train.py, n_passes)."""
+    """Number of thoughts sampled per position. 2 in quiet-star-train.py (`n_passes`)."""
     start_token: str = "<|startofthought|>"
+    """Token added to the vocabulary that starts a thought."""
     end_token: str = "<|endofthought|>"
+    """Token added to the vocabulary that ends a thought."""
     initial_text: str = "---"
-    """The new tokens' embeddings start as this text's first token (Section 4.2)."""
+    """Text whose first token initializes the embeddings of the start and end tokens (Section
+    4.2)."""
     embedding_scale: float = 10.0
-    """Factor of the parameter that is added to the two new embeddings: their gradient is so many
-    times as large, and Adam, which ignores the size of gradients, moves them so many times as fast.
-    100 in Appendix A and, done this way, in the authors' code."""
+    """Factor by which the learned offset of the start and end embeddings is multiplied. It scales
+    their gradient and, because Adam ignores the size of gradients, their update by this factor. 100
+    in Appendix A and in the authors' code, which implements it in the same way."""
     mix: Literal["log_probs", "hidden"] = "hidden"
-    """What is mixed: hidden states (the authors' code) or log-probabilities (Algorithm 1)."""
+    """What the mixing head interpolates: "hidden" states (the authors' code) or "log_probs"
+    (Algorithm 1)."""
     mixing_range: Literal["unit", "free"] = "unit"
-    """Of the weight of a thought: 0 to 1, or anything (the authors' code). A mixture of
-    log-probabilities needs the first: it is not normalised, so outside its loss has no lower bound."""
+    """Range of the mixing weight of a thought: "unit" (0 to 1) or "free" (any number, the authors'
+    code). `mix="log_probs"` requires "unit": that mixture is not normalized, so its loss has no
+    lower bound for weights outside 0 to 1."""
     head_rate: float = 10.0
-    """Learning rate of the mixing head, and of the gate, in multiples of the rest's; 1 in both
+    """Learning rate of the mixing head and of the gate, as a multiple of `learning_rate`. 1 in both
     published settings."""
     baseline: Literal["log_mean", "mean_log"] = "log_mean"
-    """What a thought is compared with; see `losses.rewards`."""
+    """Baseline of the advantage in REINFORCE: "log_mean" (log of the mean probability over the
+    thoughts of a position, Algorithm 1) or "mean_log" (mean of the log-probabilities, the authors'
+    code). See `losses.rewards`."""
     temperature: float = 1.0
-    """Thoughts are drawn at this temperature in training: 1."""
+    """Sampling temperature of thoughts in training. 1 in the paper."""
     reinforce_temperature: float = 1.0
-    """Their log-probabilities are taken at this one for REINFORCE: 3 in Appendix A, at 1 it is the
-    gradient of what was drawn."""
+    """Temperature of the log-probabilities of thought tokens in REINFORCE. 3 in Appendix A. With 1,
+    the gradient is that of the distribution the thoughts were sampled from."""
     reinforce_weight: float = 0.1
-    """Weight of REINFORCE: 1e6 in quiet-star-train.py (policy_loss_beta), for a rate of 1e-6."""
+    """Weight of the REINFORCE loss. 1e6 in quiet-star-train.py (`policy_loss_beta`), at a learning
+    rate of 1e-6. 0 disables REINFORCE."""
     reinforce_reduction: Literal["sum", "mean"] = "sum"
-    """Over a thought's tokens: its whole log-probability (Algorithm 1) or their mean (the code)."""
+    """Reduction over the tokens of a thought: "sum" (the log-probability of the whole thought,
+    Algorithm 1) or "mean" (the authors' code)."""
     nll_weight: float = 1.0
-    """Weight of the loss after thoughts: 1 (Algorithm 1); 0.5 in the code."""
+    """Weight of the next-token loss with thoughts. 1 in Algorithm 1, 0.5 in the authors' code."""
     base_nll_weight: float = 0.0
-    """Weight of the loss without thoughts: none in Algorithm 1; 0.5 in the code."""
+    """Weight of the next-token loss without thoughts. 0 in Algorithm 1, 0.5 in the authors'
+    code."""
     last_position_learns: bool = True
-    """Whether REINFORCE uses the last position with a whole lookahead; the code leaves it out."""
+    """Apply REINFORCE to the last position that has a complete lookahead, too. The authors' code
+    leaves it out."""
     drop_zero_losses: bool = False
-    """Whether tokens whose loss is exactly 0 are left out of the means of both losses, as in the
-    authors' code (which marks padding that way); costs a pass without gradients."""
+    """Leave tokens whose loss is exactly 0 out of the means of both losses, as the authors' code
+    does (it sets the loss of padding to 0). Costs one more forward pass without gradients."""
     positions: Literal["all", "uniform", "entropy"] = "all"
-    """Which positions think: all (the paper), or a share of them, drawn uniformly or by the entropy
-    of the prediction without a thought; each then counts for as many as it stands for."""
+    """Positions at which the model thinks in training: "all" (the paper), or a random share of
+    them, sampled uniformly ("uniform") or by the entropy of the prediction without a thought
+    ("entropy"). Sampled positions are weighted by the inverse of their sampling probability."""
     positions_share: float = 0.25
-    """Share of positions that think, where not all do."""
+    """Share of positions that think, in (0, 1]. Used unless `positions` is "all"."""
     gate_weight: float = 0.0
-    """Weight of the gate's loss, which learns from the state before a thought what the thought will
-    gain (ours); nothing else learns from it. 0: no gate."""
+    """Weight of the loss of the gate, which predicts the gain of a thought from the hidden state
+    before it (not in the paper). The gate's loss trains only the gate. 0 means no gate."""
     positions_per_chunk: int | None = None
-    """Positions that think at the same time; decides memory, not results. By default what fits."""
+    """Number of positions that are processed at the same time. Changes the memory needed, not the
+    results. Default: as many as fit into `chunk_megabytes`."""
     chunk_megabytes: int = 384
-    """Memory for one chunk, where its size is not given."""
+    """Memory for one chunk of positions in MiB. Used unless `positions_per_chunk` is set."""
 
     def __post_init__(self) -> None:
         for name, allowed in (
@@ -83,8 +99,8 @@ class QuietConfig:
             ("positions", ("all", "uniform", "entropy")),
         ):
             if getattr(self, name) not in allowed:
-                told = " or ".join(map(repr, allowed))
-                raise ValueError(f"{name} must be {told}; got {getattr(self, name)!r}.")
+                choices = " or ".join(map(repr, allowed))
+                raise ValueError(f"{name} must be {choices}; got {getattr(self, name)!r}.")
         for name, least in (
             ("thought_tokens", 0),
             ("lookahead", 1),
@@ -105,37 +121,44 @@ class QuietConfig:
                 raise ValueError(f"{name} must be positive; got {given:g}.")
         if self.mix == "log_probs" and self.mixing_range == "free":
             raise ValueError(
-                "A mixture of log-probabilities needs mixing_range 'unit', got 'free': it is not normalised, so "
-                "with weights below 0 or above 1 its loss falls without end and means nothing."
+                "mix='log_probs' needs mixing_range 'unit', got 'free': this mixture is not "
+                "normalized, so its loss has no lower bound for weights below 0 or above 1. Set "
+                "mixing_range='unit' or mix='hidden'."
             )
         if not 0 < self.positions_share <= 1:
             raise ValueError(f"positions_share must be in (0, 1]; got {self.positions_share}.")
 
     @property
     def without_reinforcement(self) -> str | None:
-        """Why REINFORCE has nothing to learn from although it has a weight, and what to change.
+        """Why every REINFORCE advantage is 0 with these settings, and what to change.
 
-        None where it has: an advantage compares thoughts of one position with each other.
+        None if advantages can differ from 0 or if REINFORCE is disabled. An advantage compares the
+        thoughts of one position with each other.
         """
         if self.reinforce_weight == 0 or self.thought_tokens == 0:
             return None
         change = "or set reinforce_weight=0 to train without REINFORCE."
         if self.thoughts == 1 and self.baseline == "log_mean":
             return (
-                "With thoughts=1 the baseline 'log_mean' is the thought itself, so every advantage is 0 and "
-                f"no thought is reinforced. Set thoughts=2, or baseline='mean_log', {change}"
+                "With thoughts=1 the baseline 'log_mean' equals the log-probability of the only "
+                "thought, so every advantage is 0 and no thought is reinforced. "
+                f"Set thoughts=2, or baseline='mean_log', {change}"
             )
         if self.thoughts > 1 and self.temperature == 0:
             return (
-                f"At temperature=0 the {self.thoughts} thoughts of a position are the same, so every "
-                f"advantage is 0 and no thought is reinforced. Set temperature=1, {change}"
+                f"At temperature=0 the {self.thoughts} thoughts of a position are identical, so "
+                f"every advantage is 0 and no thought is reinforced. Set temperature=1, {change}"
             )
         return None
 
     @classmethod
     def paper(cls, **changes: Any) -> "QuietConfig":
-        """Algorithm 1 and the appendix of the paper."""
-        found: dict[str, Any] = {
+        """Return the settings of Algorithm 1 and the appendix of the paper.
+
+        Args:
+            changes: fields that replace those of the preset.
+        """
+        preset: dict[str, Any] = {
             "embedding_scale": 1e2,
             "mix": "log_probs",
             "mixing_range": "unit",
@@ -148,15 +171,19 @@ class QuietConfig:
             "base_nll_weight": 0.0,
             "last_position_learns": True,
         }
-        return cls(**(found | changes))
+        return cls(**(preset | changes))
 
     @classmethod
     def authors_code(cls, **changes: Any) -> "QuietConfig":
-        """What the released code computes (modeling_mistral.py of March 2024).
+        """Return the settings of the released code (modeling_mistral.py of March 2024).
 
-        Its `n_ahead` of 12 is the start token, 9 sampled ones, the end token and the text's own.
+        Its `n_ahead` of 12 counts the start token, 9 sampled tokens, the end token and one token of
+        the text.
+
+        Args:
+            changes: fields that replace those of the preset.
         """
-        found: dict[str, Any] = {
+        preset: dict[str, Any] = {
             "thought_tokens": 9,
             "embedding_scale": 1e2,
             "mix": "hidden",
@@ -171,4 +198,4 @@ class QuietConfig:
             "last_position_learns": False,
             "drop_zero_losses": True,
         }
-        return cls(**(found | changes))
+        return cls(**(preset | changes))

@@ -1,7 +1,7 @@
-"""How well a model predicts a text without and with thoughts, as it would when it generates.
+"""Evaluation of a Quiet-STaR model: loss on texts without and with thoughts, as in generation.
 
-Here the mixture is normalised and thoughts are the likeliest ones by default; in training they are
-drawn, and the paper's mixture of log-probabilities is not normalised.
+The mixture is normalized and thoughts are greedy by default. In training, thoughts are sampled, and
+the paper's mixture of log-probabilities is not normalized.
 
 Shapes: B texts, T text tokens, J positions, N thoughts, S thought tokens, V vocabulary.
 """
@@ -25,22 +25,26 @@ DECILES = 10
 
 @dataclass(frozen=True)
 class Scored:
-    """What is predicted of each text's next tokens, in nats: `[B, T - 1]`."""
+    """Predictions of the next tokens of texts. Log-probabilities are in nats, `[B, T - 1]`."""
 
     without_BT: Tensor
-    """Log-probability without thoughts."""
+    """Log-probability of the true token without thoughts."""
     with_BT: Tensor
-    """In the mixture; without a thought the same as without."""
+    """Log-probability of the true token with thoughts. Equal to `without_BT` where the model does
+    not think."""
     each_BNT: Tensor
-    """With each thought alone."""
+    """Log-probability of the true token with each single thought, `[B, N, T - 1]`."""
     weight_BNT: Tensor
-    """Weight of each thought, 0 where there was none."""
+    """Mixing weight of each thought, 0 where the model does not think."""
     thought_BNTS: Tensor
+    """Token ids of the thoughts."""
     thinks_BT: Tensor
-    """Where the model thought."""
+    """Whether the model thinks at the position."""
     top_without: Tensor | None
-    """Where asked for: the likeliest next tokens, ids and then probabilities: `[2, B, T - 1, top]`."""
+    """Most likely next tokens without thoughts, ids and then probabilities, `[2, B, T - 1, top]`.
+    None if `top` is 0."""
     top_with: Tensor | None
+    """The same with thoughts."""
 
 
 @torch.no_grad()
@@ -58,8 +62,18 @@ def score(
     """Predict every next token of a batch of texts without and with a thought before it.
 
     Args:
-        thoughts: per position; the probabilities after each are averaged.
-        top: how many of the likeliest next tokens to return.
+        model: a Quiet-STaR model.
+        ids_BT: token ids of the texts.
+        mask_BT: 1 for text and 0 for padding. None: no padding.
+        thoughts: number of thoughts per position. The probabilities after them are averaged.
+        temperature: sampling temperature of thoughts. 0 means greedy decoding.
+        think_when: where to think.
+        seed: random seed for sampling thoughts.
+        top: number of most likely next tokens to return.
+
+    Raises:
+        ValueError: the texts with a thought are longer than the model's context, or several
+            thoughts at temperature 0.
     """
     check_thoughts(thoughts, temperature)
     model.check_length(ids_BT, mask_BT)
@@ -113,27 +127,36 @@ def score(
 
 @dataclass(frozen=True)
 class Measured:
-    """A model's predictions of texts, in nats per token, with 95% intervals over texts."""
+    """Loss of a model on texts without and with thoughts, in nats per token."""
 
     tokens: int
+    """Number of predicted tokens."""
     texts: int
+    """Number of texts."""
     nll_without: float
+    """Negative log-likelihood without thoughts."""
     nll_with: float
+    """Negative log-likelihood with thoughts."""
     gain: float
-    """nll_without minus nll_with."""
+    """`nll_without` minus `nll_with`."""
     gain_low: float
+    """Lower end of the 95% confidence interval of the gain, over texts. NaN for a single text."""
     gain_high: float
+    """Upper end of the interval."""
     weight: float
+    """Mean mixing weight of the thoughts."""
     thinking: float
     """Share of positions with a thought."""
     helped: float
-    """Share of tokens that became likelier by more than 0.01 nats."""
+    """Share of tokens whose log-probability increases by more than 0.01 nats."""
     hurt: float
+    """Share of tokens whose log-probability decreases by more than 0.01 nats."""
     gain_by_decile: list[float]
-    """Gain for ten equally large groups of tokens, from the easiest without thoughts to the hardest."""
+    """Gain in ten equally large groups of tokens, from the lowest loss without thoughts to the
+    highest."""
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON has it."""
+        """Return the fields as a dictionary for JSON."""
         return asdict(self)
 
 
@@ -145,10 +168,18 @@ def measure(
     progress: Callable[[int], object] | None = None,
     **how: Any,
 ) -> Measured:
-    """Score spans, each with the number of its text; `how` goes to `score`.
+    """Measure the loss of a model on spans of texts.
+
+    Args:
+        model: a Quiet-STaR model.
+        spans: spans as (number of the text, token ids). Spans of a text form one cluster for the
+            confidence interval.
+        batch_size: number of spans per forward pass.
+        progress: called with the number of spans after every batch.
+        how: arguments of `score`.
 
     Raises:
-        ValueError: there is nothing to predict.
+        ValueError: there are no spans, or `batch_size` is below 1.
     """
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1; got {batch_size}.")
@@ -169,13 +200,16 @@ def measure(
 
 
 def measured(scored: Scored) -> Measured:
-    """The summary of texts that were scored whole."""
+    """Return the summary of scored texts without padding."""
     known = torch.ones_like(scored.thinks_BT)
     return _summed(_columns(scored, torch.arange(len(known), device=known.device), known))
 
 
 def _columns(scored: Scored, text_B: Tensor, known_BT: Tensor) -> Tensor:
-    """Text, log-probabilities without and with, weight and whether it thinks, of every known token."""
+    """Return five values for every token that is not padding, `[5, tokens]`.
+
+    Number of the text, log-probability without and with thoughts, weight, whether the model thinks.
+    """
     columns = (
         text_B[:, None].expand_as(known_BT), scored.without_BT, scored.with_BT,
         scored.weight_BNT.mean(1), scored.thinks_BT,
@@ -205,7 +239,10 @@ def _summed(rows: Tensor) -> Measured:
 
 
 def _interval(text: Tensor, gain: Tensor) -> tuple[float, float]:
-    """95%, tokens of a text counted as one cluster (linearised ratio of sums)."""
+    """Return the 95% confidence interval of the mean gain.
+
+    The tokens of a text form one cluster (linearized ratio of sums).
+    """
     mean = gain.mean()
     _, place = text.unique(return_inverse=True)
     sums = torch.zeros(int(place.max()) + 1, dtype=gain.dtype).index_add(0, place, gain - mean)

@@ -1,4 +1,4 @@
-"""What the thought explorer shows: the thoughts before every token of a text, and what they change."""
+"""Data of the thought explorer: the thought before every token of a text, and its effect."""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -14,35 +14,47 @@ if TYPE_CHECKING:
     from selftaught.quiet.model import QuietLM
 
 TOP = 5
-"""Next tokens shown with their probabilities."""
+"""Number of most likely next tokens shown with their probabilities."""
 
 
 @dataclass(frozen=True)
 class Explored:
-    """One token of a text, and the thoughts before it."""
+    """One token of a text, with the thoughts before it."""
 
     next: str
     """The true token."""
     without: float
-    """Its probability without thoughts."""
+    """Probability of the true token without thoughts."""
     chance: float
-    """With them."""
+    """Probability of the true token with all thoughts."""
     gain: float
-    """In nats, over all thoughts."""
+    """Gain in log-probability with all thoughts, in nats."""
     gains: list[float]
-    """In nats, with each thought alone."""
+    """Gain in log-probability with each single thought, in nats."""
     weights: list[float]
+    """Mixing weight of each thought."""
     thoughts: list[str]
+    """Text of each thought."""
     thinks: bool
+    """Whether the model thought before this token."""
     top_without: list[tuple[str, float]]
+    """Most likely tokens without thoughts, with their probabilities."""
     top_with: list[tuple[str, float]]
+    """Most likely tokens with thoughts, with their probabilities."""
 
 
 def explored(
     model: "QuietLM", tokenizer: "PreTrainedTokenizerBase", text: str, tokens: int, **how: Any
 ) -> tuple[str, list[Explored], Measured]:
-    """The first token, the next `tokens` with the thoughts before each, and their summary; `how` goes
-    to `score`.
+    """Compute the thoughts before the tokens of a text and their effect.
+
+    Args:
+        text: the text. Only its first `tokens + 1` tokens are used.
+        tokens: maximum number of tokens to predict.
+        how: arguments of `evaluation.score`.
+
+    Returns:
+        The first token, the tokens after it with their thoughts, and a summary.
 
     Raises:
         ValueError: the text has fewer than two tokens.

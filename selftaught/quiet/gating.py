@@ -1,4 +1,6 @@
-"""Whether to think before a token (ours; the paper thinks before each).
+"""Rules that decide before which tokens to think.
+
+They are not in the paper, where the model thinks before every token.
 
 Shapes: `...` any leading dimensions, D hidden width, V vocabulary.
 """
@@ -14,11 +16,14 @@ from selftaught.quiet.mixing import Gate
 
 @dataclass(frozen=True)
 class ThinkWhen:
-    """Always; where the next token's entropy without a thought is above a threshold, in nats; or
-    where the gate expects a gain above a threshold, in nats."""
+    """Where to think at inference."""
 
     rule: Literal["always", "entropy", "gate", "never"] = "always"
+    """Rule: "always", "never", "entropy" (where the entropy of the next token without a thought is
+    above the threshold) or "gate" (where the gain that the gate predicts is above the
+    threshold)."""
     threshold: float = 0.0
+    """Threshold in nats, for "entropy" and "gate"."""
 
     def __post_init__(self) -> None:
         if self.rule not in ("always", "entropy", "gate", "never"):
@@ -26,10 +31,12 @@ class ThinkWhen:
 
 
 def check_thoughts(thoughts: int, temperature: float) -> None:
-    """Refuse numbers that make no sense together.
+    """Check the number of thoughts per position and their sampling temperature.
 
     Raises:
-        ValueError: fewer than one thought, a temperature below 0, or several thoughts at 0.
+        ValueError: fewer than one thought, a temperature below 0, or several thoughts at
+        temperature
+            0, which would be identical.
     """
     if thoughts < 1 or temperature < 0:
         raise ValueError(
@@ -38,18 +45,27 @@ def check_thoughts(thoughts: int, temperature: float) -> None:
         )
     if thoughts > 1 and temperature == 0:
         raise ValueError(
-            f"{thoughts} thoughts at temperature 0 would all be the same; give a thought "
-            "temperature such as 1, or one thought."
+            f"{thoughts} thoughts at temperature 0 would all be the same. Set the thought "
+            "temperature to 1, or use one thought."
         )
 
 
 def wanted(
     gate: Gate | None, think_when: ThinkWhen, hidden_D: Tensor, log_prob_V: Tensor
 ) -> Tensor:
-    """Where to think, from the state before a thought and the prediction without it: bool `[...]`.
+    """Decide where to think.
+
+    Args:
+        gate: the gate of the model, if it has one.
+        think_when: the rule.
+        hidden_D: hidden states before a thought, `[..., D]`.
+        log_prob_V: log-probabilities of the next token without a thought, `[..., V]`.
+
+    Returns:
+        Booleans, `[...]`.
 
     Raises:
-        ValueError: the gate is asked and the model has none.
+        ValueError: the rule is "gate" and the model has no gate.
     """
     match think_when.rule:
         case "entropy":
@@ -58,7 +74,7 @@ def wanted(
             if gate is None:
                 raise ValueError(
                     "think_when='gate' needs a model with a gate; this one was trained with "
-                    "gate_weight=0. Train with gate_weight=1, or decide by entropy."
+                    "gate_weight=0. Train with gate_weight=1, or use think_when='entropy'."
                 )
             return gate(hidden_D) > think_when.threshold
     always = think_when.rule == "always"

@@ -1,8 +1,8 @@
-"""Text from a model that thinks before every token.
+"""Generation with a thought before every token.
 
-A thought of t tokens is appended to the cached text and dropped again when the next token is chosen.
-A token costs t + 2 passes: its own, one for the start token and each thought token but the last, and
-one for the last together with the end token.
+A thought of t tokens is appended to the cached text and removed again after the next token has been
+chosen. A new token costs t + 2 forward passes: one for the token itself, one for the start token,
+one for each thought token except the last, and one for the last thought token with the end token.
 
 Shapes: B texts, T text tokens so far, N thoughts, R rows (B N), D hidden width, V vocabulary.
 """
@@ -43,7 +43,7 @@ from selftaught.quiet.thoughts import (
 
 
 class ThinkingModel(Protocol):
-    """What generation needs of a model that thinks, a `QuietLM`."""
+    """Interface that generation needs; implemented by `QuietLM`."""
 
     base: PreTrainedModel
     quiet_config: QuietConfig
@@ -71,16 +71,25 @@ def next_logits(
     ends: list[int],
     seed: int,
 ) -> Generator[Tensor, Tensor, None]:
-    """The log-probabilities of the next token `[B, V]`; send it the token of each text `[B]`. Used
-    while the base is `thoughtful`.
+    """Yield the log-probabilities of the next token, `[B, V]`, for one token after another.
 
-    With several thoughts the probabilities after each are averaged; texts that do not think have the
-    base's own. Start, end and padding tokens
-    have none.
+    This is a generator: send it the chosen token of each text, `[B]`, to get the next
+    log-probabilities. It must run inside `thoughtful(model.base)`. Start, end and padding tokens of
+    thoughts have log-probability -inf, except for tokens in `ends`.
+
+    Args:
+        model: a Quiet-STaR model.
+        input_ids: token ids of the prompts, `[B, T]`.
+        attention_mask: 1 for text and 0 for padding.
+        thoughts: number of thoughts per token. The probabilities after them are averaged.
+        thought_temperature: sampling temperature of thoughts. 0 means greedy decoding.
+        think_when: where to think. Without a thought, the prediction is that of the base model.
+        ends: ids of the tokens that end a text.
+        seed: random seed for sampling thoughts.
     """
     base, marks = model.base, model.marks
     head = language_head(base)
-    banned = sorted(set(marks.never) - set(ends))  # padding may be what ends a text
+    banned = sorted(set(marks.never) - set(ends))  # the padding token may also be the end token
     generator = torch.Generator().manual_seed(seed)
     real_BT, new_BT = attention_mask, input_ids
     reading = Reading(None, keep=True)
@@ -108,7 +117,7 @@ def next_logits(
 
 
 def _rows(prefix: Prefix, row_X: Tensor) -> Prefix:
-    """Some texts of several."""
+    """Return the prefix of some of its texts."""
     return Prefix(
         prefix.ids_BT[row_X],
         prefix.hidden_BTD[row_X],
@@ -123,7 +132,7 @@ HONOURED = (
     "max_new_tokens", "max_length", "do_sample", "temperature", "top_k", "top_p", "min_p",
     "stop_strings", "num_return_sequences", "eos_token_id", "pad_token_id",
 )  # fmt: skip
-"""Fields of a `GenerationConfig` that `generate` follows."""
+"""Fields of a `GenerationConfig` that `generate` supports."""
 NEUTRAL: dict[str, tuple[object, ...]] = {
     "num_beams": (1,), "num_beam_groups": (1,), "min_length": (0,), "min_new_tokens": (0,),
     "typical_p": (1.0,), "top_h": (1.0,), "epsilon_cutoff": (0.0,), "eta_cutoff": (0.0,),
@@ -132,12 +141,13 @@ NEUTRAL: dict[str, tuple[object, ...]] = {
     "guidance_scale": (1.0,), "bad_words_ids": ([],), "suppress_tokens": ([],),
     "begin_suppress_tokens": ([],), "prompt_lookup_num_tokens": (0,),
 }  # fmt: skip
-"""Values at which a field that is not followed changes nothing; None and False never do."""
+"""Values at which an unsupported field has no effect, in addition to None and False."""
 WITHOUT_EFFECT = frozenset((
-    # How the same tokens are computed.
+    # Fields that change how tokens are computed, but not which.
     "use_cache", "cache_implementation", "cache_config", "max_cache_len", "low_memory",
     "compile_config", "disable_compile", "prefill_chunk_size", "continuous_batching_config",
-    # Of beam search, contrastive search, assistants and encoders, which other fields would turn on.
+    # Fields of beam search, contrastive search, assisted generation and encoder-decoder models.
+    # They have an effect only together with other fields, which are refused.
     "early_stopping", "length_penalty", "num_assistant_tokens", "num_assistant_tokens_schedule",
     "assistant_confidence_threshold", "assistant_lookbehind", "target_lookbehind",
     "max_matching_ngram_size", "speculation_type", "decoder_start_token_id", "renormalize_logits",
@@ -146,10 +156,10 @@ WITHOUT_EFFECT = frozenset((
 
 
 def check_generation(config: GenerationConfig) -> None:
-    """Refuse fields of a generation configuration that `generate` does not follow.
+    """Check that a generation configuration sets no field that `generate` does not support.
 
     Raises:
-        ValueError: names the fields and their values.
+        ValueError: the configuration sets unsupported fields; names the fields and their values.
     """
     ignored = {
         name: value for name, value in vars(config).items()
@@ -157,10 +167,10 @@ def check_generation(config: GenerationConfig) -> None:
         and value is not None and value is not False and value not in NEUTRAL.get(name, ())
     }  # fmt: skip
     if ignored:
-        told = ", ".join(f"{name}={value!r}" for name, value in sorted(ignored.items()))
+        settings = ", ".join(f"{name}={value!r}" for name, value in sorted(ignored.items()))
         raise ValueError(
-            f"A model that thinks cannot generate with {told}. Leave it out; followed are "
-            f"{', '.join(HONOURED)}, and a logits_processor or stopping_criteria of your own."
+            f"A Quiet-STaR model cannot generate with {settings}. Leave it out. Supported are "
+            f"{', '.join(HONOURED)}, and the arguments logits_processor and stopping_criteria."
         )
 
 
@@ -180,42 +190,58 @@ def generate(
     seed: int = 0,
     **fields: Any,
 ) -> Tensor:
-    """Continue texts, thinking before every token: `[B, T + new]`.
+    """Generate text with a thought before every token.
 
-    The arguments are those of transformers' `generate`. Padding stands on the left. Without a
-    `generation_config`, texts end at the base's own end tokens.
+    The arguments are those of transformers' `generate`, and a few for thoughts.
 
     Args:
-        generation_config: its `max_new_tokens`, `max_length`, `do_sample`, `temperature` (0 is greedy),
-            `top_k`, `top_p`, `min_p` (None: not limited), `stop_strings`, `num_return_sequences`,
-            `eos_token_id` and `pad_token_id` are followed; other fields that would change the result
-            are refused.
-        tokenizer: needed with `stop_strings`.
-        thoughts: per token; the probabilities after each are averaged.
-        fields: fields of the generation configuration by name, which go before it.
+        model: a Quiet-STaR model.
+        input_ids: token ids of the prompts, `[B, T]`, padded on the left.
+        attention_mask: 1 for text and 0 for padding. None: no padding.
+        generation_config: supported fields are `max_new_tokens`, `max_length`, `do_sample`,
+            `temperature` (0 means greedy decoding), `top_k`, `top_p`, `min_p` (None: no limit),
+            `stop_strings`, `num_return_sequences`, `eos_token_id` and `pad_token_id`. Other fields
+            that would change the result are refused. Default: a configuration with the end tokens
+            of the base model.
+        tokenizer: required with `stop_strings`.
+        logits_processor: applied to the log-probabilities of every next token.
+        stopping_criteria: additional stopping criteria.
+        streamer: receives every new token.
+        thoughts: number of thoughts per token. The probabilities after them are averaged.
+        thought_temperature: sampling temperature of thoughts. 0 means greedy decoding.
+        think_when: where to think.
+        seed: random seed for thoughts and tokens.
+        fields: fields of the generation configuration by name. They take precedence over
+            `generation_config`.
+
+    Returns:
+        Token ids of prompts and completions, `[B, T + new]`.
 
     Raises:
-        ValueError: no or not a positive number of new tokens, a text that with them and a thought is
-            longer than the model's context, an empty prompt, padding on the right, several thoughts
-            at temperature 0 (they would be the same), or a field that is not followed.
+        ValueError: no positive number of new tokens, texts that with the new tokens and a thought
+            are longer than the model's context, an empty prompt, padding on the right, several
+            thoughts at temperature 0 (they would be the same), or an unsupported field.
     """
     given = copy.deepcopy(generation_config) if generation_config is not None else GenerationConfig(eos_token_id=_end_tokens(model))  # fmt: skip
     for name, value in fields.items():
         if not hasattr(given, name):
             raise ValueError(
-                f"generate has no option {name!r}; see GenerationConfig of transformers."
+                f"generate has no option {name!r}. Supported are {', '.join(HONOURED)}."
             )
         if value is not None:
             setattr(given, name, value)
     check_generation(given)
     if input_ids.ndim != 2 or input_ids.shape[1] == 0:
         raise ValueError(
-            f"Expected a prompt of at least one token, got an empty one: input_ids has the shape "
+            "Expected a prompt of at least one token, got an empty one: input_ids has the shape "
             f"{list(input_ids.shape)}."
         )
     mask_BT = torch.ones_like(input_ids) if attention_mask is None else attention_mask
     if not bool(mask_BT[:, -1].all()):
-        raise ValueError("Expected padding on the left, got some on the right; pad that side.")
+        raise ValueError(
+            "Expected padding on the left, got padding on the right. Set "
+            "tokenizer.padding_side='left'."
+        )
     check_thoughts(thoughts, thought_temperature)
     new = _new_tokens(given, input_ids.shape[1])
     model.check_length(input_ids, mask_BT, new)
@@ -226,8 +252,8 @@ def generate(
     if copies > 1:
         if not (temperature or thought_temperature):
             raise ValueError(
-                f"num_return_sequences={copies} without sampling would give the same text {copies} times; "
-                "set do_sample=True, or a thought_temperature."
+                f"num_return_sequences={copies} without sampling would give the same text {copies} "
+                "times. Set do_sample=True, or a thought_temperature above 0."
             )
         input_ids, mask_BT = (one.repeat_interleave(copies, 0) for one in (input_ids, mask_BT))
     stopping = StoppingCriteriaList(stopping_criteria or [])
@@ -257,7 +283,7 @@ def _continued(
     think_when: ThinkWhen,
     seed: int,
 ) -> Tensor:
-    """The loop over new tokens."""
+    """Run the loop over new tokens."""
     eos, pad = given.eos_token_id, given.pad_token_id
     ends = [] if eos is None else torch.tensor(eos).view(-1).tolist()
     filler = pad if pad is not None else (ends[0] if ends else 0)
@@ -269,14 +295,14 @@ def _continued(
     )  # fmt: skip
     done_B = torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
     whole_BT = input_ids
-    with thoughtful(model.base):  # once: it goes through all layers
+    with thoughtful(model.base):  # outside the loop, because it visits all layers
         logits_BV = next(steps)
         for number in range(new):
             if logits_processor is not None:
                 logits_BV = logits_processor(whole_BT, logits_BV)  # type: ignore[arg-type]
             uniform_B = torch.rand(len(input_ids), generator=generator).to(input_ids.device)
             scores_BV = logits_BV.float()
-            if warpers:  # transformers limits what is left after the temperature
+            if warpers:  # as in transformers, top-k, top-p and min-p apply after the temperature
                 scores_BV = warpers(whole_BT, scores_BV / temperature)  # type: ignore[arg-type]
             token_B, _ = draw(scores_BV, uniform_B, 1.0 if warpers else temperature)
             token_B = token_B.masked_fill(done_B, filler)
@@ -296,16 +322,17 @@ def _continued(
 
 
 def _new_tokens(given: GenerationConfig, prompt: int) -> int:
-    """How many tokens to write at most; `max_length` counts the prompt, as in transformers."""
+    """Return the maximum number of new tokens. `max_length` includes the prompt, as in
+    transformers."""
     new = given.max_new_tokens
     if new is None:
         if given.max_length is None:
-            raise ValueError("max_new_tokens must be given: how many tokens to write at most.")
+            raise ValueError("max_new_tokens must be given: the maximum number of new tokens.")
         new = given.max_length - prompt
         if new < 1:
             raise ValueError(
-                f"max_length={given.max_length} leaves no new token after a prompt of {prompt}; "
-                "give max_new_tokens."
+                f"max_length={given.max_length} leaves no new token after a prompt of {prompt} "
+                "tokens. Set max_new_tokens instead."
             )
     if type(new) is not int or new < 1:
         raise ValueError(f"max_new_tokens must be a whole number of at least 1; got {new!r}.")
@@ -313,7 +340,7 @@ def _new_tokens(given: GenerationConfig, prompt: int) -> int:
 
 
 def _temperature(given: GenerationConfig) -> float:
-    """The sampling temperature; 0 is greedy."""
+    """Return the sampling temperature; 0 means greedy decoding."""
     temperature = 1.0 if given.temperature is None else given.temperature
     if not (temperature >= 0 and math.isfinite(temperature)):
         raise ValueError(f"temperature must be at least 0; got {temperature}.")
@@ -321,15 +348,15 @@ def _temperature(given: GenerationConfig) -> float:
 
 
 def _warpers(given: GenerationConfig) -> LogitsProcessorList:
-    """The limits on what may be drawn, in transformers' order."""
-    found = LogitsProcessorList()
+    """Return the logits processors for top-k, top-p and min-p, in the order of transformers."""
+    warpers = LogitsProcessorList()
     if given.top_k:
-        found.append(TopKLogitsWarper(given.top_k))
+        warpers.append(TopKLogitsWarper(given.top_k))
     if given.top_p is not None and given.top_p < 1:
-        found.append(TopPLogitsWarper(given.top_p))
+        warpers.append(TopPLogitsWarper(given.top_p))
     if given.min_p:
-        found.append(MinPLogitsWarper(given.min_p))
-    return found
+        warpers.append(MinPLogitsWarper(given.min_p))
+    return warpers
 
 
 def _end_tokens(model: ThinkingModel) -> int | list[int] | None:

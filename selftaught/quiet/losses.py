@@ -1,4 +1,4 @@
-"""What is learned from: the mixed prediction of the next true tokens, and REINFORCE for thoughts.
+"""Losses of Quiet-STaR: mixed predictions of the next true tokens, and REINFORCE for thoughts.
 
 Shapes: B texts, T text tokens, N thoughts per position, J positions, S thought tokens, K lookahead
 tokens, D hidden width, V vocabulary, X any number of tokens.
@@ -20,13 +20,16 @@ IGNORED = -100
 
 
 def log_probs(head: Head, hidden_XD: Tensor, target_X: Tensor) -> Tensor:
-    """Log-probability of each target token in nats, 0 where it is ignored: `[X]`."""
+    """Return the log-probability of each target token in nats, `[X]`; 0 for ignored targets."""
     logits_XV = _precise(head(hidden_XD))
     return -cross_entropy(logits_XV, target_X, reduction="none", ignore_index=IGNORED)
 
 
 def text_log_probs(head: Head, hidden_BTD: Tensor, target_BT: Tensor, tokens: int) -> Tensor:
-    """`log_probs` of a text, `tokens` at a time; their logits are computed again backwards."""
+    """Return `log_probs` of texts, `[B, T]`, computed in blocks of `tokens` tokens.
+
+    The logits are not stored for the backward pass but recomputed (activation checkpointing).
+    """
     hidden_XD, target_X = hidden_BTD.flatten(0, 1), target_BT.flatten()
     parts = [
         checkpoint(log_probs, head, hidden, target, use_reentrant=False)
@@ -37,7 +40,10 @@ def text_log_probs(head: Head, hidden_BTD: Tensor, target_BT: Tensor, tokens: in
 
 @torch.no_grad()
 def text_entropy(head: Head, hidden_BTD: Tensor, tokens: int) -> Tensor:
-    """Entropy of the next token in nats at every position, `tokens` at a time: `[B, T]`."""
+    """Return the entropy of the next token in nats, `[B, T]`.
+
+    It is computed in blocks of `tokens` tokens.
+    """
     parts = []
     for hidden in hidden_BTD.flatten(0, 1).split(tokens):
         log_p_XV = _precise(head(hidden)).log_softmax(-1)
@@ -46,7 +52,7 @@ def text_entropy(head: Head, hidden_BTD: Tensor, tokens: int) -> Tensor:
 
 
 def _precise(logits: Tensor) -> Tensor:
-    """Short types in float32; a log of a sum of 49,000 numbers needs it."""
+    """Convert 16-bit types to float32: log-sum-exp over a vocabulary of 49,000 tokens needs it."""
     return logits.float() if logits.dtype in (torch.bfloat16, torch.float16) else logits
 
 
@@ -57,9 +63,16 @@ def thought_log_probs(
     never: tuple[int, ...],
     temperature: float,
 ) -> Tensor:
-    """Log-probability of each thought token at a temperature, among what a thought may have: `[R, S]`.
+    """Return the log-probability of each thought token at a temperature, `[R, S]`.
 
-    The authors compute it at temperature 3 whatever the thoughts were drawn at.
+    The authors use temperature 3 here, independent of the sampling temperature of the thoughts.
+
+    Args:
+        head: maps hidden states to logits.
+        hidden_RSD: hidden states that predict the thought tokens (R thoughts).
+        thought_RS: ids of the thought tokens.
+        never: ids of tokens that a thought cannot contain. Their probability is 0.
+        temperature: temperature of the log-probabilities.
     """
     logits_RSV = _precise(head(hidden_RSD)) / temperature
     banned_V = logits_RSV.new_zeros(logits_RSV.shape[-1])
@@ -77,14 +90,24 @@ def mixed_log_probs(
     with_BNJKD: Tensor,
     target_BJK: Tensor,
 ) -> tuple[Tensor, Tensor]:
-    """Predictions of the next true tokens, with and without each thought mixed.
+    """Predict the next true tokens by mixing the predictions without and with each thought.
 
-    mix "log_probs": `w log p_with + (1 - w) log p_without`, not normalised again (Algorithm 1 of
-    Zelikman et al. 2024, arXiv:2403.09629, with w for the thought). mix "hidden": the states are
-    mixed and go through the head once, as in the authors' code.
+    With "log_probs" the mixture is `w log p_with + (1 - w) log p_without`, not normalized again
+    (Algorithm 1 of Zelikman et al. 2024, arXiv:2403.09629; there, w is the weight of the prediction
+    without the thought). With "hidden" the hidden states are interpolated and passed through the
+    head once, as in the authors' code.
+
+    Args:
+        head: maps hidden states to logits.
+        mixing: the mixing head.
+        mix: "log_probs" or "hidden".
+        without_BJKD: hidden states without a thought.
+        without_log_prob_BJK: log-probabilities of the true tokens without a thought.
+        with_BNJKD: hidden states after each thought.
+        target_BJK: ids of the true tokens, `IGNORED` for none.
 
     Returns:
-        The log-probability of each true token, and the weight of the thought: `[B, N, J, K]`.
+        The log-probability of each true token, and the weight of the thought, both `[B, N, J, K]`.
     """
     thoughts = with_BNJKD.shape[1]
     without_BNJKD = without_BJKD[:, None].expand(-1, thoughts, -1, -1, -1)
@@ -92,11 +115,11 @@ def mixed_log_probs(
     weight_BNJK = mixing(without_BNJKD, with_BNJKD)
 
     def predicted(states_BNJKD: Tensor) -> Tensor:
-        found = log_probs(head, states_BNJKD.flatten(0, 3), target_BNJK.flatten())
-        return found.view(target_BNJK.shape)
+        log_prob_X = log_probs(head, states_BNJKD.flatten(0, 3), target_BNJK.flatten())
+        return log_prob_X.view(target_BNJK.shape)
 
     if mix == "hidden":
-        # Under autocast the head's weight is short and the states are not.
+        # Under autocast the mixing weight has a 16-bit type and the hidden states do not.
         weight_BNJK1 = weight_BNJK[..., None].to(with_BNJKD.dtype)
         return predicted(torch.lerp(without_BNJKD, with_BNJKD, weight_BNJK1)), weight_BNJK
     weight_BNJK, after_BNJK = _precise(weight_BNJK), predicted(with_BNJKD)
@@ -106,20 +129,23 @@ def mixed_log_probs(
 
 @dataclass(frozen=True)
 class Rewards:
-    """How much each thought helped, in nats over its lookahead: `[B, N, J]`."""
+    """Reward and advantage of each thought, in nats, summed over its lookahead: `[B, N, J]`."""
 
     reward_BNJ: Tensor
-    """Gain over the prediction without a thought."""
+    """Gain in log-probability over the prediction without a thought."""
     advantage_BNJ: Tensor
-    """Gain over the position's other thoughts, nothing below zero; no gradient flows through it."""
+    """Gain over the baseline, clipped below at 0. Detached from the autograd graph."""
 
 
 def rewards(baseline: str, without_BJK: Tensor, mixed_BNJK: Tensor) -> Rewards:
-    """What REINFORCE multiplies, from log-probabilities of the true tokens.
+    """Compute rewards and advantages for REINFORCE from log-probabilities of the true tokens.
 
-    baseline "log_mean": the log of the thoughts' mean probability of each token (Algorithm 1).
-    baseline "mean_log": the mean of their log-probabilities; with one thought per position the
-    prediction without it (the authors' code).
+    Args:
+        baseline: "log_mean" (the log of the mean probability of each token over the thoughts,
+            Algorithm 1) or "mean_log" (the mean of the log-probabilities over the thoughts; with
+            one thought per position, the prediction without it; the authors' code).
+        without_BJK: log-probabilities without a thought.
+        mixed_BNJK: log-probabilities of the mixture with each thought.
     """
     without_BJK, mixed_BNJK = without_BJK.detach(), mixed_BNJK.detach()
     reward_BNJ = (mixed_BNJK - without_BJK[:, None]).sum(-1)
@@ -131,7 +157,8 @@ def rewards(baseline: str, without_BJK: Tensor, mixed_BNJK: Tensor) -> Rewards:
         advantage_BNJ = reward_BNJ - reward_BNJ.mean(1, keepdim=True)
     else:
         advantage_BNJ = reward_BNJ
-    # At first all thoughts weigh nothing, and rounding alone would tell them apart, times 1e6.
+    # At the start of training every thought has weight 0. Advantages are then only rounding errors,
+    # which a REINFORCE weight of 1e6 would amplify.
     size_BNJ = (mixed_BNJK.abs() + math.log(mixed_BNJK.shape[1])).sum(-1)
     noise_BNJ = 4 * torch.finfo(mixed_BNJK.dtype).eps * size_BNJ
     return Rewards(reward_BNJ, advantage_BNJ * (advantage_BNJ > noise_BNJ))

@@ -1,4 +1,4 @@
-"""How far to trust a thought (the mixing head), and whether to have one (the gate).
+"""The mixing head, which weights a thought, and the gate, which predicts its gain.
 
 Shapes: D hidden width; `...` any leading dimensions.
 """
@@ -10,16 +10,16 @@ from torch import Tensor, nn
 
 
 class MixingHead(nn.Module):
-    """From the hidden states without and with a thought to the weight of the thought.
+    """Mixing head: maps the hidden states without and with a thought to the weight of the thought.
 
     Three linear layers with ReLU between them (Section 4.4 of Zelikman et al. 2024,
-    arXiv:2403.09629). The last one starts at zero, so that training starts at "no thought". The
-    weight multiplies the prediction *with* the thought, as in the authors' code; Algorithm 1 writes
-    it for the prediction without.
+    arXiv:2403.09629). The last layer is initialized to zero, so that training starts with weight 0.
+    The weight multiplies the prediction *with* the thought, as in the authors' code; in Algorithm 1
+    it multiplies the prediction without.
 
     Args:
-        bounded: the weight is cut off at 0 and 1; otherwise, as in the authors' code, it may be
-            anything, below 0 too.
+        width: size of the hidden states.
+        bounded: clip the weight to 0 to 1. Otherwise it may be any number, as in the authors' code.
     """
 
     def __init__(self, width: int, *, bounded: bool = False) -> None:
@@ -35,20 +35,28 @@ class MixingHead(nn.Module):
         nn.init.zeros_(self.layers[-1].weight)  # type: ignore[arg-type]
 
     def forward(self, without_D: Tensor, with_D: Tensor) -> Tensor:
-        """The weight of the thought, one number for each pair of states: `[...]`."""
+        """Return the weight of the thought for each pair of hidden states.
+
+        Args:
+            without_D: hidden states without a thought, `[..., D]`.
+            with_D: hidden states after the thought, `[..., D]`.
+
+        Returns:
+            Weights, `[...]`.
+        """
         weight = self.layers(torch.cat([without_D, with_D], -1))[..., 0]
         return bounded(weight) if self.bounded else weight
 
 
 def bounded(weight: Tensor) -> Tensor:
-    """Cut off at 0 and 1, with gradients from outside where they lead back in.
+    """Clip a weight to 0 to 1, and pass gradients that move a clipped weight back into that range.
 
-    So a weight can start at 0, and one that fell below comes back where thoughts begin to help; behind
-    a sigmoid it can do neither.
+    With this, a weight can start at exactly 0, and a weight below 0 can recover when thoughts begin
+    to help. A sigmoid allows neither.
     """
-    found = _Bounded.apply(weight)
-    assert isinstance(found, Tensor)
-    return found
+    clipped = _Bounded.apply(weight)
+    assert isinstance(clipped, Tensor)
+    return clipped
 
 
 class _Bounded(torch.autograd.Function):
@@ -65,10 +73,14 @@ class _Bounded(torch.autograd.Function):
 
 
 class Gate(nn.Module):
-    """From the hidden state before a thought to what the thought will gain, in nats of the next token.
+    """Gate: predicts the gain of a thought for the next token in nats, before the thought.
 
-    The mixing head knows its weight only after the thought; this knows before (ours: the paper leaves
-    it as future work). It learns by regression on the gains seen in training and starts at none.
+    The input is the hidden state before the thought; the mixing head needs the thought itself. The
+    paper leaves this as future work. The gate is trained by regression on the gains observed
+    in training. Its last layer is initialized to zero.
+
+    Args:
+        width: size of the hidden states.
     """
 
     def __init__(self, width: int) -> None:
@@ -78,5 +90,5 @@ class Gate(nn.Module):
         nn.init.zeros_(self.layers[-1].bias)  # type: ignore[arg-type]
 
     def forward(self, hidden_D: Tensor) -> Tensor:
-        """The expected gain: `[...]`."""
+        """Return the predicted gain in nats, `[...]`, for hidden states `[..., D]`."""
         return self.layers(hidden_D)[..., 0]

@@ -1,9 +1,9 @@
-"""Quiet-STaR around any causal language model: Zelikman et al. 2024 (arXiv:2403.09629), Algorithm 1.
+"""Quiet-STaR for any causal language model: Zelikman et al. 2024 (arXiv:2403.09629), Algorithm 1.
 
-`QuietLM.forward` is four lines: read the text, think after its positions, talk after each thought,
-learn. Positions are taken in chunks. What a chunk owes the text (its keys, values and hidden states)
-is added up and sent through the reading pass once, so the peak of memory is the reading pass and
-one chunk.
+`QuietLM.forward` has four steps: read the text, think after its positions, talk after each thought,
+and compute the loss. Positions are processed in chunks. The gradients of a chunk with respect to
+the keys, values and hidden states of the text are summed over chunks and sent through the reading
+pass once. Peak memory is therefore that of the reading pass plus one chunk.
 
 Shapes: B texts, T text tokens, N thoughts per position, J positions of a chunk, S thought tokens,
 K lookahead tokens, D hidden width, V vocabulary.
@@ -52,63 +52,77 @@ from selftaught.quiet.thoughts import (
 
 @dataclass
 class QuietOutput(ModelOutput):
-    """Losses in nats per token, and what happened at every position (without gradient)."""
+    """Loss, metrics in nats per token, and values at every position. Only the loss has a
+    gradient."""
 
     loss: Tensor | None = None
+    """Total loss."""
     nll_without: Tensor | None = None
-    """Mean over the text's tokens, without thoughts."""
+    """Mean negative log-likelihood of the next token without thoughts."""
     nll_with_K: Tensor | None = None
-    """Mean for each lookahead token, after thoughts."""
+    """Mean negative log-likelihood of each lookahead token with thoughts."""
     reinforce: Tensor | None = None
+    """REINFORCE loss, before its weight."""
     reward: Tensor | None = None
-    """Mean gain of a thought over none, summed over its lookahead."""
+    """Mean gain of a thought over no thought, summed over its lookahead."""
     weight: Tensor | None = None
-    """Mean weight of the thought in the mixture."""
+    """Mean mixing weight of thoughts."""
     log_prob_without_BT: Tensor | None = None
-    """Of each next token, without thoughts."""
+    """Log-probability of each next token without thoughts."""
     positive: Tensor | None = None
     """Share of thoughts with a positive advantage."""
     entropy: Tensor | None = None
-    """Mean surprise of a drawn thought token, which on average is the entropy."""
+    """Mean negative log-probability of the sampled thought tokens, an estimate of their entropy."""
     position_BJ: Tensor | None = None
-    """The positions that thought, in order; for each of them:"""
+    """Positions that think, in ascending order. The following fields are for these positions."""
     log_prob_with_BNJK: Tensor | None = None
+    """Log-probability of each true token with each thought."""
     weight_BNJK: Tensor | None = None
+    """Mixing weight of each thought at each true token."""
     thought_BNJS: Tensor | None = None
+    """Token ids of the thoughts."""
 
 
 @dataclass(frozen=True)
 class Counts:
-    """Over how many tokens and thoughts the means go."""
+    """Denominators of the means in the losses."""
 
     text: Tensor
+    """Number of predicted text tokens."""
     lookahead_K: Tensor
+    """Number of predictions with thoughts, for each lookahead token."""
     reinforced: Tensor
+    """Number of thoughts in the REINFORCE loss."""
 
 
 @dataclass(frozen=True)
 class Targets:
-    """The true tokens that a text's positions should predict."""
+    """The true tokens to predict at each position of a text."""
 
     next_BT: Tensor
-    """Of each position, its next token, or ignored."""
+    """Next token of each position, or `IGNORED`."""
     lookahead_BTK: Tensor
+    """Next K tokens of each position, or `IGNORED`."""
     reinforced_BT: Tensor
-    """Which positions have a whole lookahead."""
+    """Positions with a complete lookahead, which REINFORCE uses."""
     counts: Counts
 
 
 class QuietLM(nn.Module):
-    """A causal language model that thinks after the tokens of a text.
+    """A causal language model that generates a thought after every token of a text.
 
     Args:
-        base: any causal language model of transformers whose layers are attention.
-        start, end: the ids of the tokens around a thought.
-        pad: the id of the padding token, which thoughts never contain.
-        check: compare a few thoughts with ordinary forward passes first; a second at most.
+        base: a causal language model of transformers whose layers all use attention.
+        config: options of Quiet-STaR.
+        start: id of the token that starts a thought.
+        end: id of the token that ends a thought.
+        pad: id of the padding token, which thoughts cannot contain. None: there is none.
+        check: first compare a few thoughts with regular forward passes of the same tokens. Takes at
+            most a second.
 
     Raises:
-        ValueError: a model whose layers are not all attention; names the layer.
+        UnsupportedModel: thoughts cannot be computed in parallel with this model; names the layer.
+            It is a ValueError.
     """
 
     def __init__(
@@ -137,21 +151,25 @@ class QuietLM(nn.Module):
 
     @property
     def config(self) -> PreTrainedConfig:
-        """The base's own configuration, where transformers' trainer looks for one."""
+        """Configuration of the base model. transformers' `Trainer` reads this attribute."""
         return self.base.config
 
     @property
     def marks(self) -> SpecialTokens:
-        """The tokens around a thought, and where their embeddings have moved."""
+        """The special tokens around a thought, with the offsets of their embeddings."""
         return replace(self._ids, moved_2D=self.quiet_config.embedding_scale * self.moved)
 
     @property
     def tokens_beside(self) -> int:
-        """Tokens of the context that generating needs beside the text: a thought, its start and end."""
+        """Number of context tokens that a thought needs, its start and end tokens included."""
         return self.quiet_config.thought_tokens + 2
 
     def heads(self) -> dict[str, Tensor]:
-        """The weights beside the base's: of the mixing head, the marks and, where there is one, the gate."""
+        """Return the weights that are not part of the base model.
+
+        These are the mixing head, the offsets of the start and end embeddings, and the gate if
+        there is one.
+        """
         return {
             name: weight.contiguous()
             for name, weight in self.state_dict().items()
@@ -159,10 +177,10 @@ class QuietLM(nn.Module):
         }
 
     def load_heads(self, weights: dict[str, Tensor]) -> None:
-        """Take what `heads` gave.
+        """Load the weights that `heads` returned.
 
         Raises:
-            ValueError: other weights than the settings name, or of another shape.
+            ValueError: names or shapes of the weights do not match the model.
         """
         own = self.heads()
         wrong = [
@@ -172,16 +190,17 @@ class QuietLM(nn.Module):
         ]
         if others := sorted(set(own) ^ set(weights)) + wrong:
             raise ValueError(
-                f"The heads in mixing.safetensors are not those of quiet.json: {', '.join(others)}; "
-                "take quiet.json and mixing.safetensors from the same run."
+                f"The weights in mixing.safetensors do not match quiet.json: {', '.join(others)}. "
+                "Take quiet.json and mixing.safetensors from the same run."
             )
         self.load_state_dict(weights, strict=False)
 
     def gradient_checkpointing_enable(
         self, gradient_checkpointing_kwargs: dict[str, Any] | None = None, **more: Any
     ) -> None:
-        """Compute the layers again backwards instead of keeping what they made; as transformers'."""
-        # Layers are computed again after `forward` has given the model its own attention back.
+        """Enable gradient checkpointing, as the method of the same name in transformers does."""
+        # Layers are recomputed after `forward` has restored the model's own attention, so the
+        # recomputation has to set this attention again.
         given = (gradient_checkpointing_kwargs or {}) | {
             "use_reentrant": False,
             "context_fn": lambda: (nullcontext(), thoughtful(self.base)),
@@ -189,7 +208,7 @@ class QuietLM(nn.Module):
         self.base.gradient_checkpointing_enable(given, **more)
 
     def gradient_checkpointing_disable(self) -> None:
-        """Keep what the layers made."""
+        """Disable gradient checkpointing."""
         self.base.gradient_checkpointing_disable()
 
     def forward(
@@ -201,24 +220,26 @@ class QuietLM(nn.Module):
         thoughts: Tensor | None = None,
         seed: int | None = None,
     ) -> QuietOutput:
-        """Loss and measures of a batch of texts `[B, T]`.
+        """Compute the loss and metrics of a batch of texts.
 
         Args:
-            labels: as transformers has them: the tokens themselves, -100 where there is no loss;
-                the input itself by default.
-            thoughts: given thoughts `[B, N, T, S]` instead of drawn ones.
-            seed: of the draws; the same for any size of chunk. By default from torch's own stream
-                of random numbers, so that every step draws others.
+            input_ids: token ids, `[B, T]`.
+            attention_mask: 1 for text and 0 for padding. None: no padding.
+            labels: token ids, not shifted, with -100 where there is no loss. Default: `input_ids`.
+            thoughts: token ids of thoughts, `[B, N, T, S]`, to use instead of sampling them.
+            seed: random seed for positions and thoughts. Results do not depend on the size of
+                chunks.
+                Default: drawn from torch's global random generator, so that every call differs.
 
         Raises:
-            ValueError: texts of fewer than two tokens, which have nothing to predict, texts that with a
-                thought are longer than the model's context, labels that are all ignored, or a
-                chunk's memory that is too small for one position.
+            ValueError: texts of fewer than two tokens, texts that are longer than the model's
+                context together with a thought, labels that are all ignored, or too little chunk
+                memory for one position.
         """
         if input_ids.shape[1] < 2:
             raise ValueError(
                 f"Expected texts of at least 2 tokens, got {input_ids.shape[1]}: there is no next "
-                "token to predict; leave such texts out."
+                "token to predict. Remove such texts."
             )
         self.check_length(input_ids, attention_mask, max(0, self.quiet_config.lookahead - 2))
         why = self.quiet_config.without_reinforcement
@@ -243,7 +264,8 @@ class QuietLM(nn.Module):
                 here, thought = where.part(chunk), thought_BNJS[:, :, chunk]
                 states = talk(self.base, prefix, here.position_BJ, thought, self.quiet_config.lookahead, self.marks)  # fmt: skip
                 learned = self._learn(here, prefix, without_BT, thought, *states, targets)
-                parts.append(replace(learned, loss=learned.loss.detach()))  # its graph may go
+                # Detached, so that the autograd graph of this chunk can be freed.
+                parts.append(replace(learned, loss=learned.loss.detach()))
                 return learned.loss
 
             chunks = self._chunks(len(input_ids), where.position_BJ.shape[1])
@@ -260,13 +282,15 @@ class QuietLM(nn.Module):
         return out
 
     def check_length(self, ids_BT: Tensor, mask_BT: Tensor | None = None, more: int = 0) -> None:
-        """Refuse texts that do not fit the model's context together with a thought.
+        """Check that texts fit into the model's context together with a thought.
 
         Args:
-            more: tokens beside those of the text and of a thought.
+            ids_BT: token ids.
+            mask_BT: 1 for text and 0 for padding. None: no padding.
+            more: number of additional tokens, such as new tokens in generation.
 
         Raises:
-            ValueError: names the number of tokens and the limit.
+            ValueError: the longest text does not fit; names the number of tokens and the limit.
         """
         config = self.base.config.get_text_config()
         limit = getattr(config, "max_position_embeddings", None)
@@ -274,13 +298,16 @@ class QuietLM(nn.Module):
         needed = longest + self.tokens_beside + more
         if limit is not None and needed > limit:
             raise ValueError(
-                f"A text of {longest} tokens, with a thought of {self.tokens_beside} (start and end "
-                f"included) and {more} more, is {needed} tokens; {type(self.base).__name__} takes "
-                f"{limit}. Shorten the text, the thoughts or the number of new tokens."
+                f"A text of {longest} tokens, with a thought of {self.tokens_beside} (start and "
+                f"end included) and {more} more, is {needed} tokens; {type(self.base).__name__} takes "
+                f"{limit}. Use a shorter text, shorter thoughts or fewer new tokens."
             )
 
     def _counted(self, log_prob: Tensor) -> Tensor | float:
-        """1 for every loss in the means, 0 for one of exactly 0 where those are left out."""
+        """Return the factor of each loss in the means.
+
+        With `drop_zero_losses` it is 0 for losses of exactly 0, otherwise 1 for every loss.
+        """
         return (log_prob != 0).to(log_prob.dtype) if self.quiet_config.drop_zero_losses else 1.0
 
     @torch.no_grad()
@@ -293,7 +320,8 @@ class QuietLM(nn.Module):
         thought_BNJS: Tensor,
         targets: Targets,
     ) -> Tensor:
-        """How many losses after thoughts are not exactly 0, for each lookahead token: `[K]`."""
+        """Count the losses with thoughts that are not exactly 0, for each lookahead token:
+        `[K]`."""
         total = torch.zeros(
             self.quiet_config.lookahead, dtype=without_BT.dtype, device=without_BT.device
         )
@@ -307,7 +335,14 @@ class QuietLM(nn.Module):
         return total.clamp(min=1)
 
     def mixed_logits(self, without_BD: Tensor, with_BND: Tensor) -> Tensor:
-        """Log-probabilities of the next token, the mean of the probabilities after each thought: `[B, V]`."""
+        """Return log-probabilities of the next token, `[B, V]`.
+
+        The probabilities are averaged over thoughts.
+
+        Args:
+            without_BD: hidden states without a thought.
+            with_BND: hidden states after each thought.
+        """
         head = language_head(self.base)
         without_BND = without_BD[:, None].expand_as(with_BND)
         weight_BN1 = self.mixing(without_BND, with_BND)[..., None]
@@ -323,11 +358,12 @@ class QuietLM(nn.Module):
     def generate(
         self, input_ids: Tensor, attention_mask: Tensor | None = None, **options: Any
     ) -> Tensor:
-        """Texts continued, thinking before every token; see `generation.generate`."""
+        """Generate text with a thought before every token; see `generation.generate`."""
         return generate(self, input_ids, attention_mask, **options)
 
     def _positions(self, prefix: Prefix, targets: Targets, draw: torch.Generator) -> "_Where":
-        """The positions that think; the last token has nothing after it."""
+        """Return the positions that think. The last token is not one, because nothing follows
+        it."""
         config, device = self.quiet_config, prefix.ids_BT.device
         positions = prefix.ids_BT.shape[1] - 1
         count = max(1, round(config.positions_share * positions))
@@ -339,7 +375,7 @@ class QuietLM(nn.Module):
         if config.positions == "entropy":
             hidden_BTD = prefix.hidden_BTD.detach()[:, :-1]
             entropy_BT = text_entropy(language_head(self.base), hidden_BTD, HEAD_TOKENS)
-            # A tenth of the mean is everyone's: none may be left out altogether.
+            # A tenth of the mean is added, so that every position has a positive probability.
             mean_B1 = (entropy_BT * weight_BT).sum(1, True) / weight_BT.sum(1, True).clamp(min=1)
             weight_BT = weight_BT * (entropy_BT + 0.1 * mean_B1 + 1e-6)
         return _Where(*choose(weight_BT, count, uniform_B))
@@ -347,7 +383,12 @@ class QuietLM(nn.Module):
     def _think(
         self, prefix: Prefix, position_BJ: Tensor, draw: torch.Generator, given: Tensor | None
     ) -> tuple[Tensor, Tensor | None]:
-        """A thought for every position, and the mean surprise of its tokens; many positions at once."""
+        """Sample thoughts for every position, or take the given ones.
+
+        Returns:
+            Token ids, and the mean negative log-probability of sampled tokens. None if there are
+            none.
+        """
         config, texts = self.quiet_config, len(prefix.ids_BT)
         if given is not None:
             position_BX = position_BJ.expand(texts, -1)
@@ -356,7 +397,7 @@ class QuietLM(nn.Module):
         shape = (texts, length, config.thoughts, config.thought_tokens)
         uniform_BTNS = torch.rand(shape, generator=draw).to(position_BJ.device)
         head, thoughts, surprises = language_head(self.base), [], []
-        # Without gradients a token needs its own keys, values and logits only.
+        # Without gradients, only keys, values and logits of the current token are in memory.
         wide = SAMPLED_AT_ONCE * self._chunk(texts)
         for position_BC in position_BJ.split(wide, 1):
             uniform_BNCS = at_positions(uniform_BTNS, position_BC).transpose(1, 2)
@@ -367,7 +408,7 @@ class QuietLM(nn.Module):
         return torch.cat(thoughts, 2), surprise
 
     def _chunk(self, texts: int) -> int:
-        """How many positions learn at the same time."""
+        """Return the number of positions per chunk."""
         config = self.quiet_config
         if config.positions_per_chunk is not None:
             return config.positions_per_chunk
@@ -377,7 +418,10 @@ class QuietLM(nn.Module):
         return positions_within(config.chunk_megabytes * 2**20, texts * config.thoughts, row)
 
     def _chunks(self, texts: int, positions: int) -> list[slice]:
-        """Parts of nearly the same size: a last one of a few positions would cost nearly as much."""
+        """Return chunks of nearly equal size.
+
+        A small last chunk would take almost as long as a full one.
+        """
         count = -(-positions // self._chunk(texts))
         edges = [positions * number // count for number in range(count + 1)]
         return [slice(*edge) for edge in pairwise(edges)]
@@ -388,26 +432,27 @@ class QuietLM(nn.Module):
         if labels_BT.shape != ids_BT.shape:
             raise ValueError(
                 f"Expected labels of the shape of input_ids, {list(ids_BT.shape)}, got "
-                f"{list(labels_BT.shape)}."
+                f"{list(labels_BT.shape)}. Give one label per token."
             )
         if mask_BT is not None:
             labels_BT = labels_BT.masked_fill(mask_BT == 0, IGNORED)
         ignored = labels_BT.new_full((len(ids_BT), lookahead), IGNORED)
         shifted_BT = torch.cat([labels_BT[:, 1:], ignored], 1)
         lookahead_BTK = shifted_BT.unfold(1, lookahead, 1)[:, : ids_BT.shape[1]]
-        if mask_BT is not None:  # padding on the left would predict the text's first tokens
+        if mask_BT is not None:  # otherwise left padding would predict the first tokens of the text
             lookahead_BTK = lookahead_BTK.masked_fill((mask_BT == 0)[..., None], IGNORED)
         if not bool((lookahead_BTK[..., 0] != IGNORED).any()):
             raise ValueError(
-                "Expected labels with at least one token to predict after the first, got none: all are "
-                f"{IGNORED} or padding. Leave such texts out."
+                "Expected labels with at least one token to predict after the first, got none: "
+                f"all are {IGNORED} or padding. Remove such texts."
             )
         end = ids_BT.shape[1] - lookahead - (0 if self.quiet_config.last_position_learns else 1)
         within_T = torch.arange(ids_BT.shape[1], device=ids_BT.device) < end
         if self.quiet_config.last_position_learns:
             reinforced_BT = within_T & (lookahead_BTK != IGNORED).all(-1)
         else:
-            reinforced_BT = within_T.expand_as(ids_BT)  # padding too: it counts, and gives nothing
+            # As in the authors' code, padding is in the denominator, but has no reward.
+            reinforced_BT = within_T.expand_as(ids_BT)
         counts = Counts(
             text=(lookahead_BTK[..., 0] != IGNORED).sum().clamp(min=1),
             lookahead_K=(lookahead_BTK != IGNORED).sum((0, 1)).clamp(min=1)
@@ -426,7 +471,7 @@ class QuietLM(nn.Module):
         talking_RKD: Tensor,
         targets: Targets,
     ) -> "_Learned":
-        """A chunk's share of the loss."""
+        """Compute the loss of a chunk of positions, already divided by the total counts."""
         config, head, counts = self.quiet_config, language_head(self.base), targets.counts
         last = prefix.ids_BT.shape[1] - 1
         ahead_K = torch.arange(config.lookahead, device=without_BT.device)
@@ -441,28 +486,29 @@ class QuietLM(nn.Module):
         )
         log_prob_BNJK = log_prob_BNJK * known_BJK[:, None]
         factor_BNJ = where.factor_BJ[:, None].to(log_prob_BNJK.dtype)
-        stands_BNJK = factor_BNJ[..., None] * known_BJK[:, None] * self._counted(log_prob_BNJK)
-        nll_K = -(log_prob_BNJK * stands_BNJK).sum((0, 1, 2)) / counts.lookahead_K
+        share_BNJK = factor_BNJ[..., None] * known_BJK[:, None] * self._counted(log_prob_BNJK)
+        nll_K = -(log_prob_BNJK * share_BNJK).sum((0, 1, 2)) / counts.lookahead_K
         loss = config.nll_weight * nll_K.mean()
         gained = rewards(config.baseline, without_BJK, log_prob_BNJK)
         factor_BNJ = factor_BNJ * at_positions(targets.reinforced_BT, where.position_BJ)[:, None]
-        pull_R = (gained.advantage_BNJ * factor_BNJ).flatten()
-        # Thoughts without an advantage have no part in it, and the head is a third of the work.
-        pulled = pull_R.nonzero()[:, 0]
+        coefficient_R = (gained.advantage_BNJ * factor_BNJ).flatten()
+        # Thoughts with advantage 0 do not contribute. Skipping them saves time: the head takes a
+        # third of the computation.
+        row_X = coefficient_R.nonzero()[:, 0]
         log_prob_XS = thought_log_probs(
-            head, thinking_RSD[pulled], thought_BNJS.flatten(0, 2)[pulled], self.marks.never,
+            head, thinking_RSD[row_X], thought_BNJS.flatten(0, 2)[row_X], self.marks.never,
             config.reinforce_temperature,
         )  # fmt: skip
         per_thought_X = log_prob_XS.sum(-1)
         if config.reinforce_reduction == "mean":
             per_thought_X = per_thought_X / max(1, config.thought_tokens)
-        reinforce = -(pull_R[pulled] * per_thought_X).sum() / counts.reinforced
+        reinforce = -(coefficient_R[row_X] * per_thought_X).sum() / counts.reinforced
         loss = loss + config.reinforce_weight * reinforce
         if self.gate is not None:
             gain_BJ = (log_prob_BNJK - without_BJK[:, None]).detach()[..., 0].mean(1)
             expected_BJ = self.gate(hidden_BJKD[:, :, 0].detach())
-            off_BJ = (expected_BJ - gain_BJ) ** 2 * known_BJK[..., 0]
-            loss = loss + config.gate_weight * (off_BJ * where.factor_BJ).sum() / counts.text
+            error_BJ = (expected_BJ - gain_BJ) ** 2 * known_BJK[..., 0]
+            loss = loss + config.gate_weight * (error_BJ * where.factor_BJ).sum() / counts.text
         weight_BNJK = weight_BNJK.detach()
         return _Learned(
             loss,
@@ -470,7 +516,7 @@ class QuietLM(nn.Module):
             reinforce.detach(),
             (gained.reward_BNJ * factor_BNJ).sum() / counts.reinforced,
             ((gained.advantage_BNJ > 0) * factor_BNJ).sum() / counts.reinforced,
-            (weight_BNJK * stands_BNJK).sum() / counts.lookahead_K.sum(),
+            (weight_BNJK * share_BNJK).sum() / counts.lookahead_K.sum(),
             log_prob_BNJK.detach(),
             weight_BNJK,
         )  # fmt: skip
@@ -478,10 +524,12 @@ class QuietLM(nn.Module):
 
 @dataclass(frozen=True)
 class _Where:
-    """Positions that think, the same ones for all texts where B is 1, and how many each stands for."""
+    """Positions that think, and their weights in the loss."""
 
     position_BJ: Tensor
+    """Positions. B is 1 if they are the same for all texts."""
     factor_BJ: Tensor
+    """Inverse sampling probabilities."""
 
     def part(self, chunk: slice) -> "_Where":
         return _Where(self.position_BJ[:, chunk], self.factor_BJ[:, chunk])
@@ -489,7 +537,7 @@ class _Where:
 
 @dataclass(frozen=True)
 class _Learned:
-    """A chunk's share of the sums and its positions."""
+    """Contributions of a chunk to the loss and metrics, and the values at its positions."""
 
     loss: Tensor
     nll_K: Tensor

@@ -1,6 +1,6 @@
-"""Which positions of a text think, so that the loss stays the same on average.
+"""Sampling of the positions that think, with weights that keep the loss unbiased.
 
-Shapes: B texts, T text positions, J chosen positions of a text.
+Shapes: B texts, T text positions, J sampled positions of a text.
 """
 
 import torch
@@ -8,26 +8,39 @@ from torch import Tensor
 
 
 def choose(weight_BT: Tensor, count: int, uniform_B: Tensor) -> tuple[Tensor, Tensor]:
-    """Some positions of each text, in order, and by how much each stands for others: two `[B, J]`.
+    """Sample positions of each text without replacement, with inverse-probability weights.
 
-    Position t is among the `count` chosen with probability pi_t in proportion to its weight, at
-    most 1, and stands for 1 / pi_t positions (Horvitz and Thompson 1952), so a sum over positions
-    keeps its mean. The draw is systematic: marks one apart, moved by one uniform number, on the
-    running sum of the probabilities; so neighbours are rarely chosen together. Where a text has
-    fewer positions of positive weight, the rest stand for none (0).
+    Position t is sampled with the inclusion probability pi_t, proportional to its weight and at
+    most
+    1. Its factor is 1 / pi_t (Horvitz and Thompson 1952), so that a weighted sum over the sampled
+    positions has the same expectation as the sum over all. Sampling is systematic: equally spaced
+    points with distance 1 and one uniform random offset, on the cumulative sum of the
+    probabilities. Adjacent positions are therefore rarely sampled together.
+
+    Args:
+        weight_BT: nonnegative weights of the positions.
+        count: number of positions to sample per text (J).
+        uniform_B: one uniform random number per text.
+
+    Returns:
+        Positions in ascending order, and their factors, both `[B, J]`. If a text has fewer than
+        `count` positions with a positive weight, the factors of the others are 0.
     """
     chance_BT = _chances(weight_BT.double(), count)
     sums_BT = chance_BT.cumsum(1)
-    mark_J = torch.arange(count, device=weight_BT.device, dtype=torch.double)
-    mark_BJ = mark_J + uniform_B[:, None].double()
-    found_BJ = torch.searchsorted(sums_BT, mark_BJ, right=True)
+    point_J = torch.arange(count, device=weight_BT.device, dtype=torch.double)
+    point_BJ = point_J + uniform_B[:, None].double()
+    found_BJ = torch.searchsorted(sums_BT, point_BJ, right=True)
     position_BJ = found_BJ.clamp(max=weight_BT.shape[1] - 1)
     factor_BJ = (found_BJ == position_BJ) / chance_BT.gather(1, position_BJ).clamp(min=1e-12)
     return position_BJ, factor_BJ.to(torch.get_default_dtype())
 
 
 def _chances(weight_BT: Tensor, count: int) -> Tensor:
-    """Proportional to the weights, at most 1 each, adding up to `count` where enough are positive."""
+    """Return inclusion probabilities `[B, T]`, proportional to the weights and at most 1.
+
+    They sum to `count` if a text has enough positions with a positive weight.
+    """
     sure_BT = torch.zeros_like(weight_BT, dtype=torch.bool)
     while True:
         left_B1 = count - sure_BT.sum(1, keepdim=True)

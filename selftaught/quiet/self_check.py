@@ -1,12 +1,12 @@
-"""Checks that parallel thoughts give a model's own logits and gradients, on the user's own model.
+"""Check that parallel thoughts give the same logits and gradients as regular forward passes.
 
-Thoughts after a short text are computed by `quiet_attention` and by ordinary forward passes of the same
-tokens. Logits and gradients must agree. The check runs in float32, and parameters that are all zero
-(gates and scales at the start of a training) get random values while it runs, because what they
-multiply would not be seen.
+The check runs on the user's model. Thoughts after a short text are computed with `quiet_attention`
+and with regular forward passes of the same tokens. Logits and gradients must agree. The check runs
+in float32. Parameters that are all zero (such as gates and scales at the start of training) get
+random values during the check; otherwise an error in what they multiply would not be visible.
 
-Shapes: T text tokens, R rows (one per position), S thought tokens, K lookahead tokens, D hidden width,
-V vocabulary.
+Shapes: T text tokens, R rows (one per position), S thought tokens, K lookahead tokens, D hidden
+width, V vocabulary.
 """
 
 import traceback
@@ -40,24 +40,25 @@ from selftaught.quiet.thoughts import (
 
 TEXT, THOUGHT, LOOKAHEAD = 8, 2, 2
 AGREEMENT = {torch.float64: 1e-4, torch.float32: 1e-3}
-"""Largest difference of a logit, in standard deviations of the logits; 0.5 for shorter types, where
+"""Maximum difference of a logit, in standard deviations of the logits. 0.5 for 16-bit types, where
 rounding alone gives 0.2."""
 GRADIENT_AGREEMENT = 1e-2
-"""Largest difference of a gradient, relative to its own root mean square."""
+"""Maximum difference of a gradient, relative to its own root mean square."""
 NEGLIGIBLE = 1e-4
-"""A difference below this share of the largest root mean square of any gradient is rounding: the
-gradient of a key's bias, for one, is 0."""
+"""A difference below this share of the largest root mean square of all gradients is treated as
+rounding. For example, the true gradient of a key bias is 0."""
 WATCHED = 2**16
-"""Gradients are compared of parameters with at most so many elements, and of all embeddings looked up."""
+"""Maximum number of elements of a parameter whose gradient is compared. Gradients of the embeddings
+of the tokens used are always compared."""
 SHORT = (torch.bfloat16, torch.float16)
 EMBEDDINGS = "the embeddings"
 
 
 def check_attention(base: PreTrainedModel) -> None:
-    """Refuse a model whose attention cannot be replaced or whose layers read more than hidden states.
+    """Check that the attention of a model can be replaced and that layers read only hidden states.
 
     Raises:
-        UnsupportedModel: names the layer.
+        UnsupportedModel: one of them is not the case; names the layer.
     """
     if not base._can_set_attn_implementation():
         raise unsupported(base, f"the attention of {layer_name(base, 0)} cannot be replaced")
@@ -65,7 +66,7 @@ def check_attention(base: PreTrainedModel) -> None:
         if "indexer" in type(module).__name__.lower():
             raise unsupported(
                 base,
-                f"{_layer_of(base, f'{name}.')} selects the tokens that it attends to ({name}, "
+                f"{_layer_of(base, f'{name}.')} uses sparse attention that selects tokens ({name}, "
                 f"{type(module).__name__})",
             )
     config = base.config.get_text_config()
@@ -83,32 +84,36 @@ def check_attention(base: PreTrainedModel) -> None:
         )
         raise unsupported(
             base,
-            f"{layer_name(base, 0)} reads embeddings of its own for every token{source}, which "
-            "thoughts would not have",
+            f"{layer_name(base, 0)} reads per-layer embeddings of every token{source}, which "
+            "thoughts do not have",
         )
 
 
 def self_check(base: PreTrainedModel, marks: SpecialTokens) -> None:
-    """Compare thoughts after a short text with ordinary forward passes of the same tokens.
+    """Compare thoughts after a short text with regular forward passes of the same tokens.
 
-    Compared are the logits of the text and of the lookahead after a thought, and the gradients of a
-    random sum of them with respect to embeddings and small parameters.
+    The logits of the text and of the lookahead after a thought are compared, and the gradients of a
+    random weighted sum of these logits with respect to embeddings and small parameters.
+
+    Args:
+        base: the base model. It is restored to its previous state.
+        marks: the special tokens of thoughts.
 
     Raises:
-        UnsupportedModel: the model cannot think in parallel; names the layer and what differs.
+        UnsupportedModel: thoughts cannot be computed in parallel; names the layer and what differs.
     """
     check_attention(base)
     learning, precision = base.training, torch.get_float32_matmul_precision()
     base.eval()
-    torch.set_float32_matmul_precision("highest")  # TensorFloat-32 has no more digits than float16
+    torch.set_float32_matmul_precision("highest")  # TensorFloat-32 has the precision of float16
     try:
         wrong = _difference_in_float32(base, marks)
     except (torch.OutOfMemoryError, UnsupportedModel):
         raise
-    # What code that was not written for another attention may do with one.
+    # Model code that was not written for other attention functions may raise any of these.
     except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
-        told = f"{_failing(base, error)} fails with another attention ({error})"
-        raise unsupported(base, told) from error
+        why = f"{_failing(base, error)} fails with another attention function ({error})"
+        raise unsupported(base, why) from error
     finally:
         torch.set_float32_matmul_precision(precision)
         base.train(learning)
@@ -117,7 +122,10 @@ def self_check(base: PreTrainedModel, marks: SpecialTokens) -> None:
 
 
 def _difference_in_float32(base: PreTrainedModel, marks: SpecialTokens) -> str | None:
-    """What differs; where the memory is too small for float32, of logits in the model's own dtype."""
+    """Return what differs in float32, or None.
+
+    If the memory is too small for float32, only the logits are compared, in the model's own dtype.
+    """
     try:
         with _as_float32(base), _without_zeros(base):
             return _difference(base, marks, gradients=True)
@@ -129,7 +137,7 @@ def _difference_in_float32(base: PreTrainedModel, marks: SpecialTokens) -> str |
 
 @contextmanager
 def _as_float32(base: PreTrainedModel) -> Iterator[None]:
-    """Parameters and buffers of shorter types in float32; afterwards exactly what they were."""
+    """Context manager: converts 16-bit parameters and buffers to float32, and back without loss."""
     tensors = chain(base.parameters(), base.buffers())
     short = [(one, one.dtype) for one in tensors if one.dtype in SHORT]
     try:
@@ -143,7 +151,7 @@ def _as_float32(base: PreTrainedModel) -> Iterator[None]:
 
 @contextmanager
 def _without_zeros(base: PreTrainedModel) -> Iterator[None]:
-    """Random numbers in the parameters that are all zero; afterwards zero again."""
+    """Context manager: fills parameters that are all zero with random numbers, and resets them."""
     zero = [
         one for one in base.parameters()
         if one.is_floating_point() and not (one.flatten()[:64].any() or one.any())
@@ -163,7 +171,7 @@ def _without_zeros(base: PreTrainedModel) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class _Example:
-    """A text, a thought, the positions of the text after which it stands, and the sum of logits."""
+    """The test case: a text, a thought, the positions of the thought, and weights of the logits."""
 
     text_T: Tensor
     thought_S: Tensor
@@ -171,9 +179,9 @@ class _Example:
     start: int
     end: int
     probe_TV: Tensor
-    """Random weights of the text's logits in the sum whose gradients are compared."""
+    """Random weights of the logits of the text in the sum whose gradients are compared."""
     probe_RKV: Tensor
-    """Those of the logits after a thought."""
+    """Random weights of the logits after a thought."""
 
     def sum(self, text_TV: Tensor, after_RKV: Tensor) -> Tensor:
         return (text_TV * self.probe_TV).sum() + (after_RKV * self.probe_RKV).sum()
@@ -181,7 +189,7 @@ class _Example:
 
 @dataclass
 class _Found:
-    """What one of the two computations gives."""
+    """Result of one of the two computations."""
 
     text_TV: Tensor
     after_RKV: Tensor
@@ -190,10 +198,12 @@ class _Found:
     gradients: dict[str, Tensor] = field(default_factory=dict)
 
     def add(self, example: _Example, names: Sequence[Any], got: Sequence[Tensor | None]) -> None:
-        """Add gradients to those of the same name; those of embeddings token by token.
+        """Add gradients to those of the same name. Embedding gradients are summed per token.
 
         Args:
-            names: of parameters; of looked-up embeddings their tokens.
+            names: for each gradient, the name of its parameter, or the token ids if it is the
+                gradient of embeddings.
+            got: the gradients. None: no gradient.
         """
         known = torch.cat([example.text_T, example.thought_S])
         known = torch.cat([known, known.new_tensor([example.start, example.end])]).unique()
@@ -209,7 +219,10 @@ class _Found:
 
 
 def _difference(base: PreTrainedModel, marks: SpecialTokens, *, gradients: bool) -> str | None:
-    """What differs between parallel thoughts and ordinary forward passes, and in which layer first."""
+    """Return what differs between parallel thoughts and regular forward passes, or None.
+
+    The description names the first layer that differs.
+    """
     example = _example(base, marks)
     watched = {
         name: one for name, one in base.named_parameters()
@@ -228,7 +241,7 @@ def _difference(base: PreTrainedModel, marks: SpecialTokens, *, gradients: bool)
     apart = max(_apart(ours.text_TV, own.text_TV), _apart(ours.after_RKV, own.after_RKV))
     if not apart <= AGREEMENT.get(own.text_TV.dtype, 0.5):
         return (
-            f"after a thought its logits would be off by {apart:.2g} of their standard deviations, "
+            f"its logits after a thought would be off by {apart:.2g} standard deviations, "
             f"first in {_first_layer(base, example, ours, own)}"
         )
     if wrong := _wrong_gradient(ours.gradients, own.gradients):
@@ -237,7 +250,7 @@ def _difference(base: PreTrainedModel, marks: SpecialTokens, *, gradients: bool)
 
 
 def _example(base: PreTrainedModel, marks: SpecialTokens) -> _Example:
-    """Random tokens, without those that thoughts never have."""
+    """Return a test case of random tokens, without those that thoughts cannot contain."""
     count, device = base.config.get_text_config().vocab_size, base.device
     draw = torch.Generator().manual_seed(0)
     allowed = torch.tensor([one for one in range(min(count, 1000)) if one not in marks.never])
@@ -254,7 +267,8 @@ def _example(base: PreTrainedModel, marks: SpecialTokens) -> _Example:
 def _parallel(
     base: PreTrainedModel, marks: SpecialTokens, example: _Example, watched: Mapping[str, Tensor]
 ) -> _Found:
-    """As in training: the text is read once, and thoughts' gradients are sent through that pass."""
+    """Compute as in training: read the text once, and send gradients of thoughts through that
+    pass."""
     learns, head = torch.is_grad_enabled(), language_head(base)
     with thoughtful(base), _recorded(base) as (looked_up, states):
         gradients = Gradients([], []) if learns else None
@@ -290,9 +304,10 @@ def _parallel(
 
 
 def _ordinary(base: PreTrainedModel, example: _Example, watched: Mapping[str, Tensor]) -> _Found:
-    """The text and every text with its thought as rows of one batch, in the model's own forward pass.
+    """Compute with the model's own forward pass.
 
-    Rows are filled up on the right, which a causal model does not see.
+    One batch contains the text, and the text up to each position with the thought after it. Rows
+    are padded on the right, which causal attention does not see.
     """
     rows = _rows(example)
     longest = max(map(len, rows))
@@ -310,7 +325,7 @@ def _ordinary(base: PreTrainedModel, example: _Example, watched: Mapping[str, Te
 
 
 def _rows(example: _Example) -> list[Tensor]:
-    """The text, and for every position the text up to it, a thought and the lookahead."""
+    """Return the text, and for every position the text up to it, a thought and the lookahead."""
     text = example.text_T
     start, end = text.new_tensor([[example.start], [example.end]])
     return [
@@ -325,7 +340,7 @@ def _rows(example: _Example) -> list[Tensor]:
 
 
 def _lookahead(whole: Tensor, rows: Sequence[Tensor]) -> Tensor:
-    """What a batch of rows has at the lookahead after a thought: `[R, K, ...]`."""
+    """Return the values of a batch of rows at the lookahead after a thought: `[R, K, ...]`."""
     ends = [len(row) for row in rows]
     return torch.stack([whole[at, ends[at] - LOOKAHEAD : ends[at]] for at in range(1, len(rows))])
 
@@ -335,7 +350,11 @@ Recorded = tuple[list[tuple[Tensor, Tensor]], list[list[Tensor]]]
 
 @contextmanager
 def _recorded(base: PreTrainedModel) -> Iterator[Recorded]:
-    """Tokens with their embeddings, as leaves of the graph, and the states after every layer."""
+    """Context manager: records embeddings and hidden states in forward passes of the model.
+
+    Yields a list of token ids with their embeddings (leaves of the autograd graph), and a list of
+    the hidden states after each layer.
+    """
     looked_up: list[tuple[Tensor, Tensor]] = []
     layers = decoder_layers(base)[1]
     states: list[list[Tensor]] = [[] for _ in layers]
@@ -343,7 +362,7 @@ def _recorded(base: PreTrainedModel) -> Iterator[Recorded]:
     def look_up(module: nn.Module, given: tuple[Any, ...], out: Tensor) -> Tensor:
         leaf = out.detach().requires_grad_(torch.is_grad_enabled())
         looked_up.append((given[0], leaf))
-        return leaf.clone()  # some models scale it in place
+        return leaf.clone()  # because some models scale it in place
 
     def keep(number: int, out: Any) -> None:
         one = out[0] if isinstance(out, tuple) else out
@@ -363,12 +382,12 @@ def _recorded(base: PreTrainedModel) -> Iterator[Recorded]:
 
 
 def _apart(ours: Tensor, own: Tensor) -> float:
-    """The largest difference, in standard deviations."""
+    """Return the largest difference, in standard deviations of `own`."""
     return float((ours - own).float().abs().max() / own.float().std())
 
 
 def _first_layer(base: PreTrainedModel, example: _Example, ours: _Found, own: _Found) -> str:
-    """The first layer whose states differ; where none does, the head."""
+    """Return a description of the first layer whose hidden states differ, or else of the head."""
     limit, rows = AGREEMENT.get(own.text_TV.dtype, 0.5), _rows(example)
     for number, (mine, theirs) in enumerate(zip(ours.states, own.states, strict=True)):
         if len(mine) != 2 or len(theirs) != 1 or mine[1].ndim != 3 or len(theirs[0]) != len(rows):
@@ -382,7 +401,7 @@ def _first_layer(base: PreTrainedModel, example: _Example, ours: _Found, own: _F
 
 
 def _wrong_gradient(ours: dict[str, Tensor], own: dict[str, Tensor]) -> str | None:
-    """The name of the first gradient that differs, or None."""
+    """Return the name of the first gradient that differs, or None."""
     largest = max((_size(one) for one in own.values()), default=0.0)
     for name in dict.fromkeys([*own, *ours]):
         mine, theirs = ours.get(name), own.get(name)
@@ -395,12 +414,15 @@ def _wrong_gradient(ours: dict[str, Tensor], own: dict[str, Tensor]) -> str | No
 
 
 def _size(gradient: Tensor) -> float:
-    """Root mean square."""
+    """Return the root mean square."""
     return float(gradient.float().square().mean().sqrt())
 
 
 def _layer_of(base: PreTrainedModel, name: str) -> str:
-    """The layer that a parameter or module stands in, or the module itself outside the layers."""
+    """Return a description of the layer that contains a parameter or module.
+
+    Outside the layers, it is the description of the module itself.
+    """
     stack, layers = decoder_layers(base)
     for number in range(len(layers)):
         if f"{name}.".startswith(f"{stack}.{number}."):
@@ -412,7 +434,8 @@ def _layer_of(base: PreTrainedModel, name: str) -> str:
 
 
 def _failing(base: PreTrainedModel, error: Exception) -> str:
-    """The innermost module of the model in which an error was raised, and its layer."""
+    """Return a description of the innermost module in which an error was raised, and of its
+    layer."""
     names = {id(module): name for name, module in base.named_modules()}
     found = ""
     for frame, _ in traceback.walk_tb(error.__traceback__):

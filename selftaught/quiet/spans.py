@@ -1,4 +1,4 @@
-"""Texts to think about: where they come from, and the spans of them that a model is trained on."""
+"""Training texts: reading them from files or the Hugging Face Hub, and cutting them into spans."""
 
 import json
 import random
@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerBase
 from selftaught.hub import check_data_set
 
 SUFFIXES = (".txt", ".md", ".jsonl", ".json", ".parquet")
-"""Files of a folder that are read; others are left alone."""
+"""Suffixes of the files that are read from a folder. Other files are ignored."""
 
 
 def read_texts(
@@ -26,14 +26,20 @@ def read_texts(
     subset: str | None = None,
     limit: int | None = None,
 ) -> Iterator[str]:
-    """The texts of a file, a folder of files, or a data set of the Hugging Face Hub, one by one.
+    """Yield the texts of a file, a folder of files, or a dataset on the Hugging Face Hub.
 
-    `.jsonl` and `.parquet` have a text per row, in `column`; any other file is one text. A data set
-    of the Hub is streamed, not stored; `subset` is its configuration, where it has several.
+    Args:
+        source: path of a file or folder, or name of a Hub dataset. `.jsonl`, `.json` (JSON Lines)
+            and `.parquet` files have one text per row; any other file is one text. A Hub dataset is
+            streamed, not stored.
+        column: column that contains the text.
+        split: split of a Hub dataset.
+        subset: configuration of a Hub dataset. None: its default one.
+        limit: maximum number of texts. None: all.
 
     Raises:
-        ValueError: nothing is there, a file is not text, a row has no such column or no text in it, or
-            the limit is below 1.
+        ValueError: the source does not exist, a file is not text, a row has no text in the column,
+            or `limit` is below 1.
     """
     if limit is not None and limit < 1:
         raise ValueError(f"limit must be at least 1; got {limit}.")
@@ -55,7 +61,7 @@ def _read(path: Path, source: str, column: str, split: str, subset: str | None) 
         found = [one for one in sorted(path.iterdir()) if one.suffix in SUFFIXES]
         if not found:
             raise ValueError(
-                f"Expected files of the kinds {', '.join(SUFFIXES)} in the folder {path}, found none."
+                f"Expected {', '.join(SUFFIXES)} files in the folder {path}, found none."
             )
         for one in found:
             yield from _read(one, str(one), column, split, subset)
@@ -71,11 +77,13 @@ def _parquet(path: Path) -> Iterator[Any]:
     try:
         yield from load_dataset("parquet", data_files=str(path), split="train", streaming=True)
     except Exception as error:  # pyarrow and datasets raise many kinds
-        raise ValueError(f"{path} could not be read as Parquet ({error}).") from error
+        raise ValueError(
+            f"{path} could not be read as Parquet ({error}). Check or replace the file."
+        ) from error
 
 
 def _text_file(path: Path) -> str:
-    """The text of a file in UTF-8."""
+    """Return the text of a UTF-8 file."""
     try:
         text = path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
@@ -87,8 +95,8 @@ def _text_file(path: Path) -> str:
 
 def _not_text(path: Path, why: str) -> str:
     return (
-        f"Expected text in UTF-8 in {path}, got binary data or another encoding ({why}). Convert it "
-        "first (iconv -t UTF-8), or take the file out."
+        f"Expected text in UTF-8 in {path}, got binary data or another encoding ({why}). Convert "
+        "the file (iconv -t UTF-8) or remove it."
     )
 
 
@@ -106,7 +114,10 @@ def _json_lines(path: Path) -> Iterator[dict[str, Any]]:
                 try:
                     row = json.loads(line)
                 except ValueError as error:
-                    raise ValueError(f"{path}, line {number}: not JSON ({error}).") from None
+                    raise ValueError(
+                        f"{path}, line {number}: not JSON ({error}). Expected one JSON "
+                        "object per line."
+                    ) from None
                 yield row if isinstance(row, dict) else {}
 
 
@@ -118,8 +129,8 @@ def _hub(source: str, subset: str | None, split: str) -> Iterable[Any]:
         return load_dataset(source, subset, split=split, streaming=True)
     except Exception as error:  # the library raises many kinds, none of its own
         raise ValueError(
-            f"Expected a file, a folder or a data set of the Hub; {source!r} is no file, and "
-            f"as a data set it could not be opened ({error})."
+            f"Expected a file, a folder or a dataset on the Hugging Face Hub, got {source!r}: there "
+            f"is no such file, and no dataset of this name could be opened ({error})."
         ) from None
 
 
@@ -129,28 +140,33 @@ def _column(rows: Iterable[Any], column: str, source: str) -> Iterator[str]:
         if not isinstance(text, str):
             raise ValueError(
                 f"{source}, row {number}: expected a text in the column {column!r}, got "
-                f"{type(text).__name__}; there are {', '.join(map(str, row)) or 'none'}. "
-                "Name another with --column."
+                f"{type(text).__name__}. Columns of this row: "
+                f"{', '.join(map(str, row)) or 'none'}. Choose another one with --column."
             )
         yield text
 
 
 @dataclass
 class Spans(Dataset):
-    """Random spans of texts; a longer text gives more of them, other ones in every epoch.
+    """Dataset of random spans of texts, with other spans in every epoch.
 
-    A text of n tokens gives ceil(n / length) spans an epoch, each beginning anywhere (Zelikman et al.
-    2024, arXiv:2403.09629: one span of 256 per text). What a span is depends on the seed, the epoch
-    and its number only.
+    A text of n tokens gives ceil(n / length) spans per epoch, each with a uniformly random start
+    (Zelikman et al. 2024, arXiv:2403.09629, use one span of 256 tokens per text). A span depends
+    only on the seed, the epoch and its index.
     """
 
     texts: Sequence[Sequence[int]]
+    """Token ids of the texts."""
     length: int = 256
+    """Length of a span in tokens."""
     seed: int = 0
+    """Random seed for the starts of spans."""
     epoch: int = 0
+    """Number of the current epoch. Changes the spans."""
     skipped: int = 0
-    """Texts that were too short."""
+    """Number of texts that were too short and are not in `texts`."""
     _part: list[int] = field(default_factory=list)
+    """Number of the text of each span."""
 
     def __post_init__(self) -> None:
         for number, ids in enumerate(self.texts):
@@ -174,10 +190,15 @@ def spans(
     least: int,
     seed: int = 0,
 ) -> Spans:
-    """The texts as tokens; those of fewer than `least` are skipped and counted.
+    """Tokenize texts and return a dataset of their spans. Short texts are skipped and counted.
+
+    Args:
+        length: length of a span in tokens, at least 2.
+        least: minimum number of tokens of a text. Shorter texts are skipped.
+        seed: random seed for the starts of spans.
 
     Raises:
-        ValueError: no text, or none that is long enough.
+        ValueError: no text is long enough, or `length` is below 2.
     """
     if length < 2:
         raise ValueError(f"length must be at least 2 tokens; got {length}.")
@@ -185,20 +206,25 @@ def spans(
     count = 0
     for text in texts:
         count += 1
-        # A whole file may be longer than any model takes; spans are cut from it.
+        # A text may be longer than the model's context, because spans are cut from it;
+        # `verbose=False` suppresses the tokenizer's warning.
         ids = tokenizer(text, verbose=False).input_ids
         if len(ids) >= least:
             kept.append(ids)
     if not kept:
         raise ValueError(
-            f"Expected texts of at least {least} tokens (a position, what follows it and the "
-            f"lookahead), got {count} texts, none of them as long."
+            f"Expected texts of at least {least} tokens (one position with its next token and "
+            f"lookahead), got {count} texts, none of them as long. Use longer texts."
         )
     return Spans(kept, length, seed, skipped=count - len(kept))
 
 
 def consecutive(spans: Spans) -> list[tuple[int, list[int]]]:
-    """All of every text in spans that do not overlap, each with its text's number: for measuring."""
+    """Cut every text completely into spans that do not overlap, for evaluation.
+
+    Returns:
+        Spans as (number of the text, token ids). Spans of one token are dropped.
+    """
     cut = []
     for number, ids in enumerate(spans.texts):
         parts = [list(ids[at : at + spans.length]) for at in range(0, len(ids), spans.length)]
@@ -207,7 +233,15 @@ def consecutive(spans: Spans) -> list[tuple[int, list[int]]]:
 
 
 def padded(rows: Sequence[Sequence[int]], filler: int) -> tuple[Tensor, Tensor]:
-    """Rows as one tensor, padded on the right, and its mask: two `[B, T]`."""
+    """Stack token ids into one tensor, padded on the right.
+
+    Args:
+        rows: token ids of each row.
+        filler: id of the padding token.
+
+    Returns:
+        Token ids, and a mask with 1 for text and 0 for padding, both `[B, T]`.
+    """
     width = max(map(len, rows))
     ids = torch.tensor([[*row, *[filler] * (width - len(row))] for row in rows])
     mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in rows])

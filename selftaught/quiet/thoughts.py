@@ -1,4 +1,7 @@
-"""Read the text, think at many positions at once, talk after each thought.
+"""The three forward passes of Quiet-STaR: read the text, generate thoughts, predict after thoughts.
+
+The functions are named after the paper's steps: `read`, `think` (thoughts at many positions at the
+same time) and `talk` (predictions after each thought).
 
 Shapes: B texts, T text tokens, N thoughts per position, J positions of a text, X any dimensions, R
 rows (B N J, in this order), S sampled thought tokens, K lookahead tokens, U tokens of a row (start,
@@ -23,60 +26,75 @@ from selftaught.quiet.attention import (
 )
 
 Head = Callable[[Tensor], Tensor]
-"""From hidden states to logits."""
+"""Function from hidden states to logits."""
 
 
 @dataclass(frozen=True)
 class SpecialTokens:
-    """The tokens around a thought."""
+    """The special tokens around a thought."""
 
     start: int
+    """Id of the start token."""
     end: int
+    """Id of the end token."""
     never: tuple[int, ...]
-    """What a thought never has: start, end, padding."""
+    """Ids of tokens that a thought cannot contain: start, end and padding."""
     moved_2D: Tensor | None = None
-    """How far the embeddings of start and end have moved from the base's."""
+    """Learned offsets that are added to the base model's embeddings of start and end. None:
+    zero."""
 
 
 @dataclass(frozen=True)
 class Prefix:
-    """A text that was read."""
+    """The result of reading texts."""
 
     ids_BT: Tensor
+    """Token ids."""
     hidden_BTD: Tensor
+    """Last hidden states."""
     key_BKTD: list[Tensor]
+    """Keys of every layer."""
     value_BKTD: list[Tensor]
+    """Values of every layer."""
     position_BT: Tensor
+    """Position ids."""
     real_BT: Tensor | None
+    """Which tokens are text and not padding. None: there is no padding before a text token."""
 
 
 def input_matrix(base: PreTrainedModel) -> nn.Embedding:
-    """The layer that gives the embeddings of tokens."""
+    """Return the input embedding layer of a model."""
     return base.get_input_embeddings()  # type: ignore[return-value]
 
 
 def decoder(base: PreTrainedModel) -> nn.Module:
-    """The model without its head."""
+    """Return the model without its language modeling head."""
     found = base.get_decoder()
-    return base.get_submodule("model") if found is base else found  # Llama 4 names itself
+    # Llama 4 returns the model itself.
+    return base.get_submodule("model") if found is base else found
 
 
 def output_matrix(base: PreTrainedModel) -> nn.Linear:
-    """The linear layer that gives a causal language model's logits."""
+    """Return the output embedding layer (the linear layer for logits) of a causal language model.
+
+    Raises:
+        ValueError: the model has no such layer.
+    """
     matrix = base.get_output_embeddings()
     if matrix is None:
         raise ValueError(
-            f"Expected a causal language model, got {type(base).__name__}, which has no head over "
-            "a vocabulary; load it with AutoModelForCausalLM."
+            f"Expected a causal language model, got {type(base).__name__}, which has no language "
+            "modeling head. Load the model with AutoModelForCausalLM."
         )
     return matrix  # type: ignore[return-value]
 
 
 def language_head(base: PreTrainedModel) -> Head:
-    """The model's own way from its last hidden state to logits, for any states.
+    """Return the function that maps the last hidden states of a model to its logits.
 
-    A matrix, then what a configuration may ask for: a factor (cohere), a divisor (granite) and a
-    soft cap (gemma 2).
+    It applies the output embeddings and the scaling that some configurations define: a factor
+    (`logit_scale`, Cohere), a divisor (`logits_scaling`, Granite) and a soft cap
+    (`final_logit_softcapping`, Gemma 2).
     """
     config = vars(base.config.get_text_config())
     factor = config.get("logit_scale") or 1.0
@@ -94,21 +112,22 @@ def language_head(base: PreTrainedModel) -> Head:
 
 
 def _embedded(base: PreTrainedModel, ids_RU: Tensor, marks: SpecialTokens) -> Tensor:
-    """The embeddings of thoughts, with start and end where they have moved to."""
+    """Return the embeddings of the tokens of thoughts, with the offsets of start and end added."""
     matrix = input_matrix(base)
     embedding_RUD = matrix(ids_RU)
     if marks.moved_2D is None:
         return embedding_RUD
-    # Some models (Gemma) multiply what they look up.
+    # Some models (Gemma) scale their embeddings.
     moved_2D = (marks.moved_2D * getattr(matrix, "embed_scale", 1.0)).to(embedding_RUD.dtype)
-    for mark, moved_D in zip((marks.start, marks.end), moved_2D, strict=True):
-        embedding_RUD = torch.where((ids_RU == mark)[..., None], embedding_RUD + moved_D, embedding_RUD)  # fmt: skip
+    for token, moved_D in zip((marks.start, marks.end), moved_2D, strict=True):
+        embedding_RUD = torch.where((ids_RU == token)[..., None], embedding_RUD + moved_D, embedding_RUD)  # fmt: skip
     return embedding_RUD
 
 
 def _run(base: PreTrainedModel, embedding: Tensor, position: Tensor, quiet_pass: Pass) -> Tensor:
-    """The last hidden states of one forward pass."""
-    # With a mask of ones nothing is taken for packed texts; the pass knows what is padding.
+    """Run one forward pass and return the last hidden states."""
+    # The mask of ones keeps transformers from inferring packed sequences from the position ids.
+    # Padding is handled by the pass.
     ones = torch.ones(position.shape, dtype=torch.long, device=position.device)
     with under(quiet_pass):
         out = decoder(base)(
@@ -123,20 +142,37 @@ def read(
     mask_BT: Tensor | None,
     gradients: Gradients | None = None,
 ) -> Prefix:
-    """The text's hidden states, keys and values, in one ordinary forward pass."""
+    """Read texts in one forward pass and return their hidden states, keys and values.
+
+    Args:
+        base: the base model, inside `thoughtful(base)`.
+        ids_BT: token ids.
+        mask_BT: 1 for text and 0 for padding. None: no padding.
+        gradients: gradients that are added to those of the keys and values in the backward pass.
+    """
     real_BT = torch.ones_like(ids_BT) if mask_BT is None else mask_BT
     return read_on(base, ids_BT, real_BT, Reading(None, gradients=gradients))
 
 
 def read_on(base: PreTrainedModel, new_BT: Tensor, mask_BT: Tensor, reading: Reading) -> Prefix:
-    """The hidden states of the text's new last tokens, and the keys and values of all of it.
+    """Read new tokens at the end of texts.
 
-    `mask_BT` is of the whole text. A reading that keeps is given again with what follows.
+    Args:
+        base: the base model, inside `thoughtful(base)`.
+        new_BT: ids of the new tokens.
+        mask_BT: mask of the whole texts, earlier tokens included.
+        reading: the pass. With `keep=True`, pass the same object again to continue the texts.
+
+    Returns:
+        The hidden states of the new tokens, and the keys and values of the whole texts.
+
+    Raises:
+        UnsupportedModel: a layer does not use attention that can be replaced.
     """
     real_BT = mask_BT.bool()
     position_BT = torch.arange(real_BT.shape[1], device=new_BT.device).expand_as(real_BT)
     if bool((real_BT[:, 1:] <= real_BT[:, :-1]).all()):
-        reading.real_BT = None  # padding at the end is never seen from before it
+        reading.real_BT = None  # causal attention does not see padding at the end
     else:
         reading.real_BT = real_BT
         position_BT = (real_BT.long().cumsum(1) - 1).clamp(min=0)
@@ -145,8 +181,8 @@ def read_on(base: PreTrainedModel, new_BT: Tensor, mask_BT: Tensor, reading: Rea
     layers = range(base.config.get_text_config().num_hidden_layers)
     for layer in layers:
         if layer not in reading.key_BKTD:
-            told = f"{layer_name(base, layer)} does not use attention that can be replaced"
-            raise unsupported(base, told)
+            why = f"{layer_name(base, layer)} does not use attention that can be replaced"
+            raise unsupported(base, why)
     keys = [reading.key_BKTD[layer] for layer in layers]
     values = [reading.value_BKTD[layer] for layer in layers]
     return Prefix(new_BT, hidden_BTD, keys, values, position_BT, reading.real_BT)
@@ -162,14 +198,22 @@ def _thinking(prefix: Prefix, position_BJ: Tensor, thoughts: int, *, keep: bool)
 def _row_position(
     prefix: Prefix, position_BJ: Tensor, thoughts: int, first: int, new: int
 ) -> Tensor:
-    """The position ids of a row's tokens `first` to `first + new`: [R, new]."""
+    """Return the position ids of the tokens `first` to `first + new` of each row: `[R, new]`."""
     at_BJ = at_positions(prefix.position_BT, position_BJ) + 1 + first
     at_BNJ = at_BJ[:, None].expand(-1, thoughts, -1).reshape(-1, 1)
     return at_BNJ + torch.arange(new, device=at_BNJ.device)
 
 
 def at_positions(tensor_BT: Tensor, position_BX: Tensor) -> Tensor:
-    """What each text has at some positions, `[B, X, ...]`; positions `[1, X]` hold for every text."""
+    """Select values of each text at some positions.
+
+    Args:
+        tensor_BT: values at every position, `[B, T, ...]`.
+        position_BX: positions. `[1, X]` are used for every text.
+
+    Returns:
+        The values, `[B, X, ...]`.
+    """
     texts = len(tensor_BT)
     text_B = torch.arange(texts, device=tensor_BT.device)
     index_BX = position_BX.expand(texts, *position_BX.shape[1:])
@@ -186,12 +230,23 @@ def think(
     marks: SpecialTokens,
     temperature: float,
 ) -> tuple[Tensor, Tensor, Thinking]:
-    """Thoughts after the given positions, one forward pass per token for all: `[B, N, J, S]`.
+    """Generate thoughts after the given positions, with one forward pass per thought token.
 
-    Each token is drawn from the model's distribution at a temperature (0: the likeliest) by
-    inverting its cumulative sum at one uniform number; so a thought depends on nothing but its
-    text, its position and its numbers. Also returns each token's surprise (minus its
-    log-probability) and the pass, which `after_thought` continues.
+    Each token is sampled by inverse transform sampling with one given uniform random number. A
+    thought therefore depends only on its text, its position and its random numbers.
+
+    Args:
+        base: the base model, inside `thoughtful(base)`.
+        head: maps hidden states to logits.
+        prefix: the texts.
+        position_BJ: positions after which the thoughts start.
+        uniform_BNJS: one uniform random number per thought token.
+        marks: the special tokens.
+        temperature: sampling temperature. 0 means greedy decoding.
+
+    Returns:
+        Token ids of the thoughts and the negative log-probability of each token in nats, both
+        `[B, N, J, S]`, and the pass, which `after_thought` continues.
     """
     thoughts, length = uniform_BNJS.shape[1], uniform_BNJS.shape[3]
     uniform_RS = uniform_BNJS.flatten(0, 2)
@@ -219,7 +274,12 @@ def after_thought(
     thought_BNJS: Tensor,
     marks: SpecialTokens,
 ) -> Tensor:
-    """The hidden state at the end token of thoughts just drawn: `[R, D]`."""
+    """Return the hidden states at the end tokens of new thoughts, `[R, D]`.
+
+    Args:
+        thinking: the pass that `think` returned.
+        thought_BNJS: the thoughts that `think` returned.
+    """
     thoughts, length = thought_BNJS.shape[1], thought_BNJS.shape[-1]
     rows = thought_BNJS.shape[:3].numel()
     start_R1 = torch.full((rows, 1), marks.start, device=thought_BNJS.device)
@@ -230,15 +290,24 @@ def after_thought(
 
 
 def draw(logits_RV: Tensor, uniform_R: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-    """One token per row, and its surprise in nats."""
+    """Sample one token per row by inverse transform sampling.
+
+    Args:
+        logits_RV: logits.
+        uniform_R: one uniform random number per row.
+        temperature: sampling temperature. 0 means greedy decoding.
+
+    Returns:
+        Token ids and their negative log-probabilities in nats, both `[R]`.
+    """
     tempered_RV = logits_RV if temperature in (0, 1) else logits_RV / temperature
     chance_RV = tempered_RV.softmax(-1)
     if temperature == 0:
         ids_R = chance_RV.argmax(-1)
     else:
-        # In float32 the last of 50,000 small numbers would be lost.
+        # In float32, small probabilities at the end of a vocabulary of 50,000 would be lost.
         sums_RV = chance_RV.cumsum(-1, dtype=torch.float64)
-        # Rounding: sums may end a little off 1, and a uniform of nearly 1 lie above the last.
+        # Because of rounding, the last sum may differ from 1 and be below the uniform number.
         want_R1 = (uniform_R * sums_RV[:, -1])[:, None]
         ids_R = torch.searchsorted(sums_RV, want_R1, right=True)[:, 0]
         ids_R = ids_R.clamp(max=sums_RV.shape[1] - 1)
@@ -253,11 +322,20 @@ def talk(
     lookahead: int,
     marks: SpecialTokens,
 ) -> tuple[Tensor, Tensor]:
-    """Hidden states along the thoughts and after them, in one teacher-forced pass.
+    """Compute the hidden states of thoughts and of the tokens after them, with teacher forcing.
+
+    Args:
+        base: the base model, inside `thoughtful(base)`.
+        prefix: the texts.
+        position_BJ: positions of the thoughts.
+        thought_BNJS: token ids of the thoughts.
+        lookahead: number of true tokens to predict after a thought (K).
+        marks: the special tokens.
 
     Returns:
-        Those from which the thought's tokens are predicted, `[R, S, D]`, and those from which the
-        next true tokens are, `[R, K, D]`: at the end token and at the true tokens that follow.
+        The hidden states that predict the tokens of the thoughts, `[R, S, D]`, and those that
+        predict the next true tokens, `[R, K, D]`. The latter are at the end token and the true
+        tokens after it.
     """
     texts, thoughts, positions, length = thought_BNJS.shape
     last = prefix.ids_BT.shape[1] - 1

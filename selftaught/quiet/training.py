@@ -1,8 +1,8 @@
-"""Quiet-STaR training on ordinary text, by transformers' own Trainer.
+"""Quiet-STaR training on plain text with transformers' `Trainer`.
 
-Checkpoints are the Trainer's; a finished model appears in `out/model` and not before. The same call
-continues from the last whole checkpoint to the same weights: spans, thoughts and the optimizer's
-state depend on the seed and the step only.
+Checkpoints are those of the Trainer. `out/model` is written only after training has finished. The
+same call resumes from the last complete checkpoint and gives the same weights, because spans,
+thoughts and the optimizer state depend only on the seed and the step.
 """
 
 import hashlib
@@ -37,28 +37,39 @@ from selftaught.quiet.spans import Spans, padded
 
 PAPER = {"learning_rate": 1e-6, "warmup_steps": 20, "weight_decay": 0.001,
          "per_device_train_batch_size": 8}  # fmt: skip
-"""Appendix A of Zelikman et al. 2024 (arXiv:2403.09629)."""
+"""Training arguments of Appendix A of Zelikman et al. 2024 (arXiv:2403.09629)."""
 DECIDING = (
     "max_steps", "num_train_epochs", "learning_rate", "lr_scheduler_type", "warmup_steps", "seed",
     "per_device_train_batch_size", "gradient_accumulation_steps", "bf16", "weight_decay",
     "max_grad_norm", "optim", "optim_args", "adam_beta1", "adam_beta2", "adam_epsilon", "data_seed",
     "lr_scheduler_kwargs", "dataloader_drop_last", "world_size", "label_smoothing_factor",
 )  # fmt: skip
+"""Training arguments that change the resulting weights."""
 
 
 def quiet_arguments(output_dir: Path, /, **options: Any) -> TrainingArguments:
-    """Transformers' own `TrainingArguments`; what is set here is the paper's or keeps every loss seen.
+    """Return transformers' `TrainingArguments` with defaults for Quiet-STaR.
+
+    The defaults are those of the paper (`PAPER`) and logging of every step.
+
+    Args:
+        output_dir: folder for checkpoints.
+        options: fields of `TrainingArguments`. They take precedence over the defaults.
 
     Raises:
-        ValueError: an option that transformers does not know, or fp16, whose range is too small for
-            REINFORCE at the published weight.
+        ValueError: an unknown option, `output_dir` as an option, or fp16, whose range is too small
+            for REINFORCE at the published weight.
     """
     if "output_dir" in options:
-        raise ValueError("output_dir is set by the run; choose its folder with --out.")
+        raise ValueError(
+            "output_dir cannot be set here: checkpoints are in the run folder. Choose that with "
+            "--out."
+        )
     check_types("TrainingArguments", TrainingArguments, options)
     if options.get("fp16"):
         raise ValueError(
-            "fp16 cannot hold REINFORCE's gradients at the published weight; use bf16."
+            "The range of fp16 is too small for the gradients of REINFORCE at the published "
+            "weight; use bf16."
         )
     ours = PAPER | {
         "report_to": "none",
@@ -78,7 +89,8 @@ def quiet_arguments(output_dir: Path, /, **options: Any) -> TrainingArguments:
             "are listed at https://huggingface.co/docs/transformers/main_classes/trainer."
         ) from None
     if arguments.n_gpu > 1:
-        arguments._n_gpu = 1  # several devices in one process cannot: torchrun has one for each
+        # DataParallel in one process is not supported. With torchrun, each device has its process.
+        arguments._n_gpu = 1
     return arguments
 
 
@@ -92,15 +104,25 @@ def train_quiet(
     peft_model: Any = None,
     progress: Callable[[int], object] | None = None,
 ) -> list[dict[str, float]]:
-    """Train a model to think, save it in `out/model`, and return what was logged.
+    """Train a Quiet-STaR model and save it in `out/model`.
 
     Args:
-        peft_model: the adapter around the base, as `peft.get_peft_model` returns it; merged at the
-            end. See `with_lora`.
+        model: the model to train, changed in place.
+        tokenizer: its tokenizer.
+        spans: the training data.
+        arguments: training arguments; see `quiet_arguments`.
+        out: run folder. If it contains an interrupted training with the same settings, training
+            resumes; if it contains the finished model, only the log is read.
+        peft_model: LoRA adapter around the base model, as `with_lora` returns it. It is merged into
+            the model at the end. None: train all weights.
+        progress: called with the number of new optimizer steps.
+
+    Returns:
+        The logged metrics, one dictionary per logging step.
 
     Raises:
-        ValueError: `out` belongs to another training, a loss is not a number, or the settings leave
-            REINFORCE without any advantage.
+        ValueError: `out` belongs to another training, a loss is not finite, or the settings make
+            all advantages of REINFORCE 0.
     """
     if why := model.quiet_config.without_reinforcement:
         raise ValueError(why)
@@ -122,7 +144,8 @@ def train_quiet(
     trainer.remove_callback(PrinterCallback)
     last = _last_whole(checkpoints)
     if last is not None and 0 < arguments.max_steps <= _steps(last):
-        trainer._load_from_checkpoint(last)  # trained to its end, and stopped before it was saved
+        # Training had finished, but the process stopped before it saved the model.
+        trainer._load_from_checkpoint(last)
         trainer.state = trainer.state.load_from_json(str(Path(last) / "trainer_state.json"))
     else:
         trainer.train(resume_from_checkpoint=last)
@@ -132,7 +155,7 @@ def train_quiet(
     if peft_model is not None:
         peft_model.merge_and_unload()
     _write(log, history)
-    model.base.config.use_cache = True  # the trainer turned it off
+    model.base.config.use_cache = True  # the Trainer has disabled it
     partial = out / "model.partial"
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir()
@@ -143,7 +166,19 @@ def train_quiet(
 
 
 def with_lora(model: QuietLM, *, r: int, alpha: int, target_modules: str) -> Any:
-    """Put a LoRA adapter around the base, so that only it, the two new embeddings and the heads learn."""
+    """Add a LoRA adapter to the base model.
+
+    Only the adapter, the offsets of the two new embeddings and the heads are then trained.
+
+    Args:
+        model: a Quiet-STaR model, changed in place.
+        r: rank of the adapter.
+        alpha: scaling factor of the adapter.
+        target_modules: "all-linear", or layer names separated by commas.
+
+    Returns:
+        The PEFT model, for `train_quiet`.
+    """
     from peft import LoraConfig, get_peft_model
 
     config = LoraConfig(
@@ -156,7 +191,8 @@ def with_lora(model: QuietLM, *, r: int, alpha: int, target_modules: str) -> Any
 
 
 class _Trainer(Trainer):
-    """Transformers' trainer: with a seed of its own for every batch's thoughts, and their measures."""
+    """transformers' Trainer with a separate random seed for the thoughts of every batch, and
+    metrics."""
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
@@ -167,7 +203,8 @@ class _Trainer(Trainer):
         self._tokens, self._since = 0, time.perf_counter()
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
-        """As transformers' own; the heads in groups of their own, with their own rate."""
+        """Create the optimizer, with the heads in separate parameter groups with their learning
+        rate."""
         optimizer = super().create_optimizer(model)
         quiet: Any = self.accelerator.unwrap_model(self.model)
         faster = quiet.quiet_config.head_rate
@@ -187,7 +224,11 @@ class _Trainer(Trainer):
         return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
-        """The loss of one batch, whose thoughts are drawn by its place in the training."""
+        """Return the loss of one batch.
+
+        The random seed of its thoughts depends on the seed of the run, the step, the number of the
+        batch within the step, and the process.
+        """
         texts = inputs.pop("text")
         step = self.state.global_step
         self._micro = (step, self._micro[1] + 1 if self._micro[0] == step else 0)
@@ -196,9 +237,10 @@ class _Trainer(Trainer):
         assert out.loss is not None
         if not bool(torch.isfinite(out.loss)):
             kept = _last_whole(Path(str(self.args.output_dir)))
+            checkpoint = f"The last checkpoint is {kept}" if kept else "There is no checkpoint yet"
             raise ValueError(
                 f"The loss is {out.loss.item()} at step {step + 1}, in the batch of texts "
-                f"{texts.tolist()}. {f'The last good checkpoint is {kept}' if kept else 'There is no checkpoint yet'}; "
+                f"{texts.tolist()}. {checkpoint}; "
                 f"lower learning_rate (now {self.args.learning_rate:g}) or reinforce_weight."
             )
         self._note(out, inputs)
@@ -218,7 +260,7 @@ class _Trainer(Trainer):
         self._tokens += int(inputs["attention_mask"].sum())
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Transformers' own log, with what happened to thoughts since the last one."""
+        """Add the metrics of thoughts since the last log entry, and log as the Trainer does."""
         if self._sums and "loss" in logs:
             logs |= {name: sum(values) / len(values) for name, values in self._sums.items()}
             without, gain = torch.cat(self._gains, 1)
@@ -235,14 +277,18 @@ class _Trainer(Trainer):
         super().log(logs, start_time)
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
-        """A checkpoint's weights; tied ones once, which transformers' own way refuses here."""
+        """Save the weights of a checkpoint, with tied weights once.
+
+        The Trainer's own method refuses tied weights here.
+        """
         folder = Path(output_dir or str(self.args.output_dir))
         folder.mkdir(parents=True, exist_ok=True)
         model = self.accelerator.unwrap_model(self.model)
         save_model(model, str(folder / "model.safetensors"), metadata={"format": "pt"})
 
     def _issue_warnings_after_load(self, load_result: Any) -> None:
-        """Tied weights stand in a checkpoint once; nothing else may be missing."""
+        """Check the loaded weights. Only duplicates of tied weights may be missing in a
+        checkpoint."""
         quiet: Any = self.accelerator.unwrap_model(self.model)
         weights, absent = quiet.state_dict(), set(load_result.missing_keys)
         loaded = {weight.data_ptr() for name, weight in weights.items() if name not in absent}
@@ -250,12 +296,13 @@ class _Trainer(Trainer):
         if missing or load_result.unexpected_keys:
             raise ValueError(
                 f"The checkpoint does not fit the model: missing {missing[:3]}, unexpected "
-                f"{load_result.unexpected_keys[:3]}. Delete it, or train with the same options."
+                f"{load_result.unexpected_keys[:3]}. Delete the checkpoint, or train with the same "
+                "options as before."
             )
 
 
 class _Epochs(TrainerCallback):
-    """Tells the spans which epoch it is, and the user how far the training is."""
+    """Sets the epoch of the spans and reports progress."""
 
     def __init__(self, spans: Spans, progress: Callable[[int], object] | None) -> None:
         self.spans, self.progress = spans, progress
@@ -273,7 +320,10 @@ class _Epochs(TrainerCallback):
 
 
 def _gains(out: QuietOutput, inputs: dict[str, Any]) -> Tensor:
-    """Log-probability without thoughts, and what thoughts gained, of every token that was thought about."""
+    """Return log-probability and gain of every token before which the model thinks: `[2, X]`.
+
+    Both are in nats. The log-probability is that without thoughts. The gain is the mean over thoughts.
+    """
     assert out.log_prob_without_BT is not None and out.log_prob_with_BNJK is not None
     assert out.position_BJ is not None
     with_BJ = out.log_prob_with_BNJK[..., 0].mean(1)
@@ -284,15 +334,18 @@ def _gains(out: QuietOutput, inputs: dict[str, Any]) -> Tensor:
 
 
 def peak_memory() -> float:
-    """Peak memory of this process in GB: of the accelerator if there is one, NaN if it is not known."""
+    """Return the peak memory of this process in GB.
+
+    With a GPU, it is the peak of allocated GPU memory. NaN if it is unknown.
+    """
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated() / 1e9
     try:
         import resource
     except ImportError:  # not a POSIX system
         return float("nan")
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9
+    bytes_per_count = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * bytes_per_count / 1e9
 
 
 def _collated(rows: list[dict[str, Any]], filler: int) -> dict[str, Tensor]:
@@ -308,7 +361,7 @@ def _filler(tokenizer: PreTrainedTokenizerBase) -> int:
 
 
 def _last_whole(folder: Path) -> str | None:
-    """The newest checkpoint that was written to its end."""
+    """Return the newest complete checkpoint, or None."""
     found = sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
     for newest in reversed(found):
         try:
@@ -320,12 +373,12 @@ def _last_whole(folder: Path) -> str | None:
 
 
 def _made_from(model: QuietLM, spans: Spans, arguments: TrainingArguments, more: object) -> str:
-    """A hash of what decides the weights that come out."""
+    """Return a hash of everything that determines the resulting weights."""
     settings = asdict(model.quiet_config)
     for name in ("positions_per_chunk", "chunk_megabytes"):
-        settings.pop(name)  # memory, not results
+        settings.pop(name)  # changes memory use, not results
     if not settings["drop_zero_losses"]:
-        settings.pop("drop_zero_losses")  # as before there was this option
+        settings.pop("drop_zero_losses")  # the same hash as before this option existed
     options = {name: getattr(arguments, name) for name in DECIDING}
     first = [fingerprint(model.base), model.moved.detach().cpu().tolist()]
     whole = [settings, options, more, first, spans.length, spans.seed]
@@ -336,24 +389,28 @@ def _made_from(model: QuietLM, spans: Spans, arguments: TrainingArguments, more:
 
 
 def check_run(out: Path, made_from: str) -> bool:
-    """Whether a run folder holds this training's finished model.
+    """Return whether a run folder contains the finished model of this training.
+
+    Args:
+        out: the run folder.
+        made_from: hash of what determines the weights of this training.
 
     Raises:
-        ValueError: it holds something of another training.
+        ValueError: the folder contains a model or checkpoints of another training.
     """
     path, model = out / "made_from.json", out / "model"
     found = json.loads(path.read_text(encoding="utf-8"))["made_from"] if path.exists() else None
-    begun = model.exists() or _last_whole(out / "checkpoints") is not None
-    if begun and found != made_from:
+    started = model.exists() or _last_whole(out / "checkpoints") is not None
+    if started and found != made_from:
         raise ValueError(
-            f"{out} was made from another model, other texts or other options. Give another "
-            "folder, or delete it to train anew."
+            f"{out} was made from another model, other texts or other options. Choose another "
+            "folder with --out, or delete this one to train again."
         )
     return model.exists()
 
 
 def _adapter(peft_model: Any) -> object:
-    """What decides an adapter."""
+    """Return the settings of an adapter that determine the weights."""
     if peft_model is None:
         return None
     config = peft_model.peft_config["default"]
@@ -366,7 +423,7 @@ def _steps(checkpoint: str) -> int:
 
 
 def _write(path: Path, what: object) -> None:
-    """Whole or not at all."""
+    """Write JSON to a temporary file and rename it, so that the file is never incomplete."""
     partial = path.with_name(path.name + ".partial")
     partial.write_text(json.dumps(what) + "\n", encoding="utf-8")
     partial.rename(path)
