@@ -40,7 +40,7 @@ docs: .venv/installed-docs
 
 # mkdocstrings reads the API from the source files, so neither torch nor the package is needed
 .venv/installed-docs: pyproject.toml constraints.txt | .venv/bin/python
-	$(PIP) mkdocs-material 'mkdocstrings[python]'
+	$(PIP) mkdocs-material 'mkdocstrings[python]' ruff
 	touch $@
 
 # pyright fetches its own program at its first start, so it is started here and not in a check
