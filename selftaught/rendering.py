@@ -180,9 +180,14 @@ def turn_ending(
 
 
 def end_ids(tokenizer: Any) -> Collection[int]:
-    """Return the ids of all special tokens: those that can end an assistant's turn."""
+    """Return the ids of the tokens that can end an assistant's turn.
+
+    These are the special tokens, and the added tokens that are not white space: some tokenizers add
+    the token that ends a turn without marking it as special.
+    """
     added = tokenizer.added_tokens_decoder.items()
-    return {*tokenizer.all_special_ids, *(token for token, one in added if one.special)}
+    visible = {token for token, one in added if one.special or one.content.strip()}
+    return {*tokenizer.all_special_ids, *visible}
 
 
 def silent_ids(tokenizer: Any) -> set[int]:

@@ -417,7 +417,10 @@ def test_a_log_is_shown_without_what_a_terminal_obeys():
         ({"num_processes": 0}, "at least 1; got 0"),
         ({"num_processes": 2}, "needs the launcher torchrun, accelerate or ray"),
         ({"launcher": "accelerate"}, "--launcher torchrun"),
-        ({"launcher": "torchrun", "accelerate_config": Path("a.yaml")}, "the other launchers do not use it"),
+        (
+            {"launcher": "torchrun", "accelerate_config": Path("a.yaml")},
+            "the other launchers do not use it",
+        ),
     ],
 )
 def test_options_that_contradict_each_other_are_refused(given: dict, words: str):

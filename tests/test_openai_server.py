@@ -783,7 +783,10 @@ def test_a_damaged_file_of_usage_is_told(tmp_path: Path, capsys: pytest.CaptureF
     with serving() as server:
         assert main([*given, f"--base-url={server.url}"]) == 2
         assert not any(path == "/v1/completions" for path, _ in server.asked)
-    assert "r.usage.json: expected an object with the numbers requests, retries" in capsys.readouterr().err
+    assert (
+        "r.usage.json: expected an object with the numbers requests, retries"
+        in capsys.readouterr().err
+    )
 
 
 # ---------------------------------------------------------------- two real servers
@@ -961,7 +964,9 @@ def test_llama_cpp_draws_from_the_plain_distribution(llama_cpp: Any):
 @pytest.mark.slow
 def test_llama_cpp_refusals_are_told(llama_cpp: Any):
     there, _ = llama_cpp
-    with pytest.raises(ValueError, match=r"of 'long' \(400.* do not fit into the context of served"):
+    with pytest.raises(
+        ValueError, match=r"of 'long' \(400.* do not fit into the context of served"
+    ):
         there.sample(["x " * 5000], SamplingParams(), keys=["long"])
     with pytest.raises(ValueError, match="only vLLM is known to take"):
         there.sample(["x"], SamplingParams(), prefix_tokens=[[1, 2]])

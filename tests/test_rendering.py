@@ -22,6 +22,7 @@ from selftaught.rendering import (
 from selftaught.samplers import SamplingParams
 from selftaught.samplers.tokens import prompt_tokens
 from selftaught.training import tokenized
+from selftaught.training.completion_tokens import taught_ids
 
 ASKED = [{"role": "user", "content": "3*7"}]
 LLAMA = (
@@ -117,6 +118,18 @@ def test_a_turn_ends_with_the_templates_own_token_and_nothing_after_it():
         template="{% for m in messages %}{{ m.role + ': ' + m.content + '\n' }}{% endfor %}"
     )
     assert tokenizer.decode(list(turn_ending(plain, ASKED))) == "</s>"
+
+
+def test_an_end_token_that_is_not_marked_as_special_ends_a_turn_and_is_learned():
+    """As in tokenizers that add <|im_end|> as an ordinary token; the end of a text is not learned."""
+    tokenizer = byte_level(special=("<|im_start|>",), added=("<|im_end|>",), template=CHATML)
+    end = tokenizer.convert_tokens_to_ids("<|im_end|>")
+    assert end not in tokenizer.all_special_ids
+    assert turn_ending(tokenizer, ASKED) == (end,)
+    sampled = (*tokenizer("12", add_special_tokens=False)["input_ids"], end)
+    answer = [{"role": "assistant", "content": "12"}]
+    assert taught_ids(ASKED, answer, sampled, tokenizer)[1] == sampled
+    assert taught_ids("Q:", "12", sampled, tokenizer)[1] == sampled
 
 
 def test_a_template_that_changes_every_answer_is_refused():

@@ -289,7 +289,9 @@ def test_a_completion_begun_that_cannot_be_continued_is_named(tiny_model_dir: Pa
             sampler.sample(
                 ["1", "2"], params, keys=["one", "two"], prefix_tokens=[(1,), (1, 2, 3, 4)]
             )
-        with pytest.raises(ValueError, match="one sequence of prefix tokens per prompt, got 1 for 2"):
+        with pytest.raises(
+            ValueError, match="one sequence of prefix tokens per prompt, got 1 for 2"
+        ):
             sampler.sample(["1", "2"], params, prefix_tokens=[(1,)])
         with pytest.raises(ValueError, match="token ids from 0 to 312, got 313"):
             sampler.sample(["1"], params, prefix_tokens=[(313,)])
