@@ -84,7 +84,7 @@ def refused(command: str, model: Path, questions: Path, capsys, *more: str) -> s
         (["--training.per_device_train_batch_size", "-2"], "must be at least 1; got -2"),
         (["--gradient_accumulation_steps", "0"], "gradient_accumulation_steps must be at least 1"),
         (["--max_length", "1"], "max_length must be at least 3"),
-        (["--max_length", "6"], r"max_length must leave room .* each of the \d+ training prompts"),
+        (["--max_length", "6"], r"max_length must be long enough .* each of the \d+ training prompts"),
         (["--warmup_steps", "-1"], "warmup_steps must be 0 or more"),
         (["--save_steps", "0"], "save_steps must be above 0"),
         (["--seed", "-7"], "seed must be from 0"),
@@ -188,7 +188,7 @@ def test_one_prompt_among_all_that_does_not_fit_is_found(
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     given = [*held_out(tmp_path), "--task_options.kind", "text"]
     told = refused("star", tiny_model_dir, path, capsys, *given)
-    assert f"The prompt of 'train-{where}' has" in told and "the 512 that" in told
+    assert f"The prompt of 'train-{where}' has" in told and "the 512 tokens in the context" in told
 
 
 def test_some_prompts_longer_than_max_length_are_counted_and_all_are_refused(

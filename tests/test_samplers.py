@@ -200,7 +200,7 @@ def test_models_that_cannot_share_a_prefix_are_sampled_by_plain_generate(
         sampler._tokens = lambda prompt, key, room: rows[prompts.index(str(prompt))]  # type: ignore
         completions = sampler.sample(prompts, SamplingParams(max_tokens=8))
     assert [answers[0].token_ids for answers in completions] == one_at_a_time(model, rows, 8)
-    assert "sampled by plain generate" in caplog.text
+    assert "is sampled with generate()" in caplog.text
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
@@ -527,7 +527,7 @@ def test_a_folder_without_tokenizer_or_model_is_refused(
     shutil.copy(tiny_model_dir / "model.safetensors", tmp_path)
     with pytest.raises(ValueError, match="Expected a tokenizer in the model folder"):
         TransformersSampler(tmp_path)
-    with pytest.raises(ValueError, match="Expected a tokenizer beside a loaded model"):
+    with pytest.raises(ValueError, match="Expected a tokenizer with a loaded model"):
         TransformersSampler(random_model(SHARING["llama"]))
     with pytest.raises(ValueError, match="batch_size must be at least 1; got 0"):
         TransformersSampler(tiny_model_dir, batch_size=0)

@@ -112,7 +112,7 @@ def test_log_probs_equal_those_of_one_text_at_a_time(
         assert isinstance(scorer._loop, SharedPrefixLoop)
     assert_close(found, expected)
     assert sum(counts) == sum(map(len, candidates()))
-    assert "reads every prompt anew" not in caplog.text
+    assert "processes every prompt again" not in caplog.text
 
 
 @pytest.mark.parametrize("name", PLAIN)
@@ -127,7 +127,7 @@ def test_models_that_cannot_share_read_one_text_after_another(
     with TransformersScorer(model, tokenizer=tokenizer_of(tiny_model_dir), batch_size=2) as scorer:
         found = scorer.log_probs(PROMPTS, candidates())
     assert_close(found, expected)
-    assert "reads every prompt anew" in caplog.text
+    assert "processes every prompt again" in caplog.text
 
 
 @pytest.mark.parametrize("together", [16, 100])
@@ -213,7 +213,7 @@ def test_what_cannot_be_scored_is_named(tiny_model_dir: Path) -> None:
         TransformersScorer(tiny_model_dir, batch_size=0)
     with pytest.raises(ValueError, match="no option 'n'; its options are batch_size"):
         open_scorer(str(tiny_model_dir), n=3)
-    with pytest.raises(ValueError, match="Expected a tokenizer beside a loaded model"):
+    with pytest.raises(ValueError, match="Expected a tokenizer with a loaded model"):
         TransformersScorer(random_model(SHARING["llama"]))
 
 

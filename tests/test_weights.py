@@ -88,9 +88,9 @@ F32 = {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}
         ({"a": F32 | {"data_offsets": [8, 0]}}, 8, "at bytes 8 to 0"),
         ({"a": F32, "b": F32}, 8, "'b' begins at byte 0 instead of 8"),
         ({"a": F32 | {"data_offsets": [4, 12]}}, 12, "'a' begins at byte 4 instead of 0"),
-        ({"a": F32}, 9, "1 bytes more than its header says"),
+        ({"a": F32}, 9, "1 bytes more than its header lists"),
         ({"__metadata__": {}}, 0, "no tensors"),
-        ({"a": F32}, 7, r"cut off: its header says 8 bytes of tensors, the file has 7"),
+        ({"a": F32}, 7, r"cut off: its header lists 8 bytes of tensors, but the file has 7"),
     ],
 )
 def test_a_damaged_header_is_named(folder: Path, entries: object, size: int, told: str):
@@ -187,7 +187,7 @@ CASES: dict[str, tuple[Callable[[dict[str, Tensor]], dict[str, Tensor]], str]] =
     "another prefix": (
         lambda all_: {f"tower.{name}": one for name, one in all_.items()},
         r"21 of 21 weights of LlamaForCausalLM are missing in .*m/model\.safetensors.*"
-        r"under the prefix 'tower\.'",
+        r"with the prefix 'tower\.'",
     ),
     "one is missing": (without("model.norm.weight"), r"1 of 21 weights.*random: model\.norm\.weight"),
     "the head is missing and is not tied": (without("lm_head.weight"), r"1 of 21.*lm_head\.weight"),

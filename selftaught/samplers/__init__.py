@@ -159,7 +159,7 @@ def check_prompts(
 def count_too_long(
     model: str, prompts: Iterable[Text], length: int, template: TemplateOptions | None = None
 ) -> int:
-    """Return how many prompts do not fit into `length` tokens with a completion and an end token."""
+    """Return how many prompts, with a completion and an end token, exceed `length` tokens."""
     from selftaught.samplers.tokens import longer_than
 
     return longer_than(model, prompts, length - 2, template)

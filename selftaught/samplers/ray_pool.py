@@ -223,7 +223,7 @@ class RaySampler(Closing):
         return _Actor(handle, handle.open.remote())
 
     def _await_all(self) -> str:
-        """Wait until all actors have loaded the model; return the fingerprint, which must be equal."""
+        """Wait until all actors have loaded the model; return its fingerprint."""
         import ray
         from ray.exceptions import RayError, RayTaskError
 
@@ -245,7 +245,8 @@ class RaySampler(Closing):
         if len(fingerprints) > 1:
             raise ValueError(
                 f"The nodes have different weights of {self.model} "
-                f"({', '.join(sorted(fingerprints))}). Put the model into a folder that all nodes share."
+                f"({', '.join(sorted(fingerprints))}). Put the model into a folder that all nodes "
+                "share."
             )
         return fingerprints.pop()
 
@@ -298,7 +299,7 @@ class RaySampler(Closing):
                 self._take(ref, *running.pop(ref))
 
     def _assigned(self) -> Iterator[tuple["_Actor", "_Chunk"]]:
-        """Yield queued chunks with the actors that run them; the actor with fewest chunks is next."""
+        """Yield queued chunks, each with the actor that runs it: the one with the fewest chunks."""
         while self._queue:
             actor = min(
                 (
@@ -316,7 +317,7 @@ class RaySampler(Closing):
             yield actor, chunk
 
     def _take(self, ref: Any, actor: "_Actor", chunk: "_Chunk | None") -> None:
-        """Process the result of a chunk or of an actor's start. Results of dead actors are ignored."""
+        """Process the result of a chunk or of an actor's start, unless the actor was replaced."""
         import ray
         from ray.exceptions import RayActorError, RayError, RayTaskError
 
@@ -463,7 +464,7 @@ class _Engine:
         keys: list[str],
         prefix_tokens: list[tuple[int, ...]] | None,
     ) -> list[list[Completion]]:
-        """Sample one chunk. If the engine's process has died, end the actor, which is then replaced."""
+        """Sample one chunk. If the engine's process has died, end the actor, to be replaced."""
         try:
             return self._sampler.sample(prompts, params, keys=keys, prefix_tokens=prefix_tokens)
         except ChildProcessError:

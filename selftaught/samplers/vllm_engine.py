@@ -50,7 +50,7 @@ from selftaught.samplers.tokens import (
 from selftaught.samplers.weights import check_names
 
 ON_A_CPU = {"VLLM_CPU_KVCACHE_SPACE": "2", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
-"""Environment variables of the child without an accelerator; the caller's environment overrides them."""
+"""Environment of the child without an accelerator; the caller's environment overrides it."""
 OPTIONS_ON_A_CPU: dict[str, Any] = {"enforce_eager": True, "enable_chunked_prefill": False}
 """Engine arguments without an accelerator.
 
@@ -286,8 +286,8 @@ class VllmSampler(Closing):
         for token in itertools.chain.from_iterable(texts):
             if not 0 <= token < count:
                 raise ValueError(
-                    f"Expected token ids from 0 to {count - 1:,}, got {token}; were these tokens "
-                    "written by a model with another tokenizer?"
+                    f"Expected token ids from 0 to {count - 1:,}, got {token}. Check that the "
+                    "tokens are those of this model's tokenizer."
                 )
 
     # ------------------------------------------------------------ the child
@@ -417,7 +417,7 @@ def _completion(ending: Ending, drawn: _Drawn) -> Completion:
 
 
 def _generation_config(model: str) -> GenerationConfig:
-    """Return a model's generation config as transformers does: its own file or the model's config."""
+    """Return a model's generation config, from its own file or from the model's config."""
     try:
         return GenerationConfig.from_pretrained(model)
     except OSError:
@@ -454,7 +454,8 @@ class _Child:
             "PYTHONPATH": os.pathsep.join(entry or os.curdir for entry in sys.path),
         }  # fmt: skip
         self._process = subprocess.Popen(
-            [sys.executable, "-P", "-c", "from selftaught.samplers.vllm_engine import serve; serve()"],
+            [sys.executable, "-P", "-c",
+             "from selftaught.samplers.vllm_engine import serve; serve()"],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._log, env=environment,
             start_new_session=True,  # so that all its processes can be ended together
         )  # fmt: skip

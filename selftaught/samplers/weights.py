@@ -1,8 +1,8 @@
 """Checking and loading of model weights.
 
-`check_weights` reads only the headers of safetensors files, without torch. `load_model` loads a model
-and refuses one whose weights are not all in its files. Weights are read from safetensors only; a
-pickle (`pytorch_model.bin`) is never opened.
+`check_weights` reads only the headers of safetensors files and does not need torch. `load_model`
+loads a model and raises if weights are missing from its files. Weights are read from safetensors
+files only; a pickle (`pytorch_model.bin`) is never opened.
 """
 
 import json
@@ -16,39 +16,39 @@ from selftaught.hub import check_model_name
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 MAX_HEADER = 100_000_000
-"""Bytes; the limit of the safetensors library."""
+"""Maximum size of a header in bytes; the limit of the safetensors library."""
 BITS = {
     "BOOL": 8, "U8": 8, "I8": 8, "F8_E5M2": 8, "F8_E4M3": 8, "F8_E8M0": 8, "F8_E4M3FNUZ": 8,
     "F8_E5M2FNUZ": 8, "I16": 16, "U16": 16, "F16": 16, "BF16": 16, "I32": 32, "U32": 32,
     "F32": 32, "I64": 64, "U64": 64, "F64": 64, "C64": 64, "F4": 4, "F6_E2M3": 6, "F6_E3M2": 6,
 }  # fmt: skip
-"""Size of an element of each safetensors dtype."""
+"""Bits per element of each safetensors dtype."""
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 NAMED = 4
-"""How many tensors or files an error names."""
+"""Maximum number of tensors or files named in an error message."""
 
 
 def check_weights(model: str) -> None:
-    """Check that the weight files of a model are complete, from their headers alone.
+    """Check that the weight files of a model are complete, using only their headers.
 
-    Checked are: every weight file is there, its header is valid, its size agrees with its header, and
-    every shard of an index is there with the tensors that the index puts into it. No tensor is read
-    and nothing is downloaded.
+    The checks: every weight file exists, its header is valid, its size matches its header, and
+    every shard of an index exists and contains the tensors that the index lists for it. No tensor
+    is read and nothing is downloaded.
 
     Args:
-        model: a model folder, or a name on the Hugging Face hub. Of a name, the files in the local
-            cache are checked; where there are none, nothing is.
+        model: A model folder, or a name on the Hugging Face Hub. For a name, the files in the local
+            cache are checked; if there are none, nothing is checked.
 
     Raises:
-        ValueError: a file is missing, cut off or damaged, or the folder has no safetensors weights;
-            names the file and what to do.
+        ValueError: A file is missing, truncated or damaged, or the folder has no safetensors
+            weights. The message names the file and what to do.
     """
     path = Path(model)
     if path.is_dir():
         _check_folder(path)
     elif path.exists():
         raise ValueError(
-            f"Expected a model folder or a name on the Hugging Face hub, got the file {model}."
+            f"Expected a model folder or a name on the Hugging Face Hub, got the file {model}."
         )
     elif _is_path(model):
         raise ValueError(f"Expected a model folder, got {model}, which does not exist.")
@@ -57,10 +57,10 @@ def check_weights(model: str) -> None:
 
 
 def read_header(path: Path) -> dict[str, tuple[int, ...]]:
-    """The name and shape of every tensor of a safetensors file; the file's size must agree.
+    """Return the name and shape of every tensor in a safetensors file, and check the file's size.
 
     Raises:
-        ValueError: the file is missing, cut off or no valid safetensors file.
+        ValueError: The file is missing, truncated or not a valid safetensors file.
     """
     size, entries = _entries(path)
     shapes: dict[str, tuple[int, ...]] = {}
@@ -78,25 +78,25 @@ def read_header(path: Path) -> dict[str, tuple[int, ...]]:
         at = end
     if size < at:
         raise ValueError(
-            f"{path} is cut off: its header says {at:,} bytes of tensors, the file has {size:,}. "
-            "Copy or download it again."
+            f"{path} is cut off: its header lists {at:,} bytes of tensors, but the file has "
+            f"{size:,}. Copy or download it again."
         )
     if size > at:
-        raise _damaged(path, f"it has {size - at:,} bytes more than its header says")
+        raise _damaged(path, f"it has {size - at:,} bytes more than its header lists")
     if not shapes:
         raise _damaged(path, "it contains no tensors")
     return shapes
 
 
 def _entries(path: Path) -> tuple[int, dict[str, Any]]:
-    """The bytes of tensors in a file, and its header as JSON."""
+    """Return the number of bytes of tensor data in a file, and its header as JSON."""
     try:
         with path.open("rb") as file:
             total = os.fstat(file.fileno()).st_size
             first = file.read(8)
             if first == b"version ":
                 raise ValueError(
-                    f"{path} is a Git LFS pointer, not the weights; run git lfs pull in its folder."
+                    f"{path} is a Git LFS pointer, not the weights. Run git lfs pull in its folder."
                 )
             length = int.from_bytes(first, "little")
             if len(first) < 8 or (8 + length > total and length <= MAX_HEADER):
@@ -126,13 +126,13 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _tensor(path: Path, name: str, entry: Any) -> tuple[tuple[int, ...], int, int]:
-    """Shape, first and last byte of a tensor, as its header has them and as they must agree."""
+    """Return the shape, start byte and end byte of a tensor from its header entry, after checks."""
     try:
         dtype, shape, (start, end) = entry["dtype"], entry["shape"], entry["data_offsets"]
-        whole = [*shape, start, end]
+        numbers = [*shape, start, end]
     except (KeyError, TypeError, ValueError):
         raise _damaged(path, f"tensor {name!r} has no dtype, shape and data_offsets") from None
-    if any(type(number) is not int or number < 0 for number in whole) or end < start:
+    if any(type(number) is not int or number < 0 for number in numbers) or end < start:
         raise _damaged(path, f"tensor {name!r} has the shape {shape} at bytes {start} to {end}")
     bits = BITS.get(dtype) if isinstance(dtype, str) else None
     if bits is not None and math.prod(shape) * bits != (end - start) * 8:
@@ -151,12 +151,15 @@ def _check_folder(folder: Path) -> None:
     _refuse_adapter(folder)
     config = _json_object(folder / "config.json") if (folder / "config.json").exists() else None
     if config is None:
-        raise ValueError(f"Expected a model folder with a config.json, got {folder} without.")
+        raise ValueError(
+            f"Expected a model folder with a config.json, got {folder}, which has none."
+        )
     named = config.get("transformers_weights")
     if isinstance(named, str):
         weights = folder / named
     else:
-        weights = next((folder / one for one in (SINGLE, INDEX) if (folder / one).exists()), None)
+        names = (SINGLE, INDEX)
+        weights = next((folder / name for name in names if (folder / name).exists()), None)
     if weights is None:
         raise ValueError(_without_weights(folder))
     if weights.suffix == ".json":
@@ -177,21 +180,21 @@ def _refuse_adapter(folder: Path) -> None:
 
 
 def _without_weights(folder: Path) -> str:
-    """Why a folder without `model.safetensors` or its index cannot be used."""
-    names = sorted(one.name for one in folder.iterdir() if one.is_file())
+    """Return why a folder without `model.safetensors` or its index cannot be used."""
+    names = sorted(path.name for path in folder.iterdir() if path.is_file())
     pickles = [
         name for name in names if Path(name).suffix in PICKLES and name != "training_args.bin"
     ]
     if pickles:
         return (
             f"Expected safetensors weights in {folder}, found {_listed(pickles)}. A pickle can run "
-            "code and is never opened here; where you trust the file, convert it: load it with "
-            "transformers and save_pretrained(folder)."
+            "code and is never opened. If you trust the file, convert it: load it with "
+            "transformers and call save_pretrained(folder)."
         )
     if gguf := [name for name in names if name.endswith(".gguf")]:
         return (
-            f"Expected safetensors weights in {folder}, found {_listed(gguf)}. Serve a GGUF file with "
-            "llama.cpp and use --sampler openai, or convert it to safetensors."
+            f"Expected safetensors weights in {folder}, found {_listed(gguf)}. Serve the GGUF file "
+            "with llama.cpp and use --sampler openai, or convert it to safetensors."
         )
     others = [name for name in names if name.endswith(".safetensors")]
     found = f"; found only {_listed(others)}" if others else ""
@@ -202,7 +205,8 @@ def _check_shards(index: Path, *, whole: bool) -> None:
     """Check the shards of an index.
 
     Args:
-        whole: whether a shard that is not there is an error.
+        index: The index file.
+        whole: Whether a missing shard is an error.
     """
     shards: dict[str, list[str]] = {}
     where = _json_object(index).get("weight_map")
@@ -211,7 +215,8 @@ def _check_shards(index: Path, *, whole: bool) -> None:
     for name, shard in where.items():
         if not isinstance(shard, str) or Path(shard).is_absolute() or ".." in Path(shard).parts:
             raise ValueError(
-                f"{index} names the shard {shard!r} for tensor {name!r}; expected a file in its folder."
+                f"{index} names the shard {shard!r} for tensor {name!r}; expected a file in its "
+                "folder. Copy or download the index again."
             )
         shards.setdefault(shard, []).append(name)
     absent = [shard for shard in shards if not (index.parent / shard).exists()]
@@ -227,19 +232,19 @@ def _check_shards(index: Path, *, whole: bool) -> None:
         found = read_header(index.parent / shard)
         if missing := [name for name in names if name not in found]:
             raise ValueError(
-                f"{index.parent / shard} lacks {len(missing)} tensors that {index.name} puts there: "
-                f"{_listed(missing)}. Copy or download both again."
+                f"{index.parent / shard} lacks {len(missing)} tensors that {index.name} lists for "
+                f"it: {_listed(missing)}. Copy or download both again."
             )
         if twice := [name for name in found if name in owner]:
             raise ValueError(
-                f"{index.parent / shard} and {owner[twice[0]]} both contain {_listed(twice)}; these "
-                "shards are not of one model. Copy or download them again."
+                f"{index.parent / shard} and {owner[twice[0]]} both contain {_listed(twice)}, so "
+                "the shards belong to different models. Copy or download them again."
             )
         owner |= dict.fromkeys(found, shard)
 
 
 def _check_cached(name: str) -> None:
-    """Check the files that the local cache has of a model on the Hugging Face hub."""
+    """Check the weight files in the local cache of a model on the Hugging Face Hub."""
     from huggingface_hub import try_to_load_from_cache
 
     for file in (SINGLE, INDEX):
@@ -251,7 +256,7 @@ def _check_cached(name: str) -> None:
 
 
 def _is_path(model: str) -> bool:
-    """Whether a name cannot be one of the hub, which has at most one slash."""
+    """Return whether a name can only be a path; names on the Hub have at most one slash."""
     return model.startswith((".", "~", "/")) or Path(model).is_absolute() or model.count("/") > 1
 
 
@@ -268,10 +273,10 @@ def _json_object(path: Path) -> dict[str, Any]:
 
 
 def _listed(names: Iterable[str]) -> str:
-    """The first few names, and how many there are beside them."""
-    whole: Sequence[str] = sorted(names)
-    more = f" and {len(whole) - NAMED} more" if len(whole) > NAMED else ""
-    return ", ".join(whole[:NAMED]) + more
+    """Return the first few names, and the number of further ones."""
+    ordered: Sequence[str] = sorted(names)
+    more = f" and {len(ordered) - NAMED} more" if len(ordered) > NAMED else ""
+    return ", ".join(ordered[:NAMED]) + more
 
 
 # ------------------------------------------------------------------ loading
@@ -280,24 +285,24 @@ def _listed(names: Iterable[str]) -> str:
 def load_model(
     model: str | Path, kind: str = "causal_lm", *, new_head: bool = False, **options: Any
 ) -> Any:
-    """Load a model with transformers; refuse it unless all its weights come from its files.
+    """Load a model with transformers, and raise unless all its weights come from its files.
 
-    Weights that the model has and the files lack would be random numbers. Missing are allowed: tied
-    weights, and what the architecture itself declares as optional. Weights in the files that the model
-    does not use are allowed where they are another part (the vision tower of a multimodal checkpoint,
-    another head), with a warning.
+    transformers initializes weights that are missing from the files with random numbers. Only tied
+    weights, and weights that the architecture declares as optional, may be missing. Unused weights
+    in the files are allowed, with a warning, if they belong to another part, such as the vision
+    tower of a multimodal checkpoint or another head.
 
     Args:
-        model: a model folder or a name on the Hugging Face hub.
+        model: A model folder or a name on the Hugging Face Hub.
         kind: "causal_lm" or "sequence_classification".
-        new_head: whether the model's head may be missing, to be trained; the head of the saved model is
-            then dropped without a warning.
-        options: for `from_pretrained`, such as `dtype`.
+        new_head: Whether the head may be missing because it will be trained. The head of the saved
+            model is then dropped without a warning.
+        options: Arguments of `from_pretrained`, such as `dtype`.
 
     Raises:
-        ValueError: weights are missing, unexpected or of another shape, or a file is damaged; names the
-            file and the tensors.
-        FileNotFoundError: the model is neither a folder nor can it be had from the hub.
+        ValueError: Weights are missing, unexpected or of another shape, or a file is damaged. The
+            message names the file and the tensors.
+        FileNotFoundError: The model is neither a folder nor available on the Hub.
     """
     from safetensors import SafetensorError
 
@@ -324,13 +329,15 @@ def load_model(
 
 
 def check_names(model: str) -> None:
-    """Check that the weights of a model folder are those of its architecture, without reading them.
+    """Check that the weights in a model folder match its architecture, without reading them.
 
-    For engines that load the weights themselves. Quantized models, custom code, and architectures that
-    transformers does not know are not checked, and neither are names on the Hugging Face hub.
+    For engines that load the weights themselves. Quantized models, models with custom code,
+    architectures that transformers does not support, and names on the Hugging Face Hub are not
+    checked.
 
     Raises:
-        ValueError: weights are missing or of another shape; names the file and the tensors.
+        ValueError: Weights are missing or have another shape. The message names the file and the
+            tensors.
     """
     check_weights(model)
     folder = Path(model)
@@ -341,7 +348,7 @@ def check_names(model: str) -> None:
         return
     try:
         described, info = _loaded(model, "causal_lm", device_map="meta")
-    except Exception:  # what transformers cannot describe, the engine may know
+    except Exception:  # the engine may support what transformers does not
         return
     wrong = {name: shapes for name, *shapes in info["mismatched_keys"]}
     missing, unexpected = set(info["missing_keys"]), set(info["unexpected_keys"])
@@ -349,7 +356,7 @@ def check_names(model: str) -> None:
 
 
 def _loaded(model: str | Path, kind: str, **options: Any) -> tuple[Any, dict[str, Any]]:
-    """A model, and what transformers found missing, unexpected and mismatched in its files."""
+    """Load a model; return it with transformers' report of missing and mismatched weights."""
     import logging
 
     import transformers
@@ -366,7 +373,7 @@ def _loaded(model: str | Path, kind: str, **options: Any) -> tuple[Any, dict[str
     reports: list[str] = []
 
     def keep(record: logging.LogRecord) -> bool:
-        """Take transformers' messages about the same findings out of the log."""
+        """Filter out transformers' log messages about the same problems."""
         message = record.getMessage()
         if "LOAD REPORT" in message:
             reports.append(message)
@@ -392,36 +399,36 @@ def _loaded(model: str | Path, kind: str, **options: Any) -> tuple[Any, dict[str
 def _refuse_incomplete(
     model: str | Path, loaded: Any, missing: set[str], unexpected: set[str], wrong: dict[str, Any]
 ) -> None:
-    """Refuse a model of which weights are missing from the files or have another shape there."""
+    """Raise if weights of a model are missing from the files or have another shape there."""
     if not missing and not wrong:
         return
-    whole, kind, files = len(loaded.state_dict()), type(loaded).__name__, _files(model)
+    count, kind, files = len(loaded.state_dict()), type(loaded).__name__, _files(model)
     if wrong:
         shapes = [
-            f"{name} (file: {list(there)}, model: {list(here)})"
-            for name, (there, here) in wrong.items()
+            f"{name} (file: {list(in_file)}, model: {list(in_model)})"
+            for name, (in_file, in_model) in wrong.items()
         ]
         raise ValueError(
-            f"{len(wrong)} of {whole} weights of {kind} have another shape in {files}: "
-            f"{_listed(shapes)}. config.json and the weights are not of the same model; take both "
+            f"{len(wrong)} of {count} weights of {kind} have another shape in {files}: "
+            f"{_listed(shapes)}. config.json and the weights belong to different models. Copy both "
             "from one source."
         )
-    told = ""
+    advice = " Copy or download the weights again."
     if prefix := _other_prefix(missing, unexpected):
-        told = f" They are there under the prefix {prefix!r}; rename the tensors."
+        advice = f" The files contain them with the prefix {prefix!r}; rename the tensors."
     elif unexpected:
-        told = (
-            f" The files have {len(unexpected)} other tensors ({_listed(unexpected)}); the weights may be "
-            "of another architecture or under another prefix."
+        advice = (
+            f" The files have {len(unexpected)} other tensors ({_listed(unexpected)}); the weights "
+            "may be of another architecture or under another prefix."
         )
     raise ValueError(
-        f"{len(missing)} of {whole} weights of {kind} are missing in {files}, and would be random: "
-        f"{_listed(missing)}.{told}"
+        f"{len(missing)} of {count} weights of {kind} are missing in {files}, and would be random: "
+        f"{_listed(missing)}.{advice}"
     )
 
 
 def _other_prefix(missing: set[str], unexpected: set[str]) -> str | None:
-    """What stands before the names of all missing weights, where they are there under a prefix."""
+    """Return the prefix under which the files contain all missing weights, or None."""
     first = min(missing, key=lambda name: (len(name), name))
     for name in sorted(unexpected):
         prefix = name.removesuffix(first)
@@ -435,11 +442,11 @@ OTHER_PARTS = (
     "projector", "connector", "talker", "token2wav", "code2wav", "mtp", "score", "classifier",
     "v_head", "value_head", "reward_head", "qa_outputs",
 )  # fmt: skip
-"""Names of parts that a causal language model does without: other modalities, other heads."""
+"""Substrings of the names of modules for other modalities and other heads."""
 
 
 def _check_unexpected(model: str | Path, loaded: Any, unexpected: set[str]) -> None:
-    """Refuse weights that belong to the model's own parts; warn about those of other parts."""
+    """Raise for unexpected weights of the model's own parts; warn about those of other parts."""
     import re
     import warnings
 
@@ -451,13 +458,13 @@ def _check_unexpected(model: str | Path, loaded: Any, unexpected: set[str]) -> N
     if not unexpected:
         return
     other = {name for name in unexpected if _is_other_part(loaded, name)}
-    # A quantizer's own tensors go by other names.
+    # A quantizer's own tensors have other names.
     quantized = getattr(loaded, "hf_quantizer", None) is not None
     if (own := unexpected - other) and not quantized:
         raise ValueError(
             f"{_files(model)} has {len(own)} weights that {type(loaded).__name__} with this "
             f"config.json does not have: {_listed(own)}. config.json may be of another model, or "
-            "of one with fewer layers or other options; take both from one source."
+            "of one with fewer layers or other options. Copy both from one source."
         )
     warnings.warn(
         f"{len(unexpected)} weights in {_files(model)} are not used by {type(loaded).__name__}: "
@@ -467,7 +474,7 @@ def _check_unexpected(model: str | Path, loaded: Any, unexpected: set[str]) -> N
 
 
 def _is_other_part(loaded: Any, name: str) -> bool:
-    """Whether a weight is of a part beside the model's own, such as a vision tower."""
+    """Return whether a weight belongs to an unused part of a checkpoint, such as a vision tower."""
     base = loaded.base_model
     first = name.removeprefix(f"{loaded.base_model_prefix}.").split(".")[0]
     own = {child for module in (loaded, base) for child, _ in module.named_children()}
@@ -475,8 +482,9 @@ def _is_other_part(loaded: Any, name: str) -> bool:
 
 
 def _files(model: str | Path) -> str:
-    """The file with a model's weights, or its index, for messages."""
+    """Return the path of a model's weight file or index, for messages."""
     folder = Path(model)
     if not folder.is_dir():
         return f"the files of {model}"
-    return str(next((folder / one for one in (SINGLE, INDEX) if (folder / one).exists()), folder))
+    names = (SINGLE, INDEX)
+    return str(next((folder / name for name in names if (folder / name).exists()), folder))

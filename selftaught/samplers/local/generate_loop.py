@@ -1,7 +1,7 @@
-"""Sampling by `generate`: for models whose layers the shared-prefix loop cannot serve.
+"""Fallback decoding with `generate()`, for models that the shared-prefix loop does not support.
 
-Prompts of one length at a time, so that nothing is padded: recurrent layers would carry the
-padding into the text.
+Batches contain prompts of equal length, so that there is no padding, which would change the state
+of recurrent layers.
 """
 
 from collections.abc import Callable, Sequence
@@ -24,7 +24,12 @@ from selftaught.samplers.stopping import Ending
 
 
 class PlainLoop:
-    """The road for any model that has `generate`."""
+    """Decoding with `generate()`, for any model that has this method.
+
+    Args:
+        model: The model.
+        described: The transformers model with the configuration: the model itself or its base.
+    """
 
     def __init__(self, model: nn.Module, described: PreTrainedModel) -> None:
         self._model = model
@@ -41,12 +46,19 @@ class PlainLoop:
         prefix_tokens: Sequence[int],
         batch_size: int,
     ) -> None:
-        """Complete every row of tokens, the last `begun[row]` of which are of its completion.
+        """Complete every row of tokens.
 
-        `finished` gets a row's number and the tokens of its whole completion.
+        Args:
+            rows: Token ids of prompts, each followed by the prefix tokens of its completion.
+            uniform_BN: Uniform random numbers, one per row and token of the completion.
+            params: Sampling parameters.
+            ending: Decides when a completion ends.
+            finished: Called with a row's index and the token ids of its whole completion.
+            prefix_tokens: Number of prefix tokens of each row.
+            batch_size: Maximum number of rows at a time.
         """
         saved = self._described.generation_config
-        # `generate` fills in what the model's own settings say, a repetition penalty for one.
+        # `generate` applies the model's own generation config, such as a repetition penalty.
         self._described.generation_config = GenerationConfig()
         try:
             self._complete(rows, prefix_tokens, uniform_BN, params, ending, finished, batch_size)
@@ -86,7 +98,7 @@ def _generate(
     params: SamplingParams,
     ending: Ending,
 ) -> list[list[int]]:
-    """The whole completions of rows of one length, each a prompt and what is begun after it."""
+    """Return the whole completions of rows of equal length: prompts followed by prefix tokens."""
     token_BT = token_BT.to(uniform_BN.device)
     ends = _Ends(ending, prompt_length, len(token_BT))
     eos = ending.eos or None
@@ -107,7 +119,7 @@ def _generate(
 
 
 class _Draw(LogitsProcessor):
-    """Leaves only the token that `choose` chooses."""
+    """Sets the logits of all tokens except the one from `choose` to minus infinity."""
 
     def __init__(self, params: SamplingParams, prompt_length: int, uniform_BN: Tensor) -> None:
         self._params, self._start, self._uniform_BN = params, prompt_length, uniform_BN
@@ -119,7 +131,7 @@ class _Draw(LogitsProcessor):
 
 
 class _Ends(StoppingCriteria):
-    """Ends rows at a stop string or an end token, and remembers how long they had become."""
+    """Stops rows at a stop string or an end token, and records their lengths."""
 
     def __init__(self, ending: Ending, prompt_length: int, rows: int) -> None:
         self._ending, self._start = ending, prompt_length

@@ -1,4 +1,4 @@
-"""What the sampler and the scorer share: a model opened, its prompts as tokens, its fingerprint."""
+"""Model loading, fingerprints and checks for the sampler and the scorer."""
 
 import gc
 import hashlib
@@ -22,15 +22,15 @@ from selftaught.samplers.weights import check_weights, load_model
 
 @dataclass(frozen=True)
 class Opened:
-    """A model ready to be asked."""
+    """A loaded model with its tokenizer."""
 
     name: str
     tokenizer: PreTrainedTokenizerBase
     model: nn.Module
     described: PreTrainedModel
-    """The model itself, or its base where it is one around a base."""
+    """The transformers model with the configuration: the model itself or the base it wraps."""
     context: int | None
-    """The longest text the model can read, where its configuration says so."""
+    """Context length in tokens; None if the configuration has none."""
 
 
 def opened(
@@ -39,11 +39,17 @@ def opened(
     dtype: str,
     device: str,
 ) -> Opened:
-    """A model folder, a name on the Hugging Face hub, or a loaded model, ready to be asked.
+    """Load a model in evaluation mode with its tokenizer.
+
+    Args:
+        model: A model folder, a name on the Hugging Face Hub, or a loaded model.
+        tokenizer: Required with a loaded model; otherwise loaded from the folder.
+        dtype: Data type of the weights; "auto" is the type in which they were saved.
+        device: Name of a device; "auto" is the GPU if there is one.
 
     Raises:
-        ValueError: the folder has no model or no tokenizer; a loaded model comes without tokenizer
-            or is none of transformers.
+        ValueError: The folder has no model or no tokenizer, or a loaded model has no tokenizer or
+            is not a transformers model.
     """
     if not isinstance(model, nn.Module):
         name = str(model)
@@ -53,12 +59,12 @@ def opened(
         loaded.eval()
         return Opened(name, tokenizer, loaded, loaded, _context(loaded))
     if tokenizer is None:
-        raise ValueError("Expected a tokenizer beside a loaded model, got none; pass tokenizer=...")
+        raise ValueError("Expected a tokenizer with a loaded model, got none. Pass tokenizer=...")
     described = model if isinstance(model, PreTrainedModel) else getattr(model, "base", None)
     if not isinstance(described, PreTrainedModel):
         raise ValueError(
-            "Expected a model of transformers, or one with its base as .base, got "
-            f"{type(model).__name__}; merge an adapter first (merge_and_unload)."
+            "Expected a transformers model, or a model with a transformers model as .base, got "
+            f"{type(model).__name__}. Merge an adapter first (merge_and_unload)."
         )
     model.eval()
     name = described.name_or_path or ""
@@ -75,18 +81,18 @@ def _load_model(model: str, dtype: str, device: str) -> PreTrainedModel:
             f"Expected a device that this machine has, such as cpu or cuda, got {device!r}: "
             f"{str(error).splitlines()[0]}"
         ) from None
-    transformers_logging.disable_progress_bar()  # it would break the caller's own
+    transformers_logging.disable_progress_bar()  # it would print over the caller's own
     loaded: PreTrainedModel = load_model(model, dtype=dtype)
     return loaded.to(torch.device(device))  # type: ignore[arg-type]
 
 
 def _context(model: PreTrainedModel) -> int | None:
-    """The longest text the model can read, where its configuration says so."""
+    """Return the context length in tokens; None if the configuration has none."""
     return context_in_words(model.config.get_text_config().to_dict())
 
 
 def fingerprint(model: nn.Module) -> str:
-    """A hash of the weights: a model trained again keeps its folder but not this."""
+    """Return a hash of the weights, which changes when a model is trained into the same folder."""
     digest = hashlib.sha256()
     for name, weight in sorted(model.state_dict().items()):
         digest.update(f"{name} {weight.dtype} {tuple(weight.shape)}".encode())
@@ -95,7 +101,7 @@ def fingerprint(model: nn.Module) -> str:
 
 
 def free_memory() -> None:
-    """Give back what closed models held."""
+    """Free the memory of closed models."""
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
@@ -105,13 +111,13 @@ def check_causal(model: str) -> None:
     """Check that a model's configuration is that of a causal language model.
 
     Raises:
-        ValueError: it is not; names its class.
-        OSError: there is no such model.
+        ValueError: It is not. The message has its class.
+        OSError: The model does not exist.
     """
     path = Path(model)
     if not path.exists() and (path.is_absolute() or model.startswith(".") or len(path.parts) > 2):
         raise FileNotFoundError(f"There is no model folder {model}; check the path.")
-    load_tokenizer(model)  # its errors name what a folder lacks
+    load_tokenizer(model)  # its errors say what is missing in a folder
     config = AutoConfig.from_pretrained(model)
     if not {type(config), type(config.get_text_config())} & set(MODEL_FOR_CAUSAL_LM_MAPPING):
         raise ValueError(
@@ -121,16 +127,16 @@ def check_causal(model: str) -> None:
 
 
 def check_vocabulary(model: PreTrainedModel, texts: Iterable[Sequence[int]]) -> None:
-    """Refuse token ids that the model does not have.
+    """Check that all token ids are in the model's vocabulary.
 
     Raises:
-        ValueError: names the first such id.
+        ValueError: One is not. The message has the first such id.
     """
     count = model.get_input_embeddings().weight.shape[0]  # type: ignore[union-attr, index]
     for tokens in texts:
         for token in tokens:
             if not 0 <= token < count:
                 raise ValueError(
-                    f"Expected token ids from 0 to {count - 1:,}, got {token}; were these tokens "
-                    "written by a model with another tokenizer?"
+                    f"Expected token ids from 0 to {count - 1:,}, got {token}. Check that the "
+                    "tokens are those of this model's tokenizer."
                 )

@@ -1,10 +1,11 @@
-"""Sampling where prompts share their first tokens, as few-shot prompts do.
+"""Decoding for prompts that share their first tokens, such as few-shot prompts.
 
-The keys and values of the shared tokens are computed and stored once, not once per row. Attention
-is done in two parts under one softmax: all rows' queries against the shared prefix as one matrix
-product, and each row's queries against its own tokens. Rows that end leave the batch, and waiting
-ones take their place. The model's own code runs unchanged: the two-part attention comes in by
-transformers' `AttentionInterface`, the store of keys and values as its cache.
+The keys and values of the shared tokens (the prefix) are computed and stored once, not once per
+row. Attention is computed in two parts under one softmax: the queries of all rows against the
+shared prefix as one matrix product, and each row's queries against its own tokens. Rows that end
+leave the batch, and waiting rows take their slots. The model's code is unchanged: the two-part
+attention is registered with transformers' `AttentionInterface`, and the store of keys and values
+is a transformers `Cache`.
 
 Shapes: B rows, T new tokens of a row, P prefix tokens, S stored tokens of a row (prefix not
 counted), H query heads, K key-value heads, G query heads per key-value head, Q queries of all
@@ -27,25 +28,31 @@ from selftaught.samplers.stopping import Ending
 
 ATTENTION = "two_part"
 CHUNK = 256
-"""Prompt tokens computed at a time; a prefix is cut at the same places whatever came before, so
-that its keys do not depend, even in rounding, on what was cached."""
+"""Number of prompt tokens computed at a time.
+
+A prefix is always split at multiples of this number, so that its keys do not depend, even in
+rounding, on what was cached before.
+"""
 PREFILL_TOKENS = 2048
-"""Prompt tokens of all rows computed at a time."""
+"""Maximum number of prompt tokens of all rows computed at a time."""
 STEP_TOKENS = 16
-"""One decoding step costs about as much as so many prompt tokens; for planning only."""
+"""Cost of one decoding step in prompt tokens. Used only to plan groups."""
 SHARE = 16
-"""A prefix, or a longer one for fewer rows, is worth so many tokens at least."""
+"""Minimum number of tokens that a shared prefix, or a longer one for fewer rows, must save."""
 KEPT_PREFIXES = 16
+"""Maximum number of prefixes in the cache."""
 AGREEMENT = {torch.float32: 1e-3}
-"""How far logits may be from the model's own in the trial at the start, in their standard
-deviations, 1.0 in short types. Rounding alone gave 1e-5 in float32 and 0.2 in bfloat16."""
+"""Maximum difference from the model's own logits in the check at the start, in standard deviations.
+
+1.0 for other data types. Rounding alone gave 1e-5 in float32 and 0.2 in bfloat16.
+"""
 HIDDEN = -30000.0
-"""Added to the score of a token that must not be seen; finite, so that a row may see no prefix."""
+"""Attention bias of a masked token; finite, so that all prefix tokens of a row may be masked."""
 
 
 @dataclass(frozen=True)
 class Prefix:
-    """Tokens that rows share, with the keys and values of every layer."""
+    """Tokens that rows share, with the keys and values of all layers."""
 
     tokens: tuple[int, ...]
     key_KPD: tuple[Tensor, ...] = ()
@@ -54,14 +61,20 @@ class Prefix:
 
 @dataclass(frozen=True)
 class Group:
-    """Rows, by number, that share their first `shared` tokens."""
+    """Indices of rows that share their first `shared` tokens."""
 
     shared: int
     numbers: list[int]
 
 
 def plan(rows: Sequence[tuple[int, ...]], batch_size: int, max_tokens: int) -> list[Group]:
-    """Rows in groups that share a prefix, so that little is computed twice."""
+    """Split rows into groups with a shared prefix, so that the total cost is small.
+
+    Args:
+        rows: Token ids of each row.
+        batch_size: Maximum number of rows decoded at a time.
+        max_tokens: Maximum number of new tokens.
+    """
     order = sorted(range(len(rows)), key=lambda number: rows[number])
 
     def cost(group: Group) -> int:
@@ -70,56 +83,61 @@ def plan(rows: Sequence[tuple[int, ...]], batch_size: int, max_tokens: int) -> l
         return group.shared + own + STEP_TOKENS * steps
 
     def best(numbers: list[int]) -> list[Group]:
-        whole = Group(_shared(rows, numbers), numbers)
+        undivided = Group(_shared(rows, numbers), numbers)
         branches: dict[int, list[int]] = {}
         for number in numbers:
-            branches.setdefault(rows[number][whole.shared], []).append(number)
+            branches.setdefault(rows[number][undivided.shared], []).append(number)
         parts, rest = [], []
         for branch in branches.values():
-            gain = _shared(rows, branch) - whole.shared
+            gain = _shared(rows, branch) - undivided.shared
             if 1 < len(branch) < len(numbers) and gain >= SHARE:
                 parts += best(branch)
             else:
                 rest += branch
         parts += [Group(_shared(rows, rest), rest)] if rest else []
-        return parts if sum(map(cost, parts)) < cost(whole) else [whole]
+        return parts if sum(map(cost, parts)) < cost(undivided) else [undivided]
 
-    # So few shared tokens are cheaper computed anew than attended to apart.
+    # A very short prefix is cheaper to compute per row than to attend to separately.
     return [group if group.shared >= SHARE else replace(group, shared=0) for group in best(order)]
 
 
 def _shared(rows: Sequence[tuple[int, ...]], numbers: list[int]) -> int:
-    """How many first tokens sorted rows share, their last token left out."""
+    """Return the length of the common prefix of sorted rows, each without its last token."""
     first, last = rows[numbers[0]], rows[numbers[-1]]
     shortest = min(len(rows[number]) for number in numbers)
     return min(_common(first, last), shortest - 1)
 
 
 def _common(first: Sequence[int], second: Sequence[int]) -> int:
-    """How many first tokens two texts share."""
+    """Return the length of the common prefix of two sequences."""
     pairs = enumerate(zip(first, second, strict=False))
     return next((at for at, (a, b) in pairs if a != b), min(len(first), len(second)))
 
 
 @dataclass
 class _Window:
-    """The rows and positions of one forward pass; travels to the attention as an argument."""
+    """The rows and positions of one forward pass; passed to the attention as a keyword argument."""
 
     prefix: Prefix
     first: int
-    """The first of the rows that take part."""
+    """Index of the first row in the pass."""
     position_BT: Tensor
-    """Where each new token stands among its row's stored tokens."""
+    """Position of each new token among its row's own tokens."""
     stored: int
+    """Number of own tokens of the longest row, including the new ones."""
     sliding: dict[int, int]
-    """The sliding window of each layer that has one."""
+    """Sliding window size of each layer that has one."""
     layers_seen: int = 0
+    """Number of layers that have used the two-part attention in this pass."""
     _biases: dict[int | None, tuple[Tensor, Tensor | None]] = field(default_factory=dict)
 
     def bias(
         self, sliding: int | None, per_group: int, dtype: torch.dtype
     ) -> tuple[Tensor, Tensor | None]:
-        """What hides tokens from queries: own ones [B, 1, GT, S] and, if any, prefix ones [BGT, P]."""
+        """Return attention biases that mask own tokens, [B, 1, GT, S], and prefix tokens, [BGT, P].
+
+        The second is None if no prefix token is masked.
+        """
         if sliding not in self._biases:
             shared, (rows, new) = len(self.prefix.tokens), self.position_BT.shape
             position_B1T1 = self.position_BT[:, None, :, None]
@@ -140,7 +158,13 @@ class _Window:
 
 
 class Slots(Cache):
-    """The keys and values of every row's own tokens, a slot of fixed size per row."""
+    """Cache of the keys and values of each row's own tokens, with a slot of fixed size per row.
+
+    Args:
+        rows: Number of rows.
+        capacity: Maximum number of tokens per row.
+        layers: Number of layers.
+    """
 
     def __init__(self, rows: int, capacity: int, layers: int) -> None:
         super().__init__(layer_class_to_replicate=DynamicLayer)
@@ -153,7 +177,7 @@ class Slots(Cache):
     def update(
         self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: object, **kw: object
     ) -> tuple[Tensor, Tensor]:
-        """Store the new keys and values of a layer; return all that the rows have."""
+        """Store the new keys and values of a layer; return all those stored for the rows."""
         assert self.window is not None
         if layer_idx == len(self._key_BKSD):
             rows, capacity = self._shape
@@ -169,17 +193,17 @@ class Slots(Cache):
         return key_BKSD[:, :, :stored], value_BKSD[:, :, :stored]
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
-        """The number of tokens before the new ones, in the longest row."""
+        """Return the number of tokens in the longest row, including prefix and new tokens."""
         assert self.window is not None
         return len(self.window.prefix.tokens) + self.window.stored
 
     def copy(self, sources: list[int], targets: list[int], stored: int) -> None:
-        """Copy rows onto others."""
+        """Copy the first `stored` tokens of some rows to other rows."""
         for store in (*self._key_BKSD, *self._value_BKSD):
             store[targets, :, :stored] = store[sources, :, :stored]
 
     def picked(self, rows: list[int], stored: int, capacity: int) -> "Slots":
-        """New slots that begin with what rows of these have stored; a row may be picked often."""
+        """Return new slots with copies of rows of these; a row may be picked repeatedly."""
         new = Slots(len(rows), capacity, self._layers)
         for mine, theirs in (
             (self._key_BKSD, new._key_BKSD),
@@ -192,7 +216,7 @@ class Slots(Cache):
         return new
 
     def row(self, stored: int) -> tuple[list[Tensor], list[Tensor]]:
-        """The first row's keys and values, a pair of lists over the layers."""
+        """Return the first row's keys and values, each as a list over the layers."""
         keys = [key_BKSD[0, :, :stored] for key_BKSD in self._key_BKSD]
         return keys, [value_BKSD[0, :, :stored] for value_BKSD in self._value_BKSD]
 
@@ -210,7 +234,10 @@ def two_part_attention(
     selftaught_window: _Window,
     **kwargs: object,
 ) -> tuple[Tensor, None]:
-    """Attention over the shared prefix and over each row's own tokens, under one softmax."""
+    """Attention over the shared prefix and each row's own tokens under one softmax.
+
+    The signature is that of transformers' `AttentionInterface`.
+    """
     window = selftaught_window
     layer = module.layer_idx
     assert isinstance(layer, int)
@@ -241,12 +268,13 @@ def two_part_attention(
 def _attend(
     query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, softcap: float | None
 ) -> tuple[Tensor, Tensor]:
-    """Attention over one part of the tokens, and the log of its sum of weights.
+    """Return the attention output over one part of the tokens, and its log-sum-exp of scores.
 
-    With both, parts are joined as if under one softmax.
+    The log-sum-exp is needed to combine parts as under one softmax.
     """
     if query.device.type == "cpu" and softcap is None and key.shape == value.shape:
-        # The kernel behind `scaled_dot_product_attention`, which itself keeps the sum back.
+        # The kernel of `scaled_dot_product_attention`, which does not return the log-sum-exp
+        # itself.
         out, total = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
             query, key, value, attn_mask=bias, scale=1.0
         )
@@ -264,7 +292,7 @@ AttentionInterface.register(ATTENTION, two_part_attention)
 
 
 def obstacle(model: PreTrainedModel) -> str | None:
-    """Why the shared-prefix loop cannot serve a model, as far as its configuration tells."""
+    """Return why a model's configuration is not supported by the shared-prefix loop, or None."""
     if not model._can_set_attn_implementation():
         return "its attention cannot be replaced"
     if model.config.get_text_config().to_dict().get("attention_chunk_size") is not None:
@@ -280,7 +308,7 @@ def obstacle(model: PreTrainedModel) -> str | None:
 
 @contextmanager
 def two_part(model: PreTrainedModel) -> Iterator[None]:
-    """The model with the two-part attention."""
+    """Context manager in which a model uses the two-part attention."""
     own = model.config._attn_implementation or "eager"
     model.set_attn_implementation(ATTENTION)
     try:
@@ -290,7 +318,7 @@ def two_part(model: PreTrainedModel) -> Iterator[None]:
 
 
 class SharedPrefixLoop:
-    """The decoding loop for one model; keeps the prefixes it has computed."""
+    """The decoding loop for one model, with a cache of computed prefixes."""
 
     def __init__(self, model: PreTrainedModel) -> None:
         self._model = model
@@ -304,20 +332,21 @@ class SharedPrefixLoop:
         self._prefixes: dict[tuple[int, ...], Prefix] = {}
 
     def objection(self, tokens: tuple[int, ...], shared: int) -> str | None:
-        """Why this loop cannot serve its model, as a trial on one prompt tells."""
+        """Return why this loop does not support its model, from a test on one prompt, or None."""
         plain_V = self._model(torch.tensor([tokens], device=self._model.device)).logits[0, -1]
         try:
             with two_part(self._model):
                 batch = _Batch(self, self.prefix(tokens[:shared]), [tokens], [0], [0], 1, 1)
                 own_V = batch.first_logits()
-        # What code that was not written for another attention or cache may do with one.
+        # Errors of model code that is incompatible with another attention function or cache.
         except (AttributeError, IndexError, NotImplementedError, TypeError) as error:
-            return f"its code does not go with another attention ({error})"
+            return f"its code is not compatible with another attention function ({error})"
         if batch.layers_seen != self._layers:
-            return f"{self._layers - batch.layers_seen} of its layers do not use the attention"
+            missing = self._layers - batch.layers_seen
+            return f"{missing} of its layers do not use the attention function"
         difference = (own_V.float() - plain_V.float()).abs().max() / plain_V.float().std()
         if not float(difference) <= AGREEMENT.get(self._model.dtype, 1.0):
-            return f"on a prompt, its logits would be off by {difference:.2g} standard deviations"
+            return f"its logits on a prompt would differ by {difference:.2g} standard deviations"
         return None
 
     def complete(
@@ -331,9 +360,16 @@ class SharedPrefixLoop:
         prefix_tokens: Sequence[int],
         batch_size: int,
     ) -> None:
-        """Complete every row of tokens, the last `begun[row]` of which are of its completion.
+        """Complete every row of tokens.
 
-        `finished` gets a row's number and the tokens of its whole completion.
+        Args:
+            rows: Token ids of prompts, each followed by the prefix tokens of its completion.
+            uniform_BN: Uniform random numbers, one per row and token of the completion.
+            params: Sampling parameters.
+            ending: Decides when a completion ends.
+            finished: Called with a row's index and the token ids of its whole completion.
+            prefix_tokens: Number of prefix tokens of each row.
+            batch_size: Maximum number of rows at a time.
         """
         with two_part(self._model):
             for group in plan(rows, batch_size, params.max_tokens):
@@ -345,19 +381,25 @@ class SharedPrefixLoop:
 
     @property
     def device(self) -> torch.device:
-        """Where the model is."""
+        """The model's device."""
         return self._model.device
 
     def slots(self, rows: int, capacity: int) -> Slots:
-        """Empty slots for so many rows of at most so many tokens."""
+        """Return empty slots for `rows` rows of at most `capacity` tokens."""
         return Slots(rows, capacity, self._layers)
 
     def prefill(
         self, slots: Slots, prefix: Prefix, first: int, own: Sequence[tuple[int, ...]]
     ) -> None:
-        """Store the keys of rows of tokens, given shortest first, in slots from `first` on.
+        """Compute and store the keys and values of rows of tokens.
 
-        Rows are padded on the right, where padding is seen by nothing before it.
+        Rows are padded on the right, where causal attention ignores the padding.
+
+        Args:
+            slots: Where to store them.
+            prefix: The shared prefix before the rows.
+            first: Index of the slot of the first row.
+            own: Token ids of the rows after the prefix, shortest first.
         """
         start = 0
         while start < len(own):
@@ -377,28 +419,28 @@ class SharedPrefixLoop:
             start = stop
 
     def prefix(self, tokens: tuple[int, ...]) -> Prefix:
-        """The keys and values of a prefix, from the cache as far as it is there."""
+        """Return the keys and values of a prefix, reusing cached chunks."""
         if tokens in self._prefixes:
-            self._prefixes[tokens] = self._prefixes.pop(tokens)  # the latest stands last
+            self._prefixes[tokens] = self._prefixes.pop(tokens)  # most recently used last
             return self._prefixes[tokens]
         prefix = Prefix(())
         for known in self._prefixes.values():
-            whole = _common(known.tokens, tokens) // CHUNK * CHUNK
-            if whole > len(prefix.tokens):
+            length = _common(known.tokens, tokens) // CHUNK * CHUNK
+            if length > len(prefix.tokens):
                 prefix = Prefix(
-                    tokens[:whole],
-                    tuple(key_KPD[:, :whole] for key_KPD in known.key_KPD),
-                    tuple(value_KPD[:, :whole] for value_KPD in known.value_KPD),
+                    tokens[:length],
+                    tuple(key_KPD[:, :length] for key_KPD in known.key_KPD),
+                    tuple(value_KPD[:, :length] for value_KPD in known.value_KPD),
                 )
         for start in range(len(prefix.tokens), len(tokens), CHUNK):
-            prefix = self._longer(prefix, tokens[start : start + CHUNK])
+            prefix = self._extended(prefix, tokens[start : start + CHUNK])
         self._prefixes[tokens] = prefix
         if len(self._prefixes) > KEPT_PREFIXES:
             del self._prefixes[next(iter(self._prefixes))]
         return prefix
 
-    def _longer(self, prefix: Prefix, tokens: tuple[int, ...]) -> Prefix:
-        """The prefix with more tokens after it."""
+    def _extended(self, prefix: Prefix, tokens: tuple[int, ...]) -> Prefix:
+        """Return a prefix with more tokens appended."""
         slots = self.slots(1, len(tokens))
         token_BT = torch.tensor([tokens], device=self._model.device)
         position_BT = torch.arange(len(tokens), device=self._model.device)[None]
@@ -423,11 +465,24 @@ class SharedPrefixLoop:
         *,
         head: bool,
     ) -> Tensor:
-        """The logits (with `head`) or hidden states of new tokens, whose keys are stored."""
+        """Run the model on new tokens and store their keys and values.
+
+        Args:
+            slots: Where to store them.
+            prefix: The shared prefix before the rows.
+            first: Index of the first row's slot.
+            token_BT: New tokens.
+            position_BT: Their positions among their row's own tokens.
+            stored: Number of own tokens of the longest row, including the new ones.
+            head: Whether to apply the language model head.
+
+        Returns:
+            Logits if `head`, otherwise hidden states.
+        """
         window = _Window(prefix, first, position_BT, stored, self._sliding)
         slots.window = window
-        part = self._model if head else self._model.base_model
-        out = part(
+        module = self._model if head else self._model.base_model
+        out = module(
             input_ids=token_BT,
             position_ids=position_BT + len(prefix.tokens),
             past_key_values=slots,
@@ -438,7 +493,7 @@ class SharedPrefixLoop:
 
 
 class _Batch:
-    """Rows of one group being completed: those at work in the first slots, the others waiting."""
+    """Rows of one group during decoding: active rows in the first slots, others waiting."""
 
     def __init__(
         self,
@@ -453,10 +508,10 @@ class _Batch:
         self._loop, self._prefix = loop, prefix
         shared = len(prefix.tokens)
         self._own = {number: rows[number][shared:] for number in numbers}
-        self._begun = {
+        self._prefix_tokens = {
             number: rows[number][len(rows[number]) - prefix_tokens[number] :] for number in numbers
         }
-        # Shortest first: prompts computed together are padded little.
+        # Shortest first, so that prompts computed together need little padding.
         self._waiting = sorted(numbers, key=lambda number: (len(rows[number]), rows[number]))
         size = min(batch_size, len(numbers))
         self._size = size
@@ -464,7 +519,7 @@ class _Batch:
         # The last token of a completion is not stored.
         self._slots = loop.slots(size, longest - shared - 1)
         device = loop._model.device
-        self._at_work = 0
+        self._active = 0
         self._number_B = torch.zeros(size, dtype=torch.long, device=device)
         self._stored_B = torch.zeros_like(self._number_B)
         self._token_B = torch.zeros_like(self._number_B)
@@ -480,12 +535,12 @@ class _Batch:
     ) -> None:
         """Decode until every row has ended."""
         eos = torch.tensor(ending.eos, dtype=torch.long, device=uniform_BN.device)
-        while self._at_work or self._waiting:
-            free = self._size - self._at_work
+        while self._active or self._waiting:
+            free = self._size - self._active
             if self._waiting and free >= max(1, self._size // 8):
                 self._fill(free)
             self._step(uniform_BN, params)
-            n = self._at_work
+            n = self._active
             token_B = self._token_B[:n]
             ended_B = torch.isin(token_B, eos) | (self._count_B[:n] == params.max_tokens)
             for row in (ending.suspects(token_B) & ~ended_B).nonzero()[:, 0].tolist():
@@ -499,37 +554,37 @@ class _Batch:
                 self._drop(ended)
 
     def _fill(self, free: int) -> None:
-        """Put waiting rows to work; a prompt that several rows have is computed once."""
+        """Activate waiting rows. A prompt that several rows have is computed once."""
         taken, self._waiting = self._waiting[:free], self._waiting[free:]
         slot_of: dict[tuple[int, ...], int] = {}
         for number in taken:
-            slot_of.setdefault(self._own[number], self._at_work + len(slot_of))
+            slot_of.setdefault(self._own[number], self._active + len(slot_of))
         own = list(slot_of)
-        # The last token is left to the first decoding step, which so gives the first new token of
-        # all rows at once; prompts padded on the right need no logits here.
+        # The last token is left to the first decoding step, which gives the first new token of all
+        # rows at once. So no logits are needed here, where prompts are padded on the right.
         before = [tokens[:-1] for tokens in own]
-        self._loop.prefill(self._slots, self._prefix, self._at_work, before)
-        doubles = taken.copy()
-        firsts = [doubles.pop(doubles.index(n)) for n in self._firsts(taken)]
-        order = firsts + doubles
-        slots = list(range(self._at_work, self._at_work + len(order)))
-        if doubles:
-            sources = [slot_of[self._own[number]] for number in doubles]
+        self._loop.prefill(self._slots, self._prefix, self._active, before)
+        duplicates = taken.copy()
+        firsts = [duplicates.pop(duplicates.index(n)) for n in self._firsts(taken)]
+        order = firsts + duplicates
+        slots = list(range(self._active, self._active + len(order)))
+        if duplicates:
+            sources = [slot_of[self._own[number]] for number in duplicates]
             self._slots.copy(sources, slots[len(firsts) :], len(own[-1]) - 1)
         device = self._token_B.device
         new = slice(slots[0], slots[-1] + 1)
         self._number_B[new] = torch.tensor(order, device=device)
         self._stored_B[new] = torch.tensor([len(self._own[n]) - 1 for n in order], device=device)
         self._token_B[new] = torch.tensor([self._own[n][-1] for n in order], device=device)
-        prefix_tokens = [self._begun[n] for n in order]
+        prefix_tokens = [self._prefix_tokens[n] for n in order]
         self._count_B[new] = torch.tensor([*map(len, prefix_tokens)], device=device)
         for row, tokens in enumerate(prefix_tokens, slots[0]):
             if tokens:
                 self._drawn_BN[row, : len(tokens)] = torch.tensor(tokens, device=device)
-        self._at_work += len(order)
+        self._active += len(order)
 
     def _firsts(self, taken: list[int]) -> list[int]:
-        """The first number of each different prompt."""
+        """Return the first row of each distinct prompt."""
         firsts: dict[tuple[int, ...], int] = {}
         for number in taken:
             firsts.setdefault(self._own[number], number)
@@ -537,22 +592,22 @@ class _Batch:
 
     @property
     def layers_seen(self) -> int:
-        """How many layers used the attention in the latest forward pass."""
+        """Number of layers that used the two-part attention in the latest forward pass."""
         return 0 if self._slots.window is None else self._slots.window.layers_seen
 
     def first_logits(self) -> Tensor:
-        """The logits after the prompt of the only row; for the check at the start."""
+        """Return the logits after the prompt of the only row, for the check at the start."""
         self._fill(1)
         return self._logits()[0]
 
     def _logits(self) -> Tensor:
-        """The logits of the next token of every row at work."""
-        position_B1 = self._stored_B[: self._at_work, None]
+        """Return the logits of the next token of every active row."""
+        position_B1 = self._stored_B[: self._active, None]
         logits_BTV = self._loop.forward(
             self._slots,
             self._prefix,
             0,
-            self._token_B[: self._at_work, None],
+            self._token_B[: self._active, None],
             position_B1,
             int(position_B1.max()) + 1,
             head=True,
@@ -560,8 +615,8 @@ class _Batch:
         return logits_BTV[:, -1]
 
     def _step(self, uniform_BN: Tensor, params: SamplingParams) -> None:
-        """One new token for every row at work."""
-        n = self._at_work
+        """Sample one new token for every active row."""
+        n = self._active
         logits_BV = self._logits()
         count_B = self._count_B[:n]
         token_B = choose(logits_BV, uniform_BN[self._number_B[:n], count_B], params)
@@ -571,13 +626,13 @@ class _Batch:
         self._count_B[:n] += 1
 
     def _drop(self, ended: list[int]) -> None:
-        """Take rows out; the last rows at work move into their slots."""
-        left = self._at_work - len(ended)
+        """Remove rows that have ended; the last active rows move into their slots."""
+        left = self._active - len(ended)
         gone = set(ended)
         targets = [row for row in ended if row < left]
-        sources = [row for row in range(left, self._at_work) if row not in gone]
+        sources = [row for row in range(left, self._active) if row not in gone]
         if targets:
-            self._slots.copy(sources, targets, int(self._stored_B[: self._at_work].max()))
+            self._slots.copy(sources, targets, int(self._stored_B[: self._active].max()))
             for state in (
                 self._number_B,
                 self._stored_B,
@@ -586,13 +641,21 @@ class _Batch:
                 self._drawn_BN,
             ):
                 state[targets] = state[sources]
-        self._at_work = left
+        self._active = left
 
 
 def shared_prefix_loop(
     model: PreTrainedModel, tokens: tuple[int, ...], shared: int
 ) -> SharedPrefixLoop | str:
-    """The loop, or why it cannot serve this model, as a trial on one prompt tells."""
+    """Return the loop for a model, or the reason why the loop does not support it.
+
+    The model is tested on one prompt.
+
+    Args:
+        model: A loaded model.
+        tokens: Token ids of the prompt.
+        shared: Number of its first tokens to use as the shared prefix.
+    """
     reason = obstacle(model)
     if reason is not None:
         return reason

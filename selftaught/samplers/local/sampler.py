@@ -1,7 +1,7 @@
-"""Any Hugging Face causal language model, in this process.
+"""Sampling from any Hugging Face causal language model in this process.
 
-Prompts that begin with the same tokens, as few-shot prompts do, share them: see
-`shared_prefix`. Models whose layers do not allow it are sampled by plain `generate`.
+The keys and values of tokens that prompts share, such as few-shot examples, are computed once: see
+`prefix_loop`. Models whose layers do not support this are sampled with `generate()`.
 """
 
 import logging
@@ -32,10 +32,10 @@ logger = logging.getLogger(__name__)
 
 
 def check_device(device: str) -> None:
-    """Check that a device can be used here; "auto" always can.
+    """Check that this machine has a device. "auto" is always valid.
 
     Raises:
-        ValueError: it is not the name of a device, or this machine does not have it.
+        ValueError: The name is not a device, or this machine does not have the device.
     """
     if device == "auto":
         return
@@ -49,19 +49,20 @@ def check_device(device: str) -> None:
 
 
 class TransformersSampler(Closing):
-    """A causal language model as a function from prompts to completions.
+    """A sampler that runs a causal language model with transformers in this process.
 
     Args:
-        model: a model folder, a name on the Hugging Face hub, or a loaded model: one of transformers,
-            or any with `generate` and its base as `.base`, such as a QuietLM; `.tokens_beside` is
-            how many tokens it reads beside those of the text.
-        batch_size: completions written at the same time.
-        dtype: of the weights; "auto" is how they were saved.
-        device: "auto" is the GPU where there is one.
-        tokenizer: needed with a loaded model, read from the folder otherwise.
+        model: A model folder, a name on the Hugging Face Hub, or a loaded model. A loaded model is
+            a transformers model, or any model with `generate` and its base model as `.base`, such
+            as a QuietLM. Its attribute `tokens_beside` is the number of tokens that it needs in
+            addition to the text.
+        batch_size: Number of completions sampled at the same time.
+        dtype: Data type of the weights; "auto" is the type in which they were saved.
+        device: Name of a device; "auto" is the GPU if there is one.
+        tokenizer: Required with a loaded model; otherwise loaded from the folder.
 
     Raises:
-        ValueError: the folder has no model or no tokenizer.
+        ValueError: The folder has no model or no tokenizer.
     """
 
     def __init__(
@@ -86,7 +87,7 @@ class TransformersSampler(Closing):
 
     @cached_property
     def fingerprint(self) -> str:
-        """A hash of the weights: a model trained again keeps its folder but not this."""
+        """A hash of the weights. It changes when a model is trained again into the same folder."""
         return fingerprint(self._model)
 
     @torch.inference_mode()
@@ -99,10 +100,10 @@ class TransformersSampler(Closing):
         prefix_tokens: Sequence[Sequence[int]] | None = None,
         progress: Callable[[int], None] | None = None,
     ) -> list[list[Completion]]:
-        """`params.n` completions for every prompt, as `[prompt][sample]`; see `Sampler`."""
+        """Sample `params.n` completions for every prompt, as `[prompt][sample]`; see `Sampler`."""
         keys = checked_keys(keys, prompts)
-        written = checked_prefix_tokens(prefix_tokens, keys, params.max_tokens)
-        check_vocabulary(self._described, written)
+        prefixes = checked_prefix_tokens(prefix_tokens, keys, params.max_tokens)
+        check_vocabulary(self._described, prefixes)
         tokens = [
             self._tokens(prompt, key, params) for prompt, key in zip(prompts, keys, strict=True)
         ]
@@ -115,33 +116,33 @@ class TransformersSampler(Closing):
                 progress(1)
 
         indices = range(params.first, params.first + params.n)
-        asked: dict[Ending, list[tuple[int, int]]] = {}
+        pending: dict[Ending, list[tuple[int, int]]] = {}
         for prompt, ending in enumerate(ended_by):
-            if ending.ended(written[prompt]):
+            if ending.ended(prefixes[prompt]):
                 for index in indices:
-                    finished((prompt, index), written[prompt])
+                    finished((prompt, index), prefixes[prompt])
             else:
-                asked.setdefault(ending, []).extend((prompt, index) for index in indices)
-        for ending, some in asked.items():
-            self._complete(some, tokens, written, keys, params, ending, finished)
+                pending.setdefault(ending, []).extend((prompt, index) for index in indices)
+        for ending, samples in pending.items():
+            self._complete(samples, tokens, prefixes, keys, params, ending, finished)
         return [[done[prompt, index] for index in indices] for prompt in range(len(prompts))]
 
     def _complete(
         self,
-        asked: Sequence[tuple[int, int]],
+        samples: Sequence[tuple[int, int]],
         tokens: Sequence[tuple[int, ...]],
-        written: Sequence[tuple[int, ...]],
+        prefixes: Sequence[tuple[int, ...]],
         keys: Sequence[str],
         params: SamplingParams,
         ending: Ending,
         finished: Callable[[tuple[int, int], Sequence[int]], None],
     ) -> None:
-        """Write a completion for every (prompt number, sample index) asked for."""
-        if not asked:
+        """Complete every sample, given as (index of the prompt, sample index)."""
+        if not samples:
             return
-        rows = [tokens[prompt] + written[prompt] for prompt, _ in asked]
+        rows = [tokens[prompt] + prefixes[prompt] for prompt, _ in samples]
         uniform_BN = torch.stack(
-            [uniforms(params.seed, keys[prompt], at, params.max_tokens) for prompt, at in asked]
+            [uniforms(params.seed, keys[prompt], at, params.max_tokens) for prompt, at in samples]
         ).to(self._described.device)
         if self._loop is None:
             self._loop = self._open_loop(rows, params.max_tokens)
@@ -150,15 +151,15 @@ class TransformersSampler(Closing):
             uniform_BN,
             params,
             ending,
-            lambda row, token_ids: finished(asked[row], token_ids),
-            prefix_tokens=[len(written[prompt]) for prompt, _ in asked],
+            lambda row, token_ids: finished(samples[row], token_ids),
+            prefix_tokens=[len(prefixes[prompt]) for prompt, _ in samples],
             batch_size=self._batch_size,
         )
 
     def _open_loop(
         self, rows: Sequence[tuple[int, ...]], max_tokens: int
     ) -> SharedPrefixLoop | PlainLoop:
-        """The shared-prefix loop if it gives this model's own logits on a prompt, or the plain one."""
+        """Return the shared-prefix loop if it reproduces the model's logits, or a `PlainLoop`."""
         if not isinstance(self._model, PreTrainedModel):
             return PlainLoop(self._model, self._described)
         group = plan(rows, self._batch_size, max_tokens)[0]
@@ -166,27 +167,27 @@ class TransformersSampler(Closing):
         if isinstance(loop, SharedPrefixLoop):
             return loop
         logger.warning(
-            "%s is sampled by plain generate, which is slower: the shared-prefix loop cannot serve "
-            "it because %s.",
+            "%s is sampled with generate(), which is slower: the shared-prefix loop does not "
+            "support it because %s.",
             self.model,
             loop,
         )
         return PlainLoop(self._model, self._described)
 
     def _tokens(self, prompt: Text, key: str, params: SamplingParams) -> tuple[int, ...]:
-        """The prompt as the model reads it, with room for the completion."""
+        """Return the token ids of a prompt after checking that the completion fits the context."""
         return fitting_tokens(
             self._tokenizer, prompt, key, params.max_tokens, self.model, self._context,
             self._beside, params.chat_template_kwargs,
         )  # fmt: skip
 
     def check(self, prompts: Sequence[Text], params: SamplingParams, keys: Sequence[str]) -> None:
-        """Refuse prompts that do not fit the model's context; see `Sampler`."""
+        """Check that all prompts fit the model's context; see `Sampler`."""
         for prompt, key in zip(prompts, keys, strict=True):
             self._tokens(prompt, key, params)
 
     def close(self) -> None:
-        """Give the memory back."""
+        """Free the memory of the model."""
         self._loop = None
         self.__dict__.pop("_model", None)
         self.__dict__.pop("_described", None)

@@ -1,9 +1,9 @@
-"""How likely completions are to a model: the log-probability of every token of every candidate.
+"""Log-probabilities of completions: one value for every token of every candidate.
 
-What prompts share, as few-shot prompts do, is computed once, and so is the rest of each prompt,
-which its candidates then begin with. Candidates are computed together with others of about their
-length. Models that `shared_prefix` cannot serve read prompt and candidate as one text, texts of one
-length at a time, so that nothing is padded.
+The keys and values of tokens that prompts share, such as few-shot examples, are computed once, and
+so is the rest of each prompt, which its candidates share. Candidates of similar length are computed
+together. Models that `prefix_loop` does not support process prompt and candidate as one text, with
+texts of equal length in a batch, so that there is no padding.
 
 Shapes: B rows, T tokens of a row, C tokens of a candidate, V vocabulary.
 """
@@ -43,20 +43,24 @@ from selftaught.samplers.tokens import prompt_tokens
 logger = logging.getLogger(__name__)
 
 TOGETHER = {"cpu": 512}
-"""Candidate tokens computed at a time, 8192 on other devices; each has as many logits as the
-vocabulary has tokens. A CPU is as fast with few, and fewer candidates at a time are padded less."""
+"""Maximum number of candidate tokens computed at a time; 8192 on other devices.
+
+It limits the memory for logits. A CPU is as fast with few tokens, which need less padding.
+"""
 STORED = 32768
-"""Tokens whose keys are stored at a time, those of prompts and those of candidates."""
+"""Maximum number of tokens whose keys are stored at a time, for prompts and for candidates."""
 SORTED = 8
-"""Candidates are sorted by length within so many batches of them: more pads less, and keeps the
-keys of more prompts."""
+"""Number of batches within which candidates are sorted by length.
+
+A larger number gives less padding but stores the keys of more prompts.
+"""
 
 Rows = list[tuple[int, ...]]
 
 
 @dataclass(frozen=True)
 class _Candidate:
-    """Tokens to be scored after a prompt, given by number."""
+    """Tokens to score after a prompt, which is given by its index."""
 
     prompt: int
     tokens: tuple[int, ...]
@@ -66,17 +70,17 @@ Finished = Callable[[_Candidate, list[float]], None]
 
 
 class TransformersScorer(Closing):
-    """A causal language model as a judge of completions.
+    """Computes log-probabilities of completions under a causal language model.
 
     Args:
-        model: a model folder, a name on the Hugging Face hub, or a loaded model of transformers.
-        batch_size: candidates computed at the same time.
-        dtype: of the weights; "auto" is how they were saved.
-        device: "auto" is the GPU where there is one.
-        tokenizer: needed with a loaded model, read from the folder otherwise.
+        model: A model folder, a name on the Hugging Face Hub, or a loaded transformers model.
+        batch_size: Number of candidates computed at the same time.
+        dtype: Data type of the weights; "auto" is the type in which they were saved.
+        device: Name of a device; "auto" is the GPU if there is one.
+        tokenizer: Required with a loaded model; otherwise loaded from the folder.
 
     Raises:
-        ValueError: the folder has no model or no tokenizer.
+        ValueError: The folder has no model or no tokenizer.
     """
 
     def __init__(
@@ -94,8 +98,8 @@ class TransformersScorer(Closing):
         loaded = opened(model, tokenizer, dtype, device)
         if not isinstance(loaded.model, PreTrainedModel):
             raise ValueError(
-                f"Expected a model of transformers, got {type(loaded.model).__name__}; score with "
-                "its base, or with a model that is saved in a folder."
+                f"Expected a transformers model, got {type(loaded.model).__name__}. Score with its "
+                "base model, or with a model that is saved in a folder."
             )
         self.model, self.tokenizer = loaded.name, loaded.tokenizer
         self._model, self._context = loaded.model, loaded.context
@@ -104,7 +108,7 @@ class TransformersScorer(Closing):
 
     @cached_property
     def fingerprint(self) -> str:
-        """A hash of the weights: a model trained again keeps its folder but not this."""
+        """A hash of the weights. It changes when a model is trained again into the same folder."""
         return fingerprint(self._model)
 
     @torch.inference_mode()
@@ -116,17 +120,23 @@ class TransformersScorer(Closing):
         options: TemplateOptions | None = None,
         progress: Callable[[int], None] | None = None,
     ) -> list[list[list[float]]]:
-        """The natural logarithm of every token's probability, as `[prompt][candidate][token]`.
+        """Return the log-probability of every token of every candidate.
+
+        A token's probability is conditional on the prompt and the candidate's tokens before it.
 
         Args:
-            completions: for every prompt its candidates, each the ids of its tokens. A token's
-                probability is that after the prompt and the candidate's tokens before it.
-            options: variables of the chat template (`chat_template_kwargs`), for messages.
-            progress: called with the number of candidates that have just been scored.
+            prompts: Texts or messages.
+            completions: For every prompt, its candidates, each as token ids.
+            options: Variables of the chat template (`chat_template_kwargs`). Used only for
+                messages.
+            progress: Called with the number of candidates just scored.
+
+        Returns:
+            Natural logarithms of probabilities, as `[prompt][candidate][token]`.
 
         Raises:
-            ValueError: a prompt and a candidate do not fit the model's context, a prompt is empty,
-                or a token is none of the model's; says which.
+            ValueError: A prompt with a candidate exceeds the model's context, a prompt is empty,
+                or a token is not in the vocabulary.
         """
         if len(prompts) != len(completions):
             raise ValueError(
@@ -162,15 +172,15 @@ class TransformersScorer(Closing):
         candidates: Sequence[Sequence[int]],
         options: TemplateOptions | None,
     ) -> tuple[int, ...]:
-        """The prompt as the model reads it, with room for its longest candidate."""
+        """Return the token ids of a prompt after checking that its candidates fit the context."""
         ids = prompt_tokens(self.tokenizer, prompt, self.model, f"at index {at}", options)
         check_vocabulary(self._model, candidates)
         longest = max(map(len, candidates), default=0)
         if self._context is not None and len(ids) + longest > self._context:
             raise ValueError(
                 f"The prompt at index {at} has {len(ids)} tokens and its longest candidate "
-                f"{longest}; together that is more than the {self._context} that {self.model} can "
-                "read. Use fewer worked examples or shorter candidates."
+                f"{longest}; together that is more than the {self._context} tokens in the context "
+                f"of {self.model}. Use fewer worked examples or shorter candidates."
             )
         return ids
 
@@ -186,21 +196,21 @@ class TransformersScorer(Closing):
                 _score_shared(self._loop, rows, candidates, finished, self._batch_size)
 
     def _open_loop(self, rows: Rows) -> SharedPrefixLoop | None:
-        """The shared-prefix loop if it gives this model's own logits on a prompt."""
+        """Return the shared-prefix loop if it reproduces the model's logits, otherwise None."""
         group = plan(rows, self._batch_size, 1)[0]
         loop = shared_prefix_loop(self._model, rows[group.numbers[0]], group.shared)
         if isinstance(loop, SharedPrefixLoop):
             return loop
         logger.warning(
-            "%s reads every prompt anew for each of its candidates, which is slower: they cannot "
-            "share it because %s.",
+            "%s processes every prompt again for each of its candidates, which is slower: the "
+            "shared-prefix loop does not support it because %s.",
             self.model,
             loop,
         )
         return None
 
     def close(self) -> None:
-        """Give the memory back."""
+        """Free the memory of the model."""
         self._loop = None
         self.__dict__.pop("_model", None)
         free_memory()
@@ -208,19 +218,20 @@ class TransformersScorer(Closing):
 
 @dataclass(frozen=True)
 class _Kept:
-    """Prompts whose keys are stored, all but each one's last token, for their candidates."""
+    """Prompts with their stored keys and values, without each prompt's last token."""
 
     loop: SharedPrefixLoop
     prefix: Prefix
     own: dict[int, tuple[int, ...]]
-    """What each prompt has beside the prefix, shortest first."""
+    """Each prompt's tokens after the prefix, shortest first."""
     slots: Slots
-    """A row for each prompt, in the same order."""
+    """One row for each prompt, in the same order."""
 
     @classmethod
     def of(cls, loop: SharedPrefixLoop, prefix: Prefix, own: dict[int, tuple[int, ...]]) -> "_Kept":
-        """Compute and store the keys."""
-        # The last token of a prompt is read with each candidate, whose first it predicts.
+        """Compute and store the keys and values."""
+        # The last token of a prompt is processed with each candidate, because it predicts its
+        # first.
         before = [tokens[:-1] for tokens in own.values()]
         slots = loop.slots(len(own), len(before[-1]))
         loop.prefill(slots, prefix, 0, before)
@@ -228,7 +239,7 @@ class _Kept:
 
     @property
     def longest(self) -> int:
-        """The most tokens stored for a prompt."""
+        """Number of stored tokens of the longest prompt."""
         return max(map(len, self.own.values())) - 1
 
 
@@ -239,13 +250,15 @@ def _score_shared(
     finished: Finished,
     batch_size: int,
 ) -> None:
-    """Score candidates of prompts that share what they begin with."""
+    """Score candidates with the shared-prefix loop."""
     of_prompt: dict[int, list[_Candidate]] = {}
-    for one in candidates:
-        of_prompt.setdefault(one.prompt, []).append(one)
-    asked = list(of_prompt)
-    for group in plan([rows[number] for number in asked], batch_size, 1):
-        numbers = sorted((asked[at] for at in group.numbers), key=lambda number: len(rows[number]))
+    for candidate in candidates:
+        of_prompt.setdefault(candidate.prompt, []).append(candidate)
+    prompts = list(of_prompt)
+    for group in plan([rows[number] for number in prompts], batch_size, 1):
+        numbers = sorted(
+            (prompts[at] for at in group.numbers), key=lambda number: len(rows[number])
+        )
         prefix = loop.prefix(rows[numbers[0]][: group.shared])
         own = {number: rows[number][group.shared :] for number in numbers}
         counts = {number: len(of_prompt[number]) for number in numbers}
@@ -265,7 +278,7 @@ def _together(device: torch.device) -> int:
 def _parts(
     own: dict[int, tuple[int, ...]], count: dict[int, int], most: int
 ) -> Iterator[list[int]]:
-    """Prompts, given shortest first, as many at a time as have so many candidates."""
+    """Split prompts, given shortest first, so that each part has at most `most` candidates."""
     part: list[int] = []
     for number in own:
         candidates = sum(count[at] for at in part) + count[number]
@@ -279,7 +292,7 @@ def _parts(
 def _batches(
     candidates: Sequence[_Candidate], batch_size: int, before: int, together: int
 ) -> Iterator[list[_Candidate]]:
-    """Candidates, given shortest first, as many at a time as there is room for."""
+    """Split candidates, given shortest first, into batches within the limits on rows and tokens."""
     batch: list[_Candidate] = []
     for one in candidates:
         rows, length = len(batch) + 1, len(one.tokens)
@@ -292,7 +305,7 @@ def _batches(
 
 
 def _scores(kept: _Kept, batch: Sequence[_Candidate]) -> list[list[float]]:
-    """The log-probabilities of candidates, given shortest first, of prompts that are kept."""
+    """Return the log-probabilities of candidates, given shortest first, of prompts in `kept`."""
     row_of = {number: row for row, number in enumerate(kept.own)}
     before = [len(kept.own[one.prompt]) - 1 for one in batch]
     length = len(batch[-1].tokens)
@@ -306,9 +319,9 @@ def _scores(kept: _Kept, batch: Sequence[_Candidate]) -> list[list[float]]:
         [row_of[one.prompt] for one in batch], max(before), max(before) + length
     )
     scores: list[list[float]] = [[] for _ in batch]
-    wide = _together(device) // len(batch)  # less than the length only where a candidate is alone
-    for start in range(0, length, wide):
-        some = slice(start, start + wide)
+    width = _together(device) // len(batch)  # less than the length only for a single candidate
+    for start in range(0, length, width):
+        some = slice(start, start + width)
         stored = int(position_BT[:, some].max()) + 1
         logits_BTV = kept.loop.forward(
             slots, kept.prefix, 0, token_BT[:, some], position_BT[:, some], stored, head=True
@@ -319,7 +332,7 @@ def _scores(kept: _Kept, batch: Sequence[_Candidate]) -> list[list[float]]:
 
 
 def _chosen(logits_TV: Tensor, tokens: Sequence[int]) -> list[float]:
-    """The log-probability of each token, given the logits of its place and perhaps of more."""
+    """Return the log-probability of each token; `logits_TV` may have further rows at the end."""
     token_C1 = torch.tensor(tokens, dtype=torch.long, device=logits_TV.device)[:, None]
     log_prob_CV = torch.log_softmax(logits_TV[: len(tokens)].float(), -1)
     return log_prob_CV.gather(1, token_C1)[:, 0].tolist()
@@ -332,7 +345,7 @@ def _score_plainly(
     finished: Finished,
     batch_size: int,
 ) -> None:
-    """Score each candidate with its prompt as one text, texts of one length at a time."""
+    """Score each candidate together with its prompt, in batches of equal length."""
 
     def lengths(one: _Candidate) -> tuple[int, int]:
         return len(rows[one.prompt]), len(one.tokens)
@@ -349,7 +362,8 @@ def _score_plainly(
 
 
 def _last_logits(model: PreTrainedModel, token_BT: Tensor, count: int) -> Tensor:
-    """The logits at the last places of texts of one length; no others where the model allows it."""
-    sparing = "logits_to_keep" in inspect.signature(model.forward).parameters
-    options = {"logits_to_keep": count} if sparing else {}
+    """Return the logits at the last `count` positions of texts of equal length."""
+    # Where the model supports it, the other logits are not computed, to save memory.
+    supported = "logits_to_keep" in inspect.signature(model.forward).parameters
+    options = {"logits_to_keep": count} if supported else {}
     return model(token_BT, use_cache=False, **options).logits[:, -count:]

@@ -1,4 +1,4 @@
-"""From logits to tokens, and from tokens to a completion's end.
+"""Choice of the next token from logits, and the endings of prompts' completions.
 
 Shapes: B rows, V vocabulary.
 """
@@ -16,30 +16,39 @@ from selftaught.samplers.base import SamplingParams, draw_number
 from selftaught.samplers.stopping import Ending
 
 NUCLEUS = 512
-"""Tokens looked at before a whole vocabulary is sorted for top_p."""
+"""Number of most likely tokens tried for top_p before the whole vocabulary is sorted."""
 
 
 def uniforms(seed: int, key: str, index: int, count: int) -> Tensor:
-    """One uniform number per token of a completion, drawn for (seed, key, sample index) alone."""
+    """Return `count` uniform random numbers, one per token, from (seed, key, sample index)."""
     generator = torch.Generator().manual_seed(draw_number(seed, key, index))
     return torch.rand(count, generator=generator)
 
 
 def choose(logits_BV: Tensor, uniform_B: Tensor, params: SamplingParams) -> Tensor:
-    """The next token of every row: the likeliest at temperature 0, else the one its number draws."""
+    """Return the next token of every row: the argmax at temperature 0, otherwise a sample.
+
+    Args:
+        logits_BV: Logits.
+        uniform_B: One uniform random number per row.
+        params: Temperature and top_p are used.
+
+    Returns:
+        Token ids, [B].
+    """
     if params.temperature == 0:
         return logits_BV.argmax(-1)
     probability_BV = torch.softmax(logits_BV.float() / params.temperature, -1)
     if params.top_p < 1:
         probability_BV = _nucleus(probability_BV, params.top_p)
-    # In float64, because a float32 running sum over a large vocabulary loses the rare tokens.
+    # In float64, because a float32 cumulative sum over a large vocabulary loses rare tokens.
     cumulative_BV = probability_BV.cumsum(-1, dtype=torch.float64)
     target_B1 = uniform_B.double()[:, None] * cumulative_BV[:, -1:]
     return torch.searchsorted(cumulative_BV, target_B1, right=True)[:, 0]
 
 
 def _nucleus(probability_BV: Tensor, top_p: float) -> Tensor:
-    """The smallest set of likeliest tokens that holds `top_p`; the others get 0."""
+    """Set probabilities outside the nucleus, the smallest set of tokens with mass `top_p`, to 0."""
     likely, token = probability_BV.topk(min(NUCLEUS, probability_BV.shape[-1]))
     if bool((likely.sum(-1) < top_p).any()):
         likely, token = probability_BV.sort(descending=True)
@@ -54,19 +63,26 @@ def endings(
     prompts: Sequence[Text],
     params: SamplingParams,
 ) -> "list[Ending]":
-    """When the completions of each prompt end; one object for all prompts that open a thought.
+    """Return the `Ending` of each prompt's completions.
+
+    Prompts that open a thought share one object, and so do the others.
 
     Args:
-        eos: the model's own end tokens. The one that the chat template ends an answer with is added,
-            because a model's files need not name it, as those of base models do not.
+        tokenizer: The model's tokenizer.
+        eos: Ids of the model's end tokens. The token with which the chat template ends an answer is
+            added, because the files of base models do not list it.
+        prompts: Texts or messages.
+        params: Stop strings, thought marks and template variables are used.
     """
     options, marks = params.chat_template_kwargs, params.thought_marks
-    asked = next((prompt for prompt in prompts if not isinstance(prompt, str)), None)
+    messages = next((prompt for prompt in prompts if not isinstance(prompt, str)), None)
     ends = [*eos]
-    if asked is not None:
-        with suppress(ValueError):  # a template that writes no answers
-            ends.append(turn_ending(tokenizer, asked, options)[-1])
+    if messages is not None:
+        with suppress(ValueError):  # the template does not write answers unchanged
+            ends.append(turn_ending(tokenizer, messages, options)[-1])
     plain, opened = (
         Ending(tokenizer, ends, params.stop, marks, opened=opens) for opens in (False, True)
     )
-    return [opened if opens_thought(tokenizer, one, marks, options) else plain for one in prompts]
+    return [
+        opened if opens_thought(tokenizer, prompt, marks, options) else plain for prompt in prompts
+    ]
