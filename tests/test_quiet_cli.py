@@ -43,7 +43,7 @@ def test_training_leaves_a_model_a_page_and_the_numbers(
     }
     page = (run / "report.html").read_text()
     assert page.count("<svg") == 7
-    assert "Where thoughts help" in page
+    assert "Gain by token difficulty" in page
     assert not re.search(r"(src|href)=[\"']?(https?:)?//", page)
     assert main(training(tiny_model_dir, texts, run)) == 0  # done already
     told = capsys.readouterr().out

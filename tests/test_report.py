@@ -259,8 +259,8 @@ def test_the_funnel_counts_what_the_rollouts_say(page, run):
 
 def test_times_and_training_are_told(page):
     """Iteration 1: 12.5 + 6.1 + 0.4 + 9.6 + 4.1 = 32.7 s; 40 steps, then 48, 58, 69."""
-    times = page.table("iteration", "share of the longest")
-    assert times[1]["in all"] == "32.7 s" and times[0]["in all"] == "4.1 s"
+    times = page.table("iteration", "relative to the longest")
+    assert times[1]["total"] == "32.7 s" and times[0]["total"] == "4.1 s"
     steps = [row["optimizer steps"] for row in page.table("iteration", "examples")]
     assert steps == ["40", "48", "58", "69"]
     assert page.tags.count("svg") == 4
@@ -387,7 +387,7 @@ def test_shortened_text_keeps_its_ends_and_says_what_is_missing():
 def test_a_run_that_has_only_measured_its_base_model_has_a_page(tmp_path):
     page = Page(report(fake_run(tmp_path / "early", iterations=0, ended=False)).read_text())
     assert "still running" in page.text
-    assert "nothing is trained yet; the base model, embedded, reaches 41.5%" in page.text
+    assert "no iteration has ended; the base model, embedded, reaches 41.5%" in page.text
     assert "No iteration has ended yet" in page.text and "Nothing has been trained yet" in page.text
     assert "there is no summary.json yet" in page.text
     assert page.articles > 10  # the validation rollouts of the base model
@@ -399,7 +399,7 @@ def test_a_run_that_goes_on_shows_the_best_so_far(tmp_path):
         "Still running: 2 iterations from embedded; validation accuracy from 41.5% to 70.0%"
         in page.text
     )
-    assert "somewhat flattering" in page.text
+    assert "biased upwards" in page.text
 
 
 def test_a_run_without_any_measurement_says_what_is_missing(tmp_path):
@@ -407,7 +407,7 @@ def test_a_run_without_any_measurement_says_what_is_missing(tmp_path):
     folder.mkdir()
     (folder / "config.yaml").write_text("task: arithmetic\nrationalization: true\n")
     page = Page(report(folder).read_text())
-    assert "Nothing is measured yet" in page.text and "no versions.json" in page.text
+    assert "There are no results yet" in page.text and "no versions.json" in page.text
     assert page.articles == 0 and "svg" not in page.tags
     assert "none so far" in page.text
 

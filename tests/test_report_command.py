@@ -40,7 +40,7 @@ def test_the_page_of_quiet_star_is_left_as_its_training_wrote_it(tmp_path: Path,
         (None, {"config__json": "{}", "model__safetensors": ""}, "got the model"),
         (None, {"rollouts__jsonl": "", "graded__jsonl": ""}, "single stages (graded.jsonl, rollouts.jsonl)"),
         (None, {}, "is not a run folder"),
-        ({"model": "m", "something": 1}, {}, "is no run of STaR"),
+        ({"model": "m", "something": 1}, {}, "is not a run of STaR"),
         (["a list"], {}, "expected options and their values"),
     ],
 )  # fmt: skip
@@ -57,7 +57,7 @@ def test_any_other_folder_is_refused_by_what_it_is(
 def test_quiet_is_not_put_beside_star(tmp_path: Path, capsys):
     made = folder(tmp_path, QUIET, report__html="<p>curves</p>")
     assert main(["report", str(made), str(made), "--out", str(tmp_path / "c.html")]) == 2
-    assert "no run of STaR" in capsys.readouterr().err
+    assert "is not a run of STaR" in capsys.readouterr().err
     assert not (tmp_path / "c.html").exists()
 
 
@@ -66,7 +66,7 @@ def test_a_run_of_star_that_has_just_begun_has_a_page(tmp_path: Path):
         tmp_path, StarConfig(launcher="accelerate", accelerate_config=Path("a.yaml")).plain()
     )
     assert main(["report", str(made)]) == 0
-    assert "Nothing is measured yet" in (made / "report.html").read_text(encoding="utf-8")
+    assert "There are no results yet" in (made / "report.html").read_text(encoding="utf-8")
 
 
 @pytest.mark.slow

@@ -116,7 +116,7 @@ def test_every_step_tells_its_value_and_advantage_in_words_and_signs(page):
 
 def test_what_was_drawn_stands_behind_each_number(page):
     """2 of 8 right: of five shown 1.25 are right in proportion, so one."""
-    assert "8 continuations drawn from here, 2 right; 5 of them:" in page.text
+    assert "8 continuations sampled from here, 2 right; 5 of them:" in page.text
     assert "the completion has ended, and its value is its outcome" in page.text
     assert all("so 45 [" in pre and "36" not in pre for pre in page.pres)  # the prefix is left out
     shown = page.text.split("Step 3 of 4")[1].split("Step 4 of 4")[0]
@@ -129,7 +129,7 @@ def test_a_continuation_may_be_whole_or_alone(tmp_path, path):
     whole = written(tmp_path, [one], all_drawn([one])).read_text(encoding="utf-8")
     assert alone == whole
     bare = written(tmp_path, [one]).read_text(encoding="utf-8")
-    assert bare.count("their texts were not kept") == 4 and "<pre" not in bare
+    assert bare.count("their texts were not stored") == 4 and "<pre" not in bare
 
 
 @pytest.mark.parametrize(
@@ -146,7 +146,7 @@ def test_few_continuations_stand_for_many_and_no_kind_is_missing(right, shown):
 def test_the_value_of_best_of_k_is_explained(tmp_path):
     """1 - C(6, 5)/C(8, 5) = 1 - 6/56 = 0.89 from 2 of 8 right."""
     page = Page(written(tmp_path, [valued(k=5)], k=5).read_text(encoding="utf-8"))
-    assert "that one of 5 continuations from here is right" in page.text
+    assert "that at least one of 5 continuations from here is correct" in page.text
     assert "value 0.89, 2 of 8 right" in page.text
 
 
@@ -220,7 +220,7 @@ def test_a_megabyte_of_text_is_shown_in_part(tmp_path, unit):
     assert source.stat().st_size < 1_000_000
     assert "of 1,000,000 characters not shown" in page.text
     if count > 20:
-        assert f"{pit - 10:,} steps before are not shown" in page.text
+        assert f"{pit - 10:,} earlier steps are not shown" in page.text
         assert f"Step {pit + 1} of {count}, the first pit" in page.text
 
 
@@ -250,7 +250,7 @@ def test_at_most_ten_problems_are_shown_those_with_a_pit_first():
 
 def test_a_page_without_rollouts_says_so(tmp_path):
     page = Page(written(tmp_path, []).read_text(encoding="utf-8"))
-    assert "No completion was valued." in page.text and "details" not in page.tags
+    assert "There are no completions with step values." in page.text and "details" not in page.tags
     no_steps = ValuedRollout(replace(valued().rollout, token_ids=(), outcome=None), (), (0.5,), ((4, 8),))  # fmt: skip
     page = Page(written(tmp_path, [no_steps]).read_text(encoding="utf-8"))
     assert "1 not graded; 0 steps" in page.text and "no completion has one" in page.text

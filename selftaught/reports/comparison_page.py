@@ -1,4 +1,4 @@
-"""The page of a comparison of several methods."""
+"""Report page of a comparison of several methods."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,10 +10,17 @@ from selftaught.runs.folder import Row, read_rows
 
 
 def report(out: Path) -> Path:
-    """Write `report.html` and `report.md` of a comparison, also while it runs; returns the page."""
+    """Write `report.html` and `report.md` of a comparison. Works during the run, too.
+
+    Args:
+        out: the run folder.
+
+    Returns:
+        The path of `report.html`.
+    """
     rows = [row for row in read_rows(out / "metrics.jsonl") if "choices" in row]
     if not rows:
-        return method_report(out, "comparison", "Nothing is measured yet.", [])
+        return method_report(out, "comparison", "There are no results yet.", [])
     ks = list(rows[0]["choices"]["majority"])
     n = ks[-1]
 
@@ -30,25 +37,26 @@ def report(out: Path) -> Path:
         for row in rows
     ]  # fmt: skip
     lines = [
-        (f"{row['name']}, {'best' if way == 'best' else 'majority'} of k", [int(k) for k in ks],
-         [tuple(row["choices"][way][k]) for k in ks])
-        for row in rows for way in ("best", "majority") if way in row["choices"]
+        (f"{row['name']}, {'best' if rule == 'best' else 'majority'} of k", [int(k) for k in ks],
+         [tuple(row["choices"][rule][k]) for k in ks])
+        for row in rows for rule in ("best", "majority") if rule in row["choices"]
     ]  # fmt: skip
     count = accuracy_of(rows[0]).n
     words = (
-        f"The same {count} test problems for all; 95% intervals. Tokens sampled are those drawn to "
-        "learn from, the seed set's included; tokens trained, all that trainings read."
+        f"All methods are evaluated on the same {count} test problems. Intervals are 95% "
+        "confidence intervals. Tokens sampled: tokens generated for training data, the seed set "
+        "included. Tokens trained: tokens processed in training, over all epochs."
     )
-    section = Section("Methods side by side", words, [Table(head, body, budget_notes(rows))],
-                      [Figure("Right among k candidates", lines, "candidates, k")])  # fmt: skip
-    finest = max(rows, key=lambda row: accuracy_of(row).accuracy)
-    lead = f"Best greedy accuracy: {finest['name']}, {shown(accuracy_of(finest))}."
+    section = Section("Accuracy and cost of each method", words, [Table(head, body, budget_notes(rows))],
+                      [Figure("Test accuracy by number of candidates", lines, "candidates, k")])  # fmt: skip
+    best_row = max(rows, key=lambda row: accuracy_of(row).accuracy)
+    lead = f"Best greedy accuracy: {best_row['name']}, {shown(accuracy_of(best_row))}."
     return method_report(out, "comparison", lead, [section])
 
 
 def _settings(row: Row) -> str:
-    told = row.get("settings", {})
-    return ", ".join(f"{name} {_one(value)}" for name, value in told.items()) or "-"
+    settings = row.get("settings", {})
+    return ", ".join(f"{name} {_one(value)}" for name, value in settings.items()) or "-"
 
 
 def _one(value: Any) -> str:
@@ -56,7 +64,10 @@ def _one(value: Any) -> str:
 
 
 def budget_notes(rows: Sequence[Row]) -> str:
-    """Which methods sampled another number of tokens than the budget, or hardly trained."""
+    """Return a note on methods that missed the token budget or trained for only a few steps.
+
+    Empty if there are none.
+    """
     notes = []
     for row in rows:
         if budget := row.get("budget"):
@@ -68,14 +79,16 @@ def budget_notes(rows: Sequence[Row]) -> str:
     if not notes:
         return ""
     return (
-        "Not at an equal budget: " + " ".join(notes) + " Numbers of samples are whole and are "
-        "planned from a pilot; a larger --budget or more problems brings the methods closer together."
+        "The budgets are not equal: "
+        + " ".join(notes)
+        + " The numbers of samples are integers and "
+        "are planned from a small pilot. A larger --budget or more problems reduces the differences."
     )
 
 
 TOLERATED = 0.1
-"""How far from the budget a method may sample before the report says so."""
+"""Maximum relative difference from the token budget that needs no note."""
 
 
 FEW_STEPS = 10
-"""Optimizer steps below which the report says that a method hardly trained."""
+"""Number of optimizer steps of the last training below which the report has a note."""

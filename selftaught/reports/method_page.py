@@ -1,4 +1,4 @@
-"""The page and the Markdown of a method's run: sections of words, tables and figures."""
+"""Report of a run in HTML and Markdown: sections with text, tables and figures."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,58 +15,73 @@ from selftaught.reports.plots import interval_plot
 from selftaught.runs.folder import read_json, read_rows
 
 Point = tuple[float, float, float]
-"""A share and the ends of its interval."""
+"""A value and the ends of its confidence interval."""
 
 
 @dataclass(frozen=True)
 class Figure:
-    """Lines over a number, each with a name of its own."""
+    """A line plot."""
 
     caption: str
     lines: Sequence[tuple[str, Sequence[float], Sequence[Point]]]
-    """Name, numbers across, and a value with its interval at each (the value three times: none)."""
+    """Name, x values and y values with intervals of each line. A point without an interval contains
+    the value three times."""
     across: str
+    """Label of the x axis."""
     percent: bool = True
+    """Show y values as percentages."""
     log: bool = True
-    """Powers of two across, as for numbers of samples."""
+    """Use a logarithmic x axis with base 2."""
     up: str = ""
-    """What the values are, where they are no shares."""
+    """Label of the y axis."""
 
 
 @dataclass(frozen=True)
 class Table:
-    """Rows of text, the first column being their names."""
+    """A table of text cells. The first column contains the names of the rows."""
 
     head: Sequence[str]
     rows: Sequence[Sequence[str]]
     note: str = ""
+    """Text below the table."""
 
 
 @dataclass(frozen=True)
 class Section:
-    """A part of the page."""
+    """A section of the page."""
 
     title: str
     words: str
+    """Text below the title."""
     tables: Sequence[Table] = ()
     figures: Sequence[Figure] = ()
     link: tuple[str, str] | None = None
-    """Text and file name of a page beside this one."""
+    """Text and file name of a link to another page in the same folder."""
 
 
 def point(tally: Tally | Evaluation) -> Point:
-    """A measured share and its interval."""
+    """Return a measured share with its confidence interval."""
     return tally.accuracy, tally.low, tally.high
 
 
 def shown(at: Point | Tally | Evaluation) -> str:
-    """A share and its 95% interval in words: 41.7% [37.0, 46.5]."""
+    """Format a share and its 95% interval, such as `41.7% [37.0, 46.5]`."""
     value, low, high = at if isinstance(at, tuple) else point(at)
     return f"{percent(value)} [{100 * low:.1f}, {100 * high:.1f}]"
 
 
 def method_report(out: Path, method: str, lead: str, sections: Sequence[Section]) -> Path:
-    """Write `report.html` and `report.md` into a run folder, also while it runs; returns the page."""
+    """Write `report.html` and `report.md` into a run folder. Works during the run, too.
+
+    Args:
+        out: the run folder.
+        method: name of the method.
+        lead: the main result in a sentence.
+        sections: the sections of the report.
+
+    Returns:
+        The path of `report.html`.
+    """
     title = out.resolve().name
     summary = read_json(out / "summary.json")
     drawn = [_drawn(section, number) for number, section in enumerate(sections)]
@@ -88,7 +103,7 @@ def method_report(out: Path, method: str, lead: str, sections: Sequence[Section]
 
 
 def _drawn(section: Section, number: int) -> dict[str, Any]:
-    """What the template shows of a section."""
+    """Return the values of a section for the template, with figures as SVG."""
     plots = []
     for index, figure in enumerate(section.figures):
         svg = interval_plot(
@@ -101,7 +116,7 @@ def _drawn(section: Section, number: int) -> dict[str, Any]:
 
 
 def _seconds(out: Path) -> list[tuple[str, dict[str, float]]]:
-    """Where the time went, by row of `metrics.jsonl`."""
+    """Return the seconds per stage for each row of `metrics.jsonl`."""
     rows = read_rows(out / "metrics.jsonl")
     return [(row["name"], row["seconds"]) for row in rows if row.get("seconds")]
 

@@ -1,4 +1,4 @@
-"""HTML pages from templates, and how numbers and texts are shown on them."""
+"""HTML pages from templates, and the formatting of numbers and texts."""
 
 from collections.abc import Sequence
 from importlib.metadata import version
@@ -13,39 +13,46 @@ from selftaught.reports.plots import DASHES, GLYPHS, LINES_SHOWN
 
 
 def uneven(evaluation: Evaluation) -> bool:
-    """Whether groups differ in size, so that their mean is not the accuracy over all."""
+    """Return whether groups differ in size, so that their mean is not the overall accuracy."""
     return len({tally.n for tally in evaluation.groups.values()}) > 1
 
 
 def markdown(head: Sequence[str], body: Sequence[Sequence[str]], *, texts: int = 1) -> str:
-    """A Markdown table whose first `texts` columns are text and whose others are numbers."""
+    """Return a Markdown table.
+
+    Args:
+        head: column names.
+        body: rows.
+        texts: number of text columns at the left. The other columns are numbers and right-aligned.
+    """
     rule = ["---"] * texts + ["---:"] * (len(head) - texts)
     cells = [[table_cell(cell) for cell in line] for line in (head, *body)]
     return "\n".join(f"| {' | '.join(line)} |" for line in (cells[0], rule, *cells[1:]))
 
 
 def table_cell(text: str) -> str:
+    """Escape a text for a cell of a Markdown table."""
     one_line = " ".join(printable(text).replace("\\", "\\\\").replace("|", "\\|").split())
     return one_line.replace("&", "&amp;").replace("<", "&lt;")
 
 
 def iteration_name(number: int) -> str:
-    """An iteration as a table calls it."""
+    """Return the name of an iteration in tables: "base" for 0."""
     return "base" if number == 0 else str(number)
 
 
 def percent(share: float) -> str:
-    """A share as a percentage with one decimal."""
+    """Format a share as a percentage with one decimal."""
     return f"{100 * share:.1f}%"
 
 
 def interval(tally: Tally | Evaluation) -> str:
-    """A 95% interval in percent, such as 90.8-94.9."""
+    """Format the 95% interval in percent, such as 90.8-94.9."""
     return f"{100 * tally.low:.1f}\N{EN DASH}{100 * tally.high:.1f}"
 
 
 def duration(seconds: float) -> str:
-    """Seconds as a person would say them."""
+    """Format a duration in seconds, minutes or hours."""
     if seconds < 60:
         return f"{seconds:.1f} s"
     if seconds < 3600:
@@ -54,7 +61,15 @@ def duration(seconds: float) -> str:
 
 
 def shortened(text: str, limit: int, *, tail: int = 0) -> str:
-    """Text of at most `limit` characters and a note of what is left out, before the last `tail`."""
+    """Shorten a text to `limit` characters.
+
+    The removed part is replaced by a note with its length.
+
+    Args:
+        text: the text.
+        limit: maximum number of characters, without the note.
+        tail: number of characters to keep at the end.
+    """
     if len(text) <= limit:
         return text
     end = text[len(text) - tail :]
@@ -63,14 +78,19 @@ def shortened(text: str, limit: int, *, tail: int = 0) -> str:
 
 
 def prompt_text(prompt: Text) -> str:
-    """A prompt as one text; messages with their roles."""
+    """Return a prompt as one text. Chat messages are shown with their roles."""
     if isinstance(prompt, str):
         return prompt
     return "\n\n".join(f"[{message['role']}]\n{message['content']}" for message in prompt)
 
 
-def rendered(template: str, **told: object) -> str:
-    """One HTML page from a template of `pages/`, everything in it escaped."""
+def rendered(template: str, **values: object) -> str:
+    """Render an HTML page. All values are escaped.
+
+    Args:
+        template: file name in `templates/`.
+        values: variables of the template.
+    """
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent / "templates"),
         autoescape=True,
@@ -97,13 +117,14 @@ def rendered(template: str, **told: object) -> str:
         field_shown=FIELD_SHOWN,
         glyphs=GLYPHS,
         dashes=DASHES,
-        **told,
+        **values,
     )
     return printable(page)
 
 
 RATIONALE_SHOWN, PROMPT_SHOWN, FIELD_SHOWN = 2500, 1800, 300
-"""Characters shown of a text; with 70 rollouts the page stays below 2 MB whatever they hold."""
+"""Maximum number of characters that are shown of a text. They keep a page with 70 rollouts below 2
+MB."""
 
 
 STAGES = ("sample", "rationalize", "grade", "train", "evaluate")

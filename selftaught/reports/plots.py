@@ -1,9 +1,10 @@
-"""The plots of the pages, as SVG that is part of the page.
+"""Plots as SVG, which is embedded in the HTML pages.
 
-They are drawn in placeholder colours, which become CSS variables (`--ink`, `--grid`, `--s0` to
-`--s7`): the page's style sheet then colours them in light and in dark. Text stays text, ids are the
-plot's own, and the same data give the same bytes. No text of a model or a user enters a plot.
-matplotlib is imported when a plot is drawn: it would slow down every `--help`.
+Plots are drawn in placeholder colors, which are replaced by CSS variables (`--ink`, `--grid`,
+`--s0` to `--s7`), so that the style sheet sets the colors for light and dark mode. Text in a plot
+stays text, ids contain the name of the plot, and the same data give the same bytes. Plots contain
+no text of models or users. matplotlib is imported only when a plot is drawn, because it would slow
+down `--help`.
 """
 
 import io
@@ -15,16 +16,16 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 Line = tuple[Sequence[float], Sequence[tuple[float, float, float]]]
-"""Iterations, and (accuracy, low, high) at each."""
+"""X values, such as iterations, and (value, low, high) at each."""
 Curve = Sequence[tuple[Sequence[int], Sequence[float]]]
-"""One piece per iteration: optimizer steps, and a value at each."""
+"""Optimizer steps and the value at each step, one pair per iteration."""
 
 LINES_SHOWN = 12
-"""Lines in one plot; the others are left to the table."""
+"""Maximum number of lines in one plot. The table contains all."""
 COLOURS = 8
 DASHES = ("solid", "dashed", "dotted")
 MARKERS, GLYPHS = "osD^vPX*", "●■◆▲▼✚✖★"
-"""What a line is marked with, in the plot and in the page's legend."""
+"""Markers of lines in matplotlib, and the same markers as text in the legend."""
 
 INK, GRID = "#0a0b01", "#0a0b02"
 SERIES = tuple(f"#0a0c{index:02x}" for index in range(COLOURS))
@@ -52,11 +53,15 @@ STYLE: dict[Any, Any] = {
 
 
 def accuracy_plot(name: str, label: str, lines: Sequence[Line]) -> str:
-    """Accuracy by iteration with 95% intervals: bands for up to three lines, bars for more.
+    """Plot accuracy by iteration with 95% intervals, as bands for up to three lines, else as bars.
 
     Args:
-        name: a word of its own among the plots of a page.
-        label: what a screen reader says.
+        name: a name that is unique among the plots of a page.
+        label: text for screen readers.
+        lines: accuracies as shares.
+
+    Returns:
+        SVG.
     """
 
     from matplotlib.ticker import MaxNLocator
@@ -90,7 +95,10 @@ def _draw_line(axes: "Axes", line: Line, index: int, *, band: bool) -> None:
 
 
 def curve_plot(name: str, label: str, pieces: Curve) -> str:
-    """A value over the optimizer steps of all iterations; a dotted line where an iteration ends."""
+    """Plot a value over the optimizer steps of all iterations.
+
+    A dotted line marks the end of an iteration.
+    """
 
     def draw(axes: "Axes") -> None:
         for steps, values in pieces:
@@ -113,11 +121,19 @@ def interval_plot(
     percent: bool = True,
     log: bool = False,
 ) -> str:
-    """Values with 95% intervals over a number: bands for up to three lines, bars for more.
+    """Plot values with 95% intervals, as bands for up to three lines, else as bars.
 
     Args:
-        percent: the values are shares.
-        log: the numbers across are spaced by their ratios, and each of them is marked.
+        name: a name that is unique among the plots of a page.
+        label: text for screen readers.
+        lines: x values, and (value, low, high) at each.
+        across: label of the x axis.
+        up: label of the y axis.
+        percent: the values are shares and are shown as percentages.
+        log: use a logarithmic x axis with base 2 and a tick at every x value.
+
+    Returns:
+        SVG.
     """
 
     def draw(axes: "Axes") -> None:
@@ -147,7 +163,11 @@ def value_plot(
     across: str,
     zero: bool = False,
 ) -> str:
-    """Values over steps or another number; with `zero`, a line at 0 and the axis down to it."""
+    """Plot values over steps or another number.
+
+    Args:
+        zero: draw a line at 0 and include 0 in the y axis.
+    """
 
     def draw(axes: "Axes") -> None:
         for index, (at, values) in enumerate(lines):

@@ -1,7 +1,7 @@
-"""The pages of Quiet-STaR: a training run, and the thoughts of a text. One self-contained file each.
+"""Pages of Quiet-STaR: the report of a training, and the thought explorer. Each is one HTML file.
 
-Text and thoughts are untrusted: escaped in the page, and set as text by its one script, which the
-page's own policy names by its hash.
+Texts and thoughts are untrusted. They are escaped in the page, and its script inserts them as text.
+The content security policy of the page allows only that script, by its hash.
 """
 
 import base64
@@ -19,18 +19,19 @@ from selftaught.reports.pages import rendered
 from selftaught.reports.plots import value_plot
 
 CURVES = (
-    ("Training loss at the next token, nats", ("nll_without", "nll_with"), False),
-    ("Reward of a thought: nats gained over its lookahead", ("reward",), True),
+    ("Training loss of the next token (nats)", ("nll_without", "nll_with"), False),
+    ("Mean reward of a thought (nats, summed over the lookahead)", ("reward",), True),
     ("Share of thoughts with a positive advantage", ("positive_advantages",), True),
-    ("Mixing weight of the thought", ("mixing_weight",), True),
-    ("Entropy of a thought's token, nats", ("thought_entropy",), True),
-    ("Gain of the hardest and the easiest tenth of tokens, nats", ("gain_decile_10", "gain_decile_1"), True),
+    ("Mean mixing weight of thoughts", ("mixing_weight",), True),
+    ("Entropy of thought tokens (nats)", ("thought_entropy",), True),
+    ("Gain of the hardest and the easiest tenth of tokens (nats)", ("gain_decile_10", "gain_decile_1"), True),
     ("Text tokens per second", ("tokens_per_second",), True),
 )  # fmt: skip
+"""Plots: caption, names of the logged values, and whether to draw a line at 0."""
 NAMES = {"nll_without": "without thoughts", "nll_with": "with thoughts",
          "gain_decile_10": "hardest tenth", "gain_decile_1": "easiest tenth"}  # fmt: skip
 POINTS = 120
-"""Points of a curve; more are averaged."""
+"""Maximum number of points per curve. Neighboring points are averaged."""
 
 
 def training_page(
@@ -40,7 +41,18 @@ def training_page(
     before: object = None,
     after: object = None,
 ) -> Path:
-    """Write `out/report.html`: the curves of a training, what thoughts gain, and the settings."""
+    """Write the report of a training: curves, gains of thoughts on held-out texts, and settings.
+
+    Args:
+        out: the run folder.
+        log: logged metrics, one dictionary per step.
+        settings: settings to show.
+        before: `Measured` of the base model. None: not measured.
+        after: `Measured` of the trained model. None: not measured.
+
+    Returns:
+        The path of `report.html`.
+    """
     plots = []
     for number, (caption, names, zero) in enumerate(CURVES):
         lines = [_curve(log, name) for name in names]
@@ -56,7 +68,8 @@ def training_page(
 
 
 def _curve(log: Sequence[Mapping[str, float]], name: str) -> tuple[list[float], list[float]]:
-    """Steps and values, averaged over neighbours where there are many."""
+    """Return steps and values of a metric, averaged over neighbors if there are more than
+    `POINTS`."""
     points = [(row["step"], row[name]) for row in log if name in row]
     width = -(-len(points) // POINTS) or 1
     parts = [points[first : first + width] for first in range(0, len(points), width)]
@@ -67,15 +80,26 @@ def _curve(log: Sequence[Mapping[str, float]], name: str) -> tuple[list[float], 
 def explorer_page(
     path: Path, title: str, first: str, tokens: Sequence[Explored], measured: object
 ) -> Path:
-    """Write a page of a text's tokens, coloured by what the thought before each gained."""
+    """Write the thought explorer: a text whose tokens are colored by the gain of their thoughts.
+
+    Args:
+        path: HTML file to write.
+        title: title of the page.
+        first: first token of the text.
+        tokens: the other tokens with their thoughts.
+        measured: `Measured` of the text.
+
+    Returns:
+        `path`.
+    """
     script = (Path(__file__).parent / "templates" / "explore.js").read_text(encoding="utf-8")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    told: list[dict[str, Any]] = [_told(token) for token in tokens]
+    data: list[dict[str, Any]] = [_token_data(token) for token in tokens]
     page = rendered(
         "explore.html.j2",
         title=title,
         first=_shown(first),
-        tokens=told,
+        tokens=data,
         measured=measured,
         thoughts=len(tokens[0].thoughts) if tokens else 1,
         script=script,
@@ -86,7 +110,9 @@ def explorer_page(
     return path
 
 
-def _told(token: Explored) -> dict[str, Any]:
+def _token_data(token: Explored) -> dict[str, Any]:
+    """Return the values of a token that the script of the page reads."""
+
     def rows(top: Sequence[tuple[str, float]]) -> list[list[object]]:
         return [[printable(text), round(chance, 5)] for text, chance in top]
 
@@ -106,5 +132,6 @@ def _told(token: Explored) -> dict[str, Any]:
 
 
 def _shown(token: str) -> str:
-    """A token in the text: a line break is seen and breaks the line."""
+    """Return a token as shown in the text. A line break is shown as a symbol and breaks the
+    line."""
     return printable(token.replace("\n", "↵\n")) or "∅"

@@ -1,4 +1,4 @@
-"""The page of an RFT run."""
+"""Report page of an RFT run."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,7 +17,14 @@ from selftaught.runs.folder import Row, read_rows
 
 
 def report(out: Path) -> Path:
-    """Write `report.html` and `report.md` of a run of RFT, also while it runs; returns the page."""
+    """Write `report.html` and `report.md` of an RFT run. Works during the run, too.
+
+    Args:
+        out: the run folder.
+
+    Returns:
+        The path of `report.html`.
+    """
     rows = read_rows(out / "metrics.jsonl")
     swept = sorted((row for row in rows if row["name"].startswith("RFT")), key=lambda row: row["k"])
     ks = [row["k"] for row in swept]
@@ -31,7 +38,7 @@ def report(out: Path) -> Path:
         "samples per problem, k",
     )
     paths = Figure(
-        "Correct completions per problem, and how many of them differ",
+        "Distinct and kept completions per problem",
         [
             ("distinct", ks, counts("distinct per problem")),
             ("kept", ks, counts("kept per problem")),
@@ -47,20 +54,21 @@ def report(out: Path) -> Path:
         for row in rows
     ]  # fmt: skip
     words = (
-        "Every model is the base, fine-tuned on the seed set (the problems' own rationales, or what the base itself got right) and one right completion "
-        "for each way of solving; SFT on the seed set alone."
+        "Each model is the base model, fine-tuned on the seed set (the rationales of the dataset, "
+        "or correct completions of the base model) and on one correct completion per distinct "
+        "solution path. SFT is fine-tuned on the seed set only."
     )
-    section = Section("Accuracy and distinct paths", words, [Table(head, body)], [accuracy, paths] if swept else [])  # fmt: skip
+    section = Section("Accuracy and distinct solution paths", words, [Table(head, body)], [accuracy, paths] if swept else [])  # fmt: skip
     return method_report(out, "RFT", _lead(rows, swept), [section])
 
 
 def _lead(rows: Sequence[Row], swept: Sequence[Row]) -> str:
     first = next((row for row in rows if row["name"] == "SFT"), None)
-    told = [f"SFT: {shown(accuracy_of(first))}."] if first else []
+    parts = [f"SFT: {shown(accuracy_of(first))}."] if first else []
     if swept:
         last = swept[-1]
-        told.append(f"RFT with k={last['k']}: {shown(accuracy_of(last))} of {accuracy_of(last).n} test problems, greedily.")  # fmt: skip
-    return " ".join(told) or "Nothing is measured yet."
+        parts.append(f"RFT with k={last['k']}: {shown(accuracy_of(last))} on {accuracy_of(last).n} test problems (greedy decoding).")  # fmt: skip
+    return " ".join(parts) or "There are no results yet."
 
 
 def _number(row: Row, key: str) -> str:

@@ -1,7 +1,7 @@
-"""What a run did, told from its folder: tables for the terminal and one self-contained HTML page.
+"""Report page of a STaR run, and the comparison page of several STaR runs.
 
-Model text is data here: Jinja2 escapes all of it, `printable` spells its control characters out,
-and the page forbids scripts and the network. The plots hold none of it: they alone are Markup.
+Model text is untrusted: Jinja2 escapes it, `printable` replaces control characters, and the page
+forbids scripts and network access. Only the plots, which contain no model text, are not escaped.
 """
 
 import math
@@ -36,33 +36,35 @@ from selftaught.runs.folder import read_json, read_rows
 T = TypeVar("T")
 
 ROLLOUTS_SHOWN = 10
-"""Rollouts of each kind on the page."""
+"""Maximum number of rollouts of each kind on the page."""
 
 TRAINING_ROLLOUTS = ("rollouts.graded.jsonl", "rationalized.graded.jsonl")
 
 
 @dataclass(frozen=True)
 class Run:
-    """A run folder as far as it has been written."""
+    """The contents of a run folder, which may be incomplete."""
 
     folder: Path
     rows: list[dict[str, Any]]
-    """One per iteration, the base model first, as in `metrics.jsonl`."""
+    """Rows of `metrics.jsonl`: one per iteration, the base model first."""
     validations: list[Evaluation]
-    """One per row."""
+    """Validation results, one per row."""
     summary: dict[str, Any] | None
-    """None while the run has not ended."""
+    """Contents of `summary.json`. None: the run has not ended."""
     config: str
+    """Text of `config.yaml`."""
     versions: dict[str, Any]
+    """Contents of `versions.json`."""
 
     @property
     def name(self) -> str:
-        """The folder's own name."""
+        """Name of the folder."""
         return self.folder.resolve().name
 
     @property
     def best(self) -> int:
-        """The best iteration by the mean over groups, so far if the run has not ended; 0: base."""
+        """Number of the best iteration so far, by the mean accuracy over groups. 0: base model."""
         if self.summary is not None:
             return self.summary["best"]
         means = [each.group_mean.accuracy for each in self.validations]
@@ -70,7 +72,10 @@ class Run:
 
     @property
     def base_and_best(self) -> tuple[Evaluation, Evaluation] | None:
-        """The two evaluations to compare: on the test split once there, else on validation."""
+        """Evaluations of the base model and of the best iteration.
+
+        On the test split if the run has ended, else on the validation split. None: no results yet.
+        """
         if self.summary is not None and "test" in self.summary:
             test = self.summary["test"]
             return Evaluation.from_dict(test["base"]), Evaluation.from_dict(test["best"])
@@ -79,12 +84,12 @@ class Run:
 
     @property
     def iterations(self) -> list[int]:
-        """The number of each row's iteration."""
+        """Number of the iteration of each row."""
         return [row["iteration"] for row in self.rows]
 
     @property
     def measured(self) -> list[Evaluation]:
-        """Everything measured beside the iterations: the test split, and what it is compared to."""
+        """Evaluations other than those of iterations: the test split and its comparisons."""
         if self.summary is None:
             return []
         tests = [self.base_and_best] if "test" in self.summary else []
@@ -93,10 +98,10 @@ class Run:
 
 
 def read_run(folder: Path) -> Run:
-    """What a run folder holds so far.
+    """Read a run folder.
 
     Raises:
-        ValueError: it is no run folder, or a file in it cannot be read as JSON.
+        ValueError: the folder is not the run folder of a STaR run, or a file in it is not JSON.
     """
     if not any((folder / name).is_file() for name in ("metrics.jsonl", "config.yaml")):
         raise ValueError(
@@ -106,16 +111,18 @@ def read_run(folder: Path) -> Run:
     rows = read_rows(folder / "metrics.jsonl")
     config = folder / "config.yaml"
     try:
-        told = (
+        options = (
             (yaml.safe_load(config.read_text(encoding="utf-8")) or {}) if config.is_file() else {}
         )
-    except yaml.YAMLError:  # changed by hand; the page shows it as it is
-        told = {}
-    begun = not rows and bool(told) and "rationalization" not in told  # by another command
-    if begun or any("validation" not in row for row in rows):
+    except yaml.YAMLError:  # edited by the user; the page shows the text unchanged
+        options = {}
+    # Only the options of STaR contain `rationalization`.
+    other_method = not rows and bool(options) and "rationalization" not in options
+    if other_method or any("validation" not in row for row in rows):
         raise ValueError(
-            f"{folder} is no run of STaR, and only those are put side by side; its own page is written "
-            "by `selftaught report` with this folder alone, and `selftaught compare` compares methods."
+            f"{folder} is not a run of STaR. One page can show several runs only if all are runs "
+            "of STaR. Run `selftaught report` with this folder alone; to compare methods, use "
+            "`selftaught compare`."
         )
     return Run(
         folder,
@@ -128,32 +135,55 @@ def read_run(folder: Path) -> Run:
 
 
 def report(run: Path) -> Path:
-    """Write `report.html` and `report.md` into a run folder, also while it runs; returns the page."""
-    told = read_run(run)
+    """Write `report.html` and `report.md` into the folder of a STaR run. Works during the run, too.
+
+    Args:
+        run: the run folder.
+
+    Returns:
+        The path of `report.html`.
+
+    Raises:
+        ValueError: the folder is not the run folder of a STaR run.
+    """
+    contents = read_run(run)
     kinds = rollout_kinds(run)
     page = rendered(
-        "run.html.j2", title=told.name, run=told, kinds=kinds, headline=headline,
-        funnel_line=funnel_line, **_run_plots(told),
+        "run.html.j2", title=contents.name, run=contents, kinds=kinds, headline=headline,
+        funnel_line=funnel_line, **_run_plots(contents),
     )  # fmt: skip
-    write_atomically(run / "report.md", _run_markdown(told))
+    write_atomically(run / "report.md", _run_markdown(contents))
     write_atomically(run / "report.html", page)
     return run / "report.html"
 
 
 def compare_runs(runs: Sequence[Path], out: Path) -> Path:
-    """Write one page that puts several runs side by side; returns it."""
-    told = [read_run(run) for run in runs]
-    if len(told) < 2:
-        raise ValueError(f"expected at least two run folders to compare, got {len(told)}.")
-    lines = [_line(run, lambda evaluation: evaluation.group_mean) for run in told]
-    plot = Markup(accuracy_plot("runs", "Held-out accuracy by iteration, a line per run", lines))
-    pairs = [run.base_and_best for run in told]
+    """Write a page that compares several STaR runs.
+
+    Args:
+        runs: at least two run folders.
+        out: HTML file to write.
+
+    Returns:
+        `out`.
+
+    Raises:
+        ValueError: fewer than two folders, or a folder is not the run folder of a STaR run.
+    """
+    contents = [read_run(run) for run in runs]
+    if len(contents) < 2:
+        raise ValueError(f"expected at least two run folders to compare, got {len(contents)}.")
+    lines = [_line(run, lambda evaluation: evaluation.group_mean) for run in contents]
+    plot = Markup(
+        accuracy_plot("runs", "Validation accuracy by iteration, one line per run", lines)
+    )
+    pairs = [run.base_and_best for run in contents]
     groups = list(dict.fromkeys(group for pair in pairs if pair for group in pair[1].groups))
-    differing = _differences([yaml.safe_load(run.config) or {} for run in told])
+    differing = _differences([yaml.safe_load(run.config) or {} for run in contents])
     page = rendered(
         "compare.html.j2",
-        title=f"{len(told)} runs side by side",
-        runs=told,
+        title=f"Comparison of {len(contents)} runs",
+        runs=contents,
         pairs=pairs,
         groups=groups,
         differing=differing,
@@ -164,7 +194,7 @@ def compare_runs(runs: Sequence[Path], out: Path) -> Path:
 
 
 def _differences(configs: Sequence[Mapping[str, Any]]) -> dict[str, list[str]]:
-    """The settings in which configs differ, each with its value in every one."""
+    """Return the settings that differ between configs, with the value in each config."""
     flat = [dict(_leaves(config)) for config in configs]
     keys = list(dict.fromkeys(key for config in flat for key in config))
     shown = {key: [str(config.get(key, "-")) for config in flat] for key in keys}
@@ -187,18 +217,15 @@ def _run_markdown(run: Run) -> str:
     if run.validations:
         heads = [iteration_name(number) for number in run.iterations]
         accuracies = markdown(["accuracy", *heads], accuracy_lines(run.validations))
-        parts += ["## Held-out accuracy by iteration", accuracies]
+        parts += ["## Validation accuracy by iteration", accuracies]
     if any("funnel" in row for row in run.rows):
         body = [[str(row["iteration"]), *(f"{n:,}" for n in funnel_line(row["funnel"]).values())]
                 for row in run.rows if "funnel" in row]  # fmt: skip
         head = ["iteration", *funnel_line(next(r["funnel"] for r in run.rows if "funnel" in r))]
-        parts += ["## What became of the questions", markdown(head, body)]
+        parts += ["## Outcomes by iteration", markdown(head, body)]
     if run.measured:
-        parts += ["## Test and comparisons", markdown_table(run.measured)]
+        parts += ["## Test results and comparisons", markdown_table(run.measured)]
     return "\n\n".join(parts) + "\n"
-
-
-# Words and numbers of the page
 
 
 # Rollouts to show
@@ -206,7 +233,7 @@ def _run_markdown(run: Run) -> str:
 
 @dataclass(frozen=True)
 class Shown:
-    """A rollout on the page, with the iteration it comes from."""
+    """A rollout on the page, with the number of its iteration."""
 
     iteration: int
     rollout: Rollout
@@ -214,17 +241,20 @@ class Shown:
 
 @dataclass(frozen=True)
 class Kind:
-    """A kind of rollout: how many the run has, and a few spread over it."""
+    """A kind of rollout, such as an outcome."""
 
     name: str
     total: int
+    """Number of rollouts of this kind in the run."""
     shown: list[Shown]
+    """The rollouts that the page shows."""
 
 
 def rollout_kinds(run: Path) -> list[Kind]:
-    """For every kind of rollout, the same ten at every call, spread over the iterations.
+    """Select up to ten rollouts of every kind, spread over the iterations. Deterministic.
 
-    The direct samples of training are shown; before the first iteration, those of validation.
+    The rollouts are those for training problems. If there are none yet, those of validation are
+    used.
     """
     names = [*OUTCOMES, "rationalized, right", "rationalized, not right"]
     totals = dict.fromkeys(names, 0)
@@ -238,11 +268,11 @@ def rollout_kinds(run: Path) -> list[Kind]:
         for name, spread in kept.items():
             totals[name] += spread.seen
             found[name].append([Shown(iteration, rollout) for rollout in spread.items])
-    return [Kind(name, totals[name], _in_turn(found[name], ROLLOUTS_SHOWN)) for name in names]
+    return [Kind(name, totals[name], _evenly(found[name], ROLLOUTS_SHOWN)) for name in names]
 
 
 def _graded_files(run: Path) -> list[tuple[int, Path]]:
-    """The graded rollouts to show, by iteration."""
+    """Return the files with the graded rollouts to show, with their iterations."""
     for names in (TRAINING_ROLLOUTS, ("validation.graded.jsonl",)):
         files = [
             (int(folder.name.removeprefix("iteration-")), folder / name)
@@ -263,7 +293,7 @@ def _kind(rollout: Rollout) -> str:
 
 
 class _Spread:
-    """At most `limit` evenly spaced rollouts of a stream that is too long to keep."""
+    """Keeps at most `limit` evenly spaced rollouts of a stream that is too long for memory."""
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
@@ -272,7 +302,7 @@ class _Spread:
         self._stride = 1
 
     def add(self, item: Rollout) -> None:
-        """Offer the next item of the stream."""
+        """Add the next item of the stream."""
         if self.seen % self._stride == 0:
             if len(self.items) == self.limit:
                 self.items = self.items[::2]
@@ -282,16 +312,17 @@ class _Spread:
         self.seen += 1
 
 
-def _in_turn(piles: Sequence[Sequence[T]], limit: int) -> list[T]:
-    """`limit` items, an equal share from every pile as far as it goes, evenly spaced in each."""
-    shares = [0] * len(piles)
-    while sum(shares) < min(limit, sum(map(len, piles))):
-        for index, pile in enumerate(piles):
-            if shares[index] < len(pile) and sum(shares) < limit:
+def _evenly(groups: Sequence[Sequence[T]], limit: int) -> list[T]:
+    """Select `limit` items: equally many of every group if possible, evenly spaced in each
+    group."""
+    shares = [0] * len(groups)
+    while sum(shares) < min(limit, sum(map(len, groups))):
+        for index, group in enumerate(groups):
+            if shares[index] < len(group) and sum(shares) < limit:
                 shares[index] += 1
     return [
-        pile[position * len(pile) // share]
-        for pile, share in zip(piles, shares, strict=True)
+        group[position * len(group) // share]
+        for group, share in zip(groups, shares, strict=True)
         for position in range(share)
     ]
 
@@ -300,20 +331,20 @@ def _in_turn(piles: Sequence[Sequence[T]], limit: int) -> list[T]:
 
 
 def _run_plots(run: Run) -> dict[str, Any]:
-    """The plots of a run's page; None where there is nothing to draw yet."""
+    """Return the plots of the page of a run. None: no data yet."""
     drawn: dict[str, Any] = dict.fromkeys(("accuracy_plot", "group_plot", "loss_plot", "rate_plot"))
     groups = list(dict.fromkeys(name for each in run.validations for name in each.groups))
     if run.rows:
         every = _line(run, lambda evaluation: evaluation.group_mean)
         drawn["accuracy_plot"] = Markup(
-            accuracy_plot("accuracy", "Held-out accuracy by iteration", [every])
+            accuracy_plot("accuracy", "Validation accuracy by iteration", [every])
         )
     if groups:
         lines = [
             _line(run, lambda evaluation, g=group: evaluation.groups.get(g)) for group in groups
         ]
         drawn["group_plot"] = Markup(
-            accuracy_plot("groups", "Held-out accuracy by iteration, a line per group", lines)
+            accuracy_plot("groups", "Validation accuracy by iteration, one line per group", lines)
         )
     if loss := _curve(run.rows, "loss"):
         drawn["loss_plot"] = Markup(curve_plot("loss", "Training loss by step", loss))
@@ -323,14 +354,18 @@ def _run_plots(run: Run) -> dict[str, Any]:
 
 
 def _line(run: Run, pick: Callable[[Evaluation], Tally | Evaluation | None]) -> Line:
-    """One line of an accuracy plot: what `pick` takes of each validation, where it takes any."""
+    """Return a line of an accuracy plot.
+
+    Args:
+        pick: selects the value to plot from a validation result. None: the iteration has no point.
+    """
     picked = [(at, pick(each)) for at, each in zip(run.iterations, run.validations, strict=True)]
     found = [(at, tally) for at, tally in picked if tally is not None]
     return [at for at, _ in found], [(t.accuracy, t.low, t.high) for _, t in found]
 
 
 def _curve(rows: Sequence[Mapping[str, Any]], key: str) -> Curve:
-    """The logged values of `key`, iteration after iteration, at most about 200 points in each."""
+    """Return the logged values of `key` per iteration, with at most about 200 points each."""
     pieces, before = [], 0
     for row in rows:
         training = row.get("training", {})
@@ -346,9 +381,9 @@ def _curve(rows: Sequence[Mapping[str, Any]], key: str) -> Curve:
 
 
 def headline(run: Run) -> str:
-    """One sentence: what the run did and where it stands."""
+    """Return the result and the state of a run in one sentence."""
     if run.base_and_best is None:
-        return "Nothing is measured yet: the base model's validation has not ended."
+        return "There are no results yet: the validation of the base model has not ended."
     base, best = (each.group_mean for each in run.base_and_best)
     model, groups = run.base_and_best[0].model, len(run.base_and_best[0].groups)
     split = "test" if run.measured else "validation"
@@ -356,10 +391,10 @@ def headline(run: Run) -> str:
     done = run.iterations[-1]
     if done == 0 and run.summary is None:
         return printable(
-            f"Still running: nothing is trained yet; the base model, {model}, reaches "
+            f"Still running: no iteration has ended; the base model, {model}, reaches "
             f"{percent(base.accuracy)} ({interval(base)}) on the {split} problems."
         )
-    told = f"{done} iteration{'s' * (done != 1)} from {model}"
+    iterations = f"{done} iteration{'s' * (done != 1)} from {model}"
     if run.best == 0:
         result = (
             f"none better than the base model's {percent(base.accuracy)} on the {split} problems"
@@ -370,14 +405,14 @@ def headline(run: Run) -> str:
             f"({interval(best)}{over}) after iteration {run.best}"
         )
     if run.summary is None:
-        return printable(f"Still running: {told}; {result} so far.")
+        return printable(f"Still running: {iterations}; {result} so far.")
     minutes = run.summary.get("minutes")
     took = f" in {minutes:.1f} minutes" if minutes is not None else ""
-    return printable(f"{told}{took}: {result}; stopped: {run.summary['why stopped']}.")
+    return printable(f"{iterations}{took}: {result}; stopped: {run.summary['why stopped']}.")
 
 
 def funnel_line(funnel: Mapping[str, Any]) -> dict[str, int]:
-    """One iteration's counts in the order in which rollouts fall away."""
+    """Return the counts of an iteration, from the questions asked to the examples trained on."""
     sampled, hinted = funnel["sampled"], funnel.get("rationalized") or {}
     unanswered = sampled["no answer"] + sampled["cut by length"]
     return {

@@ -1,4 +1,4 @@
-"""The page of a per-step DPO run."""
+"""Report page of a per-step DPO run."""
 
 import math
 from collections.abc import Sequence
@@ -17,7 +17,14 @@ NAMES: dict[str, str] = {
 
 
 def report(out: Path) -> Path:
-    """Write `report.html` and `report.md` of a run, also while it runs; returns the page."""
+    """Write `report.html` and `report.md` of a per-step DPO run. Works during the run, too.
+
+    Args:
+        out: the run folder.
+
+    Returns:
+        The path of `report.html`.
+    """
     rows = [row for row in read_rows(out / "metrics.jsonl") if "test" in row]
     by_method: dict[str, list[Row]] = {}
     for row in sorted(rows, key=lambda row: row["size"]):
@@ -33,17 +40,18 @@ def report(out: Path) -> Path:
         for row in sorted(rows, key=lambda row: (row["size"], list(NAMES).index(row["method"])))
     ]  # fmt: skip
     words = (
-        "All methods learn from the same samples of the same SFT model. \u201cSFT needs\u201d is how many "
-        "times the problems SFT would need for the same error, read off its own curve; its 95% interval "
-        "draws the test problems anew. Beyond: SFT was not as good at any size measured."
+        "All methods use the same samples of the same SFT model. \u201cSFT needs\u201d is the factor "
+        "by which SFT needs more training problems for the same test error, interpolated on its "
+        "curve. Its 95% interval is a bootstrap over test problems. \u201cBeyond\u201d: SFT did not "
+        "reach this error at any measured size."
     )
-    link = ("The steps, their values and pits", "steps.html") if (out / "steps.html").exists() else None  # fmt: skip
+    link = ("Values of the steps, and first pits", "steps.html") if (out / "steps.html").exists() else None  # fmt: skip
     section = Section(
-        "Error against the number of problems", words,
+        "Test error by number of training problems", words,
         [Table(head, body)], [Figure("Test error", lines, "training problems")] if lines else [], link,
     )  # fmt: skip
     best = next((row for row in reversed(rows) if row["method"] == "step_dpo"), None)
-    lead = f"Per-step DPO reaches {shown(accuracy_of(best))} on {best['size']} problems." if best else "Nothing is measured yet."  # fmt: skip
+    lead = f"Per-step DPO reaches {shown(accuracy_of(best))} on {best['size']} problems." if best else "There are no results yet."  # fmt: skip
     return method_report(out, "per-step DPO", lead, [section])
 
 
@@ -53,20 +61,21 @@ def _error(row: Row) -> tuple[float, float, float]:
 
 
 def efficiency_shown(out: Path, row: Row, sft: Sequence[Row]) -> str:
-    """How many times a row's problems SFT would need for its error, with the interval, in words."""
+    """Format the factor by which SFT needs more problems for the error of a row, with its
+    interval."""
     if row["method"] == "sft" or len(sft) < 2:
         return "-"
     curve = [(each["size"], _verdicts(out, each)) for each in sft]
     own = _verdicts(out, row)
     ratio, low, high = metrics.efficiency(curve, row["size"], own)
 
-    def told(value: float) -> str:
+    def factor(value: float) -> str:
         return "beyond" if math.isinf(value) else f"{value:.1f}\u00d7"
 
-    return f"{told(ratio)} [{told(low)}, {told(high)}]"
+    return f"{factor(ratio)} [{factor(low)}, {factor(high)}]"
 
 
 def _verdicts(out: Path, row: Row) -> list[bool]:
-    """Right or not, by test problem, in their order."""
+    """Return whether each test problem was answered correctly, in the order of the problems."""
     folder = out / f"size-{row['size']}" / row["method"]
     return [bool(one.correct) for one in read_rollouts(folder / "test.graded.jsonl")]

@@ -1,7 +1,7 @@
-"""The page of valued steps: completions, coloured by what each step gained, and what followed it.
+"""Step explorer page: completions in steps, colored by advantage, with continuations of each step.
 
-Native `<details>` and no script. Text of models is escaped, its control characters spelled out and
-its length bounded, as on the other pages (`report.py`).
+The page uses `<details>` elements and no script. Model text is escaped, its control characters are
+replaced and its length is limited, as on the other pages (`pages.py`).
 """
 
 from collections import Counter
@@ -15,30 +15,31 @@ from selftaught.reports.pages import rendered, shortened
 from selftaught.rollouts.steps import SAME, Decode, PitRule, ValuedRollout, text_after
 
 Continuations = Mapping[tuple[str, int, int], Sequence[Rollout]]
-"""(problem id, rollout index, number of steps in the prefix) -> what was drawn after it. Each is the
-whole completion, its prefix included, where it begins with the prefix's tokens; else it is taken as
-the continuation alone."""
+"""(problem id, rollout index, number of steps in the prefix) -> continuations sampled after the
+prefix. A rollout whose tokens start with those of the prefix is a whole completion; otherwise it
+contains only the continuation."""
 
 PROBLEMS_SHOWN, STEPS_SHOWN, DRAWN_SHOWN = 10, 20, 5
+"""Maximum numbers of problems, of steps per problem, and of continuations per step."""
 QUESTION_SHOWN, STEP_SHOWN, CONTINUATION_SHOWN = 900, 700, 500
-"""Characters shown of a text."""
+"""Maximum number of characters that are shown of a text."""
 
 FULL = 0.5
-"""An advantage of this size, up or down, has the full colour."""
+"""Absolute advantage that is shown with the full color."""
 
 CONTEXT = 32
-"""Tokens decoded before a step, so that its first space is seen."""
+"""Number of tokens that are decoded before a step, so that a leading space of the step is kept."""
 
 RULES: dict[PitRule, str] = {
-    "lowest_value": "the first step with the lowest value, where that is below the value at the start",
-    "lowest_advantage": "the first step with the lowest advantage, where that is below 0",
+    "lowest_value": "the first step with the lowest value, if that is below the value at the start",
+    "lowest_advantage": "the first step with the lowest advantage, if that is below 0",
     "first_zero": "the first step with value 0",
 }
 
 
 @dataclass(frozen=True)
 class Drawn:
-    """One continuation: how it ended and its text."""
+    """One continuation: its outcome, answer and text."""
 
     outcome: str
     answer: str | None
@@ -47,31 +48,37 @@ class Drawn:
 
 @dataclass(frozen=True)
 class Step:
-    """One row of a completion; number 0 stands before any step and has no text and no gain."""
+    """One row of a completion."""
 
     number: int
+    """Number of the step, from 1. 0 is the state before any step, without text and advantage."""
     text: str
     value: float
+    """Estimated value after the step."""
     gain: float | None
+    """Advantage of the step."""
     right: int
+    """Number of correct continuations after the step."""
     n: int
+    """Number of continuations sampled after the step."""
     pit: bool
+    """Whether the step is the first pit."""
     drawn: list[Drawn]
-    """At most `DRAWN_SHOWN`, right ones and others."""
+    """The continuations shown, at most `DRAWN_SHOWN`: correct and other ones."""
 
     @property
     def signed(self) -> str:
-        """The advantage with its sign, which zero has not."""
+        """Advantage with its sign. Zero has no sign."""
         return signed(self.gain or 0.0)
 
     @property
     def kind(self) -> str:
-        """gain, loss or even, as the number shown says."""
+        """Sign of the rounded advantage: "gain", "loss" or "even"."""
         return {"+": "gain", "\N{MINUS SIGN}": "loss"}.get(self.signed[0], "even")
 
     @property
     def shade(self) -> float:
-        """How much of the full colour."""
+        """Color intensity, from 0 to 1."""
         return round(min(1.0, abs(self.gain or 0.0) / FULL), 3)
 
     @property
@@ -81,40 +88,41 @@ class Step:
 
     @property
     def high(self) -> float:
-        """The higher of them."""
+        """The higher of the values before and after the step."""
         return round(max(self.value, self.value - (self.gain or 0.0)), 4)
 
     @property
     def counted(self) -> str:
-        """What the value was counted from."""
+        """Counts from which the value is estimated."""
         return f"{self.right:,} of {self.n:,} right" if self.n else "known"
 
 
 @dataclass(frozen=True)
 class Worked:
-    """One problem with one completion in steps."""
+    """A problem with one completion in steps."""
 
     rollout: Rollout
     start: Step
     steps: list[Step]
-    """Those shown: all, or a window with the pit in it."""
+    """The steps shown: all, or a window that contains the pit."""
     before: int
-    """How many are left out before them."""
+    """Number of steps before the window."""
     after: int
+    """Number of steps after the window."""
     pit: int | None
-    """The number of the pit, from 1."""
+    """Number of the first pit, from 1. None: no pit."""
 
     @property
     def count(self) -> int:
-        """How many steps the completion has."""
+        """Number of steps of the completion."""
         return self.before + len(self.steps) + self.after
 
     @property
-    def told(self) -> str:
-        """The completion in one line, for those who do not see its strip."""
-        word = f"{self.count} step{'s' * (self.count != 1)}"
+    def description(self) -> str:
+        """Number of steps and the first pit, as text and for screen readers."""
+        steps = f"{self.count} step{'s' * (self.count != 1)}"
         return (
-            f"{word}, no pit" if self.pit is None else f"{word}, the first pit at step {self.pit}"
+            f"{steps}, no pit" if self.pit is None else f"{steps}, the first pit at step {self.pit}"
         )
 
 
@@ -125,13 +133,14 @@ class Totals:
     rollouts: int
     outcomes: dict[str, int]
     pits: int
+    """Number of completions with a pit."""
     pit_at: float
-    """The mean number of the pit, from 1, over completions that have one."""
+    """Mean number of the first pit, from 1, over completions with a pit."""
     pit_of: float
-    """The mean number of steps of those completions."""
+    """Mean number of steps of the completions with a pit."""
     steps: int
     losing: int
-    """Steps with an advantage below 0."""
+    """Number of steps with an advantage below 0."""
 
 
 def write_step_page(
@@ -144,15 +153,22 @@ def write_step_page(
     rule: PitRule,
     k: int,
 ) -> Path:
-    """Write one self-contained page of completions in valued steps; returns its path.
+    """Write the step explorer, one HTML file without external resources.
 
-    Shows one rollout of each of at most ten problems, spread over those given, problems with a pit
-    first; the counts at its top are over all.
+    It shows one rollout of each of at most ten problems. Problems with a pit come first, evenly
+    spaced over those given. The counts at the top of the page are over all rollouts.
 
     Args:
-        continuations: what was drawn after each prefix; a key may be missing.
-        rule: what makes a step the first pit.
-        k: values are those of Best-of-k.
+        valued: rollouts with the values of their steps.
+        decode: converts token ids to text.
+        continuations: continuations sampled after each prefix. Keys may be missing.
+        path: HTML file to write.
+        title: title of the page.
+        rule: definition of the first pit.
+        k: the values are those of best-of-k.
+
+    Returns:
+        `path`.
     """
     problems = [worked(one, decode, continuations, rule) for one in chosen_rollouts(valued, rule)]
     page = rendered(
@@ -171,7 +187,10 @@ def write_step_page(
 
 
 def chosen_rollouts(valued: Sequence[ValuedRollout], rule: PitRule) -> list[ValuedRollout]:
-    """At most ten rollouts of different problems, evenly spread; of a problem the first with a pit."""
+    """Select at most ten rollouts of different problems, evenly spaced, those with a pit first.
+
+    Of each problem, it is the first rollout with a pit, or else the first rollout.
+    """
     first: dict[str, ValuedRollout] = {}
     pitted: dict[str, ValuedRollout] = {}
     for one in valued:
@@ -184,7 +203,7 @@ def chosen_rollouts(valued: Sequence[ValuedRollout], rule: PitRule) -> list[Valu
 
 
 def totals(valued: Sequence[ValuedRollout], rule: PitRule) -> Totals:
-    """The counts at the top of the page."""
+    """Return the counts at the top of the page."""
     pits = [(pit + 1, len(one.ends)) for one in valued if (pit := one.pit(rule)) is not None]
     gains = [gain for one in valued for gain in one.advantages]
     return Totals(
@@ -201,7 +220,7 @@ def totals(valued: Sequence[ValuedRollout], rule: PitRule) -> Totals:
 def worked(
     one: ValuedRollout, decode: Decode, continuations: Continuations, rule: PitRule
 ) -> Worked:
-    """A valued rollout as the page shows it."""
+    """Return the data of a rollout for the page."""
     pit, count = one.pit(rule), len(one.ends)
     begin = max(0, min((pit or 0) - STEPS_SHOWN // 2, count - STEPS_SHOWN))
     shown = range(begin, min(begin + STEPS_SHOWN, count))
@@ -221,7 +240,7 @@ def worked(
 def _row(
     one: ValuedRollout, number: int, pit: int | None, decode: Decode, continuations: Continuations
 ) -> Step:
-    """The state after `number` steps, and the last of them."""
+    """Return the row of step `number`; 0 is the state before any step."""
     problem, index = one.rollout.problem.id, one.rollout.index
     prefix = one.prefix(number)
     drawn = _mixed(continuations.get((problem, index, number), ()))
@@ -251,7 +270,10 @@ def _drawn(rollout: Rollout, prefix: tuple[int, ...], decode: Decode) -> Drawn:
 
 
 def _mixed(rollouts: Sequence[Rollout]) -> list[Rollout]:
-    """A few, right ones first, in about their own proportion, and at least one of each kind."""
+    """Select at most `DRAWN_SHOWN` continuations, correct ones first.
+
+    The share of correct ones is about that of all continuations, with at least one of each kind.
+    """
     right = [one for one in rollouts if one.correct]
     others = [one for one in rollouts if not one.correct]
     if not right or not others:
@@ -262,13 +284,13 @@ def _mixed(rollouts: Sequence[Rollout]) -> list[Rollout]:
 
 
 def _spread(items: Sequence[ValuedRollout], limit: int) -> list[ValuedRollout]:
-    """At most `limit` of the items, evenly spaced."""
+    """Select at most `limit` items, evenly spaced."""
     count = min(limit, len(items))
     return [items[place * len(items) // count] for place in range(count)]
 
 
 def signed(number: float) -> str:
-    """A number with two decimals and its sign, such as +0.25; what rounds to zero has none."""
+    """Format a number with two decimals and its sign, such as +0.25. A rounded zero has no sign."""
     shown = f"{abs(number):.2f}"
     if not float(shown):
         return shown

@@ -1,4 +1,4 @@
-"""Tables as text."""
+"""Tables of results as plain text and Markdown."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -9,17 +9,18 @@ from selftaught.reports.pages import interval, iteration_name, markdown, percent
 
 
 def digits_table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Held-out accuracy in percent, groups by iterations, for the terminal.
+    """Return a table for the terminal: validation accuracy in percent, groups by iterations.
 
     Args:
-        rows: rows of `metrics.jsonl`. More than ten iterations continue in a second table.
+        rows: rows of `metrics.jsonl`. A table has at most ten iterations; further ones follow in
+            another table.
     """
     blocks = []
     for start in range(0, len(rows), 10):
         shown = rows[start : start + 10]
-        told = [Evaluation.from_dict(row["validation"]) for row in shown]
+        validations = [Evaluation.from_dict(row["validation"]) for row in shown]
         heads = [iteration_name(row["iteration"]) for row in shown]
-        table = [["iteration", *heads], *accuracy_lines(told)]
+        table = [["iteration", *heads], *accuracy_lines(validations)]
         first = max(len(line[0]) for line in table)
         widths = [max(6, len(head)) for head in heads]
         blocks.append(
@@ -32,7 +33,7 @@ def digits_table(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def accuracy_lines(evaluations: Sequence[Evaluation]) -> list[list[str]]:
-    """One line per group and one for all, a percentage per evaluation."""
+    """Return table rows of accuracies: one per group and one for all, one column per evaluation."""
     names = list(dict.fromkeys(name for each in evaluations for name in each.groups))
     lines = [
         [
@@ -47,7 +48,7 @@ def accuracy_lines(evaluations: Sequence[Evaluation]) -> list[list[str]]:
 
 
 def markdown_table(evaluations: Sequence[Evaluation]) -> str:
-    """One row per evaluation: accuracy, 95% interval, and the outcomes that are not answers."""
+    """Return a Markdown table with one row per evaluation: accuracy, 95% interval and outcomes."""
     head = ["evaluation", "model", "n", "right", "accuracy", "95% interval",
             "wrong", "no answer", "cut by length", "ungradable"]  # fmt: skip
     body = [

@@ -1,4 +1,4 @@
-"""The page of a V-STaR run."""
+"""Report page of a V-STaR run."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,34 +12,41 @@ from selftaught.runs.folder import Row, read_rows
 
 
 def report(out: Path) -> Path:
-    """Write `report.html` and `report.md` of a run of V-STaR, also while it runs; returns the page."""
+    """Write `report.html` and `report.md` of a V-STaR run. Works during the run, too.
+
+    Args:
+        out: the run folder.
+
+    Returns:
+        The path of `report.html`.
+    """
     rows = read_rows(out / "metrics.jsonl")
     generators = [row for row in rows if "test" in row]
     choices = {row["name"].removeprefix("choices: "): row for row in rows if "choices" in row}
     sections = []
-    lead = "Nothing is chosen yet."
+    lead = "There are no results yet."
     if "V-STaR" in choices:
         main = choices["V-STaR"]["choices"]
         ks = [int(k) for k in main["best"]]
         lead = _lead(main, ks[-1])
         sections.append(_choices_section(choices, ks))
     if cells := _table_of(choices):
-        sections.append(Section("Generators by verifiers", "Each generator's candidates chosen by each verifier, which knows the iterations up to its number; best of all candidates.", [cells]))  # fmt: skip
+        sections.append(Section("Generators by verifiers", "Test accuracy of best-of-k with all candidates, for each generator and verifier. Verifier n is trained on completions of the iterations up to n.", [cells]))  # fmt: skip
     head = ["generator", "test, greedy", "samples", "right", "trained on", "tokens trained"]
     body = [
         [row["name"], shown(accuracy_of(row)), _count(row, "sampled"), _count(row, "right"),
          f"{row['training']['trained on']:,}", f"{row['training']['tokens']:,}"]
         for row in generators
     ]  # fmt: skip
-    sections.append(Section("Generators", "Each is the base model, fine-tuned on all right completions so far.", [Table(head, body)]))  # fmt: skip
+    sections.append(Section("Generators", "Each generator is the base model, fine-tuned on all correct completions up to its iteration.", [Table(head, body)]))  # fmt: skip
     return method_report(out, "V-STaR", lead, sections)
 
 
 def _choices_section(choices: Mapping[str, Row], ks: Sequence[int]) -> Section:
     main = choices["V-STaR"]["choices"]
-    names: list[tuple[str, Choice]] = [("any right (pass@k)", "pass"), ("verifier, best of k", "best"),
+    names: list[tuple[str, Choice]] = [("any correct (pass@k)", "pass"), ("verifier, best of k", "best"),
                                     ("majority", "majority"), ("verifier, weighted majority", "weighted")]  # fmt: skip
-    lines = [(name, ks, [share(main[way][str(k)]) for k in ks]) for name, way in names]
+    lines = [(name, ks, [share(main[rule][str(k)]) for k in ks]) for name, rule in names]
     others = {
         name: row["choices"] for name, row in choices.items()
         if name != "V-STaR" and " with V" not in name
@@ -51,31 +58,33 @@ def _choices_section(choices: Mapping[str, Row], ks: Sequence[int]) -> Section:
         for name, values in others.items()
         if "outcome" not in name
     ]
-    figure = Figure("Right choices among k candidates, test problems", lines, "candidates, k")
-    words = "All from the same candidates per problem; 95% intervals over problems. " + _difference(
-        main, ks[-1]
+    figure = Figure("Test accuracy by number of candidates", lines, "candidates, k")
+    words = (
+        "All rules choose among the same candidates of each problem. Intervals are 95% confidence "
+        "intervals over problems. " + _difference(main, ks[-1])
     )
-    return Section("Choosing among candidates", words, [Table(["choice", *map(str, ks)], rows)], [figure])  # fmt: skip
+    return Section("Selection among candidates", words, [Table(["choice", *map(str, ks)], rows)], [figure])  # fmt: skip
 
 
 def _lead(values: Mapping[str, Any], n: int) -> str:
-    best, majority, one = (share(values[way][str(n)]) for way in ("best", "majority", "sample"))
+    best, majority, one = (share(values[rule][str(n)]) for rule in ("best", "majority", "sample"))
     return (
-        f"Of {n} candidates the verifier chooses a right one in {shown(best)} of the test problems, the "
-        f"majority in {shown(majority)}; one candidate is right in {shown(one)}."
+        f"Test accuracy with {n} candidates: verifier (best of {n}) {shown(best)}, majority vote "
+        f"{shown(majority)}, a single sample {shown(one)}."
     )
 
 
 def _difference(values: Mapping[str, Any], n: int) -> str:
     mean, low, high = difference_interval(values["majority"][str(n)], values["best"][str(n)])
     return (
-        f"At k={n} the verifier is {100 * mean:+.1f} points [{100 * low:+.1f}, {100 * high:+.1f}] "
-        "from the majority, problem by problem."
+        f"At k={n}, accuracy with the verifier minus accuracy with the majority vote is "
+        f"{100 * mean:+.1f} percentage points [{100 * low:+.1f}, {100 * high:+.1f}], paired by "
+        "problem."
     )
 
 
 def _table_of(choices: Mapping[str, Row]) -> Table | None:
-    """Generators by verifiers."""
+    """Return the table of generators by verifiers. None: no such results."""
     cells = {
         tuple(name.split(" with ")): row["choices"]["best"]
         for name, row in choices.items()

@@ -24,40 +24,40 @@ function likely(rows, next) {
 }
 
 function show(index) {
-  const told = data[index];
-  if (!told) return;
+  const entry = data[index];
+  if (!entry) return;
   for (const token of tokens) token.removeAttribute("aria-current");
   tokens[index].setAttribute("aria-current", "true");
-  const shown = pick.value === "all" ? told.thoughts.map((_, n) => n) : [Number(pick.value)];
-  panel.replaceChildren(line("h2", "Before " + JSON.stringify(told.next)));
-  if (!told.thinks) panel.append(line("p", "No thought was had here.", "soft"));
+  const shown = pick.value === "all" ? entry.thoughts.map((_, n) => n) : [Number(pick.value)];
+  panel.replaceChildren(line("h2", "Before " + JSON.stringify(entry.next)));
+  if (!entry.thinks) panel.append(line("p", "The model did not think here.", "soft"));
   for (const n of shown) {
-    if (!told.thinks) break;
-    panel.append(line("h3", `Thought ${n + 1}, weight ${told.weights[n].toFixed(2)}`));
-    panel.append(line("pre", told.thoughts[n]));
+    if (!entry.thinks) break;
+    panel.append(line("h3", `Thought ${n + 1}, weight ${entry.weights[n].toFixed(2)}`));
+    panel.append(line("pre", entry.thoughts[n]));
   }
-  const sign = told.gain < 0 ? "−" : "+";
-  panel.append(line("p", `Probability of the true token ${(100 * told.without).toFixed(1)}% without, ` +
-    `${(100 * told.with).toFixed(1)}% with: ${sign}${Math.abs(told.gain).toFixed(3)} nats.`));
+  const sign = entry.gain < 0 ? "−" : "+";
+  panel.append(line("p", `Probability of the true token: ${(100 * entry.without).toFixed(1)}% without thoughts, ` +
+    `${(100 * entry.with).toFixed(1)}% with thoughts (${sign}${Math.abs(entry.gain).toFixed(3)} nats).`));
   const pair = line("div", "", "pair");
-  for (const [name, rows] of [["Without", told.top_without], ["With", told.top_with]]) {
+  for (const [name, rows] of [["Without thoughts", entry.top_without], ["With thoughts", entry.top_with]]) {
     const half = document.createElement("div");
-    half.append(line("h3", name), likely(rows, told.next));
+    half.append(line("h3", name), likely(rows, entry.next));
     pair.append(half);
   }
   panel.append(pair);
 }
 
-function hold(index) {
+function pin(index) {
   pinned = pinned === index ? null : index;
   tokens.forEach((one, at) => one.setAttribute("aria-pressed", String(at === pinned)));
   show(index);
 }
 
-function colour() {
+function color() {
   for (const [index, token] of tokens.entries()) {
-    const told = data[index];
-    const gain = pick.value === "all" ? told.gain : told.gains[Number(pick.value)];
+    const entry = data[index];
+    const gain = pick.value === "all" ? entry.gain : entry.gains[Number(pick.value)];
     token.style.setProperty("--gain", Math.max(-1, Math.min(1, gain)).toFixed(3));
     token.classList.toggle("hurt", gain < 0);
   }
@@ -66,7 +66,7 @@ function colour() {
 tokens.forEach((token, index) => {
   token.addEventListener("mouseenter", () => { if (pinned === null) show(index); });
   token.addEventListener("focus", () => show(index));
-  token.addEventListener("click", () => hold(index));
+  token.addEventListener("click", () => pin(index));
 });
 document.getElementById("text").addEventListener("keydown", (event) => {
   const index = tokens.indexOf(document.activeElement);
@@ -77,7 +77,7 @@ document.getElementById("text").addEventListener("keydown", (event) => {
   }
   if (index >= 0 && (event.key === "Enter" || event.key === " ")) {
     event.preventDefault();
-    hold(index);
+    pin(index);
     return;
   }
   const to = event.key === "Home" ? 0 : event.key === "End" ? tokens.length - 1 : index + (by ?? 0);
@@ -89,9 +89,9 @@ document.getElementById("text").addEventListener("keydown", (event) => {
   target.focus();
 });
 pick.addEventListener("change", () => {
-  colour();
+  color();
   const current = tokens.findIndex((one) => one.hasAttribute("aria-current"));
   show(current < 0 ? 0 : current);
 });
-colour();
+color();
 if (tokens.length) show(0);
