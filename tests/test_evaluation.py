@@ -156,9 +156,7 @@ def test_nothing_and_what_is_ungraded_cannot_be_evaluated():
     with pytest.raises(ValueError, match="test: expected at least one rollout to evaluate"):
         evaluation_from([], DOUBLES, name="test")
     ungraded = Rollout(PROBLEMS[0], "", "", "stop", "m", 0)
-    with pytest.raises(
-        ValueError, match="'double-3' has no outcome; call grade"
-    ):
+    with pytest.raises(ValueError, match="'double-3' has no outcome; call grade"):
         evaluation_from([ungraded], DOUBLES, name="test")
 
 

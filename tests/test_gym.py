@@ -220,7 +220,11 @@ def test_every_scored_task_finds_its_golds_right_and_the_golds_of_others_not_alw
     ("name", "options", "message"),
     [
         ("chain_sums", {}, "no task 'chain_sums'; did you mean chain_sum"),
-        ("chain_sum", {"config": {"terms": 3}}, "Invalid config of the reasoning-gym task chain_sum: .*terms"),
+        (
+            "chain_sum",
+            {"config": {"terms": 3}},
+            "Invalid config of the reasoning-gym task chain_sum: .*terms",
+        ),
         ("chain_sum", {"config": {"min_terms": 5, "max_terms": 2}}, "Invalid config"),
         ("chain_sum", {"config": {"seed": 3}}, "config must not contain seed"),
         ("chain_sum", {"train": 0}, "must be at least 1; got 0"),

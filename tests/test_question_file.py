@@ -244,7 +244,10 @@ def test_an_id_that_stands_twice(tmp_path):
 
 def test_a_question_with_two_golds(tmp_path):
     rows = [ROWS[1], {**ROWS[1], "answer": 5}]
-    refused(written(tmp_path, rows), "one gold answer per question; .* '2' at .*line 1 and '5' at .*line 2")
+    refused(
+        written(tmp_path, rows),
+        "one gold answer per question; .* '2' at .*line 1 and '5' at .*line 2",
+    )
 
 
 def test_a_repeated_question_is_asked_once_and_said(tmp_path):

@@ -40,8 +40,8 @@ def insert_pauses(
 ) -> tuple[list[int], list[int]]:
     """Insert pauses at uniformly random positions of a text, and return its token ids and labels.
 
-    Labels are not shifted, as in transformers. Pause tokens have the label `IGNORED`, so the loss is
-    skipped where the next token is a pause; the token after a pause is predicted from the pause
+    Labels are not shifted, as in transformers. Pause tokens have the label `IGNORED`, so the loss
+    is skipped where the next token is a pause; the token after a pause is predicted from the pause
     (Equation 1). As in the paper, the text is then truncated to its original length.
 
     Args:
@@ -54,7 +54,8 @@ def insert_pauses(
         Token ids and labels, both as long as `ids`.
     """
     count = round(share * len(ids))
-    # A position is the number of tokens before a pause. Every pause has a token after it to predict.
+    # A position is the number of tokens before a pause. Every pause has a token after it to
+    # predict.
     positions = sorted(draw.randrange(1, len(ids)) for _ in range(count)) if len(ids) > 1 else []
     mixed: list[int] = []
     done = 0
@@ -79,16 +80,16 @@ def append_pauses(
 def paused(style: PromptStyle, count: int, filler: str = PAUSE) -> PromptStyle:
     """Return the style with `count` pauses after every question (pause-inference, Section 3.2).
 
-    Another filler, such as ".", is the paper's control: the same number of meaningless tokens, which the
-    model was not trained to use.
+    Another filler, such as ".", is the paper's control: the same number of meaningless tokens,
+    which the model was not trained to use.
 
     Raises:
         ValueError: the style is chat; its template adds text after the question.
     """
     if style.as_messages:
         raise ValueError(
-            "Expected a prompt of plain text, because pauses follow the question; got chat messages. "
-            "Use --prompt few_shot or bare."
+            "Expected a prompt of plain text, because pauses follow the question; got chat "
+            "messages. Use --prompt few_shot or bare."
         )
     return replace(
         style, name=f"{style.name}, {count} x {filler}", question=style.question + filler * count
@@ -105,8 +106,8 @@ def with_pauses(examples: Sequence[Example], count: int) -> list[Example]:
     for example in examples:
         if not isinstance(example.prompt, str):
             raise ValueError(
-                "Expected examples with plain-text prompts, because pauses follow the prompt; got chat "
-                "messages. Use --prompt few_shot or bare."
+                "Expected examples with plain-text prompts, because pauses follow the prompt; got "
+                "chat messages. Use --prompt few_shot or bare."
             )
         found.append(replace(example, prompt=example.prompt + PAUSE * count))
     return found
@@ -123,16 +124,17 @@ def refuse_without_pause(model: str) -> None:
     check_model_name(model)
     if PAUSE not in AutoTokenizer.from_pretrained(model).get_vocab():
         raise ValueError(
-            f"Expected a model with {PAUSE} in its vocabulary, got {model}. Train one with `selftaught "
-            "pause train`, or give --pauses [0] or a --filler."
+            f"Expected a model with {PAUSE} in its vocabulary, got {model}. Train one with "
+            "`selftaught pause train`, or give --pauses [0] or a --filler."
         )
 
 
 def add_pause_token(model: str, out: Path) -> Path:
     """Copy a model into `out` with the pause token added to its vocabulary, and return `out`.
 
-    The embedding of the new token is the mean of all embeddings. A model that already has the token is
-    copied unchanged. `out` is written atomically; an existing copy of the same model is used again.
+    The embedding of the new token is the mean of all embeddings. A model that already has the token
+    is copied unchanged. `out` is written atomically; an existing copy of the same model is used
+    again.
     """
     origin, partial = out / "made_of.txt", out.with_name(out.name + ".partial")
     if origin.exists() and origin.read_text(encoding="utf-8") == model:
