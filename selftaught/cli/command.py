@@ -70,8 +70,8 @@ COMMANDS = {name: command for group in GROUPS.values() for name, command in grou
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command and return its exit code.
 
-    Exit codes: 0, success; 1, an unexpected error; 2, invalid input; 3, nothing to learn from, or no
-    answer found; 130, interrupted.
+    Exit codes: 0, success; 1, an unexpected error; 2, invalid input; 3, nothing to learn from, or
+    no answer found; 130, interrupted.
 
     Args:
         arguments: the command line without the program name; None: that of this process.

@@ -1,4 +1,4 @@
-"""Errors and interrupts of the command line: an error message of one paragraph, and an exit code."""
+"""Errors and interrupts of the command line: messages of one paragraph, and exit codes."""
 
 import _thread
 import errno

@@ -177,19 +177,20 @@ def report_of(folder: Path) -> Callable[[Path], Path] | None:
         return _quiet_page
     if "pauses" in options:
         raise ValueError(
-            f"{folder} contains measurements with pause tokens, which have no page. Repeat the command "
-            f"with --config {config} to print their table; nothing is measured again."
+            f"{folder} contains measurements with pause tokens, which have no page. Repeat the "
+            f"command with --config {config} to print their table; nothing is measured again."
         )
     if (folder / "config.json").is_file():
         raise ValueError(
-            f"Expected a run folder, got the model {folder}. Give the run folder that contains it, or "
-            f"measure the model: selftaught evaluate --model {folder}."
+            f"Expected a run folder, got the model {folder}. Give the run folder that contains it, "
+            f"or measure the model: selftaught evaluate --model {folder}."
         )
     stores = sorted(path.name for path in folder.glob("*.jsonl"))
     if stores and not options and "metrics.jsonl" not in stores:
         raise ValueError(
             f"Expected a run folder, got {folder} with the outputs of single stages "
-            f"({', '.join(stores[:3])}). Only runs have a page; `selftaught evaluate` prints a table."
+            f"({', '.join(stores[:3])}). Only runs have a page; `selftaught evaluate` prints a "
+            "table."
         )
     return None
 
@@ -207,7 +208,7 @@ def _quiet_page(folder: Path) -> Path:
     page = folder / "report.html"
     if not page.is_file():
         raise ValueError(
-            f"The Quiet-STaR run in {folder} has not finished. It writes its page, {page}, at the end. "
-            f"See its progress with: selftaught status {folder}"
+            f"The Quiet-STaR run in {folder} has not finished. It writes its page, {page}, at the "
+            f"end. See its progress with: selftaught status {folder}"
         )
     return page

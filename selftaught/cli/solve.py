@@ -33,11 +33,12 @@ class SolveOptions(SamplingOptions, PromptOptions, ModelOptions):
     n: int = 16
     """Number of candidates per question."""
     verifier: str | None = None
-    """Model folder of a verifier, such as runs/vstar/verifier. Default: none; the answer of the majority
-    is chosen."""
+    """Model folder of a verifier, such as runs/vstar/verifier. Default: none; the answer of the
+    majority is chosen."""
     by: Literal["best", "weighted"] = "best"
     """With a verifier: choose the candidate with the highest score ("best"), or the answer with the
-    largest total weight, where a candidate's weight is the exponential of its score ("weighted")."""
+    largest total weight, where a candidate's weight is the exponential of its score
+    ("weighted")."""
     score: Literal["sum", "mean", "reward"] = "sum"
     """Score of a candidate: the "sum" of its tokens' log-probabilities (as in the paper), their "mean",
     or the implicit "reward" with respect to `--reference`."""
@@ -151,7 +152,7 @@ def _no_answer(ask: SolveOptions, where: str) -> str:
     small = ask.model == "embedded" and ask.sampler == "transformers"
     known = "The model in this package only adds numbers, written as 48+17; give another with --model. " if small else ""  # fmt: skip
     return (
-        f"selftaught: no answer could be read from {where}. {known}Check that the task {ask.task!r} fits "
-        "the question and the form in which the model states an answer (--task, --prompt). A completion "
-        "that was cut at --max-tokens has no answer."
+        f"selftaught: no answer could be read from {where}. {known}Check that the task "
+        f"{ask.task!r} fits the question and the form in which the model states an answer (--task, "
+        "--prompt). A completion that was cut at --max-tokens has no answer."
     )

@@ -42,12 +42,13 @@ class Solver(Closing):
         model: the generator: a model folder, a Hugging Face name, or "embedded".
         verifier: model folder of a verifier. Without one, the most frequent answer is chosen.
         n: number of candidates per question.
-        by: "best": the candidate with the highest score. "weighted": the answer with the largest total
-            weight, where a candidate's weight is the exponential of its score.
+        by: "best": the candidate with the highest score. "weighted": the answer with the largest
+            total weight, where a candidate's weight is the exponential of its score.
         score, reference: score of the verifier and its reference model; see `Verifier`.
-        task, task_options, prompt: task whose prompt and grading rules are used, and the prompt style.
-        system_prompt, chat_template_kwargs: system message and variables of the model's chat template,
-            for the prompt style "chat".
+        task, task_options, prompt: task whose prompt and grading rules are used, and the prompt
+            style.
+        system_prompt, chat_template_kwargs: system message and variables of the model's chat
+            template, for the prompt style "chat".
         temperature, top_p, max_tokens, seed: sampling options; see `SamplingParams`. With n = 1 the
             candidate is decoded greedily.
         sampler, sampler_options: sampling engine and its options; see `open_sampler`.
@@ -102,7 +103,7 @@ class Solver(Closing):
 
     @property
     def made_of(self) -> dict[str, Any]:
-        """Everything that the answers depend on: weights, sampling options and the rule of choice."""
+        """Everything that the answers depend on: weights, options and the rule of choice."""
         options = self._style.chat_template_kwargs
         return {
             **({"chat_template_kwargs": dict(options)} if options else {}),
@@ -175,9 +176,10 @@ def best_candidate(
 ) -> int:
     """Return the index of the chosen candidate.
 
-    Candidates without an answer are chosen only if no candidate has one. With scores, the candidate with
-    the highest score is chosen. With `weighted`, or without scores, the answer with the largest weight or
-    the most votes is chosen, and of its candidates the one with the highest score. On a tie, the first.
+    Candidates without an answer are chosen only if no candidate has one. With scores, the candidate
+    with the highest score is chosen. With `weighted`, or without scores, the answer with the
+    largest weight or the most votes is chosen, and of its candidates the one with the highest
+    score. On a tie, the first.
 
     Args:
         votes: normalized answers of the candidates; None: no answer.
@@ -200,7 +202,8 @@ def best_candidate(
 
 
 def solve(question: str, model: str, verifier: str | None = None, **options: Any) -> Solution:
-    """Answer one question by best-of-n. For several questions, use a `Solver`, which loads models once.
+    """Answer one question by best-of-n. For several questions, use a `Solver`, which loads models
+    once.
 
     Args:
         question: the question.
@@ -211,7 +214,8 @@ def solve(question: str, model: str, verifier: str | None = None, **options: Any
 
 
 def read_questions(path: Path) -> list[str]:
-    """Read the questions of a file: JSONL with a column `question`, or text with one question per line.
+    """Read the questions of a file: JSONL with a column `question`, or text with one question per
+    line.
 
     Raises:
         ValueError: there is no question, a row has no question, or the file is not UTF-8.
@@ -291,14 +295,14 @@ def _solved(out: Path, header: str, questions: Sequence[str]) -> int | None:
     whole = [line for line in lines if line.endswith(b"\n")]
     if not whole or whole[0] != header.encode():
         raise ValueError(
-            f"Expected {out} to contain solutions by the same models and options, got other content. "
-            "Give another file."
+            f"Expected {out} to contain solutions by the same models and options, got other "
+            "content. Give another file."
         )
     rows = [parse_json_line(line, f"{out}, line {at}") for at, line in enumerate(whole[1:], 2)]
     if [row.get("question") for row in rows] != list(questions[: len(rows)]):
         raise ValueError(
-            f"Expected {out} to contain answers to the same questions, got other questions. Give another "
-            "file."
+            f"Expected {out} to contain answers to the same questions, got other questions. Give "
+            "another file."
         )
     os.truncate(out, sum(map(len, whole)))
     return len(rows)

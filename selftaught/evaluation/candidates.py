@@ -1,8 +1,8 @@
 """Choice among several candidates per problem, and the accuracy of each rule of choice.
 
-Every accuracy is an average over all subsets of k of the same N candidates of a problem (for weighted
-votes, over many random subsets). Every interval is over problems, because the candidates of a problem are
-not independent.
+Every accuracy is an average over all subsets of k of the same N candidates of a problem (for
+weighted votes, over many random subsets). Every interval is over problems, because the candidates
+of a problem are not independent.
 """
 
 import math
@@ -22,8 +22,8 @@ Choice = Literal["sample", "pass", "majority", "best", "weighted"]
 - "pass": any correct candidate (pass@k).
 - "majority": the most frequent answer.
 - "best": the candidate with the highest score.
-- "weighted": the answer with the largest total weight, where a candidate's weight is the exponential of
-  its score relative to the problem's highest score.
+- "weighted": the answer with the largest total weight, where a candidate's weight is the
+  exponential of its score relative to the problem's highest score.
 """
 
 
@@ -75,8 +75,8 @@ def candidates_of(rollouts: Sequence[Rollout], scores: Sequence[float] | None = 
 def vote(answer: str | None) -> str | None:
     """Return the normalized form of an answer, by which votes are counted.
 
-    Numbers are compared by value and without units: 1,000, 1000.0 and $1000 are the same vote. Text is
-    compared without case and extra white space.
+    Numbers are compared by value and without units: 1,000, 1000.0 and $1000 are the same vote. Text
+    is compared without case and extra white space.
     """
     if answer is None:
         return None
@@ -88,7 +88,8 @@ def vote(answer: str | None) -> str | None:
 
 
 def chosen(candidates: Candidates, way: Choice, k: int) -> list[float]:
-    """Return, for every problem, the probability that the choice among k of its candidates is correct.
+    """Return, for every problem, the probability that the choice among k of its candidates is
+    correct.
 
     Args:
         candidates: the candidates of every problem.

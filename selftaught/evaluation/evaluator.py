@@ -26,7 +26,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Tally:
-    """Number of correct rollouts among `n`, and the accuracy with a 95% interval clustered by problem."""
+    """Accuracy on `n` rollouts, with a 95% interval that is clustered by problem."""
 
     n: int
     right: int
@@ -59,7 +59,7 @@ class Evaluation:
 
     @property
     def group_mean(self) -> Tally:
-        """The unweighted mean of the accuracies of the groups; without groups, the accuracy itself."""
+        """Unweighted mean of the accuracies of the groups; without groups, the accuracy."""
         if not self.groups:
             return Tally(self.n, self.right, self.accuracy, self.low, self.high)
         tallies = self.groups.values()
@@ -127,8 +127,8 @@ def evaluation_from(
     for rollout in rollouts:
         if rollout.outcome is None:
             raise ValueError(
-                f"{name}: expected graded rollouts, but a rollout of problem {rollout.problem.id!r} has "
-                "no outcome; call grade(rollouts, task) first."
+                f"{name}: expected graded rollouts, but a rollout of problem "
+                f"{rollout.problem.id!r} has no outcome; call grade(rollouts, task) first."
             )
     grouped: dict[str, list[Rollout]] = {}
     if task.group is not None:

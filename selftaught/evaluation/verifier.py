@@ -1,7 +1,8 @@
 """Verifiers: models that score completions (V-STaR, Hosseini et al. 2024, arXiv:2402.06457).
 
-A verifier is a language model trained with DPO to prefer correct completions. Its score of a completion is
-the completion's log-probability. The baseline, an outcome reward model, is a classifier.
+A verifier is a language model trained with DPO to prefer correct completions. Its score of a
+completion is the completion's log-probability. The baseline, an outcome reward model, is a
+classifier.
 """
 
 import logging
@@ -26,8 +27,9 @@ class Verifier(Closing):
 
     Args:
         model: model folder or Hugging Face name.
-        score: "sum": the log-probability of the completion, log V(y|x), as in the paper. "mean": the
-            same per token. "reward": log V(y|x) - log G(y|x), the implicit reward of DPO divided by beta.
+        score: "sum": the log-probability of the completion, log V(y|x), as in the paper. "mean":
+            the same per token. "reward": log V(y|x) - log G(y|x), the implicit reward of DPO
+            divided by beta.
         reference: the model G that the verifier was trained from; required by "reward" only.
         options: options of the scorer, such as `batch_size` and `device`.
 
@@ -66,8 +68,8 @@ class Verifier(Closing):
     ) -> list[float]:
         """Return one score per rollout, in the same order; higher is better.
 
-        The sampled token ids of a completion are scored if they are of this model's tokenizer. Otherwise
-        its text is tokenized again, and a warning gives the number of such completions.
+        The sampled token ids of a completion are scored if they are of this model's tokenizer.
+        Otherwise its text is tokenized again, and a warning gives the number of such completions.
 
         Args:
             rollouts: the completions.
@@ -98,7 +100,8 @@ class Verifier(Closing):
         foreign = sum(written_ids(one, tokenizer) is None for one in rollouts if one.token_ids)
         if foreign:
             logger.warning(
-                "%d of %d completions were tokenized again: the tokenizer of %s does not decode their "
+                "%d of %d completions were tokenized again: the tokenizer of %s does not decode "
+                "their "
                 "token ids to their text.",
                 foreign,
                 len(rollouts),

@@ -1,8 +1,8 @@
 """Comparison of several methods on one task, with the same budget of sampled tokens for each.
 
-The fine-tuned model that all methods start from is trained once. A pilot sample of its completions gives
-the mean number of tokens, from which the number of completions of each method is computed. The number of
-tokens that a method actually sampled is reported.
+The fine-tuned model that all methods start from is trained once. A pilot sample of its completions
+gives the mean number of tokens, from which the number of completions of each method is computed.
+The number of tokens that a method actually sampled is reported.
 """
 
 import math
@@ -58,12 +58,13 @@ class CompareConfig(SeededConfig):
     method: ClassVar[str] = "compare"
 
     out: Path = Path("runs/compare")
-    """Folder of the comparison, with one run folder per method. Repeating the same command continues
-    it."""
+    """Folder of the comparison, with one run folder per method. Repeating the same command
+    continues it."""
     methods: list[Method] = field(default_factory=lambda: ["star", "rft", "vstar", "step_dpo"])
     """Methods to compare: "star", "rft", "vstar", "step_dpo"."""
     budget: int = 1_000_000
-    """Number of tokens that each method may sample for training, including those of the seed set."""
+    """Number of tokens that each method may sample for training, including those of the seed
+    set."""
     candidates: int = 16
     """Number of candidates per test problem, for majority voting and best-of-k."""
     star: dict[str, Any] = field(default_factory=dict)
@@ -194,7 +195,7 @@ def _shared(run: Run[CompareConfig], options: type, method: str) -> dict[str, An
 
 
 def _made(run: Run[CompareConfig], options: Any, values: Mapping[str, Any]) -> Any:
-    """Return a method's configuration; for the model in this package, with its `small()` defaults."""
+    """Return a method's options; `small()` ones for the model in this package."""
     return options.small(**values) if run.config.model == "embedded" else options(**values)
 
 
@@ -209,7 +210,7 @@ def star_settings(run: Run[CompareConfig], pilot: Pilot, budget: int) -> StarCon
     """Return the settings of STaR, with the budget divided among its iterations (default: 3)."""
     config = run.config
     iterations = config.star.get("iterations", 3)
-    has_rationales = any(problem.rationale is not None for problem in run.train)
+    rationales = any(problem.rationale is not None for problem in run.train)
     # The factor 1.5 is for rationalization: about half as many tokens again.
     n = max(1, round((budget + pilot.seed_tokens) / (1.5 * iterations * len(run.train) * pilot.tokens)))  # fmt: skip
     options: dict[str, Any] = {
@@ -217,8 +218,8 @@ def star_settings(run: Run[CompareConfig], pilot: Pilot, budget: int) -> StarCon
         "temperature": config.temperature if n > 1 else 0.0, "schedule": "epochs",
         "warmup_steps": 0, "validation_problems": 100, "keep_models": "all",
         # Where the task has rationales, the model fine-tuned on them is the base model of STaR.
-        "model": str(config.out / "sft" / "model") if has_rationales else config.model,
-        "prompt": ("chat" if run.tuned.as_messages else "bare") if has_rationales else config.prompt,
+        "model": str(config.out / "sft" / "model") if rationales else config.model,
+        "prompt": ("chat" if run.tuned.as_messages else "bare") if rationales else config.prompt,
     }  # fmt: skip
     shared = _shared(run, StarConfig, "star")
     for name in ("model", "prompt", "temperature", "warmup_steps"):
@@ -243,8 +244,8 @@ def vstar_settings(run: Run[CompareConfig], pilot: Pilot, budget: int) -> VstarC
 
 
 def step_dpo_settings(run: Run[CompareConfig], pilot: Pilot, budget: int) -> StepDpoConfig:
-    """Return the settings of per-step DPO: a third of the budget for completions, the rest for the values
-    of wrong completions."""
+    """Return the settings of per-step DPO: a third of the budget for completions, the rest for the
+    values of wrong completions."""
     config, step = run.config, _step_config(run)
     completions = budget / (len(run.train) * pilot.tokens)
     n = max(2, step.best_of, round(completions / 3))
@@ -263,8 +264,8 @@ def step_dpo_settings(run: Run[CompareConfig], pilot: Pilot, budget: int) -> Ste
 def _run_method(
     run: Run[CompareConfig], method: str, config: Any
 ) -> tuple[Row, Path, Evaluation, int, int]:
-    """Return a method's summary, final model and greedy evaluation, and the numbers of tokens that it
-    sampled and trained on."""
+    """Return a method's summary, final model and greedy evaluation, and the numbers of tokens that
+    it sampled and trained on."""
     run.engine.close()  # the method opens its own engine
     if method == "star":
         summary = run_star(config, run.reporter)
@@ -347,7 +348,7 @@ def _vstar_candidates(config: VstarConfig) -> Candidates | None:
 
 
 def _vstar_best(config: VstarConfig) -> Mapping[str, list[float]]:
-    """Return the chance that the verifier's choice is correct, by k and problem, as V-STaR measured it."""
+    """Return V-STaR's measured chance that the verifier's choice is correct: `[k][problem]`."""
     rows = read_rows(config.out / "metrics.jsonl")
     row = next(row for row in rows if row["name"] == "choices: V-STaR")
     return row["choices"]["best"]

@@ -67,8 +67,9 @@ class RftConfig(SeededConfig):
     out: Path = Path("runs/rft")
     """Run folder. Repeating the same command, also with another `--k`, continues the run."""
     k: list[int] = field(default_factory=lambda: [100])
-    """Number of completions per problem. With several numbers, one model is trained for each, all from
-    the same stored completions. 100 as in the paper; its sweep is 1 3 6 12 25 50 100 (Table 5)."""
+    """Number of completions per problem. With several numbers, one model is trained for each, all
+    from the same stored completions. 100 as in the paper; its sweep is 1 3 6 12 25 50 100 (Table
+    5)."""
     generator: str | None = None
     """Model folder to sample from, such as a model trained with STaR. Default: the base model
     fine-tuned on the gold rationales."""
@@ -76,18 +77,19 @@ class RftConfig(SeededConfig):
     """Criterion by which completions count as duplicates: the same "equations" in the same order
     (Algorithm 1), the same "numbers", the same "text", or a small edit distance ("edits")."""
     edits: float = 0.2
-    """With `--distinct-by edits`: the edit distance, as a share of the longer completion's characters,
-    up to which two completions are duplicates."""
+    """With `--distinct-by edits`: the edit distance, as a share of the longer completion's
+    characters, up to which two completions are duplicates."""
     skip_gold_class: bool = False
-    """Drop completions with the same equations as the problem's gold rationale. The authors' code keeps
-    them."""
+    """Drop completions with the same equations as the problem's gold rationale. The authors' code
+    keeps them."""
     pool: list[Path] = field(default_factory=list)
-    """Files of graded rollouts of other models to train on as well, such as `rollouts.graded.jsonl` of
-    other runs (U13B in the paper, Section 3.3)."""
+    """Files of graded rollouts of other models to train on as well, such as `rollouts.graded.jsonl`
+    of other runs (U13B in the paper, Section 3.3)."""
     baselines: bool = False
-    """For the largest k, also train three baselines: on all correct completions (the paper's ablation,
-    Table 5), on a random sample of the correct completions, duplicates included, of the same size as the
-    distinct ones, and on the gold rationales alone for the same number of optimizer steps."""
+    """For the largest k, also train three baselines: on all correct completions (the paper's
+    ablation, Table 5), on a random sample of the correct completions, duplicates included, of the
+    same size as the distinct ones, and on the gold rationales alone for the same number of
+    optimizer steps."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -223,8 +225,8 @@ def _baselines(
     rollouts: Sequence[Rollout],
     pooled: Sequence[Rollout],
 ) -> None:
-    """Train the baselines: without lines 4 and 5, on a random sample that may contain duplicates, and
-    on D alone for the same number of optimizer steps."""
+    """Train the baselines: without lines 4 and 5, on a random sample that may contain duplicates,
+    and on D alone for the same number of optimizer steps."""
     config = run.config
     k = max(config.k)
     kept = run.kept([*rollouts, *pooled])
@@ -279,9 +281,9 @@ def _pooled(run: Run[RftConfig], config: RftConfig) -> list[Rollout]:
     ours = [one for one in pooled if (one.problem.question, one.problem.gold) in known]
     if pooled and not ours:
         raise ValueError(
-            f"Expected --pool files with rollouts of the {len(known)} training problems; none of the "
-            f"{len(pooled)} rollouts in {', '.join(map(str, config.pool))} is of one of them. Give "
-            "rollouts of the same task and problems."
+            f"Expected --pool files with rollouts of the {len(known)} training problems; none of "
+            f"the {len(pooled)} rollouts in {', '.join(map(str, config.pool))} is of one of them. "
+            "Give rollouts of the same task and problems."
         )
     # The files may have been graded by other rules than those of this run's task.
     return grade(ours, run.task) if ours else []

@@ -1,7 +1,8 @@
 """Opening a run, and the stages that all methods share.
 
-A stage is a function that writes a file or a model folder, and skips work whose output already exists:
-`seed_examples`, `fit`, `sampled`, `measured`. Each method calls the stages in its own order.
+A stage is a function that writes a file or a model folder, and skips work whose output already
+exists: `seed_examples`, `fit`, `sampled`, `measured`. Each method calls the stages in its own
+order.
 """
 
 import json
@@ -113,7 +114,8 @@ class Run(Generic[C]):
         )
 
     def kept(self, rollouts: Sequence[Rollout]) -> list[Rollout]:
-        """Return the correct rollouts; with `check_equations`, only those without a wrong equation."""
+        """Return the correct rollouts; with `check_equations`, only those without a wrong
+        equation."""
         right = keep_correct(rollouts)
         return keep_sound(right) if self.config.check_equations else right
 
@@ -161,7 +163,8 @@ def open_task_of(
         The run, and the problems by split.
 
     Raises:
-        ValueError: a split is empty, or a gold answer cannot be graded as correct; the message names it.
+        ValueError: a split is empty, or a gold answer cannot be graded as correct; the message
+            names it.
     """
     task = open_task(config.task, **config.task_options)
     splits = {
@@ -243,9 +246,9 @@ def check_chat(
     as_seen(model, prompt, options)
     if rationales and prompt_opens_thought(model, prompt, task.thought_marks, options):
         raise ValueError(
-            f"The chat template of {model} ends a prompt with {task.thought_marks[0]}, but the task's "
-            "own rationales and answers do not close a thought, so a model trained on them would never "
-            "give an answer. Turn thinking off, if the template has an option for it "
+            f"The chat template of {model} ends a prompt with {task.thought_marks[0]}, but the "
+            "task's own rationales and answers do not close a thought, so a model trained on them "
+            "would never give an answer. Turn thinking off, if the template has an option for it "
             "(--chat-template-kwargs.enable_thinking false), or use --prompt few_shot or bare."
         )
 
@@ -269,8 +272,8 @@ def plan(run: Run, work: Sequence[tuple[str, str]], changeable: Sequence[str]) -
         ("Task", f"{config.task}: {len(run.train)} training problems ({own} with a rationale), "
          f"{len(run.test)} test problems"),
         *work,
-        *([("Too long", f"{run.too_long} of {len(run.train)} training prompts leave no tokens for a "
-            f"completion within max_length {config.max_length}; they are not used for training")]
+        *([("Too long", f"{run.too_long} of {len(run.train)} training prompts leave no tokens for "
+            f"a completion within max_length {config.max_length}; they are not used for training")]
           if run.too_long else []),
         ("Folder", str(config.out)),
     ]  # fmt: skip
@@ -335,8 +338,8 @@ def _own_rationales(run: Run, problems: Sequence[Problem], folder: Path) -> list
     kept = keep_distinct(run.kept(rollouts))
     if not kept:
         raise NothingToLearn(
-            f"The task has no gold rationales, and none of the base model's {len(rollouts)} completions "
-            f"was kept ({reasons_dropped(rollouts)}). Try more completions per problem "
+            f"The task has no gold rationales, and none of the base model's {len(rollouts)} "
+            f"completions was kept ({reasons_dropped(rollouts)}). Try more completions per problem "
             "(--seed_samples 8), easier problems, or a stronger model."
         )
     return kept
@@ -359,9 +362,9 @@ def distinct(
     kept = run.kept(rollouts)
     if by == "equations" and kept and not any(solution_path(one.completion) for one in kept):
         raise ValueError(
-            "Expected completions with equations, by which --distinct_by equations compares them; none "
-            f"of the {len(kept)} correct completions contains one. Use --distinct_by text, numbers or "
-            "edits, with another --out."
+            "Expected completions with equations, by which --distinct_by equations compares them; "
+            f"none of the {len(kept)} correct completions contains one. Use --distinct_by text, "
+            "numbers or edits, with another --out."
         )
     return keep_distinct(kept, by, edits=edits)
 
@@ -395,7 +398,8 @@ def fit(
 def prefer(
     run: Run, start: str, pairs: Sequence[Preference], out: Path, options: Mapping[str, Any]
 ) -> Training:
-    """Train a model with DPO, with itself as the reference; the result is written to `out / "model"`.
+    """Train a model with DPO, with itself as the reference; the result is written to `out /
+    "model"`.
 
     Args:
         run: the run.
@@ -432,7 +436,7 @@ def preference_options(
 def train_on(
     run: Run, kind: Kind, start: str, rows: Path, options: Mapping[str, Any], count: int
 ) -> Training:
-    """Fine-tune a model on a file of `count` rows; the result is written to `model` beside the file."""
+    """Fine-tune a model on a file of `count` rows; write it to `model` beside the file."""
     run.engine.close()
     config, out = run.config, rows.parent
     lora = {"r": config.lora_r, "alpha": config.lora_alpha,
@@ -454,8 +458,8 @@ def training_row(training: Training) -> Row:
 
 
 def ranked_correctly(training: Training) -> str:
-    """Return the number of preference pairs, and the reward accuracy over the last tenth of the log, as
-    text."""
+    """Return the number of preference pairs, and the reward accuracy over the last tenth of the
+    log, as text."""
     found = [each["rewards/accuracies"] for each in training.log if "rewards/accuracies" in each]
     last = found[-max(1, len(found) // 10) :]
     pairs = f"{training.trained_on:,} pairs"

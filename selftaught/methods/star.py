@@ -73,8 +73,8 @@ PAPER = "Zelikman et al. 2022, arXiv:2203.14465"
 
 @dataclass(frozen=True)
 class StarConfig(MethodConfig):
-    """Options of STaR. The defaults are the paper's; `small()` returns the settings for the small model in
-    this package."""
+    """Options of STaR. The defaults are the paper's; `small()` returns the settings for the small
+    model in this package."""
 
     heading: ClassVar[str] = "STaR"
     method: ClassVar[str] = "star"
@@ -94,8 +94,8 @@ class StarConfig(MethodConfig):
     """Keep the worked examples in the prompt after the first iteration (Section 4.1). False is
     `no_prompt` of the authors' code."""
     prompt_in_training: bool = False
-    """Keep the worked examples in the training prompt. `few_shot_train` of the authors' code; the paper
-    reports a gain from it on CommonsenseQA (Section 4.4)."""
+    """Keep the worked examples in the training prompt. `few_shot_train` of the authors' code; the
+    paper reports a gain from it on CommonsenseQA (Section 4.4)."""
     from_base: bool = True
     """Fine-tune the base model in every iteration (Algorithm 1, line 7). False: fine-tune the model of
     the previous iteration."""
@@ -129,11 +129,11 @@ class StarConfig(MethodConfig):
     """Drop rationales that contain a wrong equation, which removes some correct answers with wrong
     reasoning. Not in the paper; the filter of RFT (arXiv:2308.01825)."""
     train_problems: int | None = None
-    """Number of training problems per iteration. Every iteration draws new ones. Default: all. The paper
-    draws 10,000 of 50,000 (Section 4.1)."""
+    """Number of training problems per iteration. Every iteration draws new ones. Default: all. The
+    paper draws 10,000 of 50,000 (Section 4.1)."""
     validation_problems: int | None = 500
-    """Number of validation problems, by which the best iteration is chosen and the run is stopped. null
-    means all."""
+    """Number of validation problems, by which the best iteration is chosen and the run is stopped.
+    null means all."""
     test_problems: int | None = None
     """Number of test problems, on which the base model and the best model are measured at the end.
     Default: all."""
@@ -146,8 +146,8 @@ class StarConfig(MethodConfig):
     per_device_train_batch_size: int = 8
     """Number of examples per device and forward pass; 8 packed sequences in Appendix H."""
     gradient_accumulation_steps: int = 10
-    """Number of batches per optimizer step; 10, because the authors' code assumes ten examples per packed
-    sequence (iteration_train.py)."""
+    """Number of batches per optimizer step; 10, because the authors' code assumes ten examples per
+    packed sequence (iteration_train.py)."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -164,7 +164,8 @@ class StarConfig(MethodConfig):
 
     @classmethod
     def small(cls, **changes: Any) -> Self:
-        """Return the settings for the small model in this package, found by measurement (LOG.md)."""
+        """Return the settings for the small model in this package, found by measurement
+        (LOG.md)."""
         found: dict[str, Any] = {
             "validation_problems": None,
             "start_steps": 150,
@@ -177,8 +178,7 @@ class StarConfig(MethodConfig):
         return cls(**(found | changes))
 
     def steps(self, iteration: int) -> int:
-        """Return the number of optimizer steps of an iteration, counted from 1; -1 with the schedule
-        "epochs"."""
+        """Return the optimizer steps of an iteration, counted from 1; -1 with "epochs"."""
         match self.schedule:
             case "grow":
                 return int(self.start_steps * self.grow_steps ** (iteration - 1))
@@ -209,7 +209,7 @@ class Star(Run[StarConfig]):
         return replace(super().params, n=self.config.n)
 
     def prompt(self, iteration: int) -> PromptStyle:
-        """Return the prompt style for sampling from the model of an iteration; 0 is the base model."""
+        """Return the prompt style for the model of an iteration; 0 is the base model."""
         later = iteration > 0 and not self.config.prompt_later
         return bare(self.asked) if later else self.asked
 
@@ -237,7 +237,8 @@ def run_star(config: StarConfig, reporter: ProgressReporter | None = None) -> Ro
 
     Raises:
         ValueError: an option, a problem or a model cannot be used; the message names it.
-        NothingToLearn: the first iteration has no example to learn from; the message gives the reasons.
+        NothingToLearn: the first iteration has no example to learn from; the message gives the
+            reasons.
         BlockingIOError: another process is running in the folder.
     """
     with running(config, "STaR", reporter) as (reporter, engine):
@@ -262,7 +263,8 @@ def run_star(config: StarConfig, reporter: ProgressReporter | None = None) -> Ro
 
 
 def run_iteration(star: Star, iteration: int) -> Row:
-    """Lines 3 to 7 of Algorithm 1: run one iteration and measure its model on the validation problems.
+    """Lines 3 to 7 of Algorithm 1: run one iteration and measure its model on the validation
+    problems.
 
     Returns:
         The iteration's row of `metrics.jsonl`.
@@ -306,7 +308,8 @@ def _seconds(star: Star) -> dict[str, float]:
 def bootstrap(
     star: Star, sampler: Sampler, iteration: int, problems: Sequence[Problem]
 ) -> tuple[list[Rollout], list[Rollout]]:
-    """Lines 3 to 6: sample rationales, then rationalize the failed problems with the answer as a hint.
+    """Lines 3 to 6: sample rationales, then rationalize the failed problems with the answer as a
+    hint.
 
     Returns:
         The graded rollouts without a hint, and those with a hint.
@@ -329,8 +332,8 @@ def bootstrap(
     direct = ask(problems, style, "rollouts")
     if iteration == 1 and all(rollout.correct for rollout in direct):
         raise NothingToLearn(
-            f"The base model already answers all {len(problems)} training problems correctly, so there "
-            "is nothing to learn. Choose harder problems."
+            f"The base model already answers all {len(problems)} training problems correctly, so "
+            "there is nothing to learn. Choose harder problems."
         )
     if not star.config.rationalization:
         return direct, []
@@ -359,7 +362,8 @@ def best_iteration(rows: Sequence[Row]) -> int:
 def open_star(
     config: StarConfig, reporter: ProgressReporter | None = None, engine: Engine | None = None
 ) -> Star:
-    """Open the task, draw the problems of every split, and check all gold answers, options and prompts.
+    """Open the task, draw the problems of every split, and check all gold answers, options and
+    prompts.
 
     Nothing is sampled, and no weights are loaded. A run and a dry run both start with this.
 
@@ -486,15 +490,15 @@ def _why_nothing(star: Star, direct: Sequence[Rollout], rationalized: Sequence[R
     return (
         f"Nothing was kept: all {len(direct)} completions were dropped ({counts(direct)}), and all "
         f"{len(rationalized)} completions with the answer as a hint ({counts(rationalized)}). "
-        "Try easier problems, a stronger model, more completions (--n 4 --temperature 0.7), a larger "
-        f"--max_tokens (now {star.params.max_tokens}) if many were cut by length, or another --prompt. "
-        f"The completions are stored in {star.config.out}."
+        "Try easier problems, a stronger model, more completions (--n 4 --temperature 0.7), a "
+        f"larger --max_tokens (now {star.params.max_tokens}) if many were cut by length, or "
+        f"another --prompt. The completions are stored in {star.config.out}."
     )
 
 
 def _finish(star: Star, rows: Sequence[Row], stopped: str | None = None) -> Row:
-    """Measure the base model and the best model on the test problems, publish the best model, and write
-    the summary and the page."""
+    """Measure the base model and the best model on the test problems, publish the best model, and
+    write the summary and the page."""
     config, best = star.config, best_iteration(rows)
     _prune(star, rows)
     # The best model is measured first, because it is often the one that is still loaded.
@@ -520,17 +524,18 @@ def _finish(star: Star, rows: Sequence[Row], stopped: str | None = None) -> Row:
 
 
 def _test(star: Star, model: str, style: PromptStyle, name: str, store: str) -> Evaluation:
-    """Measure the accuracy on the test problems; the rollouts are stored in `test-{store}.jsonl`."""
+    """Measure the accuracy on the test problems; the rollouts are stored in
+    `test-{store}.jsonl`."""
     path = star.config.out / f"test-{store}.jsonl"
     return accuracy(star, model, star.test, style, path, name)
 
 
 def _baselines(star: Star, rows: Sequence[Row], best: int) -> list[Evaluation]:
-    """Measure the paper's baselines without rationales: worked examples with answers only, and the base
-    model fine-tuned on (question, answer) pairs.
+    """Measure the paper's baselines without rationales: worked examples with answers only, and the
+    base model fine-tuned on (question, answer) pairs.
 
-    The fine-tuning has as many optimizer steps as the best iteration's model took from the base model;
-    if no iteration is better than the base model, as many as the first iteration.
+    The fine-tuning has as many optimizer steps as the best iteration's model took from the base
+    model; if no iteration is better than the base model, as many as the first iteration.
     """
     if not star.config.baselines:
         return []

@@ -1,5 +1,5 @@
-"""Per-step DPO: Setlur et al. 2024, "RL on Incorrect Synthetic Data Scales the Efficiency of LLM Math
-Reasoning by Eight-Fold" (arXiv:2406.14532). `run_step_dpo` is its Section 6.
+"""Per-step DPO: Setlur et al. 2024, "RL on Incorrect Synthetic Data Scales the Efficiency of LLM
+Math Reasoning by Eight-Fold" (arXiv:2406.14532). `run_step_dpo` is its Section 6.
 
     1  pi_sft <- SFT(base, D)                      D: the training problems with their rationales
     2  S      <- n completions of pi_sft per problem, correct and wrong ones
@@ -10,8 +10,8 @@ Reasoning by Eight-Fold" (arXiv:2406.14532). `run_step_dpo` is its Section 6.
     7      D_pref    <- D_pref with (x, a correct y, y^_1:c)
     8  pi     <- DPO(pi_sft, D_pref)               with pi_sft as the reference model
 
-This is not the "Step-DPO" of Lai et al. 2024 (arXiv:2406.18629), where GPT-4 finds the first error. The
-authors released no code. docs/methods/step_dpo.md lists the open questions and our choices.
+This is not the "Step-DPO" of Lai et al. 2024 (arXiv:2406.18629), where GPT-4 finds the first error.
+The authors released no code. docs/methods/step_dpo.md lists the open questions and our choices.
 """
 
 import math
@@ -96,7 +96,8 @@ def run_step_dpo(config: StepDpoConfig, reporter: ProgressReporter | None = None
 
     Raises:
         ValueError: an option, a problem or a model cannot be used; the message names it.
-        NothingToLearn: no completion is wrong, or no wrong one has a pit; the message gives the counts.
+        NothingToLearn: no completion is wrong, or no wrong one has a pit; the message gives the
+            counts.
         BlockingIOError: another process is running in the folder.
     """
     with running(config, "per-step DPO", reporter) as (reporter, engine):
@@ -156,8 +157,8 @@ def _sizes(run: Run[StepDpoConfig]) -> list[int]:
 
 
 def _size(run: Run[StepDpoConfig], count: int) -> StepSize:
-    """Return `count` training problems: the first of a random order, so that smaller sizes are subsets
-    of larger ones."""
+    """Return `count` training problems: the first of a random order, so that smaller sizes are
+    subsets of larger ones."""
     everything = range(len(run.train))
     drawn = random.Random(f"{run.config.seed} sizes").sample(everything, len(everything))
     problems = [run.train[at] for at in sorted(drawn[:count])]
@@ -216,8 +217,8 @@ def _preferred(size: StepSize, method: Learner, folder: Path) -> tuple[Any, Row]
     if not pairs:
         raise NothingToLearn(
             f"{NAMES[method]} found no preference pair in {counts['wrong']} wrong completions of "
-            f"{size.count} problems ({_in_words(counts)}). Try more completions per problem (--n), a "
-            "higher --temperature, another --split, or harder problems."
+            f"{size.count} problems ({_in_words(counts)}). Try more completions per problem (--n), "
+            "a higher --temperature, another --split, or harder problems."
         )
     start = size.sft if config.start == "sft" else str(size.folder / "rft" / "model")
     training = prefer(size.run, start, pairs, folder, _dpo_options(config))
@@ -262,7 +263,8 @@ def weighted_row(
     """Return a training row of a completion, with weight exp(A / beta) of its step for every token.
 
     Returns:
-        `input_ids`, `labels` (-100 for the prompt) and `weights` (0.0 for the prompt), of equal length.
+        `input_ids`, `labels` (-100 for the prompt) and `weights` (0.0 for the prompt), of equal
+        length.
     """
     head = prompt_ids(tokenizer, prompt, options)
     weights = [

@@ -1,4 +1,4 @@
-"""Monte-Carlo values of steps, and preference pairs made from them (arXiv:2406.14532, Section 4)."""
+"""Monte-Carlo values of steps, and preference pairs (arXiv:2406.14532, Section 4)."""
 
 import hashlib
 import json
@@ -56,8 +56,8 @@ Learner = Literal["rft", "dpo", "dpo_edit", "step_dpo", "advantage"]
 
 @dataclass(frozen=True)
 class StepDpoConfig(SeededConfig):
-    """Options of per-step DPO. The defaults are the paper's, where they are known; `small()` returns the
-    settings for very small models."""
+    """Options of per-step DPO. The defaults are the paper's, where they are known; `small()`
+    returns the settings for very small models."""
 
     heading: ClassVar[str] = "per-step DPO"
     method: ClassVar[str] = "step-dpo"
@@ -65,13 +65,14 @@ class StepDpoConfig(SeededConfig):
     out: Path = Path("runs/step_dpo")
     """Run folder. Repeating the same command continues the run."""
     methods: list[Learner] = field(default_factory=lambda: ["step_dpo"])
-    """Training methods to compare on the same samples: "rft" (fine-tuning on correct completions), "dpo"
-    (random pairs), "dpo_edit" (pairs with the largest edit distance), "step_dpo" (pairs at the first
-    pit), "advantage" (all steps, weighted by their advantage). SFT is always measured."""
+    """Training methods to compare on the same samples: "rft" (fine-tuning on correct completions),
+    "dpo" (random pairs), "dpo_edit" (pairs with the largest edit distance), "step_dpo" (pairs at
+    the first pit), "advantage" (all steps, weighted by their advantage). SFT is always measured."""
     sizes: list[int] = field(default_factory=list)
     """Numbers of training problems; all methods are run at each. Default: all problems."""
     sft_sizes: list[int] = field(default_factory=list)
-    """Additional numbers of training problems that are run with SFT only, to compute data efficiency."""
+    """Additional numbers of training problems that are run with SFT only, to compute data
+    efficiency."""
     start: Literal["sft", "rft"] = "sft"
     """Initial and reference model of DPO: "sft" (pi_sft, Section 6) or "rft" (the RFT model, as in
     Self-Explore, arXiv:2404.10346)."""
@@ -79,19 +80,19 @@ class StepDpoConfig(SeededConfig):
     n: int = 16
     """Number of completions per problem."""
     wrong_per_problem: int = 8
-    """Maximum number of wrong completions per problem whose steps are valued; 8 negatives per question
-    in the paper."""
+    """Maximum number of wrong completions per problem whose steps are valued; 8 negatives per
+    question in the paper."""
     right_per_problem: int = 4
-    """With the method "advantage": maximum number of correct completions per problem whose steps are
-    valued."""
+    """With the method "advantage": maximum number of correct completions per problem whose steps
+    are valued."""
     best_of: int = 5
     """K: the value of a prefix is the probability that one of K continuations is correct; 5 in the
     paper."""
     repeats: int = 1
     """m: K * m continuations are sampled from every prefix. With 1, a value is 0 or 1."""
     split: SplitBy = "newline"
-    """Where a step ends: at a "newline", after a "sentence", before a "numbered" line, or after each
-    `--separator` ("separator")."""
+    """Where a step ends: at a "newline", after a "sentence", before a "numbered" line, or after
+    each `--separator` ("separator")."""
     separator: str = ";"
     """Text that ends a step. Used with `--split separator`."""
     distinct_by: DistinctBy = "equations"
@@ -105,9 +106,9 @@ class StepDpoConfig(SeededConfig):
     paper), "lowest_advantage" (a later paper of its authors, arXiv:2410.08146) or "first_zero"
     (Self-Explore)."""
     form: PairForm = "prefix"
-    """Form of a preference pair: "prefix" (a correct completion over the wrong one's prefix up to the
-    pit; the paper), "step" (a single step over the pit, after a shared prefix; the assumption of
-    Theorem 6.1) or "truncated" (both sides truncated after the same number of steps)."""
+    """Form of a preference pair: "prefix" (a correct completion over the wrong one's prefix up to
+    the pit; the paper), "step" (a single step over the pit, after a shared prefix; the assumption
+    of Theorem 6.1) or "truncated" (both sides truncated after the same number of steps)."""
 
     beta: float = 0.1
     """Beta of DPO. The paper's value is not known; TRL's default."""
@@ -120,7 +121,8 @@ class StepDpoConfig(SeededConfig):
     dpo_training: dict[str, Any] = field(default_factory=dict)
     """Any other field of TRL's `DPOConfig`, such as `--dpo_training.label_smoothing 0.1`."""
     advantage_beta: float = 1.0
-    """With the method "advantage": beta in the weight exp(A / beta) of a step's loss (Equation 4)."""
+    """With the method "advantage": beta in the weight exp(A / beta) of a step's loss (Equation
+    4)."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -188,7 +190,8 @@ def chosen_wrong(size: StepSize) -> list[Rollout]:
     Completions cut by the token limit are excluded, because no step of them has to be wrong.
 
     Raises:
-        NothingToLearn: there is no wrong completion, or no problem has both a correct and a wrong one.
+        NothingToLearn: there is no wrong completion, or no problem has both a correct and a wrong
+            one.
     """
     config = config_of(size)
     everything = samples(size)
@@ -196,15 +199,15 @@ def chosen_wrong(size: StepSize) -> list[Rollout]:
     wrong = [one for one in everything if one.outcome in ("wrong", "no answer")]
     if not wrong:
         raise NothingToLearn(
-            f"None of {len(everything)} completions of {size.count} problems is wrong, so there is no "
-            "preference pair to learn from. Try a higher --temperature or harder problems."
+            f"None of {len(everything)} completions of {size.count} problems is wrong, so there is "
+            "no preference pair to learn from. Try a higher --temperature or harder problems."
         )
     usable = keep_distinct(one for one in wrong if one.problem.id in right)
     if not usable:
         raise NothingToLearn(
             f"None of the {len({one.problem.id for one in wrong})} problems with a wrong completion has "
-            f"a correct one ({len(right)} problems have). Try more completions per problem (--n) or "
-            "easier problems."
+            f"a correct one ({len(right)} problems have). Try more completions per problem (--n) "
+            "or easier problems."
         )
     return keep_at_most(usable, config.wrong_per_problem)
 
@@ -212,8 +215,9 @@ def chosen_wrong(size: StepSize) -> list[Rollout]:
 def valued(size: StepSize, rollouts: Sequence[Rollout], name: str) -> list[ValuedRollout]:
     """Lines 3 to 5: sample continuations of every prefix of the rollouts, and return the values.
 
-    A prefix that several rollouts share is sampled once. The empty prefix needs no sampling, because the
-    problem's own completions continue it. The value of the whole completion is 1 if it is correct, else 0.
+    A prefix that several rollouts share is sampled once. The empty prefix needs no sampling,
+    because the problem's own completions continue it. The value of the whole completion is 1 if it
+    is correct, else 0.
 
     Args:
         name: stem of the files with the continuations (`{name}.jsonl`) and values
@@ -262,7 +266,7 @@ def decoder(tokenizer: Any) -> Callable[[Sequence[int]], str]:
 def _continued(
     size: StepSize, prefixes: Mapping[str, tuple[Problem, tuple[int, ...]]], name: str
 ) -> dict[str, tuple[int, int]]:
-    """Line 4: return (correct, n) of the continuations of every prefix, which are kept in a store."""
+    """Line 4: sample and store continuations; return (correct, n) for every prefix."""
     config, run = config_of(size), size.run
     if not prefixes:
         return {}
@@ -314,9 +318,9 @@ def random_pairs(size: StepSize) -> tuple[list[Preference], Row]:
 
 
 def distant_pairs(size: StepSize) -> tuple[list[Preference], Row]:
-    """Plain DPO on the pairs that differ most: pair every wrong completion with the correct one of its
-    problem that has the largest edit distance (Pal et al. 2024, arXiv:2402.13228; Figure 7 of the
-    paper)."""
+    """Plain DPO on the pairs that differ most: pair every wrong completion with the correct one of
+    its problem that has the largest edit distance (Pal et al. 2024, arXiv:2402.13228; Figure 7 of
+    the paper)."""
     right, wrong = _right_by_problem(size), chosen_wrong(size)
     pairs = []
     for one in wrong:
@@ -326,7 +330,7 @@ def distant_pairs(size: StepSize) -> tuple[list[Preference], Row]:
 
 
 def step_pairs(size: StepSize) -> tuple[list[Preference], Row]:
-    """Lines 6 and 7: pair every wrong completion, truncated after its first pit, with a correct one."""
+    """Lines 6 and 7: pair wrong completions, truncated after the first pit, with correct ones."""
     config = config_of(size)
     tokenizer = open_tokenizer(size.sft)
     decode = decoder(tokenizer)
@@ -406,14 +410,14 @@ def _chosen(
 
 
 def _drawn(size: StepSize, wrong: Rollout, among: Sequence[Rollout]) -> Rollout:
-    """Draw one of several correct completions; the draw depends on the seed and the wrong completion."""
+    """Draw one of several correct completions, by the seed and the wrong completion."""
     draw = random.Random(f"{config_of(size).seed} {wrong.problem.id} {wrong.index}")
     return draw.choice(list(among))
 
 
 def sampled_tokens(size: StepSize, method: str) -> int:
-    """Return the number of tokens sampled for a method: the completions of line 2, and the new tokens of
-    the continuations that the method uses."""
+    """Return the number of tokens sampled for a method: the completions of line 2, and the new
+    tokens of the continuations that the method uses."""
     total = tokens_of(samples(size))
     used = {"step_dpo": ["continuations"], "advantage": ["continuations", "continuations-right"]}
     for name in used.get(method, []):

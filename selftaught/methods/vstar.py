@@ -85,8 +85,8 @@ PAPER = "Hosseini et al. 2024, arXiv:2402.06457"
 
 @dataclass(frozen=True)
 class VstarConfig(SeededConfig):
-    """Options of V-STaR. The defaults are the paper's, where it gives one; `small()` returns the settings
-    for very small models."""
+    """Options of V-STaR. The defaults are the paper's, where it gives one; `small()` returns the
+    settings for very small models."""
 
     heading: ClassVar[str] = "V-STaR"
     method: ClassVar[str] = "vstar"
@@ -108,8 +108,8 @@ class VstarConfig(SeededConfig):
     distinct: bool = True
     """Train on each distinct completion of a problem only once. The paper does not say."""
     pairs_per_problem: int | None = 64
-    """Maximum number of preference pairs per problem, drawn at random. null means all pairs of a correct
-    and a wrong completion (Section 3; the paper gives no limit)."""
+    """Maximum number of preference pairs per problem, drawn at random. null means all pairs of a
+    correct and a wrong completion (Section 3; the paper gives no limit)."""
     beta: float = 0.1
     """Beta of DPO. Not in the paper; TRL's default."""
     verifier_learning_rate: float = 1e-6
@@ -128,7 +128,8 @@ class VstarConfig(SeededConfig):
     """Also measure the paper's baselines with the same number of completions: SFT generator with a
     verifier, RFT, and one iteration (Section 4), and an outcome reward model (Section 4.4)."""
     table: bool = False
-    """Also train a verifier after every iteration, and measure every generator with every verifier."""
+    """Also train a verifier after every iteration, and measure every generator with every
+    verifier."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -152,7 +153,8 @@ CHANGEABLE = ("out", "baselines", "table", *PLACE)
 
 
 def run_vstar(config: VstarConfig, reporter: ProgressReporter | None = None) -> Row:
-    """Run V-STaR, or continue a run, and return the summary, which is also written to `summary.json`.
+    """Run V-STaR, or continue a run, and return the summary, which is also written to
+    `summary.json`.
 
     Raises:
         ValueError: an option, a problem or a model cannot be used; the message names it.
@@ -226,7 +228,8 @@ def _outcome_options(config: VstarConfig) -> Row:
 
 def sample_iteration(run: Run[VstarConfig], config: VstarConfig, iteration: int) -> list[Rollout]:
     """Line 4: sample k completions per training problem from the previous iteration's generator."""
-    # A new seed in every iteration: a model that hardly changed would otherwise repeat its completions.
+    # A new seed in every iteration: a model that hardly changed would otherwise repeat its
+    # completions.
     params = replace(run.params, n=config.k, seed=config.seed + 1000 * iteration)
     store = config.out / f"iteration-{iteration}" / "rollouts.jsonl"
     return sampled(run, _model(run, iteration - 1), run.train, run.tuned, params, store)
@@ -265,7 +268,8 @@ def learned_from(
 
 
 def preferences_of(run: Run[VstarConfig], rollouts: Sequence[Rollout]) -> list[Preference]:
-    """Line 7: return pairs of a correct and a wrong completion, from all rollouts and gold rationales.
+    """Line 7: return pairs of a correct and a wrong completion, from all rollouts and gold
+    rationales.
 
     Raises:
         NothingToLearn: no problem has both a correct and a wrong completion.
@@ -280,8 +284,8 @@ def preferences_of(run: Run[VstarConfig], rollouts: Sequence[Rollout]) -> list[P
     if not pairs:
         wrong = sum(not one.correct for one in everything)
         raise NothingToLearn(
-            "Expected problems with both a correct and a wrong completion, to make preference pairs; "
-            f"got none: {len(everything) - wrong} correct and {wrong} wrong completions of "
+            "Expected problems with both a correct and a wrong completion, to make preference "
+            f"pairs; got none: {len(everything) - wrong} correct and {wrong} wrong completions of "
             f"{len(run.train)} problems. Try more completions per problem (--k), a higher "
             "--temperature, or harder problems."
         )
@@ -289,7 +293,7 @@ def preferences_of(run: Run[VstarConfig], rollouts: Sequence[Rollout]) -> list[P
 
 
 def train_verifier(run: Run[VstarConfig], rollouts: Sequence[Rollout], folder: str) -> Row:
-    """Lines 7 and 8: train a verifier with DPO on all pairs, from G_SFT and with G_SFT as reference."""
+    """Lines 7 and 8: train a verifier with DPO on all pairs, with G_SFT as start and reference."""
     config = run.config
     pairs = preferences_of(run, rollouts)
     training = prefer(run, _model(run, 0), pairs, config.out / folder, _verifier_options(config))
@@ -415,7 +419,7 @@ def _cell(generator: int, verifier: int) -> str:
 def _baselines(
     run: Run[VstarConfig], seed: Sequence[Example], collected: Sequence[Rollout]
 ) -> None:
-    """Measure the paper's baselines with the same number of completions, and an outcome reward model."""
+    """Measure the paper's baselines, with as many completions, and an outcome reward model."""
     config = run.config
     last = config.iterations
     once(run, "outcome model", lambda: _outcome(run, collected))

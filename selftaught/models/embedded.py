@@ -1,20 +1,21 @@
 """The small arithmetic model in this package, and its pre-training.
 
-A Llama with about 200,000 parameters and a character tokenizer, so that STaR takes minutes on two CPU
-cores. Like GPT-J in the paper, it solves short problems well and long ones rarely. Its pre-training text,
-sampled anew for every batch, consists of
+A Llama with about 200,000 parameters and a character tokenizer, so that STaR takes minutes on two
+CPU cores. Like GPT-J in the paper, it solves short problems well and long ones rarely. Its
+pre-training text, sampled anew for every batch, consists of
 
-- sums of 1 and 2 digits with their scratchpads (`tasks/arithmetic.py`), some with the answer as a hint;
-- "name the columns" exercises of 1 to 5 digits without the addition, from which the model learns the
-  positions of the digits of a long sum, but not how to add them;
+- sums of 1 and 2 digits with their scratchpads (`tasks/arithmetic.py`), some with the answer as a
+  hint;
+- "name the columns" exercises of 1 to 5 digits without the addition, from which the model learns
+  the positions of the digits of a long sum, but not how to add them;
 - read-out exercises: the finished columns of a sum of 2 to 5 digits, without its question, and the
   answer;
 - a few sums of 3 to 5 digits with their scratchpads, always with the answer as a hint.
 
-Long sums without a hint, on which the model is evaluated, are included only in the last few steps. These
-end when the model solves 8% of the sums of 3 digits or 1% of those of 4. The generalization from short to
-long sums depends on the seed and on the rounding of the machine, so another seed may give a model that
-solves 3 digits before these steps (LOG.md).
+Long sums without a hint, on which the model is evaluated, are included only in the last few steps.
+These end when the model solves 8% of the sums of 3 digits or 1% of those of 4. The generalization
+from short to long sums depends on the seed and on the rounding of the machine, so another seed may
+give a model that solves 3 digits before these steps (LOG.md).
 """
 
 import random
@@ -33,7 +34,7 @@ Text = tuple[str, str]
 """Prompt and completion; the loss is on the completion only."""
 
 ROPE_BASE = 200.0
-"""Small, because texts have at most 80 characters and the model must distinguish distant columns."""
+"""Small, because texts have at most 80 characters and distant columns must differ."""
 STEPS = 800
 BATCH = 64
 PEAK_LEARNING_RATE = 3e-3
@@ -66,8 +67,8 @@ def rebuild(
 ) -> None:
     """Train the embedded model and write it and its tokenizer to `folder`.
 
-    The weights are reproducible on one machine. torch is set to one thread, because the rounding depends
-    on the number of threads.
+    The weights are reproducible on one machine. torch is set to one thread, because the rounding
+    depends on the number of threads.
 
     Args:
         folder: model folder to write.
@@ -125,7 +126,7 @@ def _stepper(
     tokenizer: "PreTrainedTokenizerFast",
     progress: Callable[[int], None],
 ) -> Callable[[Iterator[Text], float], None]:
-    """Return a function that does one optimizer step at a learning rate, with a new AdamW optimizer."""
+    """Return a function that does one optimizer step with a new AdamW optimizer."""
     import torch
 
     optimizer = torch.optim.AdamW(
@@ -175,7 +176,7 @@ def corpus(seed: int, shares: dict[str, float] = SHARES) -> Iterator[Text]:
 
 
 def character_tokenizer() -> "PreTrainedTokenizerFast":
-    """Return a tokenizer with one token per printable ASCII character; a newline is the end token."""
+    """Return a tokenizer of printable ASCII characters, with a newline as the end token."""
     from tokenizers import Tokenizer, decoders, models
     from transformers import PreTrainedTokenizerFast
 

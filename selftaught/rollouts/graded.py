@@ -20,9 +20,9 @@ GRADED_FORMAT = "selftaught graded rollouts 2"
 def graded_beside(store: Path, rollouts: Sequence[Rollout], task: Task) -> list[Rollout]:
     """Return the rollouts of a store, graded; the grades are stored in `graded_path(store)`.
 
-    Stored grades are used again if they were given by the same task with the same options and the same
-    version of the grading rules (`Task.grading_key`). Only the grades of the stored rollouts are kept in
-    memory, not their texts.
+    Stored grades are used again if they were given by the same task with the same options and the
+    same version of the grading rules (`Task.grading_key`). Only the grades of the stored rollouts
+    are kept in memory, not their texts.
     """
     path, key = graded_path(store), task.grading_key
     stored: dict[bytes, _Grade] = {}
@@ -46,7 +46,7 @@ def graded_beside(store: Path, rollouts: Sequence[Rollout], task: Task) -> list[
 
 
 def _grading_key(path: Path) -> str | None:
-    """Return the key of the rules by which the rollouts of a file were graded; None if not known."""
+    """Return the key of the grading rules of a file; None if it has none."""
     with path.open("rb") as file:
         first = file.readline()
     try:
@@ -77,12 +77,13 @@ class _Grade(NamedTuple):
 
 
 def graded_path(store: Path) -> Path:
-    """Return the path of a store's graded rollouts: `validation.jsonl` -> `validation.graded.jsonl`."""
+    """Return the path of a store's graded rollouts: `validation.jsonl` ->
+    `validation.graded.jsonl`."""
     return store.with_name(f"{store.stem}.graded.jsonl")
 
 
 def _identity(rollout: Rollout) -> bytes:
-    """Return a hash of everything that the grade of a rollout depends on, and of the rollout's index."""
+    """Return a hash of a rollout's index and of everything that its grade depends on."""
     problem = rollout.problem
     graded = (problem.id, problem.gold, rollout.index, rollout.finish_reason, rollout.completion,
               rollout.thought_open)  # fmt: skip

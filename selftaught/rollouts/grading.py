@@ -1,8 +1,9 @@
 """Grading: comparing the answers of completions with gold answers, with a time limit.
 
-`task.equal` compares in this process. Pairs that it cannot decide go to `task.prove` in worker processes,
-where a slow comparison can be killed. A worker is a subprocess that imports only the function it runs, so
-a caller's main script needs no `__main__` guard, and grading works in any thread.
+`task.equal` compares in this process. Pairs that it cannot decide go to `task.prove` in worker
+processes, where a slow comparison can be killed. A worker is a subprocess that imports only the
+function it runs, so a caller's main script needs no `__main__` guard, and grading works in any
+thread.
 """
 
 import importlib
@@ -34,16 +35,16 @@ def grade(
 ) -> list[Rollout]:
     """Grade rollouts: return them with `answer`, `outcome` and `decided_by`, in the same order.
 
-    A completion cut by the token limit is never correct, even if it contains the answer, because models
-    are trained on what is kept and would not learn to stop. A comparison that exceeds the time limit,
-    raises an exception or crashes its process has the outcome "ungradable", with the reason in
-    `decided_by`.
+    A completion cut by the token limit is never correct, even if it contains the answer, because
+    models are trained on what is kept and would not learn to stop. A comparison that exceeds the
+    time limit, raises an exception or crashes its process has the outcome "ungradable", with the
+    reason in `decided_by`.
 
     Args:
         rollouts: the rollouts.
         task: the task whose rules are used.
-        seconds: time limit of one comparison by `task.prove`. A worker first calls `prove("1", "1")`, so
-            that the time for imports does not count.
+        seconds: time limit of one comparison by `task.prove`. A worker first calls `prove("1",
+            "1")`, so that the time for imports does not count.
         workers: number of processes for `task.prove`. Default: chosen from the number of undecided
             answers.
     """
@@ -132,7 +133,8 @@ def _graded(rollout: Rollout, answer: str | None, verdicts: dict[Pair, Verdict])
 def check_gold(problems: Sequence[Problem], task: Task, *, seconds: float = 5.0) -> None:
     """Check that every gold answer can be graded as correct, before a run spends time on it.
 
-    A gold answer passes if a completion that states it directly (`Task.direct`) is graded as correct.
+    A gold answer passes if a completion that states it directly (`Task.direct`) is graded as
+    correct.
 
     Raises:
         ValueError: a gold answer does not pass; the message lists the first ten with the reasons.
@@ -181,7 +183,7 @@ def compare(
 
 
 class _Worker:
-    """A process that runs `prove`. It is killed at the time limit, and started again when needed."""
+    """A process that runs `prove`; killed at the time limit and started again when needed."""
 
     START_SECONDS = 120.0
 
@@ -245,7 +247,8 @@ def serve() -> None:
     prove("1", "1")  # imports of the first call do not count towards the time limit
     answer(True, b"")
     for pair, _ in messages:
-        # If the parent has died, the kernel ends the worker, even during a computation (POSIX only).
+        # If the parent has died, the kernel ends the worker, even during a computation (POSIX
+        # only).
         if hasattr(signal, "setitimer"):
             signal.setitimer(signal.ITIMER_REAL, function["seconds"] + 5)
         verdict = _proved(prove, *pair)

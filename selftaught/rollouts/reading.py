@@ -13,20 +13,21 @@ def matching(
     """Yield the stored completions with a given outcome, or of a given problem.
 
     Args:
-        store: file of stored or graded completions, or a run folder; all graded files in it are read.
+        store: file of stored or graded completions, or a run folder; all graded files in it are
+            read.
         outcome: outcome of the completions; None: any.
         problem: id of a problem; None: any.
 
     Raises:
-        ValueError: an outcome is given, but the completions are not graded; or the folder has no graded
-            completions.
+        ValueError: an outcome is given, but the completions are not graded; or the folder has no
+            graded completions.
         OSError: the file does not exist.
     """
     for one in chain.from_iterable(map(iter_rollouts, _files(store))):
         if outcome is not None and one.outcome is None:
             raise ValueError(
-                f"Expected graded completions in {store}, got completions without grades. Grade them "
-                f"first: selftaught grade {store}"
+                f"Expected graded completions in {store}, got completions without grades. Grade "
+                f"them first: selftaught grade {store}"
             )
         if outcome in (None, one.outcome) and problem in (None, one.problem.id):
             yield one

@@ -58,16 +58,18 @@ def keep_distinct(
         by: criterion by which rollouts of a problem are duplicates:
 
             - "text": the same text, apart from white space. The first is kept.
-            - "equations": the same ordered list of equations (solution path). The one with the largest
-              sum of Levenshtein distances to the problem's other paths is kept (Algorithm 1 of Yuan et
-              al. 2023, arXiv:2308.01825). All rationales without an equation have the same, empty path.
-            - "numbers": the same numbers in the same order, with any text between. The first is kept.
+            - "equations": the same ordered list of equations (solution path). The one with the
+              largest sum of Levenshtein distances to the problem's other paths is kept (Algorithm 1
+              of Yuan et al. 2023, arXiv:2308.01825). All rationales without an equation have the
+              same, empty path.
+            - "numbers": the same numbers in the same order, with any text between. The first is
+              kept.
             - "edits": a normalized edit distance of at most `edits`. The first is kept.
         edits: largest edit distance of duplicates, as a share of the longer text's characters.
 
     Returns:
-        The kept rollouts, grouped by problem. Problems, and the duplicates within each, are in the order
-        of their first rollout.
+        The kept rollouts, grouped by problem. Problems, and the duplicates within each, are in the
+        order of their first rollout.
     """
     by_problem: dict[str, list[Rollout]] = {}
     for rollout in rollouts:
@@ -99,7 +101,7 @@ def solution_path(completion: str) -> tuple[str, ...]:
 
 
 def _most_distant(rollouts: Sequence[Rollout]) -> list[Rollout]:
-    """Return one rollout per list of equations: Algorithm 1 of arXiv:2308.01825, for one problem."""
+    """Return one of a problem's rollouts per list of equations (arXiv:2308.01825, Algorithm 1)."""
     from rapidfuzz.distance import Levenshtein
     from rapidfuzz.process import cdist
 
@@ -130,7 +132,7 @@ def _most_distant(rollouts: Sequence[Rollout]) -> list[Rollout]:
 
 
 def _unlike(rollouts: Sequence[Rollout], edits: float) -> list[Rollout]:
-    """Return the rollouts whose edit distance to every rollout kept before is larger than `edits`."""
+    """Return the rollouts with an edit distance above `edits` to all rollouts kept before."""
     from rapidfuzz.distance import Levenshtein
 
     kept: list[Rollout] = []
@@ -142,7 +144,7 @@ def _unlike(rollouts: Sequence[Rollout], edits: float) -> list[Rollout]:
 
 
 def most_distant(rollouts: Sequence[Rollout], other: Rollout) -> Rollout:
-    """Return the rollout whose completion has the largest Levenshtein distance to that of `other`."""
+    """Return the rollout with the largest Levenshtein distance to the completion of `other`."""
     from rapidfuzz.distance import Levenshtein
 
     return max(rollouts, key=lambda one: Levenshtein.distance(one.completion, other.completion))
@@ -209,8 +211,8 @@ def make_examples(rollouts: Iterable[Rollout], style: PromptStyle) -> list[Examp
     """Make training examples from rollouts, with prompts in `style`, not those that were sampled.
 
     With a style without a hint, a rationalized completion is learned as if the model had found it
-    without the hint (Section 3.2 of Zelikman et al. 2022, arXiv:2203.14465). An example has the sampled
-    token ids, unless its completion was cut by length.
+    without the hint (Section 3.2 of Zelikman et al. 2022, arXiv:2203.14465). An example has the
+    sampled token ids, unless its completion was cut by length.
     """
     return [example_of(style, rollout) for rollout in rollouts]
 
@@ -243,7 +245,7 @@ def example(
 
 
 def gold_rollouts(problems: Iterable[Problem], style: PromptStyle) -> list[Rollout]:
-    """Return the problems' gold rationales as correct rollouts; problems without one are skipped."""
+    """Return the gold rationales as correct rollouts; problems without one are skipped."""
     return [
         Rollout(
             problem, style(problem), style.completion(problem.rationale), "stop", "gold", 0, "gold",
@@ -262,7 +264,8 @@ def make_preferences(
     at_most: int | None = None,
     seed: int = 0,
 ) -> list[Preference]:
-    """Pair every correct rollout of a problem with every wrong one (V-STaR, arXiv:2402.06457, Section 3).
+    """Pair every correct rollout of a problem with every wrong one (V-STaR, arXiv:2402.06457,
+    Section 3).
 
     A problem whose rollouts are all correct or all wrong gives no pair.
 

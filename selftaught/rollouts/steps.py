@@ -1,9 +1,9 @@
 """Steps of a completion: their ends, their values, and preference pairs made from them.
 
-In Setlur et al. 2024 (arXiv:2406.14532), the value of the prefix after a step is the probability that a
-continuation of it is correct. The first pit is the step of a wrong completion at which that probability
-is lost; the model learns to prefer something else to it. This module does not sample, grade or train.
-Prefixes are slices of the sampled token ids and are never tokenized again.
+In Setlur et al. 2024 (arXiv:2406.14532), the value of the prefix after a step is the probability
+that a continuation of it is correct. The first pit is the step of a wrong completion at which that
+probability is lost; the model learns to prefer something else to it. This module does not sample,
+grade or train. Prefixes are slices of the sampled token ids and are never tokenized again.
 """
 
 import re
@@ -43,8 +43,8 @@ _LIST_NUMBER = re.compile(r"(?:^|[.!?\n])\s*+[0-9]{1,3}\.$")
 _OPENING = "([\"'\u201c\u2018*_"
 _CLOSING = ")]\"'\u201d\u2019*_"
 _LOOK_BACK = 24
-"""Number of characters before white space that decide whether a sentence ends there. The limit keeps
-the search linear in the length of the text."""
+"""Number of characters before white space that decide whether a sentence ends there. The limit
+keeps the search linear in the length of the text."""
 
 
 # Ends of steps
@@ -56,9 +56,10 @@ def split_steps(
     """Split a completion into steps and return their ends, in tokens.
 
     Step i is `token_ids[ends[i - 1]:ends[i]]`. A step ends with the token that contains the last
-    character of its separator and of the white space after it. A token that also contains text of the
-    next step belongs to the earlier step. No step is blank: white space before the first step is part of
-    it, and a blank end, such as an end token that `decode` skips, is part of the last step.
+    character of its separator and of the white space after it. A token that also contains text of
+    the next step belongs to the earlier step. No step is blank: white space before the first step
+    is part of it, and a blank end, such as an end token that `decode` skips, is part of the last
+    step.
 
     Args:
         token_ids: the sampled token ids. An empty sequence has no steps.
@@ -66,8 +67,9 @@ def split_steps(
         by: criterion for the end of a step:
 
             - "newline": after each line.
-            - "sentence": after . ! ? (and closing quotes or brackets) followed by white space, but not
-              after `ABBREVIATIONS` or the number of a list item, and so never within a decimal number.
+            - "sentence": after . ! ? (and closing quotes or brackets) followed by white space, but
+              not after `ABBREVIATIONS` or the number of a list item, and so never within a decimal
+              number.
             - "numbered": before each line that starts with a number such as `1.` or `2)`, or with
               `Step 3`; Markdown's #, * and _ may precede it.
             - "separator": after `separator`, or several of them in a row.
@@ -136,13 +138,13 @@ def _ends_sentence(text: str, blank: int) -> bool:
 def _reaching(
     token_ids: Sequence[int], decode: Decode, first: int, end: int, wanted: int
 ) -> tuple[int, int]:
-    """Return the smallest number of tokens with at least `wanted` characters after token `end`, and the
-    number of these characters.
+    """Return the smallest number of tokens with at least `wanted` characters after token `end`, and
+    the number of these characters.
 
-    Only the tokens from `first` on are decoded. Both texts, up to `end` and beyond, start with the step
-    before, because a decoder may treat the start of a text differently. Llama 2's decoder drops a line
-    break while the character after it is incomplete, so the maximum over fewer tokens is used. With
-    doubling and bisection, a text of n tokens costs O(n log n).
+    Only the tokens from `first` on are decoded. Both texts, up to `end` and beyond, start with the
+    step before, because a decoder may treat the start of a text differently. Llama 2's decoder
+    drops a line break while the character after it is incomplete, so the maximum over fewer tokens
+    is used. With doubling and bisection, a text of n tokens costs O(n log n).
     """
     before = _settled(decode(token_ids[first:end]))
 
@@ -165,7 +167,8 @@ def _reaching(
 
 
 def _settled(text: str) -> int:
-    """Return the number of characters that more tokens cannot change; the last may be incomplete."""
+    """Return the number of characters that more tokens cannot change; the last may be
+    incomplete."""
     return len(text.rstrip("\ufffd"))
 
 
@@ -183,8 +186,8 @@ def step_value(right: int, n: int, k: int) -> float:
 
     It is the probability that one of k continuations is correct: 1 - C(n - right, k) / C(n, k), the
     unbiased estimate of 1 - (1 - q)^k, where q is the probability that one continuation is correct.
-    Setlur et al. 2024 use best-of-5. With n = k the value is 0 or 1; a larger n gives a finer value. With
-    k = 1 it is the share of correct continuations.
+    Setlur et al. 2024 use best-of-5. With n = k the value is 0 or 1; a larger n gives a finer
+    value. With k = 1 it is the share of correct continuations.
 
     Args:
         right: number of correct continuations.
@@ -212,24 +215,26 @@ def advantages(values: Sequence[float]) -> list[float]:
 
 
 def first_pit(values: Sequence[float], rule: PitRule) -> int | None:
-    """Return the index of the first pit, the step at which a completion goes wrong; None if there is none.
+    """Return the index of the first pit, the step at which a completion goes wrong; None if there
+    is none.
 
-    The value after the last step of a wrong completion is 0. So for wrong completions "lowest_value" and
-    "first_zero" agree, unless the value before the first step is already 0: then only "first_zero"
-    returns a step. "lowest_advantage" differs if the value drops several times: for 0.9, 0.3, 0.2, 0 it
-    returns the first step, which has the largest drop, and the others return the last step. If all
-    values are 0 or 1, all three agree on a completion that starts at 1 and drops once.
+    The value after the last step of a wrong completion is 0. So for wrong completions
+    "lowest_value" and "first_zero" agree, unless the value before the first step is already 0: then
+    only "first_zero" returns a step. "lowest_advantage" differs if the value drops several times:
+    for 0.9, 0.3, 0.2, 0 it returns the first step, which has the largest drop, and the others
+    return the last step. If all values are 0 or 1, all three agree on a completion that starts at 1
+    and drops once.
 
     Args:
         values: the value before the first step, then the value after each step.
         rule: definition of the first pit:
 
-            - "lowest_value": the first step with the lowest value (Setlur et al. 2024, Section 6.1);
-              None if that is not below the value before the first step.
+            - "lowest_value": the first step with the lowest value (Setlur et al. 2024, Section
+              6.1); None if that is not below the value before the first step.
             - "first_zero": the first step with value 0 (the "first pit" of Self-Explore,
               arXiv:2404.10346).
-            - "lowest_advantage": the first step with the lowest advantage (as Setlur et al. describe it
-              in arXiv:2410.08146); None if no advantage is below 0.
+            - "lowest_advantage": the first step with the lowest advantage (as Setlur et al.
+              describe it in arXiv:2410.08146); None if no advantage is below 0.
 
     Returns:
         The index of the step, counted from 0.
@@ -253,7 +258,7 @@ def _first_at_most(values: Sequence[float], bound: float) -> int | None:
 
 @dataclass(frozen=True)
 class ValuedRollout:
-    """A completion split into steps, with the value of every prefix, starting with the empty one."""
+    """A completion split into steps, with the value of every prefix."""
 
     rollout: Rollout
     """The completion, with token ids."""
@@ -268,12 +273,14 @@ class ValuedRollout:
         ids, steps = self.rollout.token_ids, len(self.ends)
         if ids is None:
             raise ValueError(
-                f"Expected a rollout with token ids, but that of problem {self.rollout.problem.id!r} "
-                "has none; prefixes are slices of the sampled token ids."
+                "Expected a rollout with token ids, but that of problem "
+                f"{self.rollout.problem.id!r} has none; prefixes are slices of the sampled token "
+                "ids."
             )
         if any(a >= b for a, b in pairwise((0, *self.ends))) or (self.ends or (0,))[-1] != len(ids):
             raise ValueError(
-                f"ends must increase and end with {len(ids)}, the number of tokens; got {self.ends}."
+                f"ends must increase and end with {len(ids)}, the number of tokens; got "
+                f"{self.ends}."
             )
         if not len(self.values) == len(self.counts) == steps + 1:
             raise ValueError(
@@ -332,9 +339,9 @@ def prefix_pair(
 ) -> Preference | None:
     """Return the pair of a whole correct completion and the wrong one up to and including its pit.
 
-    (x, y, y^_1:c) of Setlur et al. 2024, Section 6.1. The sides share no prefix. The chosen side ends
-    with the end token; the rejected side ends with the pit, and has an end token only if the pit is its
-    last step.
+    (x, y, y^_1:c) of Setlur et al. 2024, Section 6.1. The sides share no prefix. The chosen side
+    ends with the end token; the rejected side ends with the pit, and has an end token only if the
+    pit is its last step.
 
     Args:
         valued: the wrong completion.
@@ -355,15 +362,15 @@ def step_pair(
 ) -> Preference | None:
     """Return the pair of a step that leads to a correct answer and the pit, after the same prefix.
 
-    Theorem 6.1 of Setlur et al. 2024 assumes a shared prefix. Self-Explore (arXiv:2404.10346) makes such
-    pairs with the whole continuation as the chosen side. Here each side is one step as it was sampled:
-    only the last step of a completion has an end token.
+    Theorem 6.1 of Setlur et al. 2024 assumes a shared prefix. Self-Explore (arXiv:2404.10346) makes
+    such pairs with the whole continuation as the chosen side. Here each side is one step as it was
+    sampled: only the last step of a completion has an end token.
 
     Args:
         valued: the wrong completion.
         pit: index of its first pit.
-        chosen: a correct continuation of the steps before the pit, WITHOUT those steps. Only its first
-            step is used.
+        chosen: a correct continuation of the steps before the pit, WITHOUT those steps. Only its
+            first step is used.
         decode: decodes token ids.
 
     Returns:
@@ -385,8 +392,8 @@ def truncated_pair(
 ) -> Preference | None:
     """Return the pair of the first steps of a correct completion and the wrong one up to its pit.
 
-    Both sides are truncated and share no prefix, so that neither is preferred for being complete. The
-    chosen side has an end token only if all of its steps are kept.
+    Both sides are truncated and share no prefix, so that neither is preferred for being complete.
+    The chosen side has an end token only if all of its steps are kept.
 
     Args:
         valued: the wrong completion.
@@ -394,7 +401,8 @@ def truncated_pair(
         chosen: a whole correct completion of the same problem.
         decode: decodes token ids.
         end: id of the end token.
-        kept: number of steps of the chosen completion to keep; None: as many as the rejected side has.
+        kept: number of steps of the chosen completion to keep; None: as many as the rejected side
+            has.
 
     Returns:
         The pair; None if both sides are equal or one is empty.

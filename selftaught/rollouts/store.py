@@ -3,13 +3,13 @@
 `fill` samples completions and appends the rollouts to a store. `collect` also returns them.
 `collect_up_to` samples only the completions that earlier stores do not have.
 
-A store is a JSONL file: a header that describes how the rollouts were made, then one rollout per line.
-The problems are divided into fixed batches. A batch is appended when all of it is finished, and otherwise
-sampled again as a whole. So a resumed run samples in the same batches as an uninterrupted one, and
-even its rounding errors are the same.
+A store is a JSONL file: a header that describes how the rollouts were made, then one rollout per
+line. The problems are divided into fixed batches. A batch is appended when all of it is finished,
+and otherwise sampled again as a whole. So a resumed run samples in the same batches as an
+uninterrupted one, and even its rounding errors are the same.
 
-The number of stored rollouts follows from the last line, and only the last complete batch is checked. So
-resuming takes the same time for every size of the store, and memory for one batch.
+The number of stored rollouts follows from the last line, and only the last complete batch is
+checked. So resuming takes the same time for every size of the store, and memory for one batch.
 """
 
 import hashlib
@@ -53,7 +53,8 @@ def collect(
     prefix_tokens: Sequence[Sequence[int]] | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> list[Rollout]:
-    """Sample `params.n` completions per problem and return all rollouts; stored ones are used again.
+    """Sample `params.n` completions per problem and return all rollouts; stored ones are used
+    again.
 
     Args:
         sampler: the sampler.
@@ -62,8 +63,10 @@ def collect(
         params: sampling options.
         store: JSONL file, which is created with its folder if it does not exist.
         origin: "sampled", or "rationalized" if the prompts contain the gold answer as a hint.
-        prefix_tokens: for every problem, the token ids of a completion that is continued; see `Sampler`.
-        progress: called with the number of completions just finished; first with that of stored ones.
+        prefix_tokens: for every problem, the token ids of a completion that is continued; see
+            `Sampler`.
+        progress: called with the number of completions just finished; first with that of stored
+            ones.
 
     Returns:
         The rollouts in the order of the problems, and those of a problem by index.
@@ -147,9 +150,11 @@ def fill(
 def _in_order(
     sampled: Callable[[int], list[Rollout]], numbers: range, at_once: int
 ) -> Iterator[list[Rollout]]:
-    """Yield the result of `sampled` for every batch number, in order, with `at_once` batches at a time.
+    """Yield the result of `sampled` for every batch number, in order, with `at_once` batches at a
+    time.
 
-    An engine that processes many requests at a time would otherwise be idle at the end of every batch.
+    An engine that processes many requests at a time would otherwise be idle at the end of every
+    batch.
     """
     if at_once == 1:
         yield from map(sampled, numbers)
@@ -211,7 +216,8 @@ def collect_up_to(
     """
     if params.first:
         raise ValueError(
-            f"first must be 0, because `collect_up_to` returns the first completions; got {params.first}."
+            "first must be 0, because `collect_up_to` returns the first completions; got "
+            f"{params.first}."
         )
     advance = _at_most(len(problems) * params.n, progress)
     blocks: list[tuple[int, list[Rollout]]] = []
@@ -236,7 +242,7 @@ def collect_up_to(
 
 
 def _at_most(count: int, progress: Callable[[int], None] | None) -> Callable[[int], None] | None:
-    """Return a progress callback that reports at most `count` completions; a store may have more."""
+    """Return a progress callback that reports at most `count` completions in total."""
     if progress is None:
         return None
     left = count
@@ -252,7 +258,7 @@ def _at_most(count: int, progress: Callable[[int], None] | None) -> Callable[[in
 
 
 def _samples_stored(store: Path) -> int | None:
-    """Return the number of completions per problem of a store, from its header; None if not readable."""
+    """Return the number of completions per problem in a store's header; None if unreadable."""
     first = _first_line(store) if store.exists() else b""
     with suppress(ValueError, LookupError, TypeError):
         n = json.loads(first)["params"]["n"]
@@ -271,8 +277,8 @@ def check_ids(problems: Sequence[Problem]) -> None:
     if twice:
         shown = ", ".join(map(repr, twice[:5]))
         raise ValueError(
-            f"Expected problems with unique ids; {len(twice)} problems repeat an earlier id, such as "
-            f"{shown}. Rename them, or leave out the id column."
+            f"Expected problems with unique ids; {len(twice)} problems repeat an earlier id, such "
+            f"as {shown}. Rename them, or leave out the id column."
         )
 
 
@@ -333,7 +339,7 @@ def _last_lines(store: Path, header: int, count: int) -> tuple[list[bytes], int]
 
 
 def _row(line: bytes, places: Mapping[str, int], n: int, index: int) -> int:
-    """Return the row number of a line in the store, counted from 1; 0 if the line cannot be read."""
+    """Return the row number of a line, counted from 1; 0 if the line cannot be read."""
     try:
         (rollout,) = rollouts_in([line], "", 2)
         sample = rollout.index - index
@@ -356,7 +362,7 @@ def _damaged(store: Path) -> ValueError:
 
 
 def _open(store: Path, header: dict[str, Any], end: int) -> None:
-    """Truncate a store to its complete batches, which end at byte `end`; create it if `end` is 0."""
+    """Truncate a store to its complete batches, at byte `end`; create it if `end` is 0."""
     if end:
         if store.stat().st_size > end:
             os.truncate(store, end)
@@ -367,7 +373,8 @@ def _open(store: Path, header: dict[str, Any], end: int) -> None:
 
 
 def _torn_header(store: Path) -> bool:
-    """Return whether the store ends within its header, so that it has no rollouts and can be replaced.
+    """Return whether the store ends within its header, so that it has no rollouts and can be
+    replaced.
 
     Raises:
         ValueError: the file is not a store.
@@ -415,8 +422,8 @@ def _refuse_another(store: Path, wanted: dict[str, Any], found: dict[str, Any]) 
             f"{names[key]} (stored: {found.get(key)}, now: {wanted.get(key)})" for key in differing
         )
         raise ValueError(
-            f"{store} contains rollouts that were made with other settings. Different: {differences}. "
-            "Give another folder, or delete this store to sample again."
+            f"{store} contains rollouts that were made with other settings. Different: "
+            f"{differences}. Give another folder, or delete this store to sample again."
         )
 
 

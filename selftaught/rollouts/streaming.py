@@ -1,8 +1,9 @@
-"""Grading and selecting more rollouts than fit into memory, in blocks of lines and several processes.
+"""Grading and selecting more rollouts than fit into memory, in blocks of lines and several
+processes.
 
-A block of lines is sent to a worker process as it is in the file. The worker returns counts and lines
-that are ready to be written; results are in the order of the blocks. Workers are subprocesses, as in
-`grading`. Small stores are processed by the same function in this process.
+A block of lines is sent to a worker process as it is in the file. The worker returns counts and
+lines that are ready to be written; results are in the order of the blocks. Workers are
+subprocesses, as in `grading`. Small stores are processed by the same function in this process.
 """
 
 import glob
@@ -77,8 +78,8 @@ def grade_stores(
     """Grade all rollouts of several stores into one file, and return their numbers by outcome.
 
     The output file is written when all rollouts are graded. Until then the graded rollouts are in a
-    partial file beside it. Repeating an interrupted call continues from there, unless the stores or the
-    task have changed.
+    partial file beside it. Repeating an interrupted call continues from there, unless the stores or
+    the task have changed.
 
     Args:
         stores: files of rollouts.
@@ -120,7 +121,7 @@ def grade_stores(
 
 
 def _graded(partial: Path) -> tuple[Counter[str], int]:
-    """Return the counts by outcome of the complete lines of a partial file, and the byte after them."""
+    """Return the counts by outcome of a partial file's complete lines, and the byte after."""
     counts: Counter[str] = Counter()
     end = 0
     if not partial.exists():
@@ -148,11 +149,12 @@ def choose(
     at_most: int | None = None,
     workers: int | None = None,
 ) -> tuple[int, int]:
-    """Filter the graded rollouts of several stores, and write training examples of them to one file.
+    """Filter the graded rollouts of several stores, and write training examples of them to one
+    file.
 
-    The result is that of `keep_correct`, `keep_sound`, `keep_distinct` and `keep_at_most` on all rollouts
-    at once, in the same order. Only the texts and token ids of the rollouts that `keep_distinct` keeps are
-    in memory.
+    The result is that of `keep_correct`, `keep_sound`, `keep_distinct` and `keep_at_most` on all
+    rollouts at once, in the same order. Only the texts and token ids of the rollouts that
+    `keep_distinct` keeps are in memory.
 
     Args:
         stores: files of graded rollouts.
@@ -206,8 +208,8 @@ FILTERS: dict[str, Callable[[Iterable[Rollout]], list[Rollout]]] = {
 def _distinct(rollouts: Iterable[Rollout], by: DistinctBy) -> Iterator[Rollout]:
     """Apply `keep_distinct` incrementally, with only the kept rollouts in memory.
 
-    The filter is applied at the end of each run of rollouts of the same problem. Rollouts of one problem
-    may be in several stores.
+    The filter is applied at the end of each run of rollouts of the same problem. Rollouts of one
+    problem may be in several stores.
     """
     by_problem: dict[str, list[Rollout]] = {}
     for name, same in groupby(rollouts, lambda one: one.problem.id):
@@ -267,7 +269,7 @@ def _work(job: Job, workers: int | None) -> Iterator[Work]:
 
 
 def _kept(block: Block, filters: Sequence[str]) -> Done:
-    """Return the rollouts that pass the filters, without their prompts, which examples do not need."""
+    """Return the rollouts that pass the filters, without prompts (not needed in examples)."""
     kept = found = list(_rollouts(block))
     for name in filters:
         kept = FILTERS[name](kept)
@@ -343,8 +345,8 @@ class _Process:
         if reply.message is None:
             raise ChildProcessError(
                 f"A worker process that was reading {block.where.removesuffix(', line ')} "
-                f"{self._child.how_it_ended()}; its output is above. Repeat the command, with fewer "
-                "--workers if it ran out of memory."
+                f"{self._child.how_it_ended()}; its output is above. Repeat the command, with "
+                "fewer --workers if it ran out of memory."
             )
         if "error" in reply.message:
             raise ValueError(reply.message["error"])
@@ -360,7 +362,7 @@ class _Process:
 
 
 def serve() -> None:
-    """Main function of a worker process: receive a job, then process one block of lines per message."""
+    """Main function of a worker: receive a job, then process one block of lines per message."""
     messages, answer = conversation()
     job, _ = next(messages)
     with _work(job, 1) as work:

@@ -1,4 +1,4 @@
-"""Tasks: questions with gold answers, and the rules for grading. `open_task` opens a task by name."""
+"""Tasks: questions with gold answers, and rules for grading. `open_task` opens one by name."""
 
 import importlib.util
 import inspect
@@ -37,8 +37,8 @@ def open_task(name: str, /, **options: object) -> Task:
             `thought_marks`: the two texts that open and close a thought.
 
     Raises:
-        ValueError: the name or an option is unknown, a required option is missing, or a value has the
-            wrong type.
+        ValueError: the name or an option is unknown, a required option is missing, or a value has
+            the wrong type.
     """
     opened = _opener(name)
     if "thought_marks" in options:
@@ -114,8 +114,8 @@ def _opener(name: str) -> Callable[..., Task]:
             close = get_close_matches(name, TASKS, n=1)
             hint = f" Did you mean {close[0]!r}?" if close else ""
             raise ValueError(
-                f"Unknown task {name!r}.{hint} The tasks are: {', '.join(TASKS)}. For your own task, give "
-                "a file and a function, such as my_task.py:make."
+                f"Unknown task {name!r}.{hint} The tasks are: {', '.join(TASKS)}. For your own "
+                "task, give a file and a function, such as my_task.py:make."
             )
 
 
@@ -125,7 +125,8 @@ def _in_file(name: str) -> Callable[..., Task]:
     path = Path(file)
     if not path.is_file():
         raise ValueError(
-            f"Expected FILE.py:FUNCTION as the task, got {name!r}; the file {file!r} does not exist."
+            f"Expected FILE.py:FUNCTION as the task, got {name!r}; the file {file!r} does not "
+            "exist."
         )
     module_name = f"selftaught_task_{path.stem}"
     spec = importlib.util.spec_from_file_location(module_name, path.resolve())

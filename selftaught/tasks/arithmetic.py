@@ -1,14 +1,14 @@
 """Generated sums of two numbers with n digits: the task of STaR's first table.
 
-The problems have answers and no rationales. Rationales for the embedded model's pre-training and for
-worked examples are scratchpads (`scratchpad`), after Nye et al. 2021 (arXiv:2112.00114), as in Section 4.2
-of STaR:
+The problems have answers and no rationales. Rationales for the embedded model's pre-training and
+for worked examples are scratchpads (`scratchpad`), after Nye et al. 2021 (arXiv:2112.00114), as in
+Section 4.2 of STaR:
 
     29+57=b9+7+0=16;a2+5+1=08;#86
 
-Columns are named by letters from the left and processed from the right. A column has its two digits, the
-carry into it, and their sum as two digits, of which the first is the next carry. The answer follows `#`
-and ends the line. Every column has ten characters, at every length.
+Columns are named by letters from the left and processed from the right. A column has its two
+digits, the carry into it, and their sum as two digits, of which the first is the next carry. The
+answer follows `#` and ends the line. Every column has ten characters, at every length.
 
 The split of a sum depends on the sum (`split_of`), not on the seed. So the splits of all seeds are
 disjoint, and the embedded model was not trained on any sum of the validation and test splits.
@@ -40,14 +40,14 @@ def arithmetic(
 ) -> Task:
     """Sums of two numbers with the same number of digits. All counts are per number of digits.
 
-    There are only 100 sums of one digit, about 70 for training, 10 for validation and 20 for test. A
-    larger number of problems is reduced to these.
+    There are only 100 sums of one digit, about 70 for training, 10 for validation and 20 for test.
+    A larger number of problems is reduced to these.
 
     Args:
         digits: numbers of digits, such as "1-5" or "3".
         train, validation, test: number of problems of the split, per number of digits.
-        shots: number of worked examples in the prompt, per number of digits; 10 in the paper (Section
-            4.2). The embedded model writes scratchpads without worked examples.
+        shots: number of worked examples in the prompt, per number of digits; 10 in the paper
+            (Section 4.2). The embedded model writes scratchpads without worked examples.
         seed: random seed for drawing the problems.
     """
     lengths = _lengths(digits)
@@ -123,7 +123,7 @@ def split_of(a: int, b: int) -> str:
 
 
 def sums(n: int, split: str, count: int, seed: int) -> list[tuple[int, int]]:
-    """Draw `count` different sums of n digits from a split, in random order; fewer if there are fewer."""
+    """Draw up to `count` different sums of n digits from a split, in random order."""
     draw = random.Random(f"{seed} {split} {n}")
     numbers = _numbers(n)
     if n <= ENUMERATED:

@@ -21,7 +21,8 @@ LETTERED = (
 
 
 def _function_key(function: Any, *, by_name: bool) -> object:
-    """Return values that identify a function: its name and, unless `by_name`, its code and constants.
+    """Return values that identify a function: its name and, unless `by_name`, its code and
+    constants.
 
     Args:
         function: a function, or None.
@@ -56,18 +57,19 @@ class Task:
     extract: Callable[[str], str | None]
     """Returns the answer in a completion, or None. Never raises; linear time in the text."""
     equal: Callable[[str, str], Verdict]
-    """`equal(gold, answer)` compares two answers. Fast; `Verdict(None, ...)` if it cannot decide."""
+    """`equal(gold, answer)` compares two answers fast; `Verdict(None, ...)` if undecided."""
     hint: Callable[[Problem], Problem]
     """`add_hint` of STaR: returns the problem with its gold answer, but not its rationale, in the
     question."""
     prove: Callable[[str, str], bool] | None = None
-    """`prove(gold, answer)` compares two answers symbolically when `equal` cannot decide. It may be slow:
-    `grade` runs it in worker processes with a time limit, so it must be a module-level function."""
+    """`prove(gold, answer)` compares two answers symbolically when `equal` cannot decide. It may be
+    slow: `grade` runs it in worker processes with a time limit, so it must be a module-level
+    function."""
     direct: str = "The answer is {answer}."
     """Template of a completion that states an answer without a rationale. `extract` must find the
     answer in it."""
     group: Callable[[Problem], str] | None = None
-    """Returns the group of a problem, such as its number of digits, by which accuracy is reported."""
+    """Returns the group of a problem, by which accuracy is reported, such as "3 digits"."""
     max_tokens: int = 256
     """Maximum number of new tokens per completion."""
     facts: str = ""
@@ -75,7 +77,7 @@ class Task:
     thought_marks: ThoughtMarks = THINK
     """Texts that open and close a thought. Answers inside a thought are ignored."""
     instruction: str = ""
-    """Instruction for chat models on how to state the answer, in the form that `extract` expects."""
+    """Instruction for chat models to state the answer in the form that `extract` expects."""
 
     def styled(
         self,

@@ -1,7 +1,8 @@
-"""CommonsenseQA: multiple-choice questions on everyday knowledge (Talmor et al. 2019, arXiv:1811.00937).
+"""CommonsenseQA: multiple-choice questions on everyday knowledge (Talmor et al. 2019,
+arXiv:1811.00937).
 
-Read from a folder with train.jsonl and dev.jsonl, or from the Hub (`tau/commonsense_qa`). The answers of
-the test set are not public. As in the STaR paper, the development set is the test split.
+Read from a folder with train.jsonl and dev.jsonl, or from the Hub (`tau/commonsense_qa`). The
+answers of the test set are not public. As in the STaR paper, the development set is the test split.
 """
 
 from dataclasses import replace
@@ -98,8 +99,8 @@ def commonsense_qa(data_dir: str | None = None, validation: int = 500) -> Task:
         train = load("train", data_dir)
         if not 0 < validation < len(train):
             raise ValueError(
-                f"validation must be between 1 and {len(train) - 1}, one less than the number of training "
-                f"problems; got {validation}."
+                f"validation must be between 1 and {len(train) - 1}, one less than the number of "
+                f"training problems; got {validation}."
             )
         cut = len(train) - validation
         return {"train": train[:cut], "validation": train[cut:], "test": load("dev", data_dir)}
@@ -146,8 +147,8 @@ def _problem(row: Row) -> Problem:
         case _:
             raise ValueError(
                 f"{row.where}: expected CommonsenseQA's fields id, question, choices and answerKey, "
-                f"got {', '.join(map(repr, row.values))}; data_dir must contain its train.jsonl and "
-                "dev.jsonl."
+                f"got {', '.join(map(repr, row.values))}; data_dir must contain its train.jsonl "
+                "and dev.jsonl."
             )
     gold = key.lower()
     if gold not in choices:
@@ -159,7 +160,7 @@ def _problem(row: Row) -> Problem:
 
 
 def extract(completion: str) -> str | None:
-    """Return the letter of the choice in lower case: "c" for "Therefore, the answer is blotter (c)."."""
+    """Return the chosen letter in lower case: "c" for "the answer is blotter (c)."."""
     letter = choice_letter(completion)
     return letter.lower() if letter else None
 

@@ -3,10 +3,10 @@ r"""MATH: competition problems whose answers are LaTeX (Hendrycks et al. 2021, a
 Read from a folder with train.jsonl and test.jsonl, or from the Hub. The test split is the
 500-problem subset of Lightman et al. 2023 (arXiv:2305.20050), or all of MATH's test problems.
 
-math-verify parses LaTeX. The parsed expressions are compared by exact checks of this package, because
-math-verify's own comparison rounds to six digits and accepts some different lines, factorials and sets as
-equal. Sets and tuples are compared element by element, so that a missing element is found. Nothing is
-rounded: 0.33 is not 1/3, and 1.414 is not \sqrt{2}.
+math-verify parses LaTeX. The parsed expressions are compared by exact checks of this package,
+because math-verify's own comparison rounds to six digits and accepts some different lines,
+factorials and sets as equal. Sets and tuples are compared element by element, so that a missing
+element is found. Nothing is rounded: 0.33 is not 1/3, and 1.414 is not \sqrt{2}.
 """
 
 import re
@@ -114,8 +114,8 @@ def competition_math(
         train = load("train", data_dir, full_test)
         if not 0 < validation < len(train):
             raise ValueError(
-                f"validation must be between 1 and {len(train) - 1}, one less than the number of training "
-                f"problems; got {validation}."
+                f"validation must be between 1 and {len(train) - 1}, one less than the number of "
+                f"training problems; got {validation}."
             )
         cut = len(train) - validation
         test = load("test", data_dir, full_test)
@@ -153,8 +153,8 @@ def load(split: str, data_dir: str | None, full_test: bool = False) -> list[Prob
 
 
 def _problem(row: Row, id: str) -> Problem:
-    """Return the problem of a row. The gold answer is the content of the last box of the solution; the id
-    contains the level."""
+    """Return the problem of a row. The gold answer is the content of the last box of the solution;
+    the id contains the level."""
     values: dict[str, Any] = row.values
     match values:
         case {"problem": str(question), "solution": str(solution)}:
@@ -178,7 +178,7 @@ def _problem(row: Row, id: str) -> Problem:
 
 
 def level(problem: Problem) -> str:
-    """Return the difficulty of a problem: "level 1" to "level 5", or "level ?" if it is not known."""
+    """Return the difficulty of a problem, "level 1" to "level 5"; "level ?" if unknown."""
     return f"level {problem.id.rpartition('-level-')[2] or '?'}"
 
 

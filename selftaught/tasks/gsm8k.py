@@ -80,8 +80,8 @@ def gsm8k(data_dir: str | None = None, validation: int = 500) -> Task:
         train = load("train", data_dir)
         if not 0 < validation < len(train):
             raise ValueError(
-                f"validation must be between 1 and {len(train) - 1}, one less than the number of training "
-                f"problems; got {validation}."
+                f"validation must be between 1 and {len(train) - 1}, one less than the number of "
+                f"training problems; got {validation}."
             )
         cut = len(train) - validation
         return {
@@ -116,9 +116,9 @@ def load(split: str, data_dir: str | None) -> list[Problem]:
 def _problem(row: Row, id: str) -> Problem:
     """Return the problem of a row.
 
-    The gold answer is the number after "#### ", without commas. The rationale is the solution without
-    calculator annotations ("48/2 = <<48/2=24>>24" becomes "48/2 = 24") and without blank lines, which
-    would mark the end of a worked example in a prompt.
+    The gold answer is the number after "#### ", without commas. The rationale is the solution
+    without calculator annotations ("48/2 = <<48/2=24>>24" becomes "48/2 = 24") and without blank
+    lines, which would mark the end of a worked example in a prompt.
     """
     question, answer = _texts(row)
     solution, marker, gold = answer.rpartition("#### ")

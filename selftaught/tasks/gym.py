@@ -1,7 +1,7 @@
 """Tasks of the reasoning-gym library (Stojanovski et al. 2025, arXiv:2505.24760; extra `gym`).
 
-The library generates problem i with `Random(seed + i)`, so nearby seeds give nearly the same problems.
-Every split therefore has a seed far from the others, and repeated problems are removed.
+The library generates problem i with `Random(seed + i)`, so nearby seeds give nearly the same
+problems. Every split therefore has a seed far from the others, and repeated problems are removed.
 """
 
 import contextlib
@@ -38,15 +38,16 @@ SCORED = {
     "tower_of_hanoi": None,
     "word_ladder": None,
 }
-"""Tasks with several correct answers whose scorers give 1.0 to correct answers only. The value is the
-set of allowed characters, if the scorer evaluates an answer as Python. Other scorers of the library are
-not used, because several give 1.0 to wrong answers (game_of_life_halting to any answer, puzzle24 to any
-four numbers that make 24, gsm_symbolic to -20 for 20)."""
+"""Tasks with several correct answers whose scorers give 1.0 to correct answers only. The value is
+the set of allowed characters, if the scorer evaluates an answer as Python. Other scorers of the
+library are not used, because several give 1.0 to wrong answers (game_of_life_halting to any answer,
+puzzle24 to any four numbers that make 24, gsm_symbolic to -20 for 20)."""
 LONGEST_SCORED = 1_000
 """Maximum number of characters of an answer that is passed to a scorer."""
 
 HASH_ORDERED = ("isomorphic_strings", "polynomial_multiplication", "ransom_note", "word_ladder")
-"""Tasks whose problems depend on the iteration order of sets, which differs between Python processes."""
+"""Tasks whose problems depend on the iteration order of sets, which differs between Python
+processes."""
 
 
 class Generator(Protocol):
@@ -145,8 +146,8 @@ def _distinct(
         if len(entries) == wanted:
             return entries
     raise ValueError(
-        f"Expected {wanted} different problems of {name}, got {len(entries)} in {wanted * MOST_DRAWS} "
-        "draws. Use fewer problems, or a config with more variety."
+        f"Expected {wanted} different problems of {name}, got {len(entries)} in "
+        f"{wanted * MOST_DRAWS} draws. Use fewer problems, or a config with more variety."
     )
 
 
@@ -158,8 +159,8 @@ def _entries(name: str, size: int, seed: int, config: dict[str, Any]) -> Iterato
             entry = generator[index]
         if not isinstance(entry["answer"], str) or not entry["answer"].strip():
             raise ValueError(
-                f"Expected problems with a gold answer; {name} has problems that only a scorer can grade. "
-                "Choose another task."
+                f"Expected problems with a gold answer; {name} has problems that only a scorer can "
+                "grade. Choose another task."
             )
         yield entry
 
@@ -197,8 +198,8 @@ def _problem(entry: dict[str, Any], split: str, at: int) -> Problem:
 
 
 def _extraction(golds: Sequence[str]) -> Callable[[str], str | None]:
-    """Return the function that extracts answers like these gold answers: as a number, as one line, or,
-    if a gold answer has several lines (a grid, a list of moves), as all following lines."""
+    """Return the function that extracts answers like these gold answers: as a number, as one line,
+    or, if a gold answer has several lines (a grid, a list of moves), as all following lines."""
     extracted = (stated_number(f"The answer is {gold}.") or "" for gold in golds)
     if all(same_number(*pair).equal for pair in zip(golds, extracted, strict=True)):
         return stated_number
@@ -206,7 +207,7 @@ def _extraction(golds: Sequence[str]) -> Callable[[str], str | None]:
 
 
 def stated_lines(completion: str) -> str | None:
-    """Return all text after the last "The answer is", or the whole completion without that phrase."""
+    """Return the text after the last "The answer is"; without it, the whole completion."""
     return completion.rpartition("The answer is")[2].strip().removeprefix(":").strip() or None
 
 
@@ -241,9 +242,9 @@ def _scored(
 ) -> Callable[[str, str], Verdict]:
     """Return a comparison as text, and otherwise by the library's scorer.
 
-    Several problems may have the same gold answer, and the comparison does not know which problem was
-    asked. An answer is correct only if it is correct for all of them, so that no wrong answer is trained
-    on.
+    Several problems may have the same gold answer, and the comparison does not know which problem
+    was asked. An answer is correct only if it is correct for all of them, so that no wrong answer
+    is trained on.
     """
     generator = _generator(name, {"size": 1, "seed": 0, **config})
     entries: dict[str, list[dict[str, Any]]] = {}
@@ -329,7 +330,8 @@ def _terms(question: str) -> int:
 def _like(problem: Problem, shots: Sequence[Problem]) -> Sequence[Problem]:
     """Return the worked examples whose number of terms is closest to that of the problem.
 
-    With examples of both lengths, a small model adds a step to short sums and omits one of long sums.
+    With examples of both lengths, a small model adds a step to short sums and omits one of long
+    sums.
     """
     lengths = {_terms(shot.question) for shot in shots}
     nearest = min(lengths, key=lambda terms: abs(terms - _terms(problem.question)))

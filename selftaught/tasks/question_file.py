@@ -53,7 +53,7 @@ class Columns(NamedTuple):
 
 
 class Reading(NamedTuple):
-    """Extraction, comparison and form of the answers of one kind; the last four are as in `Task`."""
+    """Rules for the answers of one kind. The fields except `gold` are as in `Task`."""
 
     gold: Callable[[str], str | None]
     """Returns the gold answer in a value of the gold column, or None if it is not of this kind."""
@@ -91,8 +91,8 @@ def question_file(
         kind: kind of the answers: number, choice (a letter), latex, or text.
         template: template that makes the question from several columns, such as
             "{context}\\n{question}". The two characters \\n are a line break, {{ and }} are braces.
-        validation, test: file, or split of the Hub data set. Without it, a tenth of the questions, at
-            least 1 and at most 500, is drawn at random.
+        validation, test: file, or split of the Hub data set. Without it, a tenth of the questions,
+            at least 1 and at most 500, is drawn at random.
         config: configuration of the Hub data set, if it has several.
         split: split of the Hub data set that is used for training.
         shots: file of worked examples with the same columns and a rationale column.
@@ -142,7 +142,8 @@ def question_file(
 def read_shots(path: Path, columns: Columns, kind: Kind) -> Sequence[Problem]:
     """Read the worked examples of a file.
 
-    A rationale that does not state its answer in the form of `kind` gets "The answer is ..." at its end.
+    A rationale that does not state its answer in the form of `kind` gets "The answer is ..." at its
+    end.
 
     Args:
         path: the file.
@@ -204,8 +205,8 @@ def _problems(rows: list[Row], columns: Columns, reading: Reading, split: str) -
     """Return the problems of a table.
 
     Raises:
-        ValueError: there is no row, a column is missing, or gold answers are not of the given kind; the
-            message lists the first five.
+        ValueError: there is no row, a column is missing, or gold answers are not of the given kind;
+            the message lists the first five.
     """
     if not rows:
         raise ValueError(f"The {split} questions are empty: expected at least one row.")
@@ -254,8 +255,8 @@ def _distinct(problems: list[Problem], rows: list[Row]) -> list[Problem]:
         where, gold = by_question.setdefault(problem.question, (row.where, problem.gold))
         if gold != problem.gold:
             raise ValueError(
-                f"Expected one gold answer per question; the same question has {gold!r} at {where} and "
-                f"{problem.gold!r} at {row.where}. Keep one."
+                f"Expected one gold answer per question; the same question has {gold!r} at {where} "
+                f"and {problem.gold!r} at {row.where}. Keep one."
             )
         if where == row.where:
             kept.append(problem)
@@ -294,7 +295,8 @@ def _disjoint(
 
 
 def held_out(splits: dict[str, list[Problem]], seed: int) -> dict[str, list[Problem]]:
-    """Return all three splits. A missing one is drawn from the training problems: a tenth, 1 to 500.
+    """Return all three splits. A missing one is drawn from the training problems: a tenth, 1 to
+    500.
 
     Args:
         splits: problems by split; "train" is required.
@@ -334,8 +336,8 @@ def _pieces(template: str) -> list[tuple[str, str | None]]:
     """Return the literal texts of a template, each with the column whose value follows it.
 
     Raises:
-        ValueError: the template is invalid, names no column, or has more than a column name in braces
-            (`str.format` would allocate a gigabyte for `{a!r:>1000000000}`).
+        ValueError: the template is invalid, names no column, or has more than a column name in
+            braces (`str.format` would allocate a gigabyte for `{a!r:>1000000000}`).
     """
     expected = 'expected text with columns in braces, such as "{context}\\n{question}"'
     try:

@@ -23,8 +23,8 @@ MOST_BYTES = 2 * 2**30
 MOST_ROWS = 20_000_000
 """Maximum number of rows of a Parquet file."""
 MOST_DIGITS = 4000
-"""Maximum number of digits of an `int`; longer integers are `Decimal`, because Python's `int` rejects
-4,300 digits."""
+"""Maximum number of digits of an `int`; longer integers are `Decimal`, because Python's `int`
+rejects 4,300 digits."""
 UTF_16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 _NO_TEXT = re.compile("[\0\ud800-\udfff]")
 _SPACE = re.compile(r"[ \t\r\n]*")
@@ -47,12 +47,13 @@ def is_file(path: str) -> bool:
 def file_rows(path: Path) -> list[Row]:
     """Read the rows of a file, whose extension gives the format.
 
-    Text is UTF-8, or UTF-16 with a byte order mark. JSON numbers with a fraction or exponent are `Decimal`.
+    Text is UTF-8, or UTF-16 with a byte order mark. JSON numbers with a fraction or exponent are
+    `Decimal`.
 
     Raises:
         FileNotFoundError: the file does not exist.
-        ValueError: the extension is unknown, or the file is invalid, empty, or larger than the limits of
-            this module; the message names the line.
+        ValueError: the extension is unknown, or the file is invalid, empty, or larger than the
+            limits of this module; the message names the line.
     """
     if not path.is_file():
         raise FileNotFoundError(f"There is no file {path}; check the path.")
@@ -91,15 +92,15 @@ def _jsonl_rows(path: Path) -> list[Row]:
 def _json_rows(path: Path) -> list[Row]:
     if path.stat().st_size > MOST_BYTES:
         raise ValueError(
-            f"{path}: expected at most {MOST_BYTES / 2**30:g} GiB of JSON; convert it to .jsonl (one "
-            "object per line), which is read line by line."
+            f"{path}: expected at most {MOST_BYTES / 2**30:g} GiB of JSON; convert it to .jsonl "
+            "(one object per line), which is read line by line."
         )
     text = "".join(_text_lines(path, MOST_BYTES))
     at = _after_space(text, 0)
     if text[at : at + 1] != "[":
         raise ValueError(
-            f"{path}: expected a JSON list of objects, got {text[at : at + 20]!r}. If the file has one "
-            "object per line, rename it to .jsonl."
+            f"{path}: expected a JSON list of objects, got {text[at : at + 20]!r}. If the file has "
+            "one object per line, rename it to .jsonl."
         )
     rows: list[Row] = []
     after = _after_space(text, at + 1)
@@ -143,7 +144,7 @@ def _json_errors(where: str, text: str) -> Iterator[None]:
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Return a JSON object with unique keys; `json.loads` would silently keep the last of equal keys."""
+    """Return a JSON object with unique keys; `json.loads` would keep the last of equal keys."""
     values = dict(pairs)
     if len(values) < len(pairs):
         names = [name for name, _ in pairs]
@@ -190,7 +191,8 @@ def _csv_rows(path: Path, delimiter: str) -> list[Row]:
                 elif values and len(values) != len(header):
                     raise ValueError(
                         f"{where}: expected {len(header)} values, as in the first line, got "
-                        f"{len(values)}; put values that contain {SEPARATORS[delimiter]} in double quotes."
+                        f"{len(values)}; put values that contain {SEPARATORS[delimiter]} in double "
+                        "quotes."
                     )
                 elif values:
                     rows.append(checked(Row(where, dict(zip(header, values, strict=True)))))
@@ -218,8 +220,8 @@ def _check_header(where: str, header: list[str]) -> None:
     if found:
         raise ValueError(
             f"{where}: expected column names, got one that contains {' and '.join(found)}: "
-            f"{header[0][:60]!r}. The separators of a .csv file are commas, semicolons or tabs, those of "
-            "a .tsv file are tabs; rename or convert the file."
+            f"{header[0][:60]!r}. The separators of a .csv file are commas, semicolons or tabs, "
+            "those of a .tsv file are tabs; rename or convert the file."
         )
 
 
@@ -255,8 +257,8 @@ def _lines(path: Path, longest: int | None = None) -> Iterator[tuple[int, bytes]
     """Yield the numbered lines of a text file as UTF-8, without a byte order mark.
 
     Raises:
-        ValueError: a line is longer than `longest` bytes (default: `LONGEST_LINE`), or the file has a
-            UTF-16 byte order mark but is not UTF-16.
+        ValueError: a line is longer than `longest` bytes (default: `LONGEST_LINE`), or the file has
+            a UTF-16 byte order mark but is not UTF-16.
     """
     longest = LONGEST_LINE if longest is None else longest
     with path.open("rb") as file:
@@ -277,8 +279,8 @@ def _utf_16_lines(path: Path, longest: int) -> Iterator[tuple[int, bytes]]:
                 yield number, line.encode()
     except UnicodeError as error:
         raise ValueError(
-            f"{path}, after line {number}: expected UTF-16, because of the file's byte order mark, got "
-            f"{error}; convert the file to UTF-8."
+            f"{path}, after line {number}: expected UTF-16, because of the file's byte order mark, "
+            f"got {error}; convert the file to UTF-8."
         ) from None
 
 
@@ -304,7 +306,8 @@ def checked(row: Row) -> Row:
     """Check that the text of a row can be tokenized and stored as UTF-8, and return the row.
 
     Raises:
-        ValueError: a value contains NUL or a lone surrogate; the message names the row and the column.
+        ValueError: a value contains NUL or a lone surrogate; the message names the row and the
+            column.
     """
     for name, value in row.values.items():
         if found := _unfit(name) or _unfit(value):
@@ -394,8 +397,8 @@ def _shared_texts(column: Any) -> list[str | None]:
 
 def _too_large(path: Path, what: str) -> ValueError:
     return ValueError(
-        f"{path}: expected at most {MOST_ROWS:,} rows of {MOST_BYTES / 2**30:g} GiB in total, got {what}. "
-        "Split the file, or keep only the columns that are needed."
+        f"{path}: expected at most {MOST_ROWS:,} rows of {MOST_BYTES / 2**30:g} GiB in total, got "
+        f"{what}. Split the file, or keep only the columns that are needed."
     )
 
 
