@@ -132,11 +132,11 @@ def continuing_ids(tokenizer: Any, text: str) -> list[int]:
         before = list(tokenizer(anchor, add_special_tokens=False)["input_ids"])
         if _read(tokenizer, [*before, *alone]) == _read(tokenizer, before) + text:
             return alone
-        whole = list(tokenizer(anchor + text, add_special_tokens=False)["input_ids"])
-        if whole[: len(before)] == before and _read(tokenizer, whole) == (
+        both = list(tokenizer(anchor + text, add_special_tokens=False)["input_ids"])
+        if both[: len(before)] == before and _read(tokenizer, both) == (
             _read(tokenizer, before) + text
         ):
-            return whole[len(before) :]
+            return both[len(before) :]
     return alone
 
 
@@ -182,7 +182,10 @@ def turn_ending(
 def end_ids(tokenizer: Any) -> Collection[int]:
     """Return the ids of all special tokens: those that can end an assistant's turn."""
     added = tokenizer.added_tokens_decoder.items()
-    return {*tokenizer.all_special_ids, *(token for token, one in added if one.special)}
+    return {
+        *tokenizer.all_special_ids,
+        *(token for token, added_token in added if added_token.special),
+    }
 
 
 def silent_ids(tokenizer: Any) -> set[int]:
