@@ -132,11 +132,11 @@ def continuing_ids(tokenizer: Any, text: str) -> list[int]:
         before = list(tokenizer(anchor, add_special_tokens=False)["input_ids"])
         if _read(tokenizer, [*before, *alone]) == _read(tokenizer, before) + text:
             return alone
-        whole = list(tokenizer(anchor + text, add_special_tokens=False)["input_ids"])
-        if whole[: len(before)] == before and _read(tokenizer, whole) == (
+        both = list(tokenizer(anchor + text, add_special_tokens=False)["input_ids"])
+        if both[: len(before)] == before and _read(tokenizer, both) == (
             _read(tokenizer, before) + text
         ):
-            return whole[len(before) :]
+            return both[len(before) :]
     return alone
 
 

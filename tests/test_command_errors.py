@@ -97,7 +97,7 @@ def test_a_grading_worker_that_cannot_start_is_said_in_words(tmp_path: Path):
         (["star", *SMALL, "--training.max_grad_norm", "big"], "'max_grad_norm' of TRL's SFTConfig must be float"),
         (["train", "dpo", "--training.output_dir", "/x"], "'output_dir' cannot be given"),
         (["compare", *SMALL, "--rft.k", "x"], "'k' of the method 'rft' must be list[int]"),
-        (["compare", *SMALL, "--star.out", "x"], "leave its option 'out' out"),
+        (["compare", *SMALL, "--star.out", "x"], "Remove its option 'out'"),
         (["compare", *SMALL, "--vstar.nonsense", "x"], "'vstar' has no option 'nonsense'"),
         (["solve", "1+1", "--sampler_options.batch_size", "many"], "'batch_size' of the sampler 'transformers' must be int"),
         (["sample", *SMALL, "--limit", "-3"], "limit must be at least 1; got -3"),

@@ -306,7 +306,7 @@ def test_a_killed_worker_ends_the_stage_which_then_continues(tiny_model_dir: Pat
 
     with pytest.raises(ChildProcessError) as failed:
         launch(asked, TWO, kill)
-    assert "Repeat the command to continue from the last checkpoint" in str(failed.value)
+    assert "Repeat the command to resume from the last checkpoint" in str(failed.value)
     assert str(asked.out.parent / "model.log") in str(failed.value)
     assert "SIGKILL" in str(failed.value)  # what torchrun writes of it in the log
     assert gone(mark)

@@ -121,7 +121,7 @@ def test_the_dry_run_and_the_run_refuse_the_same(
         ("compare", ["--star.no_such", "1"], "The method 'star' has no option 'no_such'"),
         ("compare", ["--star.iterations", "many"], "'iterations' of the method 'star' must be int"),
         ("compare", ["--vstar.verifier_training.foo", "1"], "TRL's DPOConfig .*'foo'"),
-        ("compare", ["--rft.max_length", "6"], "max_length must leave room"),
+        ("compare", ["--rft.max_length", "6"], "max_length must be long enough"),
     ],
 )
 def test_what_only_one_method_has_is_checked_too(

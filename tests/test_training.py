@@ -232,7 +232,7 @@ except OSError as error:
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert "Could not write to" in done.stdout
-    assert "repeat the command to continue" in done.stdout
+    assert "repeat the command to resume" in done.stdout
     whole = train_sft(tiny_model_dir, EXAMPLES, config(tmp_path), out=tmp_path / "model")
     assert whole.steps == 6
 

@@ -326,17 +326,17 @@ def check_url(url: object) -> None:
         )
     try:
         parts = urlsplit(url)
-        secret, whole = "@" in parts.netloc, bool(parts.hostname)
+        secret, has_host = "@" in parts.netloc, bool(parts.hostname)
         _ = parts.port
     except ValueError:
-        secret, whole = "@" in url, False
+        secret, has_host = "@" in url, False
         parts = None
     if secret or (parts and (parts.query or parts.fragment)):
         raise ValueError(
             "A base URL must not contain a user, password or query, because it is stored with a "
             "run's options. Put the key into the environment variable OPENAI_API_KEY."
         )
-    if not whole or parts is None or parts.scheme not in ("http", "https"):
+    if not has_host or parts is None or parts.scheme not in ("http", "https"):
         raise ValueError(f"Expected a base URL such as http://localhost:8000/v1, got {url!r}.")
 
 

@@ -217,7 +217,11 @@ class OpenAISampler(Closing):
             path, body = self._request(ask)
             n = len(ask.part) if self._n_per_request > 1 else 1
             if n < len(ask.part):
-                return [one for at in ask.part for one in await self._completions(ask.only(at))]
+                return [
+                    completion
+                    for at in ask.part
+                    for completion in await self._completions(ask.only(at))
+                ]
             read = partial(_choices, n=n, marks=ask.params.thought_marks)
             try:
                 choices = await self._line.ask(path, body, read, ask.key)
@@ -602,15 +606,15 @@ def _choices(answer: dict[str, Any], n: int, marks: ThoughtMarks) -> list[_Choic
         The choices; an empty list if n > 1 and the server returned fewer.
     """
     choices = answer.get("choices")
-    if not isinstance(choices, list) or not all(isinstance(one, dict) for one in choices):
+    if not isinstance(choices, list) or not all(isinstance(choice, dict) for choice in choices):
         raise Wrong("choices are missing")
     if 1 < n > len(choices):
         return []
     if len(choices) != n:
         raise Wrong(f"{len(choices)} choices instead of {n}")
-    by_index = {one.get("index"): one for one in choices}
+    by_index = {choice.get("index"): choice for choice in choices}
     if sorted(map(str, by_index)) != sorted(map(str, range(n))):
-        raise Wrong("the numbers of the choices are wrong")
+        raise Wrong("the indices of the choices are wrong")
     parsed = [_choice(by_index[at], marks) for at in range(n)]
     hidden = _reasoning_tokens(answer)
     if not hidden or any(choice.reasoned or _marked(choice.text, marks) for choice in parsed):
@@ -639,7 +643,7 @@ def _with_reasoning(message: dict[str, Any], text: str, reason: str, marks: Thou
     """
     begin, end = marks
     found = (message.get(name) for name in ("reasoning_content", "reasoning"))
-    thought = next((one for one in found if isinstance(one, str) and one), None)
+    thought = next((field for field in found if isinstance(field, str) and field), None)
     if thought is None or text.lstrip().startswith(begin):
         return text
     cut = reason != "stop" and not text
@@ -668,19 +672,21 @@ def _entries(answer: dict[str, Any]) -> list[dict[str, Any]]:
     """Return the entries of a server's list of models."""
     entries = answer.get("data")
     if not isinstance(entries, list):
-        raise Wrong("a list of models was expected; does the base URL end in /v1?")
-    return [one for one in entries if isinstance(one, dict) and _is_text(one.get("id"))]
+        raise Wrong("expected a list of models; check that the base URL ends in /v1")
+    return [entry for entry in entries if isinstance(entry, dict) and _is_text(entry.get("id"))]
 
 
 def _text(value: object) -> str:
     if not isinstance(value, str):
-        raise Wrong(f"a text was expected, got {type(value).__name__}")
+        raise Wrong(f"expected a string, got {type(value).__name__}")
     return value
 
 
 def _ids(value: object) -> tuple[int, ...]:
-    if not isinstance(value, list) or not all(is_count(one) and 0 <= one < 2**31 for one in value):
-        raise Wrong("token ids were expected")
+    if not isinstance(value, list) or not all(
+        is_count(token) and 0 <= token < 2**31 for token in value
+    ):
+        raise Wrong("expected a list of token ids")
     return tuple(value)
 
 

@@ -174,7 +174,7 @@ class RaySampler(Closing):
                     progress(sum(map(len, done)))
         finally:
             with self._lock:  # after an error, the remaining chunks are not needed
-                self._queue = deque(one for one in self._queue if one not in chunks)
+                self._queue = deque(chunk for chunk in self._queue if chunk not in chunks)
         return [samples for chunk in chunks for samples in chunk.answer.result()]
 
     def check(self, prompts: Sequence[Text], params: SamplingParams, keys: Sequence[str]) -> None:
@@ -185,11 +185,13 @@ class RaySampler(Closing):
         while True:
             with self._lock:
                 self._lock.wait_for(
-                    lambda: self._error or self._closed or any(one.ready for one in self._actors)
+                    lambda: (
+                        self._error or self._closed or any(actor.ready for actor in self._actors)
+                    )
                 )
                 if self._closed or self._error:
                     raise self._error or ConnectionError("The pool of samplers is closed.")
-                actor = next(one for one in self._actors if one.ready)
+                actor = next(actor for actor in self._actors if actor.ready)
             try:
                 ray.get(actor.handle.check.remote(list(prompts), params, list(keys)))
             except RayTaskError as error:

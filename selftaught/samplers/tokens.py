@@ -154,9 +154,9 @@ def check_fitting(
         ValueError: See `fitting_tokens`.
     """
     tokenizer = load_tokenizer(model)
-    room = math.inf if context is None else context - max_tokens
+    limit = math.inf if context is None else context - max_tokens
     for key, prompt in prompts:
-        if not _surely_fits(prompt, room):
+        if not _surely_fits(prompt, limit):
             fitting_tokens(tokenizer, prompt, key, max_tokens, model, context, options=options)
 
 
@@ -171,13 +171,13 @@ def longer_than(
     )
 
 
-def _surely_fits(prompt: Text, room: float) -> bool:
-    """Return whether a text prompt is short enough to fit with any tokenizer."""
+def _surely_fits(prompt: Text, limit: float) -> bool:
+    """Return whether a text prompt has at most `limit` tokens with any tokenizer."""
     if not isinstance(prompt, str) or not prompt:
         return False
     total = len(prompt.encode("utf-8", "surrogatepass"))
     ascii_count = total if prompt.isascii() else len(prompt.encode("ascii", "ignore"))
-    return ascii_count + MOST_EXPANSION * (total - ascii_count) + MOST_ADDED <= room
+    return ascii_count + MOST_EXPANSION * (total - ascii_count) + MOST_ADDED <= limit
 
 
 def folder_fingerprint(model: str) -> str:

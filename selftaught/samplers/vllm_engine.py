@@ -213,22 +213,24 @@ class VllmSampler(Closing):
                 self._send(fresh.values())  # the engine starts while the next prompt is tokenized
             if progress is not None and done:
                 progress(len(done))
-            for answered in as_completed([one.answer for one in requests.values()]):
+            for answered in as_completed([request.answer for request in requests.values()]):
                 answered.result()
                 if progress is not None:
                     progress(1)
             drawn = {
-                at: _Drawn.of(one.answer.result(), prefixes[at[0]]) for at, one in requests.items()
+                at: _Drawn.of(request.answer.result(), prefixes[at[0]])
+                for at, request in requests.items()
             }
             onward = self._onward(drawn, requests, ended_by, keys, params)
             self._send(onward.values())
             drawn |= {
-                at: _Drawn.of(one.answer.result(), drawn[at].ids) for at, one in onward.items()
+                at: _Drawn.of(request.answer.result(), drawn[at].ids)
+                for at, request in onward.items()
             }
         finally:
             self._forget([*requests.values(), *onward.values()])
-        for (place, index), one in drawn.items():
-            done[place, index] = _completion(ended_by[place], one)
+        for (place, index), sample in drawn.items():
+            done[place, index] = _completion(ended_by[place], sample)
         return [[done[place, index] for index in indices] for place in range(len(prompts))]
 
     def _onward(
@@ -244,20 +246,20 @@ class VllmSampler(Closing):
         They continue from the sampled tokens without stop strings, which this process finds
         afterwards.
         """
-        found = {}
-        for (place, index), one in drawn.items():
-            room = params.max_tokens - len(one.ids)
-            if one.reason != "stop" or room < 1 or not ended_by[place].ignored(one.ids):
+        continuations = {}
+        for (place, index), sample in drawn.items():
+            remaining = params.max_tokens - len(sample.ids)
+            if sample.reason != "stop" or remaining < 1 or not ended_by[place].ignored(sample.ids):
                 continue
-            if one.ids[-1] in ended_by[place].eos:
+            if sample.ids[-1] in ended_by[place].eos:
                 continue
-            request, key = requests[place, index], f"{keys[place]}\0{len(one.ids)}"
+            first, key = requests[place, index], f"{keys[place]}\0{len(sample.ids)}"
             seed = draw_number(params.seed, key, index) if params.temperature else None
-            own = len(one.ids) - one.fresh
-            tokens = [*request.tokens, *one.ids[own:]]
-            options = request.options | {"stop": [], "max_tokens": room}
-            found[place, index] = _Request(next(self._numbers), tokens, options, seed)
-        return found
+            own = len(sample.ids) - sample.fresh
+            tokens = [*first.tokens, *sample.ids[own:]]
+            options = first.options | {"stop": [], "max_tokens": remaining}
+            continuations[place, index] = _Request(next(self._numbers), tokens, options, seed)
+        return continuations
 
     def check(self, prompts: Sequence[Text], params: SamplingParams, keys: Sequence[str]) -> None:
         """Check that all prompts fit the model's context; see `Sampler`."""
@@ -297,7 +299,7 @@ class VllmSampler(Closing):
         with self._lock:
             if self._closed:
                 raise self._error or ChildProcessError(f"The sampler of {self.model} is closed.")
-            self._waiting |= {one.number: one for one in fresh}
+            self._waiting |= {request.number: request for request in fresh}
             child = self._child
             ready = (
                 child.ready
@@ -307,27 +309,29 @@ class VllmSampler(Closing):
 
     def _forget(self, requests: Iterable["_Request"]) -> None:
         with self._lock:
-            for one in requests:
-                self._waiting.pop(one.number, None)
+            for request in requests:
+                self._waiting.pop(request.number, None)
 
     def _fail(self, error: Exception) -> None:
         with self._lock:
             waiting, self._waiting = self._waiting, {}
-        for one in waiting.values():
-            one.answer.set_exception(error)
+        for request in waiting.values():
+            request.answer.set_exception(error)
 
     def _read(self) -> None:
         """Deliver results to the waiting callers; restart the child once if it dies."""
         while True:
             for line in self._child.answers():
                 with self._lock:
-                    one = self._waiting.pop(line["number"], None)
-                if one is None:
+                    request = self._waiting.pop(line["number"], None)
+                if request is None:
                     continue
                 if "error" in line:
-                    one.answer.set_exception(ValueError(f"vLLM failed a request: {line['error']}"))
+                    request.answer.set_exception(
+                        ValueError(f"vLLM failed a request: {line['error']}")
+                    )
                 else:
-                    one.answer.set_result(line)
+                    request.answer.set_result(line)
             if not self._restarted():
                 return
 

@@ -155,14 +155,18 @@ def taught_ids(
     elif isinstance(completion, str) and isinstance(prompt, str):
         text = completion
     else:
-        raise ValueError("Expected prompt and completion both as text or both as messages.")
+        kinds = [type(part).__name__ for part in (prompt, completion)]
+        raise ValueError(
+            "Expected prompt and completion both as text or both as messages, got a prompt of type "
+            f"{kinds[0]} and a completion of type {kinds[1]}. Convert one of them."
+        )
     written = ids_of_text(text, sampled, tokenizer)
     if written is not None:
         return head, ended_ids(written, sampled or (), prompt, tokenizer, options), True
     if isinstance(prompt, str):
-        whole = prompt_ids(tokenizer, prompt + text)
-        if whole[: len(head)] == head:
-            return head, (*whole[len(head) :], end_token(tokenizer)), False
+        combined = prompt_ids(tokenizer, prompt + text)
+        if combined[: len(head)] == head:
+            return head, (*combined[len(head) :], end_token(tokenizer)), False
     else:
         text = _without_opening(text, prompt, tokenizer, options)
     # A token would span the end of the prompt, or the prompt is messages. The prompt's tokens stay
@@ -194,13 +198,13 @@ def _turns(
 ) -> tuple[int, ...]:
     """Return the token ids of several messages after a prompt, as the chat template writes them."""
     text = tokenizer.apply_chat_template(prompt + completion, tokenize=False, **(options or {}))
-    whole = tokenizer(text, add_special_tokens=False)["input_ids"]
-    if tuple(whole[: len(head)]) != tuple(head):
+    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+    if tuple(ids[: len(head)]) != tuple(head):
         raise ValueError(
             "The model's chat template changes the prompt when several messages follow it, so the "
             "loss cannot be limited to these messages. Put each assistant message into its own row."
         )
-    return tuple(whole[len(head) :])
+    return tuple(ids[len(head) :])
 
 
 def _without_opening(

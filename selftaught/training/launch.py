@@ -397,7 +397,7 @@ def supervise(
 
 
 def _end(process: "subprocess.Popen[bytes]") -> None:
-    """End a command and the workers below it, which read the end of their standard input."""
+    """Stop a command and its workers: close their standard input, then send SIGTERM and SIGKILL."""
     assert process.stdin is not None
     process.stdin.close()
     for number in (None, signal.SIGTERM, signal.SIGKILL):
@@ -489,7 +489,7 @@ def _report_steps(stage: Path, path: Path | None, steps: int) -> None:
 def _write_error(folder: Path, error: ValueError | ImportError | OSError) -> None:
     """Write an error for the launching process, unless another worker has written one."""
     kinds = (OSError, ImportError, ValueError)
-    kind = next(one.__name__ for one in kinds if isinstance(error, one))
+    kind = next(kind.__name__ for kind in kinds if isinstance(error, kind))
     number = error.errno if isinstance(error, OSError) else None
     words = (error.strerror or str(error)) if isinstance(error, OSError) else str(error)
     if isinstance(error, OSError) and error.filename:

@@ -82,21 +82,21 @@ def train_outcome(
     Raises:
         ValueError: Only one label occurs, or no completion fits `max_length`.
     """
-    _check_both([one.right for one in judged])
+    _check_both([completion.right for completion in judged])
     max_length: int = config.max_length  # type: ignore[attr-defined]
 
     def rows(tokenizer: "PreTrainedTokenizerBase") -> tuple[list[Row], int]:
-        made = [
+        all_rows = [
             {
                 "input_ids": [
-                    *prompt_ids(tokenizer, one.prompt, one.chat_template_kwargs),
-                    *one.ids,
+                    *prompt_ids(tokenizer, completion.prompt, completion.chat_template_kwargs),
+                    *completion.ids,
                 ],
-                "labels": [float(one.right)],
+                "labels": [float(completion.right)],
             }
-            for one in judged
+            for completion in judged
         ]
-        kept, too_long = fitting(made, max_length, "completions")
+        kept, too_long = fitting(all_rows, max_length, "completions")
         _check_both([row["labels"][0] for row in kept], f" of those that fit {max_length=} tokens")
         return kept, too_long
 

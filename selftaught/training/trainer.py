@@ -225,14 +225,14 @@ def shared_batch(size: int, batches: int, world: int) -> tuple[int, int]:
         ValueError: The global batch cannot be divided equally. The message names numbers of
             processes that work.
     """
-    whole = size * batches
-    if whole % world:
-        fitting = [str(n) for n in range(1, whole + 1) if whole % n == 0]
+    total = size * batches
+    if total % world:
+        divisors = [str(n) for n in range(1, total + 1) if total % n == 0]
         raise ValueError(
-            f"The global batch size is {whole} (per_device_train_batch_size {size} x "
+            f"The global batch size is {total} (per_device_train_batch_size {size} x "
             f"gradient_accumulation_steps {batches}), which {world} processes cannot share "
-            f"equally. Give --num-processes {_either(fitting)}, or a global batch size that is a "
-            f"multiple of {world}, such as {whole + world - whole % world}."
+            f"equally. Give --num-processes {_either(divisors)}, or a global batch size that is a "
+            f"multiple of {world}, such as {total + world - total % world}."
         )
     by = math.gcd(batches, world)
     return size // (world // by), batches // by
@@ -424,9 +424,9 @@ def _made_from(model: str | Path, made_of: Any, config: Any, peft_config: Any) -
         named = peft_config.target_modules
         targets = named if isinstance(named, str) else sorted(named or ())
         lora = [peft_config.r, peft_config.lora_alpha, targets]
-    whole = [Path(model).name, made_of, options, lora]
+    identity = [Path(model).name, made_of, options, lora]
     digest = hashlib.sha256()
-    for piece in _pieces(whole, depth=2):
+    for piece in _pieces(identity, depth=2):
         digest.update(piece.encode())
     return digest.hexdigest()[:16]
 

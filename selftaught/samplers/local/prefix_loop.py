@@ -302,7 +302,7 @@ def obstacle(model: PreTrainedModel) -> str | None:
         return "its layers share keys and values"
     for layer in layers:
         if type(layer) not in (DynamicLayer, DynamicSlidingWindowLayer):
-            return f"it has a layer that is not attention alone ({type(layer).__name__})"
+            return f"it has layers other than attention ({type(layer).__name__})"
     return None
 
 

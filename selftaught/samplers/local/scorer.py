@@ -150,19 +150,19 @@ class TransformersScorer(Closing):
         places: dict[_Candidate, list[tuple[int, int]]] = {}
         for at, (text, candidates) in enumerate(zip(texts, completions, strict=True)):
             for place, tokens in enumerate(candidates):
-                one = _Candidate(number_of[text], tuple(tokens))
-                places.setdefault(one, []).append((at, place))
+                candidate = _Candidate(number_of[text], tuple(tokens))
+                places.setdefault(candidate, []).append((at, place))
         scores: list[list[list[float]]] = [[[] for _ in candidates] for candidates in completions]
 
-        def finished(one: _Candidate, score: list[float]) -> None:
-            for at, place in places[one]:
+        def finished(candidate: _Candidate, score: list[float]) -> None:
+            for at, place in places[candidate]:
                 scores[at][place] = list(score)
             if progress is not None:
-                progress(len(places[one]))
+                progress(len(places[candidate]))
 
-        for one in [one for one in places if not one.tokens]:
-            finished(one, [])
-        self._score(rows, [one for one in places if one.tokens], finished)
+        for candidate in [candidate for candidate in places if not candidate.tokens]:
+            finished(candidate, [])
+        self._score(rows, [candidate for candidate in places if candidate.tokens], finished)
         return scores
 
     def _tokens(
@@ -264,11 +264,11 @@ def _score_shared(
         counts = {number: len(of_prompt[number]) for number in numbers}
         for part in _parts(own, counts, SORTED * batch_size):
             kept = _Kept.of(loop, prefix, {number: own[number] for number in part})
-            some = [one for number in part for one in of_prompt[number]]
-            some.sort(key=lambda one: len(one.tokens))
+            some = [candidate for number in part for candidate in of_prompt[number]]
+            some.sort(key=lambda candidate: len(candidate.tokens))
             for batch in _batches(some, batch_size, kept.longest, _together(loop.device)):
-                for one, score in zip(batch, _scores(kept, batch), strict=True):
-                    finished(one, score)
+                for candidate, score in zip(batch, _scores(kept, batch), strict=True):
+                    finished(candidate, score)
 
 
 def _together(device: torch.device) -> int:
@@ -294,29 +294,30 @@ def _batches(
 ) -> Iterator[list[_Candidate]]:
     """Split candidates, given shortest first, into batches within the limits on rows and tokens."""
     batch: list[_Candidate] = []
-    for one in candidates:
-        rows, length = len(batch) + 1, len(one.tokens)
+    for candidate in candidates:
+        rows, length = len(batch) + 1, len(candidate.tokens)
         full = rows > batch_size or rows * length > together or rows * (before + length) > STORED
         if batch and full:
             yield batch
             batch = []
-        batch.append(one)
+        batch.append(candidate)
     yield batch
 
 
 def _scores(kept: _Kept, batch: Sequence[_Candidate]) -> list[list[float]]:
     """Return the log-probabilities of candidates, given shortest first, of prompts in `kept`."""
     row_of = {number: row for row, number in enumerate(kept.own)}
-    before = [len(kept.own[one.prompt]) - 1 for one in batch]
+    before = [len(kept.own[candidate.prompt]) - 1 for candidate in batch]
     length = len(batch[-1].tokens)
     padded = [
-        (kept.own[one.prompt][-1:] + one.tokens[:-1] + (0,) * length)[:length] for one in batch
+        (kept.own[candidate.prompt][-1:] + candidate.tokens[:-1] + (0,) * length)[:length]
+        for candidate in batch
     ]
     device = kept.loop.device
     token_BT = torch.tensor(padded, device=device)
     position_BT = torch.tensor(before, device=device)[:, None] + torch.arange(length, device=device)
     slots = kept.slots.picked(
-        [row_of[one.prompt] for one in batch], max(before), max(before) + length
+        [row_of[candidate.prompt] for candidate in batch], max(before), max(before) + length
     )
     scores: list[list[float]] = [[] for _ in batch]
     width = _together(device) // len(batch)  # less than the length only for a single candidate
@@ -326,8 +327,8 @@ def _scores(kept: _Kept, batch: Sequence[_Candidate]) -> list[list[float]]:
         logits_BTV = kept.loop.forward(
             slots, kept.prefix, 0, token_BT[:, some], position_BT[:, some], stored, head=True
         )
-        for logits_TV, one, score in zip(logits_BTV, batch, scores, strict=True):
-            score += _chosen(logits_TV, one.tokens[some])
+        for logits_TV, candidate, score in zip(logits_BTV, batch, scores, strict=True):
+            score += _chosen(logits_TV, candidate.tokens[some])
     return scores
 
 
@@ -347,18 +348,18 @@ def _score_plainly(
 ) -> None:
     """Score each candidate together with its prompt, in batches of equal length."""
 
-    def lengths(one: _Candidate) -> tuple[int, int]:
-        return len(rows[one.prompt]), len(one.tokens)
+    def lengths(candidate: _Candidate) -> tuple[int, int]:
+        return len(rows[candidate.prompt]), len(candidate.tokens)
 
     for (before, length), same in groupby(sorted(candidates, key=lengths), key=lengths):
         together = list(same)
         size = max(1, min(batch_size, _together(model.device) // (before + length)))
         for start in range(0, len(together), size):
             batch = together[start : start + size]
-            texts = [rows[one.prompt] + one.tokens[:-1] for one in batch]
+            texts = [rows[candidate.prompt] + candidate.tokens[:-1] for candidate in batch]
             logits_BCV = _last_logits(model, torch.tensor(texts, device=model.device), length)
-            for logits_CV, one in zip(logits_BCV, batch, strict=True):
-                finished(one, _chosen(logits_CV, one.tokens))
+            for logits_CV, candidate in zip(logits_BCV, batch, strict=True):
+                finished(candidate, _chosen(logits_CV, candidate.tokens))
 
 
 def _last_logits(model: PreTrainedModel, token_BT: Tensor, count: int) -> Tensor:
