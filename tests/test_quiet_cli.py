@@ -154,7 +154,7 @@ def test_several_stop_strings_may_be_given(run: Path, capsys):
         (["generate", "Q", "--max_new_tokens", "999999"], "Change --max_new_tokens"),
         (["generate", "", "--max_new_tokens", "3"], "at least one token"),
         (["generate", "Q", "--temperature", "-1"], "--temperature must be at least 0"),
-        (["generate", "Q", "--stop", ""], "--stop must not be empty"),
+        (["generate", "Q", "--stop", ""], "--stop must not be an empty string"),
         (["generate", "Q", "--thoughts", "0"], "at least one thought"),
         (["evaluate", "--batch_size", "0", "--text", "TEXTS"], "--batch_size must be at least 1"),
         (["evaluate", "--length", "0", "--text", "TEXTS"], "Change --length"),

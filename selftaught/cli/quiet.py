@@ -269,11 +269,13 @@ def _train(how: TrainOptions, bar: Bar) -> None:
     texts = spans(
         texts_of(how), tokenizer, length=how.length, least=config.lookahead + 2, seed=how.seed
     )
-    apart = min(how.held_out, len(texts.texts) // 5)
-    learned = Spans(
-        texts.texts[: len(texts.texts) - apart], how.length, how.seed, skipped=texts.skipped
+    held_out = min(how.held_out, len(texts.texts) // 5)
+    train_spans = Spans(
+        texts.texts[: len(texts.texts) - held_out], how.length, how.seed, skipped=texts.skipped
     )
-    held = consecutive(Spans(texts.texts[len(texts.texts) - apart :], how.length))[:MEASURED]
+    held_out_spans = consecutive(Spans(texts.texts[len(texts.texts) - held_out :], how.length))[
+        :MEASURED
+    ]
     own = {"text", "column", "split", "subset", "limit", "length", "model", "out", "preset", "quiet", "held_out",
            "use_peft", "lora_r", "lora_alpha", "lora_target_modules", "training"}  # fmt: skip
     rate = how.learning_rate or (1e-5 if how.preset == "default" else 1e-6)
@@ -281,7 +283,9 @@ def _train(how: TrainOptions, bar: Bar) -> None:
     options |= {"learning_rate": rate} | how.training
     arguments = quiet_arguments(how.out / "checkpoints", **options)
     main = arguments.process_index == 0
-    before = measure(model, held, think_when=ThinkWhen("never")) if held and main else None
+    before = None
+    if held_out_spans and main:
+        before = measure(model, held_out_spans, think_when=ThinkWhen("never"))
     peft_model = (
         with_lora(model, r=how.lora_r, alpha=how.lora_alpha, target_modules=how.lora_target_modules)
         if how.use_peft
@@ -294,14 +298,19 @@ def _train(how: TrainOptions, bar: Bar) -> None:
         reporter.progress("training", total) as advance,
     ):
         log = train_quiet(
-            model, tokenizer, learned, arguments, out=how.out, peft_model=peft_model,
+            model, tokenizer, train_spans, arguments, out=how.out, peft_model=peft_model,
             progress=advance,
         )  # fmt: skip
     if not main:
         return
-    after = _stored(how.out / "after.json", lambda: measure(_open(str(how.out / "model"))[0], held)) if held else None  # fmt: skip
+    after = None
+    if held_out_spans:
+        trained = how.out / "model"
+        after = _stored(
+            how.out / "after.json", lambda: measure(_open(str(trained))[0], held_out_spans)
+        )
     settings = {"model": how.model, "text": how.text, **asdict(config), "learning_rate": arguments.learning_rate,
-                "spans": len(learned), "texts skipped": texts.skipped}  # fmt: skip
+                "spans": len(train_spans), "texts skipped": texts.skipped}  # fmt: skip
     _remember(how, how.out / "config.yaml")
     page = training_page(how.out, log, settings, before, after)
     _print_training_summary(how, log, before, after, page, texts.skipped)

@@ -101,7 +101,8 @@ def paused(style: PromptStyle, count: int, filler: str = PAUSE) -> PromptStyle:
     """
     if style.as_messages:
         raise ValueError(
-            "Pause tokens need a prompt that is text, got chat messages. Use --prompt few_shot or bare."
+            "Pause tokens need a prompt that is text, got chat messages. Use --prompt "
+            "few_shot or bare."
         )
     return replace(
         style, name=f"{style.name}, {count} x {filler}", question=style.question + filler * count

@@ -116,7 +116,7 @@ class Chunks(torch.autograd.Function):
         seen = Prefix(prefix.ids_BT, hidden, keys, values, prefix.position_BT, prefix.real_BT)
         inputs = [hidden, without, *keys, *values, *parameters]
         sums: list[Tensor | None] = [None] * len(inputs)
-        ours = [False] * len(inputs)
+        is_sum = [False] * len(inputs)
         total = without_BT.new_zeros(())
         for chunk in chunks:
             with torch.enable_grad():
@@ -130,8 +130,8 @@ class Chunks(torch.autograd.Function):
                 if old is None or new is None:
                     sums[at] = old if new is None else new
                 else:
-                    sums[at] = torch.add(old, new, out=old if ours[at] else None)
-                    ours[at] = True
+                    sums[at] = torch.add(old, new, out=old if is_sum[at] else None)
+                    is_sum[at] = True
             del loss, got, old, new  # otherwise they stay in memory during the next chunk
         layers = len(keys)
         gradients.key_BKTD = sums[2 : 2 + layers]

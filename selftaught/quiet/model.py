@@ -256,29 +256,33 @@ class QuietLM(nn.Module):
             if self.quiet_config.drop_zero_losses:
                 text = (without_BT != 0).sum().clamp(min=1)
                 targets = replace(targets, counts=replace(targets.counts, text=text))
-            where = self._positions(prefix, targets, draw)
-            thought_BNJS, surprise = self._think(prefix, where.position_BJ, draw, thoughts)
+            chosen = self._positions(prefix, targets, draw)
+            thought_BNJS, neg_log_prob = self._think(prefix, chosen.position_BJ, draw, thoughts)
             parts: list[_Learned] = []
 
             def learn(chunk: slice, prefix: Prefix, without_BT: Tensor) -> Tensor:
-                here, thought = where.part(chunk), thought_BNJS[:, :, chunk]
-                states = talk(self.base, prefix, here.position_BJ, thought, self.quiet_config.lookahead, self.marks)  # fmt: skip
-                learned = self._learn(here, prefix, without_BT, thought, *states, targets)
+                part, thought = chosen.part(chunk), thought_BNJS[:, :, chunk]
+                states = talk(self.base, prefix, part.position_BJ, thought, self.quiet_config.lookahead, self.marks)  # fmt: skip
+                learned = self._learn(part, prefix, without_BT, thought, *states, targets)
                 # Detached, so that the autograd graph of this chunk can be freed.
                 parts.append(replace(learned, loss=learned.loss.detach()))
                 return learned.loss
 
-            chunks = self._chunks(len(input_ids), where.position_BJ.shape[1])
+            chunks = self._chunks(len(input_ids), chosen.position_BJ.shape[1])
             if self.quiet_config.drop_zero_losses:
                 counted = self._nonzero_losses(
-                    prefix, without_BT, where, chunks, thought_BNJS, targets
+                    prefix, without_BT, chosen, chunks, thought_BNJS, targets
                 )
                 targets = replace(targets, counts=replace(targets.counts, lookahead_K=counted))
             loss = in_chunks(learn, chunks, prefix, without_BT, gradients, list(self.parameters()))
         nll_without = -(without_BT * self._counted(without_BT)).sum() / targets.counts.text
         loss = loss + self.quiet_config.base_nll_weight * nll_without
         out = _output(loss, nll_without, without_BT, parts)
-        out.position_BJ, out.thought_BNJS, out.entropy = where.position_BJ, thought_BNJS, surprise
+        out.position_BJ, out.thought_BNJS, out.entropy = (
+            chosen.position_BJ,
+            thought_BNJS,
+            neg_log_prob,
+        )
         return out
 
     def check_length(self, ids_BT: Tensor, mask_BT: Tensor | None = None, more: int = 0) -> None:
@@ -299,8 +303,8 @@ class QuietLM(nn.Module):
         if limit is not None and needed > limit:
             raise ValueError(
                 f"A text of {longest} tokens, with a thought of {self.tokens_beside} (start and "
-                f"end included) and {more} more, is {needed} tokens; {type(self.base).__name__} takes "
-                f"{limit}. Use a shorter text, shorter thoughts or fewer new tokens."
+                f"end included) and {more} more, is {needed} tokens; "
+                f"{type(self.base).__name__} takes {limit}. Use a shorter text, shorter thoughts or fewer new tokens."
             )
 
     def _counted(self, log_prob: Tensor) -> Tensor | float:
@@ -315,7 +319,7 @@ class QuietLM(nn.Module):
         self,
         prefix: Prefix,
         without_BT: Tensor,
-        where: "_Where",
+        chosen: "_Positions",
         chunks: Sequence[slice],
         thought_BNJS: Tensor,
         targets: Targets,
@@ -326,12 +330,12 @@ class QuietLM(nn.Module):
             self.quiet_config.lookahead, dtype=without_BT.dtype, device=without_BT.device
         )
         for chunk in chunks:
-            here, thought = where.part(chunk), thought_BNJS[:, :, chunk]
-            states = talk(self.base, prefix, here.position_BJ, thought, self.quiet_config.lookahead, self.marks)  # fmt: skip
-            learned = self._learn(here, prefix, without_BT, thought, *states, targets)
-            known_BJK = at_positions(targets.lookahead_BTK, here.position_BJ) != IGNORED
+            part, thought = chosen.part(chunk), thought_BNJS[:, :, chunk]
+            states = talk(self.base, prefix, part.position_BJ, thought, self.quiet_config.lookahead, self.marks)  # fmt: skip
+            learned = self._learn(part, prefix, without_BT, thought, *states, targets)
+            known_BJK = at_positions(targets.lookahead_BTK, part.position_BJ) != IGNORED
             counts_BNJK = (learned.log_prob_BNJK != 0) & known_BJK[:, None]
-            total += (counts_BNJK * here.factor_BJ[:, None, :, None]).sum((0, 1, 2))
+            total += (counts_BNJK * part.factor_BJ[:, None, :, None]).sum((0, 1, 2))
         return total.clamp(min=1)
 
     def mixed_logits(self, without_BD: Tensor, with_BND: Tensor) -> Tensor:
@@ -361,7 +365,7 @@ class QuietLM(nn.Module):
         """Generate text with a thought before every token; see `generation.generate`."""
         return generate(self, input_ids, attention_mask, **options)
 
-    def _positions(self, prefix: Prefix, targets: Targets, draw: torch.Generator) -> "_Where":
+    def _positions(self, prefix: Prefix, targets: Targets, draw: torch.Generator) -> "_Positions":
         """Return the positions that think. The last token is not one, because nothing follows
         it."""
         config, device = self.quiet_config, prefix.ids_BT.device
@@ -370,7 +374,7 @@ class QuietLM(nn.Module):
         uniform_B = torch.rand(len(prefix.ids_BT), generator=draw).to(device)
         if config.positions == "all" or count == positions:
             position_1J = torch.arange(positions, device=device)[None]
-            return _Where(position_1J, torch.ones(1, positions, device=device))
+            return _Positions(position_1J, torch.ones(1, positions, device=device))
         weight_BT = (targets.lookahead_BTK != IGNORED).any(-1)[:, :-1].float()
         if config.positions == "entropy":
             hidden_BTD = prefix.hidden_BTD.detach()[:, :-1]
@@ -378,7 +382,7 @@ class QuietLM(nn.Module):
             # A tenth of the mean is added, so that every position has a positive probability.
             mean_B1 = (entropy_BT * weight_BT).sum(1, True) / weight_BT.sum(1, True).clamp(min=1)
             weight_BT = weight_BT * (entropy_BT + 0.1 * mean_B1 + 1e-6)
-        return _Where(*choose(weight_BT, count, uniform_B))
+        return _Positions(*choose(weight_BT, count, uniform_B))
 
     def _think(
         self, prefix: Prefix, position_BJ: Tensor, draw: torch.Generator, given: Tensor | None
@@ -396,16 +400,16 @@ class QuietLM(nn.Module):
         length = prefix.ids_BT.shape[1]
         shape = (texts, length, config.thoughts, config.thought_tokens)
         uniform_BTNS = torch.rand(shape, generator=draw).to(position_BJ.device)
-        head, thoughts, surprises = language_head(self.base), [], []
+        head, thoughts, neg_log_probs = language_head(self.base), [], []
         # Without gradients, only keys, values and logits of the current token are in memory.
         wide = SAMPLED_AT_ONCE * self._chunk(texts)
         for position_BC in position_BJ.split(wide, 1):
             uniform_BNCS = at_positions(uniform_BTNS, position_BC).transpose(1, 2)
-            thought, surprise, _ = think(self.base, head, prefix, position_BC, uniform_BNCS, self.marks, config.temperature)  # fmt: skip
+            thought, neg_log_prob, _ = think(self.base, head, prefix, position_BC, uniform_BNCS, self.marks, config.temperature)  # fmt: skip
             thoughts.append(thought)
-            surprises.append(surprise)
-        surprise = torch.cat(surprises, 2).mean() if config.thought_tokens else None
-        return torch.cat(thoughts, 2), surprise
+            neg_log_probs.append(neg_log_prob)
+        neg_log_prob = torch.cat(neg_log_probs, 2).mean() if config.thought_tokens else None
+        return torch.cat(thoughts, 2), neg_log_prob
 
     def _chunk(self, texts: int) -> int:
         """Return the number of positions per chunk."""
@@ -463,7 +467,7 @@ class QuietLM(nn.Module):
 
     def _learn(
         self,
-        where: "_Where",
+        chosen: "_Positions",
         prefix: Prefix,
         without_BT: Tensor,
         thought_BNJS: Tensor,
@@ -475,8 +479,8 @@ class QuietLM(nn.Module):
         config, head, counts = self.quiet_config, language_head(self.base), targets.counts
         last = prefix.ids_BT.shape[1] - 1
         ahead_K = torch.arange(config.lookahead, device=without_BT.device)
-        ahead_BJK = (where.position_BJ[..., None] + ahead_K).clamp(max=last)
-        target_BJK = at_positions(targets.lookahead_BTK, where.position_BJ)
+        ahead_BJK = (chosen.position_BJ[..., None] + ahead_K).clamp(max=last)
+        target_BJK = at_positions(targets.lookahead_BTK, chosen.position_BJ)
         known_BJK = target_BJK != IGNORED
         without_BJK = at_positions(without_BT, ahead_BJK) * known_BJK
         with_BNJKD = talking_RKD.view(*thought_BNJS.shape[:3], *talking_RKD.shape[1:])
@@ -485,12 +489,12 @@ class QuietLM(nn.Module):
             head, self.mixing, config.mix, hidden_BJKD, without_BJK, with_BNJKD, target_BJK
         )
         log_prob_BNJK = log_prob_BNJK * known_BJK[:, None]
-        factor_BNJ = where.factor_BJ[:, None].to(log_prob_BNJK.dtype)
+        factor_BNJ = chosen.factor_BJ[:, None].to(log_prob_BNJK.dtype)
         share_BNJK = factor_BNJ[..., None] * known_BJK[:, None] * self._counted(log_prob_BNJK)
         nll_K = -(log_prob_BNJK * share_BNJK).sum((0, 1, 2)) / counts.lookahead_K
         loss = config.nll_weight * nll_K.mean()
         gained = rewards(config.baseline, without_BJK, log_prob_BNJK)
-        factor_BNJ = factor_BNJ * at_positions(targets.reinforced_BT, where.position_BJ)[:, None]
+        factor_BNJ = factor_BNJ * at_positions(targets.reinforced_BT, chosen.position_BJ)[:, None]
         coefficient_R = (gained.advantage_BNJ * factor_BNJ).flatten()
         # Thoughts with advantage 0 do not contribute. Skipping them saves time: the head takes a
         # third of the computation.
@@ -508,7 +512,7 @@ class QuietLM(nn.Module):
             gain_BJ = (log_prob_BNJK - without_BJK[:, None]).detach()[..., 0].mean(1)
             expected_BJ = self.gate(hidden_BJKD[:, :, 0].detach())
             error_BJ = (expected_BJ - gain_BJ) ** 2 * known_BJK[..., 0]
-            loss = loss + config.gate_weight * (error_BJ * where.factor_BJ).sum() / counts.text
+            loss = loss + config.gate_weight * (error_BJ * chosen.factor_BJ).sum() / counts.text
         weight_BNJK = weight_BNJK.detach()
         return _Learned(
             loss,
@@ -523,7 +527,7 @@ class QuietLM(nn.Module):
 
 
 @dataclass(frozen=True)
-class _Where:
+class _Positions:
     """Positions that think, and their weights in the loss."""
 
     position_BJ: Tensor
@@ -531,8 +535,8 @@ class _Where:
     factor_BJ: Tensor
     """Inverse sampling probabilities."""
 
-    def part(self, chunk: slice) -> "_Where":
-        return _Where(self.position_BJ[:, chunk], self.factor_BJ[:, chunk])
+    def part(self, chunk: slice) -> "_Positions":
+        return _Positions(self.position_BJ[:, chunk], self.factor_BJ[:, chunk])
 
 
 @dataclass(frozen=True)

@@ -238,10 +238,12 @@ def _difference(base: PreTrainedModel, marks: SpecialTokens, *, gradients: bool)
     finally:
         for one, required in before:
             one.requires_grad_(required)
-    apart = max(_apart(ours.text_TV, own.text_TV), _apart(ours.after_RKV, own.after_RKV))
-    if not apart <= AGREEMENT.get(own.text_TV.dtype, 0.5):
+    difference = max(
+        _max_difference(ours.text_TV, own.text_TV), _max_difference(ours.after_RKV, own.after_RKV)
+    )
+    if not difference <= AGREEMENT.get(own.text_TV.dtype, 0.5):
         return (
-            f"its logits after a thought would be off by {apart:.2g} standard deviations, "
+            f"its logits after a thought would be off by {difference:.2g} standard deviations, "
             f"first in {_first_layer(base, example, ours, own)}"
         )
     if wrong := _wrong_gradient(ours.gradients, own.gradients):
@@ -381,7 +383,7 @@ def _recorded(base: PreTrainedModel) -> Iterator[Recorded]:
             handle.remove()
 
 
-def _apart(ours: Tensor, own: Tensor) -> float:
+def _max_difference(ours: Tensor, own: Tensor) -> float:
     """Return the largest difference, in standard deviations of `own`."""
     return float((ours - own).float().abs().max() / own.float().std())
 
@@ -392,8 +394,8 @@ def _first_layer(base: PreTrainedModel, example: _Example, ours: _Found, own: _F
     for number, (mine, theirs) in enumerate(zip(ours.states, own.states, strict=True)):
         if len(mine) != 2 or len(theirs) != 1 or mine[1].ndim != 3 or len(theirs[0]) != len(rows):
             return layer_name(base, number)
-        text = _apart(mine[0][0], theirs[0][0, :TEXT])
-        after = _apart(mine[1][:, -LOOKAHEAD:], _lookahead(theirs[0], rows))
+        text = _max_difference(mine[0][0], theirs[0][0, :TEXT])
+        after = _max_difference(mine[1][:, -LOOKAHEAD:], _lookahead(theirs[0], rows))
         if not (text <= limit and after <= limit):
             return layer_name(base, number)
     head = type(output_matrix(base)).__name__

@@ -129,8 +129,8 @@ def _hub(source: str, subset: str | None, split: str) -> Iterable[Any]:
         return load_dataset(source, subset, split=split, streaming=True)
     except Exception as error:  # the library raises many kinds, none of its own
         raise ValueError(
-            f"Expected a file, a folder or a dataset on the Hugging Face Hub, got {source!r}: there "
-            f"is no such file, and no dataset of this name could be opened ({error})."
+            f"Expected a file, a folder or a dataset on the Hugging Face Hub, got {source!r}: "
+            f"there is no such file, and no dataset of this name could be opened ({error})."
         ) from None
 
 

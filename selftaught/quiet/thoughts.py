@@ -253,16 +253,16 @@ def think(
     thinking = _thinking(prefix, position_BJ, thoughts, keep=True)
     ids_R = torch.full((len(uniform_RS),), marks.start, device=prefix.ids_BT.device)
     thought_RS = torch.empty_like(uniform_RS, dtype=torch.long)
-    surprise_RS = torch.empty_like(uniform_RS)
+    neg_log_prob_RS = torch.empty_like(uniform_RS)
     for step in range(length):
         position_R1 = _row_position(prefix, position_BJ, thoughts, step, 1)
         hidden_R1D = _run(base, _embedded(base, ids_R[:, None], marks), position_R1, thinking)
         thinking.next(1)
         logits_RV = head(hidden_R1D[:, 0]).float()
         logits_RV[:, list(marks.never)] = -torch.inf
-        ids_R, surprise_RS[:, step] = draw(logits_RV, uniform_RS[:, step], temperature)
+        ids_R, neg_log_prob_RS[:, step] = draw(logits_RV, uniform_RS[:, step], temperature)
         thought_RS[:, step] = ids_R
-    return thought_RS.view_as(uniform_BNJS), surprise_RS.view_as(uniform_BNJS), thinking
+    return thought_RS.view_as(uniform_BNJS), neg_log_prob_RS.view_as(uniform_BNJS), thinking
 
 
 @torch.no_grad()

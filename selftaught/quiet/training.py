@@ -71,7 +71,7 @@ def quiet_arguments(output_dir: Path, /, **options: Any) -> TrainingArguments:
             "The range of fp16 is too small for the gradients of REINFORCE at the published "
             "weight; use bf16."
         )
-    ours = PAPER | {
+    defaults = PAPER | {
         "report_to": "none",
         "remove_unused_columns": False,
         "logging_nan_inf_filter": False,
@@ -82,7 +82,7 @@ def quiet_arguments(output_dir: Path, /, **options: Any) -> TrainingArguments:
         "ddp_find_unused_parameters": False,
     }
     try:
-        arguments = TrainingArguments(output_dir=str(output_dir), **(ours | options))
+        arguments = TrainingArguments(output_dir=str(output_dir), **(defaults | options))
     except TypeError as error:
         raise ValueError(
             f"transformers' TrainingArguments refused the training options: {error}. Its fields "
@@ -207,14 +207,14 @@ class _Trainer(Trainer):
         rate."""
         optimizer = super().create_optimizer(model)
         quiet: Any = self.accelerator.unwrap_model(self.model)
-        faster = quiet.quiet_config.head_rate
+        rate = quiet.quiet_config.head_rate
         parts = (quiet.mixing, quiet.gate)
         heads = {id(one) for part in parts if part is not None for one in part.parameters()}
         for group in list(optimizer.param_groups):
             own = [one for one in group["params"] if id(one) in heads]
-            if own and faster != 1:
+            if own and rate != 1:
                 group["params"] = [one for one in group["params"] if id(one) not in heads]
-                optimizer.add_param_group({**group, "params": own, "lr": faster * group["lr"]})
+                optimizer.add_param_group({**group, "params": own, "lr": rate * group["lr"]})
         return optimizer
 
     def compute_loss(
@@ -232,8 +232,8 @@ class _Trainer(Trainer):
         texts = inputs.pop("text")
         step = self.state.global_step
         self._micro = (step, self._micro[1] + 1 if self._micro[0] == step else 0)
-        place = f"{self.args.seed} {step} {self._micro[1]} {self.args.process_index}"
-        out: QuietOutput = model(**inputs, seed=random.Random(place).getrandbits(60))
+        seed = f"{self.args.seed} {step} {self._micro[1]} {self.args.process_index}"
+        out: QuietOutput = model(**inputs, seed=random.Random(seed).getrandbits(60))
         assert out.loss is not None
         if not bool(torch.isfinite(out.loss)):
             kept = _last_whole(Path(str(self.args.output_dir)))
@@ -322,7 +322,8 @@ class _Epochs(TrainerCallback):
 def _gains(out: QuietOutput, inputs: dict[str, Any]) -> Tensor:
     """Return log-probability and gain of every token before which the model thinks: `[2, X]`.
 
-    Both are in nats. The log-probability is that without thoughts. The gain is the mean over thoughts.
+    Both are in nats. The log-probability is that without thoughts. The gain is the mean over
+    thoughts.
     """
     assert out.log_prob_without_BT is not None and out.log_prob_with_BNJK is not None
     assert out.position_BJ is not None

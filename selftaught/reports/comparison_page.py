@@ -81,8 +81,8 @@ def budget_notes(rows: Sequence[Row]) -> str:
     return (
         "The budgets are not equal: "
         + " ".join(notes)
-        + " The numbers of samples are integers and "
-        "are planned from a small pilot. A larger --budget or more problems reduces the differences."
+        + " The numbers of samples are integers and are "
+        "planned from a small pilot. A larger --budget or more problems reduces the differences."
     )
 
 

@@ -84,14 +84,14 @@ def method_report(out: Path, method: str, lead: str, sections: Sequence[Section]
     """
     title = out.resolve().name
     summary = read_json(out / "summary.json")
-    drawn = [_drawn(section, number) for number, section in enumerate(sections)]
+    values = [_section_values(section, number) for number, section in enumerate(sections)]
     config = out / "config.yaml"
     page = rendered(
         "method.html.j2",
         title=title,
         method=method,
         lead=lead,
-        sections=drawn,
+        sections=values,
         running=summary is None,
         seconds=_seconds(out),
         config=config.read_text(encoding="utf-8") if config.is_file() else "",
@@ -102,7 +102,7 @@ def method_report(out: Path, method: str, lead: str, sections: Sequence[Section]
     return out / "report.html"
 
 
-def _drawn(section: Section, number: int) -> dict[str, Any]:
+def _section_values(section: Section, number: int) -> dict[str, Any]:
     """Return the values of a section for the template, with figures as SVG."""
     plots = []
     for index, figure in enumerate(section.figures):

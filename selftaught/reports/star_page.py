@@ -332,25 +332,25 @@ def _evenly(groups: Sequence[Sequence[T]], limit: int) -> list[T]:
 
 def _run_plots(run: Run) -> dict[str, Any]:
     """Return the plots of the page of a run. None: no data yet."""
-    drawn: dict[str, Any] = dict.fromkeys(("accuracy_plot", "group_plot", "loss_plot", "rate_plot"))
+    plots: dict[str, Any] = dict.fromkeys(("accuracy_plot", "group_plot", "loss_plot", "rate_plot"))
     groups = list(dict.fromkeys(name for each in run.validations for name in each.groups))
     if run.rows:
         every = _line(run, lambda evaluation: evaluation.group_mean)
-        drawn["accuracy_plot"] = Markup(
+        plots["accuracy_plot"] = Markup(
             accuracy_plot("accuracy", "Validation accuracy by iteration", [every])
         )
     if groups:
         lines = [
             _line(run, lambda evaluation, g=group: evaluation.groups.get(g)) for group in groups
         ]
-        drawn["group_plot"] = Markup(
+        plots["group_plot"] = Markup(
             accuracy_plot("groups", "Validation accuracy by iteration, one line per group", lines)
         )
     if loss := _curve(run.rows, "loss"):
-        drawn["loss_plot"] = Markup(curve_plot("loss", "Training loss by step", loss))
+        plots["loss_plot"] = Markup(curve_plot("loss", "Training loss by step", loss))
     if rate := _curve(run.rows, "learning_rate"):
-        drawn["rate_plot"] = Markup(curve_plot("rate", "Learning rate by step", rate))
-    return drawn | {"groups": groups}
+        plots["rate_plot"] = Markup(curve_plot("rate", "Learning rate by step", rate))
+    return plots | {"groups": groups}
 
 
 def _line(run: Run, pick: Callable[[Evaluation], Tally | Evaluation | None]) -> Line:

@@ -40,10 +40,10 @@ def report(out: Path) -> Path:
         for row in sorted(rows, key=lambda row: (row["size"], list(NAMES).index(row["method"])))
     ]  # fmt: skip
     words = (
-        "All methods use the same samples of the same SFT model. \u201cSFT needs\u201d is the factor "
-        "by which SFT needs more training problems for the same test error, interpolated on its "
-        "curve. Its 95% interval is a bootstrap over test problems. \u201cBeyond\u201d: SFT did not "
-        "reach this error at any measured size."
+        "All methods use the same samples of the same SFT model. \u201cSFT needs\u201d is the "
+        "factor by which SFT needs more training problems for the same test error, interpolated on "
+        "its curve. Its 95% interval is a bootstrap over test problems. \u201cBeyond\u201d: SFT did "
+        "not reach this error at any measured size."
     )
     link = ("Values of the steps, and first pits", "steps.html") if (out / "steps.html").exists() else None  # fmt: skip
     section = Section(
