@@ -5,8 +5,9 @@ forbids scripts and network access. Only the plots, which contain no model text,
 """
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -24,6 +25,7 @@ from selftaught.reports.pages import (
     rendered,
     table_cell,
 )
+from selftaught.reports.paired import Paired, outcomes, paired
 from selftaught.reports.plots import (
     Curve,
     Line,
@@ -32,6 +34,7 @@ from selftaught.reports.plots import (
 )
 from selftaught.reports.tables import accuracy_lines, markdown_table
 from selftaught.runs.folder import read_json, read_rows
+from selftaught.tasks import open_task
 
 T = TypeVar("T")
 
@@ -150,7 +153,7 @@ def report(run: Path) -> Path:
     kinds = rollout_kinds(run)
     page = rendered(
         "run.html.j2", title=contents.name, run=contents, kinds=kinds, headline=headline,
-        funnel_line=funnel_line, **_run_plots(contents),
+        funnel_line=funnel_line, changes=changes(run, contents.iterations), **_run_plots(contents),
     )  # fmt: skip
     write_atomically(run / "report.md", _run_markdown(contents))
     write_atomically(run / "report.html", page)
@@ -178,19 +181,65 @@ def compare_runs(runs: Sequence[Path], out: Path) -> Path:
         accuracy_plot("runs", "Validation accuracy by iteration, one line per run", lines)
     )
     pairs = [run.base_and_best for run in contents]
+    means = [(pair[0].group_mean, pair[1].group_mean) if pair else None for pair in pairs]
     groups = list(dict.fromkeys(group for pair in pairs if pair for group in pair[1].groups))
+    first, *others = contents
+    against = [(run.name, best_difference(first, run)) for run in others]
     differing = _differences([yaml.safe_load(run.config) or {} for run in contents])
     page = rendered(
         "compare.html.j2",
         title=f"Comparison of {len(contents)} runs",
         runs=contents,
         pairs=pairs,
+        means=means,
+        against=against,
         groups=groups,
         differing=differing,
         plot=plot,
     )
     write_atomically(out, page)
     return out
+
+
+def changes(run: Path, iterations: Sequence[int]) -> list[tuple[int, Paired]]:
+    """Return what every iteration gained and lost on the validation problems against the one before.
+
+    Iterations without graded completions are left out.
+    """
+    found = []
+    for before, after in pairwise(iterations):
+        first, second = (
+            outcomes(run / f"iteration-{at}" / "validation.graded.jsonl") for at in (before, after)
+        )
+        if (difference := paired(first, second)) is not None:
+            found.append((after, difference))
+    return found
+
+
+def best_difference(first: Run, second: Run) -> Paired | None:
+    """Return the paired difference of the best models of two runs, on the test problems they share.
+
+    The metric is that of the console and of the run's page: the mean over groups, where the task has any.
+    None where one of the runs has not ended, or they share no problem.
+    """
+    found = []
+    for run in (first, second):
+        name = f"test-iteration-{run.best}" if run.best else "test-base"
+        found.append(outcomes(run.folder / f"{name}.graded.jsonl"))
+    return paired(found[0], found[1], _groups(first, found[0]))
+
+
+def _groups(run: Run, names: Iterable[str]) -> dict[str, str]:
+    """The group of every problem of a run's test file; empty where the task has no groups."""
+    config = yaml.safe_load(run.config) or {}
+    if run.base_and_best is None or not run.base_and_best[1].groups or "task" not in config:
+        return {}
+    task = open_task(config["task"], **config.get("task_options", {}))
+    group = task.group
+    if group is None:
+        return {}
+    wanted = set(names)
+    return {one.id: group(one) for one in task.problems("test") if one.id in wanted}
 
 
 def _differences(configs: Sequence[Mapping[str, Any]]) -> dict[str, list[str]]:
