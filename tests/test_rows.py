@@ -63,7 +63,9 @@ def test_a_separator_that_does_not_fit_is_named(tmp_path):
         tmp_path / "q.tsv", "question,answer\na,1\n", "line 1: .*contains commas: 'question,answer'"
     )
     refused(
-        tmp_path / "q.csv", "question;answer\na;1;2\n", "line 2: .*contain semicolons in double quotes"
+        tmp_path / "q.csv",
+        "question;answer\na;1;2\n",
+        "line 2: .*contain semicolons in double quotes",
     )
 
 
