@@ -282,7 +282,7 @@ def test_broken_json_and_parquet_are_named(tmp_path):
     (tmp_path / "q.json").write_text("{", encoding="utf-8")
     refused(tmp_path / "q.json", r"q\.json: expected a JSON list of objects, got")
     (tmp_path / "q.json").write_text('{"question": "a"}', encoding="utf-8")
-    refused(tmp_path / "q.json", r"one object per line name the file \.jsonl")
+    refused(tmp_path / "q.json", r"one object per line, rename it to \.jsonl")
     pytest.importorskip("pyarrow")
     (tmp_path / "q.parquet").write_text("no", encoding="utf-8")
     refused(tmp_path / "q.parquet", r"q\.parquet: expected a Parquet file")

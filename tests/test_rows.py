@@ -63,7 +63,9 @@ def test_a_separator_that_does_not_fit_is_named(tmp_path):
         tmp_path / "q.tsv", "question,answer\na,1\n", "line 1: .*contains commas: 'question,answer'"
     )
     refused(
-        tmp_path / "q.csv", "question;answer\na;1;2\n", "line 2: .*hold semicolons in double quotes"
+        tmp_path / "q.csv",
+        "question;answer\na;1;2\n",
+        "line 2: .*contain semicolons in double quotes",
     )
 
 
@@ -160,7 +162,7 @@ def test_a_surrogate_pair_is_a_character(tmp_path):
         ('[{"a": 1} {"a": 2}]', "row 1: expected a comma or ]"),
         ('[{"a": 1},]', "row 2: expected a JSON list of objects"),
         ('[{"a": 1}', "row 1: expected a comma or ]"),
-        ('{"a": 1}\n{"a": 2}', "name the file .jsonl"),
+        ('{"a": 1}\n{"a": 2}', "rename it to .jsonl"),
     ],
 )
 def test_a_json_list_that_is_none_is_refused(tmp_path, content, message):

@@ -32,7 +32,7 @@ class DryRun:
 
 
 def add_arguments(command: str, parser: ArgumentParser, given: Sequence[str]) -> Sequence[type]:
-    """Add the options of a method and return the dataclasses that hold them.
+    """Add the options of a method and return their dataclasses.
 
     Without --model or --config the defaults are those of the model in this package.
     """

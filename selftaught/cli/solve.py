@@ -58,7 +58,7 @@ class SolveOptions(SamplingOptions, PromptOptions, ModelOptions):
 
 
 def add_arguments(command: str, parser: ArgumentParser, given: Sequence[str]) -> Sequence[type]:
-    """Add the arguments of the command and return the dataclass that holds its options."""
+    """Add the arguments of the command and return the dataclass of its options."""
     del command, given
     positional: list[Positional] = [
         ("question", "a question; required unless --file is given", "?")

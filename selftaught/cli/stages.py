@@ -143,7 +143,7 @@ STAGES: dict[str, tuple[type, list[Positional]]] = {
 
 
 def add_arguments(command: str, parser: ArgumentParser, given: Sequence[str]) -> Sequence[type]:
-    """Add the arguments of a stage and return the dataclass that holds its options."""
+    """Add the arguments of a stage and return the dataclass of its options."""
     del given
     options, positional = STAGES[command]
     return add_options(parser, options, positional=positional)

@@ -69,7 +69,7 @@ TOOLS: dict[str, tuple[type | None, list[Positional]]] = {
 
 
 def add_arguments(command: str, parser: ArgumentParser, given: Sequence[str]) -> Sequence[type]:
-    """Add the arguments of a tool and return the dataclass that holds its options."""
+    """Add the arguments of a tool and return the dataclass of its options."""
     del given
     options, positional = TOOLS[command]
     return add_options(parser, *([options] if options else []), positional=positional, config=False)

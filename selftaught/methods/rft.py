@@ -278,15 +278,15 @@ def _pooled(run: Run[RftConfig], config: RftConfig) -> list[Rollout]:
     """
     known = {(problem.question, problem.gold) for problem in run.train}
     pooled = [one for path in config.pool for one in read_rollouts(Path(path))]
-    ours = [one for one in pooled if (one.problem.question, one.problem.gold) in known]
-    if pooled and not ours:
+    matching = [one for one in pooled if (one.problem.question, one.problem.gold) in known]
+    if pooled and not matching:
         raise ValueError(
             f"Expected --pool files with rollouts of the {len(known)} training problems; none of "
             f"the {len(pooled)} rollouts in {', '.join(map(str, config.pool))} is of one of them. "
             "Give rollouts of the same task and problems."
         )
     # The files may have been graded by other rules than those of this run's task.
-    return grade(ours, run.task) if ours else []
+    return grade(matching, run.task) if matching else []
 
 
 def _finish(run: Run[RftConfig]) -> Row:

@@ -415,7 +415,7 @@ def work(star: Star) -> list[tuple[str, str]]:
          f"learning rate {config.learning_rate:g}"),
         ("Length", f"at most {config.iterations} iterations; stops after {config.patience} without a gain"),
         ("Work", f"per iteration up to {asked * (1 + config.rationalization)} completions for training "
-         f"and {len(star.validation)} for validation; {every} optimizer steps in all"),
+         f"and {len(star.validation)} for validation; {every} optimizer steps in total"),
     ]  # fmt: skip
 
 

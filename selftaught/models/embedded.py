@@ -2,7 +2,7 @@
 
 A Llama with about 200,000 parameters and a character tokenizer, so that STaR takes minutes on two
 CPU cores. Like GPT-J in the paper, it solves short problems well and long ones rarely. Its
-pre-training text, sampled anew for every batch, consists of
+pre-training text, newly sampled for every batch, consists of
 
 - sums of 1 and 2 digits with their scratchpads (`tasks/arithmetic.py`), some with the answer as a
   hint;

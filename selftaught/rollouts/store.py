@@ -103,7 +103,7 @@ def fill(
     check_ids(problems)
     params = params.for_prompt(prompt.stop, prompt.chat_template_kwargs)
     ids = [problem.id for problem in problems]
-    written = checked_prefix_tokens(prefix_tokens, ids, params.max_tokens)
+    prefixes = checked_prefix_tokens(prefix_tokens, ids, params.max_tokens)
     size = max(1, STORE_BATCH // params.n)
     header = {
         "format": FORMAT,
@@ -117,7 +117,7 @@ def fill(
         "params": params.stored(),
     }
     if prefix_tokens is not None:
-        header["begun"] = _digest(written)
+        header["begun"] = _digest(prefixes)
     stored, end = _stored(store, header, ids)
     done = -(-stored // (size * params.n))  # the last batch may be shorter than the others
     batches = [problems[start : start + size] for start in range(0, len(problems), size)]
@@ -132,7 +132,7 @@ def fill(
     def sampled(number: int) -> list[Rollout]:
         batch, here = batches[number], slice(number * size, (number + 1) * size)
         shown = [prompt(problem) for problem in batch]
-        continued = {} if prefix_tokens is None else {"prefix_tokens": written[here]}
+        continued = {} if prefix_tokens is None else {"prefix_tokens": prefixes[here]}
         completions = sampler.sample(shown, params, keys=ids[here], progress=advance, **continued)
         return [
             Rollout(problem, seen, one.text, one.finish_reason, sampler.model, index, origin,

@@ -36,9 +36,9 @@ def _function_key(function: Any, *, by_name: bool) -> object:
         return name
     if code is None:
         return [*name, repr(function)]
-    held = [repr(cell.cell_contents) for cell in function.__closure__ or ()]
+    captured = [repr(cell.cell_contents) for cell in function.__closure__ or ()]
     constants = [repr(one) for one in code.co_consts]
-    return [*name, code.co_code.hex(), constants, list(code.co_names), held,
+    return [*name, code.co_code.hex(), constants, list(code.co_names), captured,
             repr(function.__defaults__)]  # fmt: skip
 
 
