@@ -240,7 +240,7 @@ def _outweighs(
     weights: Sequence[float] | Mapping[int, float],
     chosen: Sequence[int],
 ) -> float:
-    """Return the fraction right among samples of the highest-weighted answer, averaged over ties."""
+    """Return the fraction right of the samples with the highest-weighted answer, mean over ties."""
     votes: dict[str, float] = {}
     verdicts: dict[str, list[bool]] = {}
     for index in chosen:

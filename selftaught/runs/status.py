@@ -126,7 +126,7 @@ class Status:
                 self._overwrite(text)
 
     def _overwrite(self, text: str) -> None:
-        """Overwrite the file in place with the final state if the disk is too full for a new file."""
+        """Overwrite the file in place with the final state, for when the disk is full."""
         with suppress(OSError):
             self._path.with_name(f"{self._path.name}.partial").unlink(missing_ok=True)
             with self._path.open("r+b") as file:

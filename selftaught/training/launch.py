@@ -78,8 +78,8 @@ class Launch:
             raise ValueError(
                 "The launcher accelerate needs accelerate_config, and the other launchers do not "
                 f"use it; got launcher {self.launcher} and accelerate_config "
-                f"{self.accelerate_config}. Plain data parallelism needs no configuration file: use "
-                "--launcher torchrun."
+                f"{self.accelerate_config}. Plain data parallelism needs no configuration "
+                "file. Use --launcher torchrun."
             )
 
 
