@@ -17,10 +17,18 @@ def test_gained_and_lost_are_counted_on_shared_problems_only():
     found = paired(first, second)
     assert found is not None
     assert (found.n, found.gained, found.lost) == (4, 2, 1)
-    # differences 0, 1, 1, -1: mean 1/4, variance (1/16 + 9/16 + 9/16 + 25/16) / 3 = 11/12
+    # differences 0, 1, 1, -1 and half a problem in each cell: (3 + 1 - 1 / 6) / 36
     assert found.difference == 0.25
-    assert found.high == pytest.approx(min(1.0, 0.25 + 1.959964 * math.sqrt(11 / 12 / 4)))
+    assert found.high == pytest.approx(0.25 + 1.959964 * math.sqrt((4 - 1 / 6) / 36))
     assert paired({"a": 1.0}, {"b": 1.0}) is None
+
+
+def test_equal_measurements_still_have_an_interval():
+    found = paired(
+        dict.fromkeys(map(str, range(100)), 1.0), dict.fromkeys(map(str, range(100)), 1.0)
+    )
+    assert found is not None
+    assert found.low < 0 < found.high < 0.03
 
 
 def test_with_groups_the_difference_is_the_mean_over_groups():

@@ -68,12 +68,15 @@ def paired(
                   min(1.0, difference + margin), mcnemar(gained, lost))  # fmt: skip
 
 
-def _variance_of_mean(values: list[float]) -> float:
-    n = len(values)
-    if n < 2:
-        return 1.0  # one problem says nothing of the spread
-    mean = sum(values) / n
-    return sum((value - mean) ** 2 for value in values) / (n - 1) / n
+def _variance_of_mean(differences: list[float]) -> float:
+    """Return the variance of a mean of paired differences, after Agresti and Min (2005).
+
+    Half a problem is added to each of the four outcomes of a pair, so that the interval of two equal
+    measurements is not a single point.
+    """
+    n = len(differences) + 2
+    squares = sum(one * one for one in differences) + 1
+    return (squares - sum(differences) ** 2 / n) / n**2
 
 
 def mcnemar(gained: int, lost: int) -> float:
