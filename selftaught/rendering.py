@@ -16,7 +16,8 @@ TemplateOptions = Mapping[str, Any]
 OUR_OWN = frozenset(
     ("add_generation_prompt", "chat_template", "continue_final_message", "conversation",
      "conversations", "documents", "max_length", "messages", "padding",
-     "return_assistant_tokens_mask", "return_dict", "return_tensors", "tokenize", "tokenizer_kwargs", "tools", "truncation")
+     "return_assistant_tokens_mask", "return_dict", "return_tensors", "tokenize", "tokenizer_kwargs",
+     "tools", "truncation")
 )  # fmt: skip
 """Arguments of `apply_chat_template` that template options may not set."""
 PROBE = "selftaught-probe-text"
