@@ -72,7 +72,7 @@ def test_rationales_without_a_thought_are_not_taught_inside_one(tmp_path: Path, 
     asked = ["rft", "--model", str(model), "--dry-run", "--task_options.rationale", "why"]
     asked += questions(tmp_path, why="Seven each.")
     assert main(asked) == 2
-    assert "would never answer" in capsys.readouterr().err
+    assert "would never give an answer" in capsys.readouterr().err
     assert main([*asked, *OFF]) == 0
 
 
