@@ -54,8 +54,8 @@ def check_data_set(name: str) -> None:
         raise FileNotFoundError(
             f"The data set {name!r} is not a local file (looked for {Path(name).absolute()}) and "
             f"cannot be loaded from the Hugging Face Hub: {problem} If you mean a file, check the "
-            "path. Without access to the Hub, give a local copy: --task_options.data_dir FOLDER, "
-            "or --task_options.path FILE."
+            "path. Without access to the Hub, give a local copy: --task-options.data_dir FOLDER, "
+            "or --task-options.path FILE."
         )
 
 

@@ -4,7 +4,7 @@ A configuration is a dataclass that inherits the groups it needs, adds options o
 a default. The string under a field is its help text.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -21,7 +21,7 @@ class TaskOptions:
     task: str = "arithmetic"
     """Name of the task. `selftaught tasks` lists the tasks and the options of each."""
     task_options: dict[str, Any] = field(default_factory=dict)
-    """Options of the task, such as `--task_options.path questions.jsonl`."""
+    """Options of the task, such as `--task-options.path questions.jsonl`."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ class SamplingOptions:
     """Sampling engine: "transformers" (in this process), "vllm", or "ray" (several engines on a Ray
     cluster)."""
     sampler_options: dict[str, Any] = field(default_factory=dict)
-    """Options of the sampling engine, such as `--sampler_options.batch_size 64`."""
+    """Options of the sampling engine, such as `--sampler-options.batch_size 64`."""
 
 
 @dataclass(frozen=True)
@@ -111,3 +111,20 @@ class LaunchOptions:
     accelerate_config: Path | None = None
     """Configuration file written by `accelerate config`, such as those in configs/. Requires
     `--launcher accelerate`."""
+
+
+def refuse_repeated(options: Any) -> None:
+    """Refuse fields of `training` that are options of their own.
+
+    Args:
+        options: a dataclass with a field `training`.
+
+    Raises:
+        ValueError: a field is repeated; says which option to give.
+    """
+    own = {one.name for one in fields(options)}
+    if repeated := sorted(own & set(options.training)):
+        shown = ", ".join(f"--{name.replace('_', '-')}" for name in repeated)
+        raise ValueError(
+            f"--training.{repeated[0]} would override an option of its own. Give {shown} instead."
+        )

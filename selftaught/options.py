@@ -1,4 +1,4 @@
-"""Validation of options that are given as a mapping, such as --sampler_options.NAME VALUE."""
+"""Validation of options that are given as a mapping, such as --sampler-options.NAME VALUE."""
 
 import inspect
 import math

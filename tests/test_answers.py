@@ -387,10 +387,12 @@ def _read_in_time(unit: str, length: int, seconds: float, prefixes: Sequence[str
 
 @pytest.mark.slow
 @given(st.lists(st.sampled_from(ADVERSARIES), min_size=1, max_size=4))
-@settings(max_examples=15, deadline=5000)
+@settings(max_examples=15, deadline=None)
 def test_reading_mixed_adversarial_text_takes_linear_time(units: list[str]) -> None:
     unit = "".join(units)
     text = "1 " + unit * (100_000 // len(unit))
+    started = time.process_time()
     for read in READERS:
         read(text)
     same_expression(text, "12")
+    assert time.process_time() - started < 10  # quadratic: minutes

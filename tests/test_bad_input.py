@@ -89,7 +89,7 @@ def test_an_iteration_that_keeps_nothing_ends_with_code_3_and_says_why(
     assert code == 3
     assert "Nothing was kept: all 10 completions were dropped" in words
     assert "cut by length" in words
-    assert "--max_tokens (now 8)" in words
+    assert "--max-tokens (now 8)" in words
     assert (tmp_path / "run/iteration-1/rollouts.jsonl").exists()
 
 

@@ -132,3 +132,57 @@ def test_ungraded_completions_have_no_outcome_to_show(tmp_path: Path, capsys):
     assert main(["show", str(path), "--outcome", "wrong"]) == 2
     assert "Grade them first" in capsys.readouterr().err
     assert main(["show", str(tmp_path / "absent.jsonl")]) == 2
+
+
+def test_a_comparison_may_return_a_bool(tmp_path: Path):
+    from selftaught import grade
+
+    (tmp_path / "plain_task.py").write_text(
+        TASK.replace("stated_text, same_text, hint", "stated_text, lambda a, b: a == b, hint")
+    )
+    task = open_task(f"{tmp_path / 'plain_task.py'}:make")
+    rows = [
+        Rollout(Problem("p", "Q", "red"), "Q", f"The answer is {word}.", "stop", "m", at)
+        for at, word in enumerate(["red", "blue"])
+    ]
+    assert [one.outcome for one in grade(rows, task)] == ["right", "wrong"]
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        (["rft", "--training.max_steps", "1"], "Give --max-steps instead"),
+        (["star", "--training.learning_rate", "0.5"], "Give --learning-rate instead"),
+        (["train", "sft", "--training.max_length", "8"], "Give --max-length instead"),
+    ],
+)
+def test_an_option_is_not_overridden_without_a_word(
+    given: list[str], told: str, tmp_path: Path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    assert main([*given, *(["--dry-run"] if given[0] != "train" else [])]) == 2
+    assert told in capsys.readouterr().err
+
+
+def test_nested_options_of_a_task_are_numbers_where_they_look_so(capsys):
+    pytest.importorskip("reasoning_gym")
+    given = [
+        "star",
+        "--task",
+        "gym",
+        "--task-options.name",
+        "chain_sum",
+        "--task-options.train",
+        "8",
+    ]
+    given += [
+        "--task-options.validation",
+        "4",
+        "--task-options.test",
+        "4",
+        "--dry-run",
+        "--prompt",
+        "bare",
+    ]
+    assert main([*given, "--task-options.config.max_terms", "3"]) == 0
+    assert "First prompt" in capsys.readouterr().out

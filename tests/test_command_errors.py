@@ -93,7 +93,7 @@ def test_a_grading_worker_that_cannot_start_is_said_in_words(tmp_path: Path):
         (["star", *SMALL, "--sampler_options.dtype", "banana"], "must be 'auto' or 'float32' or 'bfloat16'"),
         (["star", *SMALL, "--sampler_options.device", "banana"], "device"),
         (["star", *SMALL, "--training.output_dir", "/x"], "'output_dir' cannot be given"),
-        (["star", *SMALL, "--training.bf16", "maybe"], "'bf16' of TRL's SFTConfig must be bool or null; got 'maybe'"),
+        (["star", *SMALL, "--training.tf32", "maybe"], "'tf32' of TRL's SFTConfig must be bool or null; got 'maybe'"),
         (["star", *SMALL, "--training.max_grad_norm", "big"], "'max_grad_norm' of TRL's SFTConfig must be float"),
         (["train", "dpo", "--training.output_dir", "/x"], "'output_dir' cannot be given"),
         (["compare", *SMALL, "--rft.k", "x"], "'k' of the method 'rft' must be list[int]"),

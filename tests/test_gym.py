@@ -260,7 +260,7 @@ def test_tasks_that_follow_the_order_of_sets_need_a_fixed_hash_seed():
         for seed in ("0", "1")
     ]
     assert runs[0].returncode == 0
-    assert "start Python with PYTHONHASHSEED=0" in runs[1].stderr
+    assert "Set PYTHONHASHSEED=0" in runs[1].stderr
 
 
 @pytest.mark.slow

@@ -544,7 +544,7 @@ def test_completions_without_equations_want_another_key(rft: Path, tmp_path: Pat
     config = RftConfig.small(**SMALL, out=tmp_path / "x", distinct_by="equations")
     graded = read_rollouts(rft / "rollouts.graded.jsonl")
     plain = [replace(one, completion="It is #12", outcome="right") for one in graded[:2]]
-    with pytest.raises(ValueError, match="--distinct_by: text, numbers or edits"):
+    with pytest.raises(ValueError, match="Use --distinct-by text, numbers or edits"):
         distinct_paths(open_run(config, None), config, plain)
 
 

@@ -180,7 +180,7 @@ def test_solutions_of_others_are_refused_and_left_alone(tmp_path: Path):
     solve_file(Scripted(), QUESTIONS, out)
     before = out.read_bytes()
     for solver, questions, match in (
-        (Scripted(n=3), QUESTIONS, "by other models or options; give another file"),
+        (Scripted(n=3), QUESTIONS, "by the same models and options, got other content"),
         (Scripted(), ["one", "zwei", "three"], "got other questions"),
         (Scripted(), QUESTIONS[:2], "got other questions"),
     ):
@@ -241,8 +241,8 @@ def test_questions_are_read_from_lines_or_from_a_column(tmp_path: Path):
         ("q.txt", b"12+34\n\xff\n", r"q.txt: expected UTF-8 text, got byte 0xff at byte 6"),
         ("q.jsonl", b"", "q.jsonl: expected at least one question"),
         ("q.jsonl", b'{"question": "1+1"}\n{"text": "1", "id": 2}', r"row 2: .* got the columns text, id"),
-        ("q.jsonl", b'{"question": "\\udc80"}', r"row 1: .*'question', got half a character"),
-        ("q.jsonl", b'{"question": 7}', r"row 1: expected a text in the column question"),
+        ("q.jsonl", b'{"question": "\\udc80"}', r"row 1: .*'question', got an invalid character"),
+        ("q.jsonl", b'{"question": 7}', r"row 1: expected text in the column question, got 7"),
         ("q.jsonl", b'{"question": "1+1"}\n12+34', r"q.jsonl, line 2: expected one JSON object"),
         ("q.jsonl", b'{"question": "\xff"}', r"q.jsonl, line 1: expected UTF-8"),
     ],

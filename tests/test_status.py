@@ -133,7 +133,7 @@ def test_status_is_read_while_another_process_runs(tmp_path: Path):
         [*command, "status", str(out)], capture_output=True, text=True, check=True
     )
     assert asked.stdout.startswith(f"STaR  killed, process {running.pid} on ")
-    assert "stage      iteration 1: training" in asked.stdout
+    assert "stage      iteration-1: training" in asked.stdout
 
 
 def test_a_stage_command_tells_beside_what_it_makes(tmp_path: Path, capsys):

@@ -85,12 +85,14 @@ def add_options(
     *options: type,
     positional: Sequence[Positional] = (),
     config: bool = True,
+    note: str = "",
 ) -> Sequence[type]:
     """Add the fields of dataclasses as options, with a help text made from them; returns the dataclasses.
 
     Args:
         positional: the positional arguments: name, help text, and `nargs` of argparse.
         config: whether options can be read from a file.
+        note: a last line of the help.
     """
     for name, text, count in positional:
         extra: dict[str, Any] = {"nargs": count} if count else {}
@@ -110,7 +112,7 @@ def add_options(
     parser.format_usage = lambda: f"usage: {usage}\n"  # type: ignore[method-assign]
     parser.format_help = lambda: command_help(  # type: ignore[method-assign]
         usage, about, options, vars(parser.get_defaults()),
-        [(name.upper(), text) for name, text, _ in positional], with_config=config,
+        [(name.upper(), text) for name, text, _ in positional], with_config=config, note=note,
     )  # fmt: skip
     return options
 

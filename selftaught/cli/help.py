@@ -47,7 +47,7 @@ def heading_of(options: type, name: str) -> str:
 
 def command_help(
     usage: str, about: str, options: Sequence[type], defaults: Mapping[str, Any],
-    positional: Iterable[tuple[str, str]] = (), *, with_config: bool = True,
+    positional: Iterable[tuple[str, str]] = (), *, with_config: bool = True, note: str = "",
 ) -> str:  # fmt: skip
     """Return the help text of a command.
 
@@ -57,6 +57,7 @@ def command_help(
         defaults: values that are shown in place of those of the dataclasses.
         positional: names and help texts of the positional arguments.
         with_config: whether the command has `--config` and `--print-config`.
+        note: a last line.
     """
     groups: dict[str, list[tuple[str, str]]] = {}
     for one in options:
@@ -80,7 +81,8 @@ def command_help(
         parts.append(group("arguments", positional))
     order = sorted(groups, key=lambda name: ORDER.index(name) if name in ORDER else -1)
     parts += [group(name, groups[name]) for name in order]
-    return "\n\n".join([*parts, group("options", own + general)]) + "\n"
+    parts.append(group("options", own + general))
+    return "\n\n".join([*parts, *([note] if note else [])]) + "\n"
 
 
 ORDER = ("model and task", "text", "prompt", "sampling", "thinking", "selection", "training", "launching", "run")  # fmt: skip

@@ -18,7 +18,9 @@ from selftaught.methods.catalog import METHODS, method_of_folder
 from selftaught.methods.config import MethodConfig
 from selftaught.methods.run import plan
 from selftaught.printable import printable
-from selftaught.runs.folder import ProgressReporter, Row, read_json, read_rows
+from selftaught.runs.folder import ProgressReporter, Row, check_config, read_json, read_rows
+
+SMALL_DEFAULTS = "See the defaults for other models with --model NAME; those above are for the model in this package."
 
 
 @dataclass(frozen=True)
@@ -38,9 +40,10 @@ def add_arguments(command: str, parser: ArgumentParser, given: Sequence[str]) ->
     """
     config = METHODS[command].config
     parser.add_argument("--method", type=str, default=command)  # `config.yaml` contains it
-    classes = add_options(parser, config, DryRun)
     named = {one.split("=")[0] for one in given}
-    if not named & {"--model", "--config"}:
+    small_model = not named & {"--model", "--config"}
+    classes = add_options(parser, config, DryRun, note=SMALL_DEFAULTS if small_model else "")
+    if small_model:
         # `small()` sets an option (`batch_size`) that only the default sampler has.
         small = config.small(**({"sampler_options": {}} if "--sampler" in named else {}))
         parser.set_defaults({one.name: getattr(small, one.name) for one in fields(small)})
@@ -61,6 +64,7 @@ def run(command: str, options: Namespace) -> int:
         opened = method.open(config)
         say(plan(opened, method.work(opened), method.changeable))
         return DONE
+    check_config(config.out, config.plain(), method.changeable)
     if done := read_rows(config.out / "metrics.jsonl"):
         last = done[-1]
         after = f"iteration {last['iteration']}" if "iteration" in last else repr(last.get("name"))

@@ -368,7 +368,7 @@ def _generate(how: GenerateOptions, prompt: str) -> None:
     ids = tokenizer(text, return_tensors="pt").to(model.base.device)
     if ids.input_ids.shape[1] == 0:
         raise ValueError("Expected a prompt of at least one token, got an empty text.")
-    _refuse_too_long(model, ids.input_ids.shape[1] + how.max_new_tokens, "--max_new_tokens")
+    _refuse_too_long(model, ids.input_ids.shape[1] + how.max_new_tokens, "--max-new-tokens")
     stops: Any = [StopStringCriteria(tokenizer, how.stop)] if how.stop else []
     streamer = (
         None

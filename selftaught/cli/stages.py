@@ -19,6 +19,7 @@ from selftaught.option_groups import (
     SamplingOptions,
     TaskOptions,
     TrainingOptions,
+    refuse_repeated,
 )
 from selftaught.rollouts.selection import DistinctBy
 
@@ -164,7 +165,7 @@ def run(command: str, options: Namespace) -> int:
 def task_flags(task: str, options: dict[str, Any]) -> str:
     """Return the command-line flags that select a task, with a leading space."""
     flags = [f" --task {task}"] + [
-        f" --task_options.{key} {shlex.quote(str(value))}" for key, value in options.items()
+        f" --task-options.{key} {shlex.quote(str(value))}" for key, value in options.items()
     ]
     return "".join(flags)
 
@@ -189,7 +190,8 @@ def sample(options: Namespace) -> int:
         )  # fmt: skip
     remember(ask, ask.out)
     say(f"{count} rollouts in {ask.out}")
-    say(f"Next: selftaught grade{task_flags(ask.task, ask.task_options)} {ask.out}")
+    graded = ask.out.with_name("graded.jsonl")
+    say(f"Next: selftaught grade{task_flags(ask.task, ask.task_options)} {ask.out} --out {graded}")
     return DONE
 
 
@@ -206,6 +208,8 @@ def grade(options: Namespace) -> int:
     remember(how, how.out)
     summary = ", ".join(f"{counts.get(outcome, 0)} {outcome}" for outcome in OUTCOMES)
     say(f"{summary}: {how.out}")
+    flags = task_flags(how.task, how.task_options)
+    say(f"Next: selftaught select{flags} {how.out} --out {how.out.with_name('examples.jsonl')}")
     return DONE
 
 
@@ -238,6 +242,7 @@ def train(options: Namespace) -> int:
     if kind not in ("sft", "dpo"):
         raise ValueError(f"Expected the kind of training, sft or dpo; got {kind!r}.")
     how = TrainOptions(**values_of(options))
+    refuse_repeated(how)
     lora = {"r": how.lora_r, "alpha": how.lora_alpha, "target_modules": how.lora_target_modules}
     own = {"model", "data", "out", "use_peft", "lora_r", "lora_alpha", "lora_target_modules", "training",
            *PLACE}  # fmt: skip

@@ -104,9 +104,9 @@ def show(options: Namespace) -> int:
 
     found = matching(Path(options.store), outcome=options.outcome, problem=options.problem)
     count = 0
-    for one in islice(found, options.n):
+    for path, one in islice(found, options.n):
         count += 1
-        print(to_json(one) if options.as_json else printable(shown(one)))  # fmt: skip
+        print(to_json(one) if options.as_json else printable(shown(one, path)))  # fmt: skip
     if not options.as_json:
         more = sum(1 for _ in found)
         rest = f"; {more} more, see --n" if more else ""
@@ -121,7 +121,8 @@ def report(options: Namespace) -> int:
 
     runs = [Path(run) for run in options.runs]
     if len(runs) > 1:
-        say(str(star_page.compare_runs(runs, Path(options.out))))
+        page = star_page.compare_runs(runs, Path(options.out))
+        say("\n".join([*star_page.difference_lines(runs), str(page)]))
         return DONE
     write = report_of(runs[0]) or star_page.report
     say(str(write(runs[0])))

@@ -225,9 +225,9 @@ def read_questions(path: Path) -> list[str]:
         for number, row in enumerate(read_jsonl(path), 1):
             checked(Row(f"{path}, row {number}", row))
             if not isinstance(row.get("question"), str):
+                found = repr(row["question"])[:60] if "question" in row else f"the columns {', '.join(row)}"  # fmt: skip
                 raise ValueError(
-                    f"{path}, row {number}: expected text in the column question, got the columns "
-                    f"{', '.join(row)}."
+                    f"{path}, row {number}: expected text in the column question, got {found}."
                 )
             questions.append(row["question"])
     else:

@@ -74,7 +74,7 @@ class CompareConfig(SeededConfig):
     vstar: dict[str, Any] = field(default_factory=dict)
     """Any other option of V-STaR, such as `--vstar.verifier_learning_rate 1e-5`."""
     step_dpo: dict[str, Any] = field(default_factory=dict)
-    """Any other option of per-step DPO, such as `--step_dpo.split sentence`."""
+    """Any other option of per-step DPO, such as `--step-dpo.split sentence`."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -11,6 +11,7 @@ from selftaught.option_groups import (
     PromptOptions,
     SamplingOptions,
     TrainingOptions,
+    refuse_repeated,
 )
 from selftaught.runs.folder import Row
 from selftaught.training.launch import launch_of
@@ -76,6 +77,7 @@ class MethodConfig(
                 for name in ("train_problems", "test_problems")
             ),
         )
+        refuse_repeated(self)
         launch_of(self)
 
     @classmethod

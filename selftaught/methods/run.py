@@ -340,7 +340,7 @@ def _own_rationales(run: Run, problems: Sequence[Problem], folder: Path) -> list
         raise NothingToLearn(
             f"The task has no gold rationales, and none of the base model's {len(rollouts)} "
             f"completions was kept ({reasons_dropped(rollouts)}). Try more completions per problem "
-            "(--seed_samples 8), easier problems, or a stronger model."
+            "(--seed-samples 8), easier problems, or a stronger model."
         )
     return kept
 
@@ -362,8 +362,8 @@ def distinct(
     kept = run.kept(rollouts)
     if by == "equations" and kept and not any(solution_path(one.completion) for one in kept):
         raise ValueError(
-            "Expected completions with equations, by which --distinct_by equations compares them; "
-            f"none of the {len(kept)} correct completions contains one. Use --distinct_by text, "
+            "Expected completions with equations, by which --distinct-by equations compares them; "
+            f"none of the {len(kept)} correct completions contains one. Use --distinct-by text, "
             "numbers or edits, with another --out."
         )
     return keep_distinct(kept, by, edits=edits)

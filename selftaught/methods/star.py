@@ -484,14 +484,14 @@ def _why_nothing(star: Star, direct: Sequence[Rollout], rationalized: Sequence[R
         reasons = why_dropped(rollouts).items()
         found = [f"{count} {why}" for why, count in sorted(reasons)]
         if right := len(keep_correct(rollouts)):
-            found.append(f"{right} right with a wrong equation, see --check_equations")
+            found.append(f"{right} right with a wrong equation, see --check-equations")
         return ", ".join(found) or "none sampled"
 
     return (
         f"Nothing was kept: all {len(direct)} completions were dropped ({counts(direct)}), and all "
         f"{len(rationalized)} completions with the answer as a hint ({counts(rationalized)}). "
         "Try easier problems, a stronger model, more completions (--n 4 --temperature 0.7), a "
-        f"larger --max_tokens (now {star.params.max_tokens}) if many were cut by length, or "
+        f"larger --max-tokens (now {star.params.max_tokens}) if many were cut by length, or "
         f"another --prompt. The completions are stored in {star.config.out}."
     )
 

@@ -121,7 +121,7 @@ def open_step_dpo(
     largest = max([*config.sizes, *config.sft_sizes], default=0)
     if largest > len(run.train):
         raise ValueError(
-            f"Expected --sizes and --sft_sizes of at most {len(run.train)}, the number of training "
+            f"Expected --sizes and --sft-sizes of at most {len(run.train)}, the number of training "
             f"problems; got {largest}."
         )
     return run

@@ -119,7 +119,7 @@ class StepDpoConfig(SeededConfig):
     dpo_max_steps: int = -1
     """Number of optimizer steps of DPO. -1: `dpo_epochs` decides."""
     dpo_training: dict[str, Any] = field(default_factory=dict)
-    """Any other field of TRL's `DPOConfig`, such as `--dpo_training.label_smoothing 0.1`."""
+    """Any other field of TRL's `DPOConfig`, such as `--dpo-training.label_smoothing 0.1`."""
     advantage_beta: float = 1.0
     """With the method "advantage": beta in the weight exp(A / beta) of a step's loss (Equation
     4)."""

@@ -119,7 +119,7 @@ class VstarConfig(SeededConfig):
     verifier_max_steps: int = -1
     """Number of optimizer steps of the verifier. -1: `verifier_epochs` decides."""
     verifier_training: dict[str, Any] = field(default_factory=dict)
-    """Any other field of TRL's `DPOConfig`, such as `--verifier_training.label_smoothing 0.1`."""
+    """Any other field of TRL's `DPOConfig`, such as `--verifier-training.label_smoothing 0.1`."""
     score: Literal["sum", "mean", "reward"] = "sum"
     """Score by which candidates are ranked: the "sum" of the token log-probabilities log V(y|x)
     (Section 3.1), their "mean" per token, or the implicit "reward" of DPO."""

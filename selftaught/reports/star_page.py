@@ -216,6 +216,22 @@ def changes(run: Path, iterations: Sequence[int]) -> list[tuple[int, Paired]]:
     return found
 
 
+def difference_lines(runs: Sequence[Path]) -> list[str]:
+    """Return a line for every run but the first: the paired difference of its best model."""
+    first, *others = [read_run(run) for run in runs]
+    lines = []
+    for run in others:
+        one = best_difference(first, run)
+        lines.append(
+            f"{run.name} against {first.name}: no shared test problems, or a run has not ended"
+            if one is None
+            else f"{run.name} against {first.name}: {100 * one.difference:+.1f} points "
+            f"[{100 * one.low:+.1f}, {100 * one.high:+.1f}] on {one.n} test problems; gained "
+            f"{one.gained}, lost {one.lost}, p = {one.p:.2g} (exact McNemar test)"
+        )
+    return lines
+
+
 def best_difference(first: Run, second: Run) -> Paired | None:
     """Return the paired difference of the best models of two runs, on the test problems they share.
 

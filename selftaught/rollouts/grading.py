@@ -80,7 +80,7 @@ class Grader:
 
     def compare(self, pairs: Sequence[Pair]) -> dict[Pair, Verdict]:
         """Return a verdict for every pair; see `compare`."""
-        verdicts = {pair: self._task.equal(*pair) for pair in pairs}
+        verdicts = {pair: _verdict(self._task.equal(*pair)) for pair in pairs}
         undecided = [pair for pair, verdict in verdicts.items() if verdict.equal is None]
         if self._task.prove is None or not undecided:
             return verdicts
@@ -119,6 +119,10 @@ class Grader:
         for worker in self._workers:
             worker.close()
         self._workers.clear()
+
+
+def _verdict(found: Verdict | bool) -> Verdict:
+    return Verdict(found, "equal") if isinstance(found, bool) else found
 
 
 def _graded(rollout: Rollout, answer: str | None, verdicts: dict[Pair, Verdict]) -> Rollout:

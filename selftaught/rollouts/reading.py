@@ -1,7 +1,6 @@
 """Selection of stored completions, and their display as text, for `selftaught show`."""
 
 from collections.abc import Iterator
-from itertools import chain
 from pathlib import Path
 
 from selftaught.records import Rollout, Text, iter_rollouts
@@ -9,7 +8,7 @@ from selftaught.records import Rollout, Text, iter_rollouts
 
 def matching(
     store: Path, *, outcome: str | None = None, problem: str | None = None
-) -> Iterator[Rollout]:
+) -> Iterator[tuple[Path, Rollout]]:
     """Yield the stored completions with a given outcome, or of a given problem.
 
     Args:
@@ -23,14 +22,15 @@ def matching(
             graded completions.
         OSError: the file does not exist.
     """
-    for one in chain.from_iterable(map(iter_rollouts, _files(store))):
-        if outcome is not None and one.outcome is None:
-            raise ValueError(
-                f"Expected graded completions in {store}, got completions without grades. Grade "
-                f"them first: selftaught grade {store}"
-            )
-        if outcome in (None, one.outcome) and problem in (None, one.problem.id):
-            yield one
+    for file in _files(store):
+        for one in iter_rollouts(file):
+            if outcome is not None and one.outcome is None:
+                raise ValueError(
+                    f"Expected graded completions in {store}, got completions without grades. Grade "
+                    f"them first: selftaught grade {store}"
+                )
+            if outcome in (None, one.outcome) and problem in (None, one.problem.id):
+                yield file, one
 
 
 def _files(store: Path) -> list[Path]:
@@ -48,13 +48,13 @@ def _files(store: Path) -> list[Path]:
     return found
 
 
-def shown(rollout: Rollout) -> str:
+def shown(rollout: Rollout, path: Path) -> str:
     """Return a completion as a block of text: id, outcome, answers, question and completion."""
     sample = f"sample {rollout.index}, {rollout.origin}, {rollout.finish_reason}"
     head = f"{rollout.problem.id} · {rollout.outcome or 'not graded'} · {sample}"
     answers = f"gold: {rollout.problem.gold}   answer: {rollout.answer if rollout.answer is not None else 'none'}"  # fmt: skip
     return "\n".join([
-        "=" * 72, head, answers, "-- prompt", _end_of(rollout.prompt), "-- completion",
+        "=" * 72, str(path), head, answers, "-- prompt", _end_of(rollout.prompt), "-- completion",
         rollout.completion, "",
     ])  # fmt: skip
 

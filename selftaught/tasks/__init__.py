@@ -6,11 +6,14 @@ import json
 import re
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from difflib import get_close_matches
 from pathlib import Path
 from types import UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+import yaml
 
 from selftaught.tasks.base import Task
 from selftaught.thought_marks import checked_marks
@@ -56,7 +59,7 @@ def open_task(name: str, /, **options: object) -> Task:
     if missing := [key for key in required if key not in options]:
         raise ValueError(
             f"The task {name!r} requires the option {', '.join(map(repr, missing))}; "
-            f"for example --task_options.{missing[0]} VALUE."
+            f"for example --task-options.{missing[0]} VALUE."
         )
     hints = get_type_hints(opened)
     task = opened(**{key: _typed(name, key, value, hints[key]) for key, value in options.items()})
@@ -69,6 +72,8 @@ def _typed(task: str, key: str, value: object, hint: Any) -> object:
     Raises:
         ValueError: the value has the wrong type.
     """
+    if isinstance(value, dict):
+        value = _numbers(value)
     allowed = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
     for one in allowed:
         if get_origin(one) is Literal:
@@ -80,6 +85,20 @@ def _typed(task: str, key: str, value: object, hint: Any) -> object:
         return str(value)
     wanted = " or ".join(one.__name__ if isinstance(one, type) else str(one) for one in allowed)
     raise ValueError(f"The option {key!r} of the task {task!r} must be {wanted}; got {value!r}.")
+
+
+def _numbers(values: dict[Any, Any]) -> dict[Any, Any]:
+    """Nested values with numbers and true or false for their texts, as YAML reads them."""
+    found = {}
+    for key, value in values.items():
+        if isinstance(value, dict):
+            value = _numbers(value)
+        elif isinstance(value, str):
+            with suppress(yaml.YAMLError):
+                read = yaml.safe_load(value)
+                value = read if isinstance(read, bool | int | float) else value
+        found[key] = value
+    return found
 
 
 def _opener(name: str) -> Callable[..., Task]:

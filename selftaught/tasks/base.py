@@ -56,7 +56,7 @@ class Task:
     """Few-shot style of the task, with its worked examples, if it has any."""
     extract: Callable[[str], str | None]
     """Returns the answer in a completion, or None. Never raises; linear time in the text."""
-    equal: Callable[[str, str], Verdict]
+    equal: Callable[[str, str], Verdict | bool]
     """`equal(gold, answer)` compares two answers fast; `Verdict(None, ...)` if undecided."""
     hint: Callable[[Problem], Problem]
     """`add_hint` of STaR: returns the problem with its gold answer, but not its rationale, in the
