@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from selftaught import Task, open_task
+from selftaught import Task, grade, open_task
 from selftaught.cli import main
 from selftaught.methods.catalog import METHODS, method_of, method_of_folder
 from selftaught.methods.star import StarConfig, run_star
@@ -135,8 +135,6 @@ def test_ungraded_completions_have_no_outcome_to_show(tmp_path: Path, capsys):
 
 
 def test_a_comparison_may_return_a_bool(tmp_path: Path):
-    from selftaught import grade
-
     (tmp_path / "plain_task.py").write_text(
         TASK.replace("stated_text, same_text, hint", "stated_text, lambda a, b: a == b, hint")
     )
@@ -186,3 +184,19 @@ def test_nested_options_of_a_task_are_numbers_where_they_look_so(capsys):
     ]
     assert main([*given, "--task-options.config.max_terms", "3"]) == 0
     assert "First prompt" in capsys.readouterr().out
+
+
+def test_the_task_in_the_documentation_runs(tmp_path: Path, monkeypatch, capsys):
+    page = (Path(__file__).parent.parent / "docs" / "own_data.md").read_text(encoding="utf-8")
+    code = page.partition("# my_task.py\n")[2].partition("```")[0]
+    monkeypatch.chdir(tmp_path)
+    Path("my_task.py").write_text(code)
+    given = ["star", "--task", "my_task.py:make", "--task-options.count", "40", "--dry-run"]
+    assert main([*given, "--prompt", "bare"]) == 0
+    assert "40 training problems" in capsys.readouterr().out
+    task = open_task("my_task.py:make")
+    rows = [
+        Rollout(Problem("p", "Q", "0w"), "Q", text, "stop", "m", at)
+        for at, text in enumerate(["The answer is 0W.", "The answer is w0."])
+    ]
+    assert [one.outcome for one in grade(rows, task)] == ["right", "wrong"]
