@@ -151,7 +151,7 @@ def test_several_stop_strings_may_be_given(run: Path, capsys):
             ["generate", "Q", "--max_new_tokens", "-3"],
             "--max_new_tokens must be at least 1; got -3",
         ),
-        (["generate", "Q", "--max_new_tokens", "999999"], "Change --max_new_tokens"),
+        (["generate", "Q", "--max_new_tokens", "999999"], "Change --max-new-tokens"),
         (["generate", "", "--max_new_tokens", "3"], "at least one token"),
         (["generate", "Q", "--temperature", "-1"], "--temperature must be at least 0"),
         (["generate", "Q", "--stop", ""], "--stop must not be an empty string"),

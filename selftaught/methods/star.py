@@ -177,6 +177,11 @@ class StarConfig(MethodConfig):
         }
         return cls(**(found | changes))
 
+    @classmethod
+    def embedded(cls, **changes: Any) -> Self:
+        """Return `small(**changes)`; the earlier name."""
+        return cls.small(**changes)
+
     def steps(self, iteration: int) -> int:
         """Return the optimizer steps of an iteration, counted from 1; -1 with "epochs"."""
         match self.schedule:
