@@ -225,7 +225,7 @@ def test_two_processes_give_the_gradients_of_one(tiny_model_dir: Path, tmp_path:
     found = []
     for name, launch in (
         ("one", [sys.executable]),
-        ("two", [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--master-port=29533"]),
+        ("two", [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone"]),
     ):  # fmt: skip
         script, out = tmp_path / f"{name}.py", tmp_path / f"{name}.pt"
         script.write_text(
@@ -246,7 +246,7 @@ def test_two_processes_give_the_gradients_of_one(tiny_model_dir: Path, tmp_path:
 def test_the_command_trains_in_two_processes(tiny_model_dir: Path, tmp_path: Path):
     path = tmp_path / "texts.jsonl"
     path.write_text("".join(json.dumps({"text": one}) + "\n" for one in TEXTS))
-    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--master-port=29534", "-m",
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone", "-m",
               "selftaught.cli", "quiet", "train", "--model", str(tiny_model_dir), "--text", str(path), "--out",
               str(tmp_path / "run"), "--length", "24", "--max-steps", "3", "--quiet.thought_tokens", "2",
               "--quiet.initial_text", "A", "--training.use_cpu", "true"]  # fmt: skip
