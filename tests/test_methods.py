@@ -515,7 +515,7 @@ def test_settings_that_cannot_be(tmp_path, capsys):
         ("rft", ["--distinct_by", "taste"], "distinct_by"),
         ("vstar", ["--k", "1"], "k must be at least 2"),
         ("step-dpo", ["--n", "3"], "n must be at least 2 and at least best_of"),
-        ("step-dpo", ["--sizes", "9999"], "there are"),
+        ("step-dpo", ["--sizes", "9999"], "the number of training problems; got 9999"),
         ("compare", ["--budget", "0"], "budget must be at least 1"),
         ("solve", [], "either a question or --file"),
     ):
