@@ -90,3 +90,12 @@ def test_words_are_taken_back_by_doubt() -> None:
     for after in ("Wait, Lyon.", "Actually, it's Lyon.", "No, Lyon.", "That is wrong."):
         assert stated_text(f"The answer is Paris. {after}") is None
     assert stated_text("Paris. That is wrong.") is None
+
+
+@pytest.mark.parametrize(
+    "claim", ["D fits the question.", "D matches the clue.", "D answers this question."]
+)
+def test_another_choice_that_fits_takes_the_choice_back(claim: str):
+    assert choice_letter(f"The answer is B. Having reread it, {claim}") is None
+    assert choice_letter(f"The answer is D. Having reread it, {claim}") == "D"
+    assert choice_letter("The answer is B because it fits the question.") == "B"

@@ -114,7 +114,7 @@ _OWN_BAD = re.compile(
 )
 _PREFERRED = re.compile(
     r"[)$*]*,? (?:is|are|was|seems?|looks?|sounds?|would be|could be|might be|may be|should be|must be|fits?|works?|makes?|also)\b[^.!?\n;]{0,30}?\b(?:better|closer|more(?! than)|best|correct|right|also|too(?=\W*$)|as well(?! as)|equally|just as|possible|plausible|likely"
-    r"|the (?:answer|one|winner)|valid|true|acceptable|actual)\b|[)$*]*,? (?:also |(?:would|could|might) (?:also )?)?(?:fits?|works?|makes? sense)\W*$"
+    r"|the (?:answer|one|winner)|valid|true|acceptable|actual)\b|[)$*]*,? (?:also |(?:would|could|might) (?:also )?)?(?:fits?|works?|matches|suits?|answers?|makes? sense)(?: (?:with )?(?:the|this|that) [a-z]{1,20})?\W*$"
     r"|[)$*]* instead\b",
     re.IGNORECASE,
 )
