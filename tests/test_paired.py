@@ -69,5 +69,12 @@ def test_outcomes_are_read_from_graded_completions(tmp_path: Path):
         for name, index, outcome in [("a", 0, "right"), ("a", 1, "wrong"), ("b", 0, "no answer")]
     ]
     write_jsonl(tmp_path / "x.graded.jsonl", rows)
-    assert outcomes(tmp_path / "x.graded.jsonl") == {"a": 0.5, "b": 0.0}
+    assert outcomes(tmp_path / "x.graded.jsonl") == {
+        "a\0q\x007": 0.5, "b\0q\x007": 0.0
+    }  # fmt: skip
+    other = [
+        Rollout(Problem("a", "another question", "7"), "q", "7", "stop", "m", 0, outcome="right")
+    ]
+    write_jsonl(tmp_path / "y.graded.jsonl", other)
+    assert paired(*(outcomes(tmp_path / f"{name}.graded.jsonl") for name in "xy")) is None
     assert outcomes(tmp_path / "absent.jsonl") == {}

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from selftaught.records import iter_rollouts
+from selftaught.records import Problem, iter_rollouts
 
 Z95 = 1.959963984540054
 
@@ -29,6 +29,11 @@ class Paired:
     """Two-sided exact McNemar test of `gained` against `lost`."""
 
 
+def problem_key(problem: Problem) -> str:
+    """Return what identifies a problem in two runs: other questions may have the same id."""
+    return "\0".join((problem.id, problem.question, problem.gold))
+
+
 def outcomes(graded: Path) -> dict[str, float]:
     """Return the share of right completions of every problem in a file of graded completions.
 
@@ -38,7 +43,7 @@ def outcomes(graded: Path) -> dict[str, float]:
         return {}
     right: dict[str, list[bool]] = {}
     for one in iter_rollouts(graded):
-        right.setdefault(one.problem.id, []).append(bool(one.correct))
+        right.setdefault(problem_key(one.problem), []).append(bool(one.correct))
     return {name: sum(found) / len(found) for name, found in right.items()}
 
 

@@ -25,7 +25,7 @@ from selftaught.reports.pages import (
     rendered,
     table_cell,
 )
-from selftaught.reports.paired import Paired, outcomes, paired
+from selftaught.reports.paired import Paired, outcomes, paired, problem_key
 from selftaught.reports.plots import (
     Curve,
     Line,
@@ -255,7 +255,8 @@ def _groups(run: Run, names: Iterable[str]) -> dict[str, str]:
     if group is None:
         return {}
     wanted = set(names)
-    return {one.id: group(one) for one in task.problems("test") if one.id in wanted}
+    found = {problem_key(one): group(one) for one in task.problems("test")}
+    return {name: group for name, group in found.items() if name in wanted}
 
 
 def _differences(configs: Sequence[Mapping[str, Any]]) -> dict[str, list[str]]:
