@@ -2,7 +2,9 @@
 
 import hashlib
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -93,40 +95,65 @@ def prompt_tokens(
     return ids
 
 
+@dataclass(frozen=True)
+class ContextWindow:
+    """The tokenizer and the context length of a model."""
+
+    model: str
+    """Name of the model, for error messages."""
+    tokenizer: PreTrainedTokenizerBase
+    length: int | None
+    """Context length in tokens; None if unknown."""
+    beside: int = 0
+    """Number of tokens that the model needs in addition to the text, such as a thought."""
+
+
 def fitting_tokens(
-    tokenizer: PreTrainedTokenizerBase,
+    window: ContextWindow,
     prompt: Text,
     key: str,
     max_tokens: int,
-    model: str,
-    context: int | None,
-    beside: int = 0,
     options: TemplateOptions | None = None,
 ) -> tuple[int, ...]:
     """Return the token ids of a prompt after checking that the completion fits into the context.
 
     Args:
-        tokenizer: The model's tokenizer.
+        window: The model's tokenizer and context length.
         prompt: Text or messages.
         key: Name of the prompt, for error messages.
         max_tokens: Maximum number of new tokens.
-        model: Name of the model, for error messages.
-        context: Context length in tokens; None if unknown.
-        beside: Number of tokens that the model needs in addition to the text, such as a thought.
         options: Variables of the chat template. Used only for messages.
 
     Raises:
         ValueError: The prompt with `max_tokens` exceeds the context, or see `prompt_tokens`.
     """
-    ids = prompt_tokens(tokenizer, prompt, model, f"of {key!r}", options)
-    if context is not None and len(ids) + max_tokens + beside > context:
-        thought = f" and a thought's {beside}" if beside else ""
+    ids = prompt_tokens(window.tokenizer, prompt, window.model, f"of {key!r}", options)
+    if window.length is not None and len(ids) + max_tokens + window.beside > window.length:
+        thought = f" and a thought's {window.beside}" if window.beside else ""
         raise ValueError(
             f"The prompt of {key!r} has {len(ids)} tokens; with max_tokens={max_tokens}{thought} "
-            f"that is more than the {context} tokens in the context of {model}. Use fewer worked "
-            "examples, a shorter question, or a smaller max_tokens."
+            f"that is more than the {window.length} tokens in the context of {window.model}. Use "
+            "fewer worked examples, a shorter question, or a smaller max_tokens."
         )
     return ids
+
+
+def check_vocabulary(texts: Iterable[Sequence[int]], size: int) -> None:
+    """Check that all token ids are in the model's vocabulary.
+
+    Args:
+        texts: Token ids.
+        size: Number of tokens in the vocabulary.
+
+    Raises:
+        ValueError: One is not. The message has the first such id.
+    """
+    for token in chain.from_iterable(texts):
+        if not 0 <= token < size:
+            raise ValueError(
+                f"Expected token ids from 0 to {size - 1:,}, got {token}. Check that the tokens "
+                "are those of this model's tokenizer."
+            )
 
 
 def context_of(model: str, engine: str, options: Mapping[str, Any]) -> int | None:
@@ -153,11 +180,11 @@ def check_fitting(
     Raises:
         ValueError: See `fitting_tokens`.
     """
-    tokenizer = load_tokenizer(model)
+    window = ContextWindow(model, load_tokenizer(model), context)
     limit = math.inf if context is None else context - max_tokens
     for key, prompt in prompts:
         if not _surely_fits(prompt, limit):
-            fitting_tokens(tokenizer, prompt, key, max_tokens, model, context, options=options)
+            fitting_tokens(window, prompt, key, max_tokens, options)
 
 
 def longer_than(

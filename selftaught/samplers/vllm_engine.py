@@ -42,12 +42,14 @@ from selftaught.samplers.base import (
 from selftaught.samplers.local.token_choice import endings
 from selftaught.samplers.stopping import Ending
 from selftaught.samplers.tokens import (
+    ContextWindow,
+    check_vocabulary,
     end_tokens,
     fitting_tokens,
     folder_fingerprint,
     load_tokenizer,
 )
-from selftaught.samplers.weights import check_names
+from selftaught.samplers.weights import check_names, refuse_adapter
 
 ON_A_CPU = {"VLLM_CPU_KVCACHE_SPACE": "2", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
 """Environment of the child without an accelerator; the caller's environment overrides it."""
@@ -140,7 +142,9 @@ class VllmSampler(Closing):
     def __init__(self, model: str | Path, *, dtype: str = "auto", **engine: Any) -> None:
         check_engine({"dtype": dtype, **engine})
         self.model = str(model)
-        _refuse_adapter(Path(self.model))
+        folder = Path(self.model)
+        if not (folder / "config.json").exists():  # vLLM reads a folder that has both as a model
+            refuse_adapter(folder)
         if engine.get("load_format", "auto") in ("auto", "safetensors"):
             check_names(self.model)
         self._tokenizer = load_tokenizer(self.model)
@@ -186,7 +190,7 @@ class VllmSampler(Closing):
         """Sample `params.n` completions for every prompt, as `[prompt][sample]`; see `Sampler`."""
         keys = checked_keys(keys, prompts)
         prefixes = checked_prefix_tokens(prefix_tokens, keys, params.max_tokens)
-        self._check_vocabulary(prefixes)
+        check_vocabulary(prefixes, self._child.settings["vocabulary"])
         ended_by = endings(self._tokenizer, self._eos, prompts, params)
         indices = range(params.first, params.first + params.n)
         requests: dict[tuple[int, int], _Request] = {}
@@ -278,19 +282,8 @@ class VllmSampler(Closing):
         self._fail(ChildProcessError(f"The sampler of {self.model} was closed."))
 
     def _tokens(self, prompt: Text, key: str, params: SamplingParams) -> tuple[int, ...]:
-        return fitting_tokens(
-            self._tokenizer, prompt, key, params.max_tokens, self.model,
-            self._child.settings["context"], options=params.chat_template_kwargs,
-        )  # fmt: skip
-
-    def _check_vocabulary(self, texts: Iterable[Sequence[int]]) -> None:
-        count = self._child.settings["vocabulary"]
-        for token in itertools.chain.from_iterable(texts):
-            if not 0 <= token < count:
-                raise ValueError(
-                    f"Expected token ids from 0 to {count - 1:,}, got {token}. Check that the "
-                    "tokens are those of this model's tokenizer."
-                )
+        window = ContextWindow(self.model, self._tokenizer, self._child.settings["context"])
+        return fitting_tokens(window, prompt, key, params.max_tokens, params.chat_template_kwargs)
 
     # ------------------------------------------------------------ the child
 
@@ -426,14 +419,6 @@ def _generation_config(model: str) -> GenerationConfig:
         return GenerationConfig.from_pretrained(model)
     except OSError:
         return GenerationConfig.from_model_config(AutoConfig.from_pretrained(model))
-
-
-def _refuse_adapter(folder: Path) -> None:
-    if (folder / "adapter_config.json").exists() and not (folder / "config.json").exists():
-        raise ValueError(
-            f"{folder} is a PEFT adapter, not a whole model; merge it into its base model with "
-            "merge_and_unload() and save_pretrained(folder)."
-        )
 
 
 def _hint(printed: str) -> str:

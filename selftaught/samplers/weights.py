@@ -148,7 +148,7 @@ def _damaged(path: Path, why: str) -> ValueError:
 
 
 def _check_folder(folder: Path) -> None:
-    _refuse_adapter(folder)
+    refuse_adapter(folder)
     config = _json_object(folder / "config.json") if (folder / "config.json").exists() else None
     if config is None:
         raise ValueError(
@@ -168,7 +168,12 @@ def _check_folder(folder: Path) -> None:
         read_header(weights)
 
 
-def _refuse_adapter(folder: Path) -> None:
+def refuse_adapter(folder: Path) -> None:
+    """Raise if a folder contains a PEFT adapter.
+
+    Raises:
+        ValueError: It does. The message names the adapter's base model.
+    """
     adapter = folder / "adapter_config.json"
     if not adapter.exists():
         return

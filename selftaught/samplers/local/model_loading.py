@@ -2,7 +2,6 @@
 
 import gc
 import hashlib
-from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -126,17 +125,6 @@ def check_causal(model: str) -> None:
         )
 
 
-def check_vocabulary(model: PreTrainedModel, texts: Iterable[Sequence[int]]) -> None:
-    """Check that all token ids are in the model's vocabulary.
-
-    Raises:
-        ValueError: One is not. The message has the first such id.
-    """
-    count = model.get_input_embeddings().weight.shape[0]  # type: ignore[union-attr, index]
-    for tokens in texts:
-        for token in tokens:
-            if not 0 <= token < count:
-                raise ValueError(
-                    f"Expected token ids from 0 to {count - 1:,}, got {token}. Check that the "
-                    "tokens are those of this model's tokenizer."
-                )
+def vocabulary_size(model: PreTrainedModel) -> int:
+    """Return the number of tokens that the model has an embedding of."""
+    return model.get_input_embeddings().weight.shape[0]  # type: ignore[union-attr, index]

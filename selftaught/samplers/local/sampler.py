@@ -18,15 +18,20 @@ from selftaught.records import Completion, Text
 from selftaught.samplers.base import Closing, SamplingParams, checked_keys, checked_prefix_tokens
 from selftaught.samplers.local.generate_loop import PlainLoop
 from selftaught.samplers.local.model_loading import (
-    check_vocabulary,
     fingerprint,
     free_memory,
     opened,
+    vocabulary_size,
 )
 from selftaught.samplers.local.prefix_loop import SharedPrefixLoop, plan, shared_prefix_loop
 from selftaught.samplers.local.token_choice import endings, uniforms
 from selftaught.samplers.stopping import Ending
-from selftaught.samplers.tokens import end_tokens, fitting_tokens
+from selftaught.samplers.tokens import (
+    ContextWindow,
+    check_vocabulary,
+    end_tokens,
+    fitting_tokens,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -78,11 +83,11 @@ class TransformersSampler(Closing):
             raise ValueError(f"batch_size must be at least 1; got {batch_size}.")
         self._batch_size = batch_size
         loaded = opened(model, tokenizer, dtype, device)
-        self.model, self._context = loaded.name, loaded.context
-        self._tokenizer, self._model = loaded.tokenizer, loaded.model
-        self._described = loaded.described
+        self.model, self._tokenizer = loaded.name, loaded.tokenizer
+        self._model, self._described = loaded.model, loaded.described
         self._eos = end_tokens(self._described.generation_config, self._tokenizer)
-        self._beside: int = getattr(self._model, "tokens_beside", 0)
+        beside: int = getattr(self._model, "tokens_beside", 0)
+        self._window = ContextWindow(loaded.name, loaded.tokenizer, loaded.context, beside)
         self._loop: SharedPrefixLoop | PlainLoop | None = None
 
     @cached_property
@@ -103,7 +108,7 @@ class TransformersSampler(Closing):
         """Sample `params.n` completions for every prompt, as `[prompt][sample]`; see `Sampler`."""
         keys = checked_keys(keys, prompts)
         prefixes = checked_prefix_tokens(prefix_tokens, keys, params.max_tokens)
-        check_vocabulary(self._described, prefixes)
+        check_vocabulary(prefixes, vocabulary_size(self._described))
         tokens = [
             self._tokens(prompt, key, params) for prompt, key in zip(prompts, keys, strict=True)
         ]
@@ -176,10 +181,8 @@ class TransformersSampler(Closing):
 
     def _tokens(self, prompt: Text, key: str, params: SamplingParams) -> tuple[int, ...]:
         """Return the token ids of a prompt after checking that the completion fits the context."""
-        return fitting_tokens(
-            self._tokenizer, prompt, key, params.max_tokens, self.model, self._context,
-            self._beside, params.chat_template_kwargs,
-        )  # fmt: skip
+        options = params.chat_template_kwargs
+        return fitting_tokens(self._window, prompt, key, params.max_tokens, options)
 
     def check(self, prompts: Sequence[Text], params: SamplingParams, keys: Sequence[str]) -> None:
         """Check that all prompts fit the model's context; see `Sampler`."""

@@ -25,10 +25,10 @@ from selftaught.records import Text
 from selftaught.rendering import TemplateOptions
 from selftaught.samplers.base import Closing
 from selftaught.samplers.local.model_loading import (
-    check_vocabulary,
     fingerprint,
     free_memory,
     opened,
+    vocabulary_size,
 )
 from selftaught.samplers.local.prefix_loop import (
     Prefix,
@@ -38,7 +38,7 @@ from selftaught.samplers.local.prefix_loop import (
     shared_prefix_loop,
     two_part,
 )
-from selftaught.samplers.tokens import prompt_tokens
+from selftaught.samplers.tokens import check_vocabulary, prompt_tokens
 
 logger = logging.getLogger(__name__)
 
@@ -174,7 +174,7 @@ class TransformersScorer(Closing):
     ) -> tuple[int, ...]:
         """Return the token ids of a prompt after checking that its candidates fit the context."""
         ids = prompt_tokens(self.tokenizer, prompt, self.model, f"at index {at}", options)
-        check_vocabulary(self._model, candidates)
+        check_vocabulary(candidates, vocabulary_size(self._model))
         longest = max(map(len, candidates), default=0)
         if self._context is not None and len(ids) + longest > self._context:
             raise ValueError(
