@@ -39,7 +39,7 @@ from selftaught.samplers import SamplingParams, open_sampler
 from selftaught.samplers.local.generate_loop import PlainLoop
 from selftaught.samplers.local.prefix_loop import CHUNK, SharedPrefixLoop, plan
 from selftaught.samplers.local.sampler import TransformersSampler
-from selftaught.samplers.local.token_choice import choose, uniforms
+from selftaught.samplers.local.token_choice import Decoding, choose, uniforms
 from selftaught.samplers.stopping import Ending
 
 Rows = list[tuple[int, ...]]
@@ -130,15 +130,15 @@ def by_loop(
     done: dict[int, tuple[int, ...]] = {}
     prefix_tokens = prefix_tokens or [()] * len(rows)
     with torch.inference_mode():
-        loop.complete(
+        asked = Decoding(
             [row + own for row, own in zip(rows, prefix_tokens, strict=True)],
+            [len(own) for own in prefix_tokens],
             torch.stack([uniforms(0, str(row), 0, params.max_tokens) for row in rows]),
             params,
             ending,
             lambda number, tokens: done.update({number: tuple(tokens)}),
-            prefix_tokens=[len(own) for own in prefix_tokens],
-            batch_size=batch_size,
         )
+        loop.complete(asked, batch_size)
     assert sorted(done) == list(range(len(rows)))
     return [done[number] for number in range(len(rows))]
 

@@ -4,7 +4,6 @@ Batches contain prompts of equal length, so that there is no padding, which woul
 of recurrent layers.
 """
 
-from collections.abc import Callable, Sequence
 from itertools import groupby
 
 import torch
@@ -19,7 +18,7 @@ from transformers import (
 )
 
 from selftaught.samplers.base import SamplingParams
-from selftaught.samplers.local.token_choice import choose
+from selftaught.samplers.local.token_choice import Decoding, choose
 from selftaught.samplers.stopping import Ending
 
 
@@ -35,83 +34,46 @@ class PlainLoop:
         self._model = model
         self._described = described
 
-    def complete(
-        self,
-        rows: Sequence[tuple[int, ...]],
-        uniform_BN: Tensor,
-        params: SamplingParams,
-        ending: Ending,
-        finished: Callable[[int, list[int]], None],
-        *,
-        prefix_tokens: Sequence[int],
-        batch_size: int,
-    ) -> None:
-        """Complete every row of tokens.
+    def complete(self, asked: Decoding, batch_size: int) -> None:
+        """Complete every row, at most `batch_size` rows at a time."""
 
-        Args:
-            rows: Token ids of prompts, each followed by the prefix tokens of its completion.
-            uniform_BN: Uniform random numbers, one per row and token of the completion.
-            params: Sampling parameters.
-            ending: Decides when a completion ends.
-            finished: Called with a row's index and the token ids of its whole completion.
-            prefix_tokens: Number of prefix tokens of each row.
-            batch_size: Maximum number of rows at a time.
-        """
+        def lengths(number: int) -> tuple[int, int]:
+            return len(asked.rows[number]), asked.prefix_tokens[number]
+
         saved = self._described.generation_config
         # `generate` applies the model's own generation config, such as a repetition penalty.
         self._described.generation_config = GenerationConfig()
         try:
-            self._complete(rows, prefix_tokens, uniform_BN, params, ending, finished, batch_size)
+            order = sorted(range(len(asked.rows)), key=lengths)
+            for (length, own), same in groupby(order, key=lengths):
+                numbers = list(same)
+                for start in range(0, len(numbers), batch_size):
+                    batch = numbers[start : start + batch_size]
+                    drawn = _generate(self._model, asked, batch, length - own)
+                    for number, tokens in zip(batch, drawn, strict=True):
+                        asked.finished(number, tokens)
         finally:
             self._described.generation_config = saved
 
-    def _complete(
-        self,
-        rows: Sequence[tuple[int, ...]],
-        prefix_tokens: Sequence[int],
-        uniform_BN: Tensor,
-        params: SamplingParams,
-        ending: Ending,
-        finished: Callable[[int, list[int]], None],
-        batch_size: int,
-    ) -> None:
-        def lengths(number: int) -> tuple[int, int]:
-            return len(rows[number]), prefix_tokens[number]
-
-        for (length, own), same in groupby(sorted(range(len(rows)), key=lengths), key=lengths):
-            numbers = list(same)
-            for start in range(0, len(numbers), batch_size):
-                batch = numbers[start : start + batch_size]
-                token_BT = torch.tensor([rows[number] for number in batch])
-                drawn = _generate(
-                    self._model, token_BT, length - own, uniform_BN[batch], params, ending
-                )
-                for number, tokens in zip(batch, drawn, strict=True):
-                    finished(number, tokens)
-
 
 def _generate(
-    model: nn.Module,
-    token_BT: Tensor,
-    prompt_length: int,
-    uniform_BN: Tensor,
-    params: SamplingParams,
-    ending: Ending,
+    model: nn.Module, asked: Decoding, batch: list[int], prompt_length: int
 ) -> list[list[int]]:
-    """Return the whole completions of rows of equal length: prompts followed by prefix tokens."""
-    token_BT = token_BT.to(uniform_BN.device)
-    ends = _Ends(ending, prompt_length, len(token_BT))
-    eos = ending.eos or None
+    """Return the whole completions of the rows of a batch, whose prompts have equal lengths."""
+    uniform_BN = asked.uniform_BN[batch]
+    token_BT = torch.tensor([asked.rows[number] for number in batch], device=uniform_BN.device)
+    ends = _Ends(asked.ending, prompt_length, len(token_BT))
+    eos = asked.ending.eos or None
     out_BT = model.generate(  # type: ignore[operator]
         token_BT,
         attention_mask=torch.ones_like(token_BT),
         generation_config=GenerationConfig(
-            max_new_tokens=prompt_length + params.max_tokens - token_BT.shape[1],
+            max_new_tokens=prompt_length + asked.params.max_tokens - token_BT.shape[1],
             do_sample=False,
             eos_token_id=eos,
             pad_token_id=eos[0] if eos else 0,
         ),
-        logits_processor=LogitsProcessorList([_Draw(params, prompt_length, uniform_BN)]),
+        logits_processor=LogitsProcessorList([_Draw(asked.params, prompt_length, uniform_BN)]),
         stopping_criteria=StoppingCriteriaList([ends]),
     )
     drawn = out_BT[:, prompt_length:].tolist()

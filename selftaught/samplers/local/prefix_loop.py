@@ -12,7 +12,7 @@ counted), H query heads, K key-value heads, G query heads per key-value head, Q 
 kinds together, D head width, V vocabulary, N tokens of a completion.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from math import ceil
@@ -23,8 +23,7 @@ from transformers import AttentionInterface, Cache, DynamicCache, PreTrainedMode
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from selftaught.samplers.base import SamplingParams
-from selftaught.samplers.local.token_choice import choose
-from selftaught.samplers.stopping import Ending
+from selftaught.samplers.local.token_choice import Decoding, choose
 
 ATTENTION = "two_part"
 CHUNK = 256
@@ -349,35 +348,15 @@ class SharedPrefixLoop:
             return f"its logits on a prompt would differ by {difference:.2g} standard deviations"
         return None
 
-    def complete(
-        self,
-        rows: Sequence[tuple[int, ...]],
-        uniform_BN: Tensor,
-        params: SamplingParams,
-        ending: Ending,
-        finished: Callable[[int, list[int]], None],
-        *,
-        prefix_tokens: Sequence[int],
-        batch_size: int,
-    ) -> None:
-        """Complete every row of tokens.
-
-        Args:
-            rows: Token ids of prompts, each followed by the prefix tokens of its completion.
-            uniform_BN: Uniform random numbers, one per row and token of the completion.
-            params: Sampling parameters.
-            ending: Decides when a completion ends.
-            finished: Called with a row's index and the token ids of its whole completion.
-            prefix_tokens: Number of prefix tokens of each row.
-            batch_size: Maximum number of rows at a time.
-        """
+    def complete(self, asked: Decoding, batch_size: int) -> None:
+        """Complete every row, at most `batch_size` rows at a time."""
+        rows, max_tokens = asked.rows, asked.params.max_tokens
         with two_part(self._model):
-            for group in plan(rows, batch_size, params.max_tokens):
+            for group in plan(rows, batch_size, max_tokens):
                 prefix = self.prefix(rows[group.numbers[0]][: group.shared])
-                batch = _Batch(
-                    self, prefix, rows, prefix_tokens, group.numbers, params.max_tokens, batch_size
-                )
-                batch.run(uniform_BN, params, ending, finished)
+                _Batch(
+                    self, prefix, rows, asked.prefix_tokens, group.numbers, max_tokens, batch_size
+                ).run(asked)
 
     @property
     def device(self) -> torch.device:
@@ -526,23 +505,18 @@ class _Batch:
         self._count_B = torch.zeros_like(self._number_B)
         self._drawn_BN = torch.zeros((size, max_tokens), dtype=torch.long, device=device)
 
-    def run(
-        self,
-        uniform_BN: Tensor,
-        params: SamplingParams,
-        ending: Ending,
-        finished: Callable[[int, list[int]], None],
-    ) -> None:
+    def run(self, asked: Decoding) -> None:
         """Decode until every row has ended."""
-        eos = torch.tensor(ending.eos, dtype=torch.long, device=uniform_BN.device)
+        ending, max_tokens = asked.ending, asked.params.max_tokens
+        eos = torch.tensor(ending.eos, dtype=torch.long, device=asked.uniform_BN.device)
         while self._active or self._waiting:
             free = self._size - self._active
             if self._waiting and free >= max(1, self._size // 8):
                 self._fill(free)
-            self._step(uniform_BN, params)
+            self._step(asked.uniform_BN, asked.params)
             n = self._active
             token_B = self._token_B[:n]
-            ended_B = torch.isin(token_B, eos) | (self._count_B[:n] == params.max_tokens)
+            ended_B = torch.isin(token_B, eos) | (self._count_B[:n] == max_tokens)
             for row in (ending.suspects(token_B) & ~ended_B).nonzero()[:, 0].tolist():
                 drawn = self._drawn_BN[row, : self._count_B[row]].tolist()
                 ended_B[row] = ending.cut(drawn) is not None
@@ -550,7 +524,7 @@ class _Batch:
             if ended:
                 for row in ended:
                     drawn = self._drawn_BN[row, : self._count_B[row]].tolist()
-                    finished(int(self._number_B[row]), drawn)
+                    asked.finished(int(self._number_B[row]), drawn)
                 self._drop(ended)
 
     def _fill(self, free: int) -> None:

@@ -24,7 +24,7 @@ from selftaught.samplers.local.model_loading import (
     vocabulary_size,
 )
 from selftaught.samplers.local.prefix_loop import SharedPrefixLoop, plan, shared_prefix_loop
-from selftaught.samplers.local.token_choice import endings, uniforms
+from selftaught.samplers.local.token_choice import Decoding, endings, uniforms
 from selftaught.samplers.stopping import Ending
 from selftaught.samplers.tokens import (
     ContextWindow,
@@ -151,15 +151,15 @@ class TransformersSampler(Closing):
         ).to(self._described.device)
         if self._loop is None:
             self._loop = self._open_loop(rows, params.max_tokens)
-        self._loop.complete(
+        asked = Decoding(
             rows,
+            [len(prefixes[prompt]) for prompt, _ in samples],
             uniform_BN,
             params,
             ending,
             lambda row, token_ids: finished(samples[row], token_ids),
-            prefix_tokens=[len(prefixes[prompt]) for prompt, _ in samples],
-            batch_size=self._batch_size,
         )
+        self._loop.complete(asked, self._batch_size)
 
     def _open_loop(
         self, rows: Sequence[tuple[int, ...]], max_tokens: int

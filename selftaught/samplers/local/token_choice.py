@@ -1,10 +1,11 @@
-"""Choice of the next token from logits, and the endings of prompts' completions.
+"""Choice of the next token from logits, and what both decoding loops are given.
 
-Shapes: B rows, V vocabulary.
+Shapes: B rows, N tokens of a completion, V vocabulary.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -17,6 +18,23 @@ from selftaught.samplers.stopping import Ending
 
 NUCLEUS = 512
 """Number of most likely tokens tried for top_p before the whole vocabulary is sorted."""
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """Rows of tokens to complete, with the same sampling parameters and the same ending."""
+
+    rows: Sequence[tuple[int, ...]]
+    """Token ids of prompts, each followed by the prefix tokens of its completion."""
+    prefix_tokens: Sequence[int]
+    """Number of prefix tokens of each row."""
+    uniform_BN: Tensor
+    """Uniform random numbers, one per row and token of the completion."""
+    params: SamplingParams
+    ending: Ending
+    """Decides when a completion ends."""
+    finished: Callable[[int, list[int]], None]
+    """Called with a row's index and the token ids of its whole completion."""
 
 
 def uniforms(seed: int, key: str, index: int, count: int) -> Tensor:
