@@ -17,12 +17,12 @@ import json
 import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from threading import Lock
-from typing import Any
+from typing import Any, TypeVar
 
 from selftaught.prompts import PromptStyle
 from selftaught.records import (
@@ -36,6 +36,9 @@ from selftaught.records import (
     to_json,
 )
 from selftaught.samplers.base import STORE_BATCH, Sampler, SamplingParams, checked_prefix_tokens
+
+T = TypeVar("T")
+R = TypeVar("R")
 
 FORMAT = "selftaught rollouts 1"
 BLOCK = 2**22
@@ -119,58 +122,69 @@ def fill(
     if prefix_tokens is not None:
         header["begun"] = _digest(prefixes)
     stored, end = _stored(store, header, ids)
-    done = -(-stored // (size * params.n))  # the last batch may be shorter than the others
-    batches = [problems[start : start + size] for start in range(0, len(problems), size)]
-    for number, batch in enumerate(batches[done:], done):
-        here = slice(number * size, (number + 1) * size)
-        sampler.check([prompt(problem) for problem in batch], params, ids[here])
+    done = stored // params.n  # number of problems
+    batches = [slice(start, start + size) for start in range(done, len(problems), size)]
+    for here in batches:
+        sampler.check([prompt(problem) for problem in problems[here]], params, ids[here])
     _open(store, header, end)
     if progress and stored:
         progress(stored)
     advance = _thread_safe(progress)
 
-    def sampled(number: int) -> list[Rollout]:
-        batch, here = batches[number], slice(number * size, (number + 1) * size)
-        shown = [prompt(problem) for problem in batch]
+    def sampled(here: slice) -> list[Rollout]:
+        shown = [prompt(problem) for problem in problems[here]]
         continued = {} if prefix_tokens is None else {"prefix_tokens": prefixes[here]}
         completions = sampler.sample(shown, params, keys=ids[here], progress=advance, **continued)
         return [
             Rollout(problem, seen, one.text, one.finish_reason, sampler.model, index, origin,
                     one.token_ids, thought_open=one.thought_open)
-            for problem, seen, samples in zip(batch, shown, completions, strict=True)
+            for problem, seen, samples in zip(problems[here], shown, completions, strict=True)
             for index, one in enumerate(samples, params.first)
         ]  # fmt: skip
 
-    for fresh in _in_order(sampled, range(done, len(batches)), sampler.at_once):
+    for fresh in _concurrently(sampled, batches, sampler.at_once):
         _append(store, "".join(to_json(rollout) + "\n" for rollout in fresh), stored)
         stored += len(fresh)
     return stored
 
 
-def _in_order(
-    sampled: Callable[[int], list[Rollout]], numbers: range, at_once: int
+def _concurrently(
+    sampled: Callable[[slice], list[Rollout]], batches: Sequence[slice], at_once: int
 ) -> Iterator[list[Rollout]]:
-    """Yield the result of `sampled` for every batch number, in order, with `at_once` batches at a
-    time.
+    """Yield the result of `sampled` for every batch, in order, with `at_once` batches at a time.
 
     An engine that processes many requests at a time would otherwise be idle at the end of every
     batch.
     """
     if at_once == 1:
-        yield from map(sampled, numbers)
+        yield from map(sampled, batches)
         return
     pool = ThreadPoolExecutor(at_once, thread_name_prefix="collect")
-    pending: deque[Future[list[Rollout]]] = deque()
     try:
-        for number in numbers:
-            pending.append(pool.submit(sampled, number))
-            if len(pending) == at_once:
-                yield pending.popleft().result()
-        while pending:
-            yield pending.popleft().result()
+        yield from in_order(pool, sampled, batches, at_once)
     finally:
         # After an error, running batches are not awaited: they end when the sampler is closed.
         pool.shutdown(wait=False, cancel_futures=True)
+
+
+def in_order(
+    pool: Executor, function: Callable[[T], R], items: Iterable[T], most: int
+) -> Iterator[R]:
+    """Yield the result of a function for every item, in order.
+
+    Args:
+        pool: where the calls run.
+        function: the function.
+        items: its arguments; read only as far as calls are started.
+        most: maximum number of calls that are started before the result of the first is yielded.
+    """
+    pending: deque[Future[R]] = deque()
+    for item in items:
+        pending.append(pool.submit(function, item))
+        if len(pending) == most:
+            yield pending.popleft().result()
+    while pending:
+        yield pending.popleft().result()
 
 
 def _thread_safe(progress: Callable[[int], None] | None) -> Callable[[int], None] | None:

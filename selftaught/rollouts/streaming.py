@@ -11,9 +11,9 @@ import hashlib
 import io
 import json
 import os
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from dataclasses import replace
 from itertools import chain, groupby
@@ -34,6 +34,7 @@ from selftaught.rollouts.selection import (
     keep_distinct,
     keep_sound,
 )
+from selftaught.rollouts.store import in_order
 from selftaught.tasks import open_task
 
 Filter = Literal["correct", "sound", "distinct"]
@@ -308,14 +309,8 @@ def _done(job: Job, blocks: Iterable[Block], workers: int) -> Iterator[Done]:
             free.put(process)
 
     pool = ThreadPoolExecutor(workers, thread_name_prefix="bulk")
-    pending: deque[Future[Done]] = deque()
     try:
-        for block in blocks:
-            pending.append(pool.submit(ask, block))
-            if len(pending) == 2 * workers:
-                yield pending.popleft().result()
-        while pending:
-            yield pending.popleft().result()
+        yield from in_order(pool, ask, blocks, 2 * workers)
     finally:
         for process in processes:
             process.stop()
