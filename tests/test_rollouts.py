@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from selftaught.prompts import PromptStyle
 from selftaught.records import Problem, Rollout, Text, read_rollouts, rollout_from, to_json
 from selftaught.rollouts import store as room
+from selftaught.rollouts import store_file
 from selftaught.rollouts.store import collect, collect_up_to, fill
 from selftaught.samplers import SamplingParams
 from selftaught.samplers.scripted import ScriptedSampler
@@ -385,7 +386,7 @@ def test_a_store_ends_the_same_whatever_is_looked_at_first(
     tmp_path: Path, monkeypatch, unit, block
 ):
     monkeypatch.setattr(room, "STORE_BATCH", unit)
-    monkeypatch.setattr(room, "BLOCK", block)
+    monkeypatch.setattr(store_file, "BLOCK", block)
     store = tmp_path / "rollouts.jsonl"
     collect(echo(), PROBLEMS, STYLE, TWO, store=store)
     whole = store.read_bytes()

@@ -3,46 +3,34 @@
 `fill` samples completions and appends the rollouts to a store. `collect` also returns them.
 `collect_up_to` samples only the completions that earlier stores do not have.
 
-A store is a JSONL file: a header that describes how the rollouts were made, then one rollout per
-line. The problems are divided into fixed batches. A batch is appended when all of it is finished,
-and otherwise sampled again as a whole. So a resumed run samples in the same batches as an
-uninterrupted one, and even its rounding errors are the same.
-
-The number of stored rollouts follows from the last line, and only the last complete batch is
-checked. So resuming takes the same time for every size of the store, and memory for one batch.
+A store is a JSONL file; see `store_file`. The problems are divided into fixed batches. A batch is
+appended when all of it is finished, and otherwise sampled again as a whole. So a resumed run
+samples in the same batches as an uninterrupted one, and even its rounding errors are the same.
 """
 
-import hashlib
-import json
-import os
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
-from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from threading import Lock
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from selftaught.prompts import PromptStyle
-from selftaught.records import (
-    Origin,
-    Problem,
-    Rollout,
-    iter_rollouts,
-    parse_json_line,
-    read_rollouts,
-    rollouts_in,
-    to_json,
+from selftaught.records import Origin, Problem, Rollout, read_rollouts, to_json
+from selftaught.rollouts.store_file import (
+    FORMAT,
+    append,
+    damaged,
+    digest,
+    open_store,
+    samples_stored,
+    stored_rows,
 )
 from selftaught.samplers.base import STORE_BATCH, Sampler, SamplingParams, checked_prefix_tokens
 
 T = TypeVar("T")
 R = TypeVar("R")
-
-FORMAT = "selftaught rollouts 1"
-BLOCK = 2**22
-"""Number of bytes at the end of a store that are read first."""
 
 
 def collect(
@@ -84,7 +72,7 @@ def collect(
     samples = range(params.first, params.first + params.n)
     wanted = [(problem.id, index) for problem in problems for index in samples]
     if [(one.problem.id, one.index) for one in rollouts] != wanted:
-        raise _damaged(store)
+        raise damaged(store)
     return rollouts
 
 
@@ -114,19 +102,19 @@ def fill(
         "fingerprint": sampler.fingerprint,
         "prompts": prompt.digest(problems),
         "problems": len(problems),
-        "answers": _digest((problem.id, problem.gold) for problem in problems),
+        "answers": digest((problem.id, problem.gold) for problem in problems),
         "origin": origin,
         "unit": size,
         "params": params.stored(),
     }
     if prefix_tokens is not None:
-        header["begun"] = _digest(prefixes)
-    stored, end = _stored(store, header, ids)
+        header["begun"] = digest(prefixes)
+    stored, end = stored_rows(store, header, ids)
     done = stored // params.n  # number of problems
     batches = [slice(start, start + size) for start in range(done, len(problems), size)]
     for here in batches:
         sampler.check([prompt(problem) for problem in problems[here]], params, ids[here])
-    _open(store, header, end)
+    open_store(store, header, end)
     if progress and stored:
         progress(stored)
     advance = _thread_safe(progress)
@@ -143,7 +131,7 @@ def fill(
         ]  # fmt: skip
 
     for fresh in _concurrently(sampled, batches, sampler.at_once):
-        _append(store, "".join(to_json(rollout) + "\n" for rollout in fresh), stored)
+        append(store, "".join(to_json(rollout) + "\n" for rollout in fresh), stored)
         stored += len(fresh)
     return stored
 
@@ -238,7 +226,7 @@ def collect_up_to(
     first = 0
     while first < params.n:
         block = store.with_name(f"{store.stem}-{first}{store.suffix}") if first else store
-        n = _samples_stored(block) or params.n - first
+        n = samples_stored(block) or params.n - first
         made_for = replace(params, n=n if params.temperature else 1, first=first)
         rollouts = collect(
             sampler, problems, prompt, made_for,
@@ -271,15 +259,6 @@ def _at_most(count: int, progress: Callable[[int], None] | None) -> Callable[[in
     return advance
 
 
-def _samples_stored(store: Path) -> int | None:
-    """Return the number of completions per problem in a store's header; None if unreadable."""
-    first = _first_line(store) if store.exists() else b""
-    with suppress(ValueError, LookupError, TypeError):
-        n = json.loads(first)["params"]["n"]
-        return n if isinstance(n, int) and n > 0 else None
-    return None
-
-
 def check_ids(problems: Sequence[Problem]) -> None:
     """Check that the ids of problems are unique, because random seeds and resuming depend on them.
 
@@ -294,165 +273,3 @@ def check_ids(problems: Sequence[Problem]) -> None:
             f"Expected problems with unique ids; {len(twice)} problems repeat an earlier id, such "
             f"as {shown}. Rename them, or leave out the id column."
         )
-
-
-def _stored(store: Path, header: dict[str, Any], ids: Sequence[str]) -> tuple[int, int]:
-    """Return the number of rows in complete batches, and the byte after the last; change nothing.
-
-    The problem and index of the last line give the number of rows. Only the last complete batch is
-    checked: the batches before it were on disk before it was started.
-
-    Raises:
-        ValueError: the store was made with other options, or its last complete batch is damaged.
-    """
-    if not store.exists() or _torn_header(store):
-        return 0, 0
-    first = _first_line(store)
-    _refuse_another(store, header, parse_json_line(first, f"{store}, line 1"))
-    n, index = header["params"]["n"], header["params"].get("first", 0)
-    batch, wanted = header["unit"] * n, len(ids) * n
-    lines, end = _last_lines(store, len(first), 2 * batch)
-    places = {name: place for place, name in enumerate(ids)}
-    rows, torn = 0, 0
-    while lines and torn < batch and not (rows := _row(lines[-1], places, n, index)):
-        end -= len(lines.pop())  # a line of an incomplete batch
-        torn += 1
-    if lines and not rows:
-        raise _damaged(store)
-    cut = 0 if rows == wanted else rows % batch
-    end -= sum(map(len, lines[len(lines) - cut :]))
-    rows -= cut
-    if not rows:
-        return 0, len(first)
-    last = range(rows - 1 - (rows - 1) % batch, rows)
-    there = lines[: len(lines) - cut][-len(last) :]
-    if [_row(line, places, n, index) for line in there] != [row + 1 for row in last]:
-        raise _damaged(store)
-    return rows, end
-
-
-def _last_lines(store: Path, header: int, count: int) -> tuple[list[bytes], int]:
-    """Return at least the last `count` lines that end in a newline, and the byte after them.
-
-    Args:
-        header: number of bytes of the header, which is not returned.
-    """
-    with store.open("rb") as file:
-        size, block = file.seek(0, os.SEEK_END), BLOCK
-        while True:
-            start = max(header, size - block)
-            file.seek(start)
-            read = file.read(size - start)
-            if start == header or read.count(b"\n") > count:
-                break
-            block *= 2
-    *lines, torn = read.split(b"\n")
-    if start > header:
-        del lines[0]  # may be incomplete: the block may start within this line
-    return [line + b"\n" for line in lines], size - len(torn)
-
-
-def _row(line: bytes, places: Mapping[str, int], n: int, index: int) -> int:
-    """Return the row number of a line, counted from 1; 0 if the line cannot be read."""
-    try:
-        (rollout,) = rollouts_in([line], "", 2)
-        sample = rollout.index - index
-        return places[rollout.problem.id] * n + sample + 1 if 0 <= sample < n else 0
-    except (ValueError, LookupError, TypeError):
-        return 0
-
-
-def _damaged(store: Path) -> ValueError:
-    """Return the error for a damaged store.
-
-    Raises:
-        ValueError: a line is not a rollout; the message names the line.
-    """
-    deque(iter_rollouts(store), maxlen=0)
-    return ValueError(
-        f"{store}: lines are missing, repeated or changed. Repair the file, or delete it to sample "
-        "again."
-    )
-
-
-def _open(store: Path, header: dict[str, Any], end: int) -> None:
-    """Truncate a store to its complete batches, at byte `end`; create it if `end` is 0."""
-    if end:
-        if store.stat().st_size > end:
-            os.truncate(store, end)
-        return
-    store.parent.mkdir(parents=True, exist_ok=True)
-    store.unlink(missing_ok=True)
-    _append(store, json.dumps(header, ensure_ascii=False) + "\n", 0)
-
-
-def _torn_header(store: Path) -> bool:
-    """Return whether the store ends within its header, so that it has no rollouts and can be
-    replaced.
-
-    Raises:
-        ValueError: the file is not a store.
-    """
-    first = _first_line(store)
-    if first.endswith(b"\n"):
-        return False
-    opening = json.dumps({"format": FORMAT}).removesuffix("}").encode()
-    if not (first.startswith(opening) or opening.startswith(first)):
-        raise ValueError(
-            f"{store} is not a store of rollouts. Give another file name, or move this file."
-        )
-    return True
-
-
-def _digest(values: Iterable[object]) -> str:
-    """Return a hash of a sequence of values, which need not fit into memory."""
-    digest = hashlib.sha256(b"[")
-    for number, value in enumerate(values):
-        digest.update(((", " if number else "") + json.dumps(value, ensure_ascii=True)).encode())
-    digest.update(b"]")
-    return digest.hexdigest()[:16]
-
-
-def _first_line(store: Path) -> bytes:
-    with store.open("rb") as file:
-        return file.readline()
-
-
-def _refuse_another(store: Path, wanted: dict[str, Any], found: dict[str, Any]) -> None:
-    names = {
-        "format": "the format of the store",
-        "fingerprint": "the model's weights",
-        "prompts": "the prompts (problems, worked examples or template)",
-        "problems": "the number of problems",
-        "answers": "the ids or gold answers of the problems",
-        "origin": "whether the answer was given as a hint",
-        "unit": "the batch size of the store",
-        "params": "the sampling options",
-        "begun": "the prefix tokens of the completions",
-    }
-    differing = [key for key in names if wanted.get(key) != found.get(key)]
-    if differing:
-        differences = "; ".join(
-            f"{names[key]} (stored: {found.get(key)}, now: {wanted.get(key)})" for key in differing
-        )
-        raise ValueError(
-            f"{store} contains rollouts that were made with other settings. Different: "
-            f"{differences}. Give another folder, or delete this store to sample again."
-        )
-
-
-def _append(store: Path, text: str, stored: int) -> None:
-    """Append complete lines to the store and flush them to disk."""
-    data = text.encode("utf-8", "backslashreplace")
-    try:
-        with store.open("ab") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-    except OSError as error:
-        raise OSError(
-            error.errno,
-            f"Could not write {len(data):,} bytes to {store}: {error.strerror}. The {stored:,} "
-            "rollouts already stored are safe. Free space on that disk, then repeat the command to "
-            "continue",
-        ) from error
