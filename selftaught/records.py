@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TextIO
 
+from selftaught.deprecation import renamed_parameter, warn_renamed
+
 Message = dict[str, str]
 Text = str | list[Message]
 """A prompt or completion: plain text, or messages with `role` and `content` (TRL's two formats)."""
@@ -95,13 +97,23 @@ class Preference:
     prompt: Text
     chosen: Text
     rejected: Text
-    begun: tuple[int, ...] = ()
-    """Prefix tokens: token ids of the completion that both sides share. They are excluded from the
-    loss."""
+    prefix_tokens: tuple[int, ...] = ()
+    """Token ids of the completion that both sides share. They are excluded from the loss. The column
+    in files is "begun"."""
     chosen_ids: tuple[int, ...] | None = None
     rejected_ids: tuple[int, ...] | None = None
     chat_template_kwargs: Mapping[str, Any] | None = None
     """Variables of the chat template. Used only for messages."""
+
+    @property
+    def begun(self) -> tuple[int, ...]:
+        """Old name of `prefix_tokens`."""
+        warn_renamed("begun", "prefix_tokens")
+        return self.prefix_tokens
+
+
+_with_old_name = renamed_parameter("begun", "prefix_tokens")
+Preference.__init__ = _with_old_name(Preference.__init__)  # type: ignore[method-assign]
 
 
 def to_json(record: Rollout | Example | Preference | Problem) -> str:
@@ -114,18 +126,22 @@ def plain_fields(record: Any) -> dict[str, Any]:
 
     `dataclasses.asdict` is not used because it makes deep copies.
     """
-    fields = vars(record)
+    fields: dict[str, Any] = vars(record)
     if isinstance(record, Rollout) and not record.thought_open:
         return {name: value for name, value in fields.items() if name != "thought_open"}
     if isinstance(record, Rollout | Problem):
         return fields
     return {
-        name: value for name, value in fields.items() if value is not None or name not in OPTIONAL
+        COLUMNS.get(name, name): value
+        for name, value in fields.items()
+        if value is not None or name not in OPTIONAL
     }
 
 
 OPTIONAL = frozenset(("completion_ids", "chat_template_kwargs"))
 """Columns of examples and preferences that are written only if they have a value."""
+COLUMNS: dict[str, str] = {"prefix_tokens": "begun"}
+"""Columns with another name than the field, so that files can be read by earlier versions."""
 _ENCODED: Callable[[Any], str] = json.JSONEncoder(ensure_ascii=False, default=plain_fields).encode
 
 
@@ -239,9 +255,10 @@ def read_preferences(path: Path) -> list["Preference"]:
                 f"{', '.join(sorted(missing))} is missing among {', '.join(row)}."
             )
         ids = [row.get(name) for name in ("chosen_ids", "rejected_ids")]
+        prefix = tuple(row.get("prefix_tokens") or row.get("begun") or ())
         preferences.append(
             Preference(
-                row["prompt"], row["chosen"], row["rejected"], tuple(row.get("begun") or ()),
+                row["prompt"], row["chosen"], row["rejected"], prefix,
                 *(None if one is None else tuple(one) for one in ids),
                 chat_template_kwargs=_template_options(row, f"{path}, row {number}"),
             )

@@ -12,6 +12,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "selftaught"
 
 LAYERS = (
+    {"deprecation"},
     {"records", "metrics", "option_groups", "options", "printable", "thought_marks", "hub"},
     {"prompts", "rendering"},
     {"processes"},

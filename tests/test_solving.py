@@ -142,7 +142,7 @@ QUESTIONS = ["one", "two\nlines", "three \ud800"]
 
 def test_a_file_of_solutions_has_a_header_and_a_row_for_each(tmp_path: Path):
     out, told = tmp_path / "new" / "out.jsonl", []
-    assert solve_file(Scripted(), QUESTIONS, out, told=told.append) == 3
+    assert solve_file(Scripted(), QUESTIONS, out, on_solution=told.append) == 3
     header, *rows = map(json.loads, out.read_text().splitlines())
     assert header == {"format": "selftaught solutions 1", "n": 2}
     assert [row["question"] for row in rows] == QUESTIONS

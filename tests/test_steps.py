@@ -435,7 +435,7 @@ RIGHT = Chosen(RIGHT_IDS, (7, 12, 19))
 def test_a_prefix_pair_is_a_whole_right_completion_against_the_way_to_the_pit():
     pair = prefix_pair(valued(), 1, RIGHT, decode=character_decode, end=END)
     assert pair is not None
-    assert (pair.begun, pair.prompt) == ((), "Q: 40 + 3\nA:")
+    assert (pair.prefix_tokens, pair.prompt) == ((), "Q: 40 + 3\nA:")
     assert pair.chosen_ids == RIGHT_IDS and pair.chosen == "40 + 3\n= 43\nso 43\n"
     assert pair.rejected_ids == characters("40 - 3\n= 37\n") and pair.rejected == "40 - 3\n= 37\n"
     unended = Chosen(RIGHT_IDS[:-1], (7, 12, 18))
@@ -448,11 +448,11 @@ def test_a_step_pair_shares_the_way_before_the_pit_and_has_one_step_each():
     going_on = Chosen((*characters("= 47\nno: 43\n"), END), (5, 13))
     pair = step_pair(valued(), 1, going_on, decode=character_decode)
     assert pair is not None
-    assert pair.begun == characters("40 - 3\n")
+    assert pair.prefix_tokens == characters("40 - 3\n")
     assert (pair.chosen, pair.rejected) == ("= 47\n", "= 37\n")
     assert (pair.chosen_ids, pair.rejected_ids) == (characters("= 47\n"), characters("= 37\n"))
     first = step_pair(valued(), 0, RIGHT, decode=character_decode)
-    assert first is not None and first.begun == () and first.chosen == "40 + 3\n"
+    assert first is not None and first.prefix_tokens == () and first.chosen == "40 + 3\n"
     # the last step of a completion keeps the token that ends it
     ending = Chosen((*characters("no: 43\n"), END), (8,))
     last = step_pair(valued(), 2, ending, decode=character_decode)
@@ -463,7 +463,7 @@ def test_a_step_pair_shares_the_way_before_the_pit_and_has_one_step_each():
 def test_a_truncated_pair_ends_neither_side_unless_all_is_kept():
     told = {"decode": character_decode, "end": END}
     pair = truncated_pair(valued(), 1, RIGHT, **told)
-    assert pair is not None and pair.begun == ()
+    assert pair is not None and pair.prefix_tokens == ()
     assert (pair.chosen, pair.rejected) == ("40 + 3\n= 43\n", "40 - 3\n= 37\n")
     assert END not in (*pair.chosen_ids, *pair.rejected_ids)
     shorter = truncated_pair(valued(), 1, RIGHT, kept=1, **told)
@@ -487,7 +487,7 @@ def test_every_right_text_makes_a_preference_in_each_form():
     same = Chosen((*characters("40 - 3\nno: 43\n"), END), (7, 15))
     told = {"rule": "lowest_advantage", "decode": character_decode, "end": END}
     pairs = step_preferences(valued(), form="step", chosen=[RIGHT, going_on, same], **told)
-    assert [(p.begun, p.chosen, p.rejected) for p in pairs] == [
+    assert [(p.prefix_tokens, p.chosen, p.rejected) for p in pairs] == [
         ((), "40 + 3\n", "40 - 3\n"),
         ((), "= 47\n", "40 - 3\n"),
     ]
@@ -522,5 +522,5 @@ def test_sides_of_a_pair_are_slices_of_what_the_model_produced(bpe):
     right = Chosen(tuple(bpe.encode("4 + 3 = 7\n").ids), (1,))
     pair = step_pair(one, 1, right, decode=bpe.decode)
     assert pair is not None
-    assert (*pair.begun, *pair.rejected_ids) == ids[: ends[1]]
+    assert (*pair.prefix_tokens, *pair.rejected_ids) == ids[: ends[1]]
     assert pair.rejected == "is\n\n"

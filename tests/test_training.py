@@ -281,7 +281,7 @@ def preferences(tiny_model_dir: Path) -> list[Preference]:
                    rejected_ids=ids("12 + 7 = 19. 1")),
         Preference("Tom has 3+4=", "7. The answer is 7.", "8", chosen_ids=(*ids("7. The answer is 7."), end),
                    rejected_ids=(*ids("8"), end)),
-        Preference("2+2=", "4", "5", begun=ids("2 + 2 = "), chosen_ids=(*ids("4"), end),
+        Preference("2+2=", "4", "5", prefix_tokens=ids("2 + 2 = "), chosen_ids=(*ids("4"), end),
                    rejected_ids=ids("5")),
         Preference("40+1=", "41", "40", chosen_ids=(*ids("41"), end), rejected_ids=(*ids("40"), end)),
     ]  # fmt: skip
@@ -293,7 +293,7 @@ def sides(
     """What stands before both sides, and the two."""
     assert one.chosen_ids is not None and one.rejected_ids is not None
     assert isinstance(one.prompt, str)
-    return (*tokens(folder, one.prompt), *one.begun), one.chosen_ids, one.rejected_ids
+    return (*tokens(folder, one.prompt), *one.prefix_tokens), one.chosen_ids, one.rejected_ids
 
 
 DPO = {"max_length": 48, "beta": 0.5}
@@ -359,8 +359,10 @@ def test_sides_that_are_messages_end_where_sampling_stops(tiny_model_dir: Path):
 def test_preferences_that_do_not_fit_are_dropped_whole_and_counted(tiny_model_dir: Path):
     tokenizer = AutoTokenizer.from_pretrained(tiny_model_dir)
     prompt = tokens(tiny_model_dir, "1+2=")
-    fits = Preference("1+2=", "", "", begun=(5,), chosen_ids=(6,) * 20, rejected_ids=(7,))
-    one_more = Preference("1+2=", "", "", begun=(5,), chosen_ids=(6,), rejected_ids=(7,) * 21)
+    fits = Preference("1+2=", "", "", prefix_tokens=(5,), chosen_ids=(6,) * 20, rejected_ids=(7,))
+    one_more = Preference(
+        "1+2=", "", "", prefix_tokens=(5,), chosen_ids=(6,), rejected_ids=(7,) * 21
+    )
     longest = len(prompt) + 21
     rows, too_long = preference_rows([one_more, fits, one_more], tokenizer, longest)
     assert ([row["chosen_ids"] for row in rows], too_long) == ([[6] * 20], 2)

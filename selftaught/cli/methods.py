@@ -90,8 +90,8 @@ def stage_line(row: Row) -> str:
     if "test" in row:
         test = row["test"]
         parts.append(f"test {test['accuracy']:.1%} [{test['low']:.1%}, {test['high']:.1%}]")
-    if "told" in row:
-        parts.append(str(row["told"]))
+    if (outcome := row.get("summary", row.get("told"))) is not None:  # "told" in older runs
+        parts.append(str(outcome))
     return printable(f"{row['name']:<24} {' · '.join([*parts, seconds])}")
 
 

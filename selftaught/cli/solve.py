@@ -137,7 +137,7 @@ def _solve_file(
             if advance is not None:
                 advance(1)
 
-        count = solve_file(solver, questions, out, told=solved)
+        count = solve_file(solver, questions, out, on_solution=solved)
     remember(ask, out)
     answered = sum(row.get("answer") is not None for row in read_rows(out)[1:])
     print(f"{answered} of {count} questions answered: {out}")

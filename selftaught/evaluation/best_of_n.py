@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from selftaught.deprecation import renamed_parameter
 from selftaught.evaluation.candidates import vote
 from selftaught.models.embedded import embedded_model
 from selftaught.records import Completion, Problem, parse_json_line, read_jsonl
@@ -244,12 +245,13 @@ def read_questions(path: Path) -> list[str]:
     return questions
 
 
+@renamed_parameter("told", "on_solution")
 def solve_file(
     solver: Solver,
     questions: Sequence[str],
     out: Path,
     *,
-    told: Callable[[Solution], Any] | None = None,
+    on_solution: Callable[[Solution], Any] | None = None,
 ) -> int:
     """Solve every question and append each solution to a JSONL file; stored solutions are kept.
 
@@ -257,7 +259,7 @@ def solve_file(
         solver: the solver.
         questions: the questions.
         out: output file.
-        told: called with each new solution.
+        on_solution: callback for each new solution.
 
     Returns:
         The number of solutions in the file.
@@ -279,8 +281,8 @@ def solve_file(
             file.write(json.dumps(row) + "\n")
             file.flush()
             os.fsync(file.fileno())
-            if told:
-                told(solution)
+            if on_solution:
+                on_solution(solution)
     return len(questions)
 
 

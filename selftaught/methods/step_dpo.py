@@ -197,7 +197,7 @@ def learn(size: StepSize, method: Learner, gold: Sequence[Example]) -> Row:
             case "rft":
                 paths = distinct(size.run, samples(size), config.distinct_by)
                 training = fit(size.run, [*gold, *make_examples(paths, size.run.tuned)], folder)
-                more = {"told": f"{len(paths):,} distinct correct completions"}
+                more = {"summary": f"{len(paths):,} distinct correct completions"}
             case "advantage":
                 training, more = _weighted(size, folder)
             case _:
@@ -224,7 +224,7 @@ def _preferred(size: StepSize, method: Learner, folder: Path) -> tuple[Any, Row]
     training = prefer(size.run, start, pairs, folder, _dpo_options(config))
     return training, {
         "pairs": counts,
-        "told": f"{ranked_correctly(training)} ({_in_words(counts)})",
+        "summary": f"{ranked_correctly(training)} ({_in_words(counts)})",
     }
 
 
@@ -253,7 +253,7 @@ def _weighted(size: StepSize, folder: Path) -> tuple[Any, Row]:
     write_rows(folder / "weighted.jsonl", rows)
     options = trainer_options(config)
     training = train_on(run, "weighted", size.sft, folder / "weighted.jsonl", options, len(rows))
-    return training, {"told": f"{len(both):,} completions"}
+    return training, {"summary": f"{len(both):,} completions"}
 
 
 def weighted_row(

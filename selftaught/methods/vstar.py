@@ -298,7 +298,7 @@ def train_verifier(run: Run[VstarConfig], rollouts: Sequence[Rollout], folder: s
     pairs = preferences_of(run, rollouts)
     training = prefer(run, _model(run, 0), pairs, config.out / folder, _verifier_options(config))
     return {"model": str(training.model), "pairs": len(pairs), "training": training_row(training),
-            "told": ranked_correctly(training)}  # fmt: skip
+            "summary": ranked_correctly(training)}  # fmt: skip
 
 
 # ---------------------------------------------------------------- choice among candidates
@@ -388,7 +388,7 @@ def _measured_choices(
         values = _unscored(run, folder, among) | _shares(config, among, ("best", "weighted"))
         best = share(values["best"][str(config.candidates)])
         return {"generator": str(folder / "model"), "verifier": verifier, "choices": values,
-                "told": f"best of {config.candidates}: {shown(best)}"}  # fmt: skip
+                "summary": f"best of {config.candidates}: {shown(best)}"}  # fmt: skip
 
     return once(run, f"choices: {name}", make)
 
@@ -459,7 +459,7 @@ def _outcome(run: Run[VstarConfig], collected: Sequence[Rollout]) -> Row:
     return {
         "model": str(training.model),
         "training": training_row(training),
-        "told": f"{right:,} correct and {len(labeled) - right:,} wrong completions",
+        "summary": f"{right:,} correct and {len(labeled) - right:,} wrong completions",
     }  # fmt: skip
 
 

@@ -341,7 +341,7 @@ def _preference(
     better, worse = (
         _as_prompt(prompt, text_after(decode, prefix, ids)) for ids in (chosen, rejected)
     )
-    return Preference(prompt, better, worse, begun=prefix, chosen_ids=chosen, rejected_ids=rejected)
+    return Preference(prompt, better, worse, prefix, chosen, rejected)
 
 
 def _as_prompt(prompt: Text, text: str) -> Text:

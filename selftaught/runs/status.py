@@ -228,31 +228,31 @@ def _is_locked(lock: Path) -> bool:
     return False
 
 
-def status_lines(told: dict[str, Any]) -> list[str]:
+def status_lines(status: dict[str, Any]) -> list[str]:
     """Return a status as lines of text.
 
     Args:
-        told: The status, from `read_status`.
+        status: The status, from `read_status`.
     """
     done, total = (
-        value if isinstance(value := told.get(name), int) else 0 for name in ("done", "total")
+        value if isinstance(value := status.get(name), int) else 0 for name in ("done", "total")
     )
-    items = told.get("unit")
-    process = f"process {told.get('process')} on {told.get('host')}"
-    lines = [f"{told.get('method')}  {told.get('state')}, {process}"]
-    if told.get("iteration") is not None:
-        lines.append(f"finished   {told['iteration']}")
-    if told.get("stage"):
-        lines.append(f"stage      {told['stage']}")
+    items = status.get("unit")
+    process = f"process {status.get('process')} on {status.get('host')}"
+    lines = [f"{status.get('method')}  {status.get('state')}, {process}"]
+    if status.get("iteration") is not None:
+        lines.append(f"finished   {status['iteration']}")
+    if status.get("stage"):
+        lines.append(f"stage      {status['stage']}")
         share = f" of {total:,} ({done / total:.0%})" if total else ""
         lines.append(f"done       {done:,}{share} {items}")
-    if isinstance(told.get("per_second"), int | float):
-        lines.append(f"speed      {told['per_second']:,.1f} {items}/s")
-    if isinstance(told.get("seconds_left"), int | float):
-        lines.append(f"time left  {_duration(told['seconds_left'])} of this stage")
-    lines.append(f"started    {told.get('began')}, last update {told.get('updated')}")
-    if told.get("last_error"):
-        lines.append(f"last error {told['last_error']}")
+    if isinstance(status.get("per_second"), int | float):
+        lines.append(f"speed      {status['per_second']:,.1f} {items}/s")
+    if isinstance(status.get("seconds_left"), int | float):
+        lines.append(f"time left  {_duration(status['seconds_left'])} of this stage")
+    lines.append(f"started    {status.get('began')}, last update {status.get('updated')}")
+    if status.get("last_error"):
+        lines.append(f"last error {status['last_error']}")
     return lines
 
 

@@ -203,7 +203,7 @@ class ServerLine:
         about = f"the request of {key!r}" if key is not None else f"/{path}"
         raise ConnectionError(
             f"The server at {self._url} did not answer {about} in {retries + 1} attempts; last "
-            f"error: {self.told(wrong.words)}. Stored completions are kept. Check the server and "
+            f"error: {self.without_key(wrong.words)}. Stored completions are kept. Check the server and "
             "repeat the command to resume."
         )
 
@@ -217,7 +217,7 @@ class ServerLine:
                 else:
                     raw = await self._client.post(path, body=body, cast_to=bytes)
         except self._openai.APIStatusError as error:
-            status, words = error.status_code, self.told(_error_message(error.response.text))
+            status, words = error.status_code, self.without_key(_error_message(error.response.text))
             if status in AGAIN or status >= 500:
                 after = _seconds(error.response.headers.get("retry-after"))
                 wait = min(after, self._longest_wait)
@@ -260,7 +260,7 @@ class ServerLine:
                 "server."
             )
 
-    def told(self, words: str) -> str:
+    def without_key(self, words: str) -> str:
         """Return a server's message as one line of at most 500 characters, without the API key."""
         shown = words.replace(self._key, "[the key]") if self._key else words
         line = " ".join(shown.split())

@@ -454,7 +454,9 @@ class OpenAISampler(Closing):
             raise self._refusal(refused, None, "models") from None
         found = [entry for entry in entries if entry["id"] == self.model]
         if entries and not found:
-            served = ", ".join(repr(self._line.told(entry["id"])[:200]) for entry in entries[:20])
+            served = ", ".join(
+                repr(self._line.without_key(entry["id"])[:200]) for entry in entries[:20]
+            )
             more = f" and {len(entries) - 20} more" if len(entries) > 20 else ""
             raise ValueError(
                 f"The server at {self._url} does not have the model {self.model!r}; it serves "

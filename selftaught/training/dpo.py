@@ -143,7 +143,10 @@ def preference_rows(
         raise ValueError("Expected at least one preference to train on, got none.")
     rows = []
     for pair in preferences:
-        prompt = [*prompt_ids(tokenizer, pair.prompt, pair.chat_template_kwargs), *pair.begun]
+        prompt = [
+            *prompt_ids(tokenizer, pair.prompt, pair.chat_template_kwargs),
+            *pair.prefix_tokens,
+        ]
         chosen = _side(pair, pair.chosen, pair.chosen_ids, tokenizer)
         rejected = _side(pair, pair.rejected, pair.rejected_ids, tokenizer)
         if max_length is None or len(prompt) + max(len(chosen), len(rejected)) <= max_length:
