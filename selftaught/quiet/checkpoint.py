@@ -21,7 +21,7 @@ from transformers import (
 
 from selftaught.quiet.config import QuietConfig
 from selftaught.quiet.model import QuietLM
-from selftaught.quiet.self_check import check_attention
+from selftaught.quiet.support import check_attention
 from selftaught.quiet.thoughts import input_matrix, output_matrix
 from selftaught.samplers.weights import check_weights, load_model, read_header
 

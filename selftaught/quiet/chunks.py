@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from selftaught.quiet.attention import Gradients
+from selftaught.quiet.passes import Gradients
 from selftaught.quiet.thoughts import Prefix, decoder, output_matrix
 
 

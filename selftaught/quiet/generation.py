@@ -27,10 +27,11 @@ from transformers import (
 )
 from transformers.generation.streamers import BaseStreamer
 
-from selftaught.quiet.attention import Reading, thoughtful
+from selftaught.quiet.attention import thoughtful
 from selftaught.quiet.config import QuietConfig
 from selftaught.quiet.gating import ThinkWhen, check_thoughts, wanted
 from selftaught.quiet.mixing import Gate
+from selftaught.quiet.passes import Reading
 from selftaught.quiet.thoughts import (
     Prefix,
     SpecialTokens,

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.utils import ModelOutput
 
-from selftaught.quiet.attention import Gradients, thoughtful
+from selftaught.quiet.attention import thoughtful
 from selftaught.quiet.chunks import bytes_per_row, in_chunks, positions_within
 from selftaught.quiet.config import HEAD_TOKENS, SAMPLED_AT_ONCE, QuietConfig
 from selftaught.quiet.generation import generate
@@ -35,6 +35,7 @@ from selftaught.quiet.losses import (
     thought_log_probs,
 )
 from selftaught.quiet.mixing import Gate, MixingHead
+from selftaught.quiet.passes import Gradients
 from selftaught.quiet.positions import choose
 from selftaught.quiet.self_check import self_check
 from selftaught.quiet.thoughts import (

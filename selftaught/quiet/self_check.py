@@ -9,7 +9,6 @@ Shapes: T text tokens, R rows (one per position), S thought tokens, K lookahead 
 width, V vocabulary.
 """
 
-import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -21,12 +20,16 @@ from torch import Tensor, nn
 from torch.autograd import grad
 from transformers import PreTrainedModel
 
-from selftaught.quiet.attention import (
-    Gradients,
+from selftaught.quiet.attention import thoughtful
+from selftaught.quiet.passes import Gradients
+from selftaught.quiet.support import (
+    EMBEDDINGS,
     UnsupportedModel,
+    check_attention,
     decoder_layers,
+    failing_module,
     layer_name,
-    thoughtful,
+    layer_of,
     unsupported,
 )
 from selftaught.quiet.thoughts import (
@@ -51,42 +54,6 @@ WATCHED = 2**16
 """Maximum number of elements of a parameter whose gradient is compared. Gradients of the embeddings
 of the tokens used are always compared."""
 SHORT = (torch.bfloat16, torch.float16)
-EMBEDDINGS = "the embeddings"
-
-
-def check_attention(base: PreTrainedModel) -> None:
-    """Check that the attention of a model can be replaced and that layers read only hidden states.
-
-    Raises:
-        UnsupportedModel: one of them is not the case; names the layer.
-    """
-    if not base._can_set_attn_implementation():
-        raise unsupported(base, f"the attention of {layer_name(base, 0)} cannot be replaced")
-    for name, module in base.named_modules():
-        if "indexer" in type(module).__name__.lower():
-            raise unsupported(
-                base,
-                f"{_layer_of(base, f'{name}.')} uses sparse attention that selects tokens ({name}, "
-                f"{type(module).__name__})",
-            )
-    config = base.config.get_text_config()
-    parts = [name for layer in decoder_layers(base)[1] for name, _ in layer.named_children()]
-    if getattr(config, "hidden_size_per_layer_input", None) or any(
-        "per_layer" in one for one in parts
-    ):
-        source = next(
-            (
-                f" ({name}, {type(module).__name__})"
-                for name, module in base.named_modules()
-                if "per_layer" in name and isinstance(module, nn.Embedding)
-            ),
-            "",
-        )
-        raise unsupported(
-            base,
-            f"{layer_name(base, 0)} reads per-layer embeddings of every token{source}, which "
-            "thoughts do not have",
-        )
 
 
 def self_check(base: PreTrainedModel, marks: SpecialTokens) -> None:
@@ -112,7 +79,7 @@ def self_check(base: PreTrainedModel, marks: SpecialTokens) -> None:
         raise
     # Model code that was not written for other attention functions may raise any of these.
     except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
-        why = f"{_failing(base, error)} fails with another attention function ({error})"
+        why = f"{failing_module(base, error)} fails with another attention function ({error})"
         raise unsupported(base, why) from error
     finally:
         torch.set_float32_matmul_precision(precision)
@@ -247,7 +214,7 @@ def _difference(base: PreTrainedModel, marks: SpecialTokens, *, gradients: bool)
             f"first in {_first_layer(base, example, ours, own)}"
         )
     if wrong := _wrong_gradient(ours.gradients, own.gradients):
-        return f"the gradient of {wrong} would be wrong, in {_layer_of(base, wrong)}"
+        return f"the gradient of {wrong} would be wrong, in {layer_of(base, wrong)}"
     return None
 
 
@@ -418,36 +385,3 @@ def _wrong_gradient(ours: dict[str, Tensor], own: dict[str, Tensor]) -> str | No
 def _size(gradient: Tensor) -> float:
     """Return the root mean square."""
     return float(gradient.float().square().mean().sqrt())
-
-
-def _layer_of(base: PreTrainedModel, name: str) -> str:
-    """Return a description of the layer that contains a parameter or module.
-
-    Outside the layers, it is the description of the module itself.
-    """
-    stack, layers = decoder_layers(base)
-    for number in range(len(layers)):
-        if f"{name}.".startswith(f"{stack}.{number}."):
-            return layer_name(base, number)
-    if name == EMBEDDINGS:
-        return layer_name(base, 0)
-    owner = base.get_submodule(name.rpartition(".")[0])
-    return f"{name.rpartition('.')[0] or 'the model'} ({type(owner).__name__})"
-
-
-def _failing(base: PreTrainedModel, error: Exception) -> str:
-    """Return a description of the innermost module in which an error was raised, and of its
-    layer."""
-    names = {id(module): name for name, module in base.named_modules()}
-    found = ""
-    for frame, _ in traceback.walk_tb(error.__traceback__):
-        one = frame.f_locals.get("self")
-        found = names.get(id(one), found)
-    if not found:
-        return layer_name(base, 0)
-    module = f"{found} ({type(base.get_submodule(found)).__name__})"
-    stack, layers = decoder_layers(base)
-    number = next(
-        (at for at in range(len(layers)) if f"{found}.".startswith(f"{stack}.{at}.")), None
-    )
-    return module if number is None else f"{module} in {layer_name(base, number)}"

@@ -15,15 +15,9 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from selftaught.quiet.attention import (
-    Gradients,
-    Pass,
-    Reading,
-    Thinking,
-    layer_name,
-    under,
-    unsupported,
-)
+from selftaught.quiet.attention import Pass, under
+from selftaught.quiet.passes import Gradients, Reading, Thinking
+from selftaught.quiet.support import layer_name, unsupported
 
 Head = Callable[[Tensor], Tensor]
 """Function from hidden states to logits."""
