@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 from transformers import (
     AutoTokenizer,
     PreTrainedModel,
@@ -117,8 +118,28 @@ def open_quiet(folder: Path, dtype: str = "auto") -> tuple[QuietLM, PreTrainedTo
         end=settings["end"],
         pad=_pad(tokenizer),
     )
-    model.load_heads(load_file(folder / MIXING))
+    _load_heads(model, load_file(folder / MIXING))
     return model, tokenizer
+
+
+def _load_heads(model: QuietLM, weights: dict[str, Tensor]) -> None:
+    """Load the weights that `QuietLM.heads` returned.
+
+    Raises:
+        ValueError: names or shapes of the weights do not match the model.
+    """
+    own = model.heads()
+    wrong = [
+        f"{name} (file: {list(weights[name].shape)}, model: {list(own[name].shape)})"
+        for name in sorted(set(own) & set(weights))
+        if own[name].shape != weights[name].shape
+    ]
+    if others := sorted(set(own) ^ set(weights)) + wrong:
+        raise ValueError(
+            f"The weights in {MIXING} do not match {SETTINGS}: {', '.join(others)}. Take {SETTINGS} "
+            f"and {MIXING} from the same run."
+        )
+    model.load_state_dict(weights, strict=False)
 
 
 def _settings(path: Path) -> dict[str, Any]:

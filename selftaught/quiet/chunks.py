@@ -5,6 +5,7 @@ in memory at a time.
 """
 
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
+from selftaught.quiet.config import QuietConfig
 from selftaught.quiet.passes import Gradients
 from selftaught.quiet.thoughts import Prefix, decoder, output_matrix
 
@@ -59,6 +61,36 @@ def positions_within(budget: int, rows_per_position: int, row: int) -> int:
             "batch size."
         )
     return fit
+
+
+def positions_per_chunk(base: PreTrainedModel, config: QuietConfig, texts: int) -> int:
+    """Return the number of positions that are processed at the same time.
+
+    Args:
+        base: the base model.
+        config: options of Quiet-STaR. `positions_per_chunk` takes precedence over
+            `chunk_megabytes`.
+        texts: number of texts of the batch.
+
+    Raises:
+        ValueError: one position does not fit into `chunk_megabytes`.
+    """
+    if config.positions_per_chunk is not None:
+        return config.positions_per_chunk
+    tokens = config.thought_tokens + 1 + config.lookahead
+    predicted = config.lookahead + (config.thought_tokens + 1) // 2
+    row = bytes_per_row(base, tokens, predicted)
+    return positions_within(config.chunk_megabytes * 2**20, texts * config.thoughts, row)
+
+
+def even_chunks(positions: int, size: int) -> list[slice]:
+    """Return chunks of nearly equal size, at most `size` positions each.
+
+    A small last chunk would take almost as long as a full one.
+    """
+    count = -(-positions // size)
+    edges = [positions * number // count for number in range(count + 1)]
+    return [slice(*edge) for edge in pairwise(edges)]
 
 
 Learn = Callable[[slice, Prefix, Tensor], Tensor]

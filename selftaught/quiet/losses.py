@@ -12,11 +12,10 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 from torch.utils.checkpoint import checkpoint
 
+from selftaught.quiet.config import QuietConfig
 from selftaught.quiet.mixing import MixingHead
+from selftaught.quiet.targets import IGNORED
 from selftaught.quiet.thoughts import Head
-
-IGNORED = -100
-"""The label of a token without loss, in torch and transformers."""
 
 
 def log_probs(head: Head, hidden_XD: Tensor, target_X: Tensor) -> Tensor:
@@ -162,3 +161,33 @@ def rewards(baseline: str, without_BJK: Tensor, mixed_BNJK: Tensor) -> Rewards:
     size_BNJ = (mixed_BNJK.abs() + math.log(mixed_BNJK.shape[1])).sum(-1)
     noise_BNJ = 4 * torch.finfo(mixed_BNJK.dtype).eps * size_BNJ
     return Rewards(reward_BNJ, advantage_BNJ * (advantage_BNJ > noise_BNJ))
+
+
+def reinforce(
+    head: Head,
+    coefficient_R: Tensor,
+    hidden_RSD: Tensor,
+    thought_RS: Tensor,
+    never: tuple[int, ...],
+    config: QuietConfig,
+) -> Tensor:
+    """Return the REINFORCE loss of thoughts, a sum over thoughts (Algorithm 1, line 9).
+
+    Args:
+        head: maps hidden states to logits.
+        coefficient_R: advantage of each thought times its weight in the loss (R thoughts).
+        hidden_RSD: hidden states that predict the thought tokens.
+        thought_RS: ids of the thought tokens.
+        never: ids of tokens that a thought cannot contain.
+        config: options of Quiet-STaR.
+    """
+    # Thoughts with advantage 0 do not contribute. Skipping them saves time: the head takes a
+    # third of the computation.
+    row_X = coefficient_R.nonzero()[:, 0]
+    log_prob_XS = thought_log_probs(
+        head, hidden_RSD[row_X], thought_RS[row_X], never, config.reinforce_temperature
+    )
+    per_thought_X = log_prob_XS.sum(-1)
+    if config.reinforce_reduction == "mean":
+        per_thought_X = per_thought_X / max(1, config.thought_tokens)
+    return -(coefficient_R[row_X] * per_thought_X).sum()

@@ -13,31 +13,30 @@ import math
 import warnings
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
-from itertools import pairwise
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
-from transformers.utils import ModelOutput
 
 from selftaught.quiet.attention import thoughtful
-from selftaught.quiet.chunks import bytes_per_row, in_chunks, positions_within
+from selftaught.quiet.chunks import even_chunks, in_chunks, positions_per_chunk
 from selftaught.quiet.config import HEAD_TOKENS, SAMPLED_AT_ONCE, QuietConfig
 from selftaught.quiet.generation import generate
 from selftaught.quiet.losses import (
-    IGNORED,
     mixed_log_probs,
+    reinforce,
     rewards,
     text_entropy,
     text_log_probs,
-    thought_log_probs,
 )
 from selftaught.quiet.mixing import Gate, MixingHead
+from selftaught.quiet.outputs import Learned, Means, QuietOutput, gathered
 from selftaught.quiet.passes import Gradients
-from selftaught.quiet.positions import choose
+from selftaught.quiet.positions import Positions, choose
 from selftaught.quiet.self_check import self_check
+from selftaught.quiet.targets import IGNORED, Targets, text_targets
 from selftaught.quiet.thoughts import (
     Prefix,
     SpecialTokens,
@@ -49,64 +48,6 @@ from selftaught.quiet.thoughts import (
     talk,
     think,
 )
-
-
-@dataclass
-class QuietOutput(ModelOutput):
-    """Loss, metrics in nats per token, and values at every position. Only the loss has a
-    gradient."""
-
-    loss: Tensor | None = None
-    """Total loss."""
-    nll_without: Tensor | None = None
-    """Mean negative log-likelihood of the next token without thoughts."""
-    nll_with_K: Tensor | None = None
-    """Mean negative log-likelihood of each lookahead token with thoughts."""
-    reinforce: Tensor | None = None
-    """REINFORCE loss, before its weight."""
-    reward: Tensor | None = None
-    """Mean gain of a thought over no thought, summed over its lookahead."""
-    weight: Tensor | None = None
-    """Mean mixing weight of thoughts."""
-    log_prob_without_BT: Tensor | None = None
-    """Log-probability of each next token without thoughts."""
-    positive: Tensor | None = None
-    """Share of thoughts with a positive advantage."""
-    entropy: Tensor | None = None
-    """Mean negative log-probability of the sampled thought tokens, an estimate of their entropy."""
-    position_BJ: Tensor | None = None
-    """Positions that think, in ascending order. The following fields are for these positions."""
-    log_prob_with_BNJK: Tensor | None = None
-    """Log-probability of each true token with each thought."""
-    weight_BNJK: Tensor | None = None
-    """Mixing weight of each thought at each true token."""
-    thought_BNJS: Tensor | None = None
-    """Token ids of the thoughts."""
-
-
-@dataclass(frozen=True)
-class Counts:
-    """Denominators of the means in the losses."""
-
-    text: Tensor
-    """Number of predicted text tokens."""
-    lookahead_K: Tensor
-    """Number of predictions with thoughts, for each lookahead token."""
-    reinforced: Tensor
-    """Number of thoughts in the REINFORCE loss."""
-
-
-@dataclass(frozen=True)
-class Targets:
-    """The true tokens to predict at each position of a text."""
-
-    next_BT: Tensor
-    """Next token of each position, or `IGNORED`."""
-    lookahead_BTK: Tensor
-    """Next K tokens of each position, or `IGNORED`."""
-    reinforced_BT: Tensor
-    """Positions with a complete lookahead, which REINFORCE uses."""
-    counts: Counts
 
 
 class QuietLM(nn.Module):
@@ -177,25 +118,6 @@ class QuietLM(nn.Module):
             if not name.startswith("base.")
         }
 
-    def load_heads(self, weights: dict[str, Tensor]) -> None:
-        """Load the weights that `heads` returned.
-
-        Raises:
-            ValueError: names or shapes of the weights do not match the model.
-        """
-        own = self.heads()
-        wrong = [
-            f"{name} (file: {list(weights[name].shape)}, model: {list(own[name].shape)})"
-            for name in sorted(set(own) & set(weights))
-            if own[name].shape != weights[name].shape
-        ]
-        if others := sorted(set(own) ^ set(weights)) + wrong:
-            raise ValueError(
-                f"The weights in mixing.safetensors do not match quiet.json: {', '.join(others)}. "
-                "Take quiet.json and mixing.safetensors from the same run."
-            )
-        self.load_state_dict(weights, strict=False)
-
     def gradient_checkpointing_enable(
         self, gradient_checkpointing_kwargs: dict[str, Any] | None = None, **more: Any
     ) -> None:
@@ -229,62 +151,60 @@ class QuietLM(nn.Module):
             labels: token ids, not shifted, with -100 where there is no loss. Default: `input_ids`.
             thoughts: token ids of thoughts, `[B, N, T, S]`, to use instead of sampling them.
             seed: random seed for positions and thoughts. Results do not depend on the size of
-                chunks.
-                Default: drawn from torch's global random generator, so that every call differs.
+                chunks. Default: drawn from torch's global random generator.
 
         Raises:
             ValueError: texts of fewer than two tokens, texts that are longer than the model's
                 context together with a thought, labels that are all ignored, or too little chunk
                 memory for one position.
         """
-        if input_ids.shape[1] < 2:
-            raise ValueError(
-                f"Expected texts of at least 2 tokens, got {input_ids.shape[1]}: there is no next "
-                "token to predict. Remove such texts."
-            )
-        self.check_length(input_ids, attention_mask, max(0, self.quiet_config.lookahead - 2))
-        why = self.quiet_config.without_reinforcement
-        if why and thoughts is None and torch.is_grad_enabled() and self.training:
-            warnings.warn(why, stacklevel=2)
+        self._check(input_ids, attention_mask, sampled=thoughts is None)
+        config = self.quiet_config
         seed = int(torch.randint(2**62, ())) if seed is None else seed
         draw = torch.Generator().manual_seed(seed)
-        targets = self._targets(input_ids, attention_mask, labels)
+        targets = text_targets(input_ids, attention_mask, labels, config)
         with thoughtful(self.base):
             gradients = Gradients([], []) if torch.is_grad_enabled() else None
             prefix = read(self.base, input_ids, attention_mask, gradients)
             head = language_head(self.base)
             without_BT = text_log_probs(head, prefix.hidden_BTD, targets.next_BT, HEAD_TOKENS)
-            if self.quiet_config.drop_zero_losses:
-                text = (without_BT != 0).sum().clamp(min=1)
-                targets = replace(targets, counts=replace(targets.counts, text=text))
+            if config.drop_zero_losses:
+                targets = targets.counted(text=(without_BT != 0).sum().clamp(min=1))
             chosen = self._positions(prefix, targets, draw)
             thought_BNJS, neg_log_prob = self._think(prefix, chosen.position_BJ, draw, thoughts)
-            parts: list[_Learned] = []
+            size = positions_per_chunk(self.base, config, len(input_ids))
+            chunks = even_chunks(chosen.position_BJ.shape[1], size)
+            if config.drop_zero_losses:
+                counted_K = self._nonzero_losses(
+                    prefix, without_BT, chosen, chunks, thought_BNJS, targets
+                )
+                targets = targets.counted(lookahead_K=counted_K)
+            parts: list[Learned] = []
 
             def learn(chunk: slice, prefix: Prefix, without_BT: Tensor) -> Tensor:
                 part, thought = chosen.part(chunk), thought_BNJS[:, :, chunk]
-                states = talk(self.base, prefix, part.position_BJ, thought, self.quiet_config.lookahead, self.marks)  # fmt: skip
-                learned = self._learn(part, prefix, without_BT, thought, *states, targets)
+                learned = self._learn(part, prefix, without_BT, thought, targets)
                 # Detached, so that the autograd graph of this chunk can be freed.
                 parts.append(replace(learned, loss=learned.loss.detach()))
                 return learned.loss
 
-            chunks = self._chunks(len(input_ids), chosen.position_BJ.shape[1])
-            if self.quiet_config.drop_zero_losses:
-                counted = self._nonzero_losses(
-                    prefix, without_BT, chosen, chunks, thought_BNJS, targets
-                )
-                targets = replace(targets, counts=replace(targets.counts, lookahead_K=counted))
             loss = in_chunks(learn, chunks, prefix, without_BT, gradients, list(self.parameters()))
         nll_without = -(without_BT * self._counted(without_BT)).sum() / targets.counts.text
-        loss = loss + self.quiet_config.base_nll_weight * nll_without
-        out = _output(loss, nll_without, without_BT, parts)
-        out.position_BJ, out.thought_BNJS, out.entropy = (
-            chosen.position_BJ,
-            thought_BNJS,
-            neg_log_prob,
-        )
-        return out
+        loss = loss + config.base_nll_weight * nll_without
+        means = Means(loss, nll_without, neg_log_prob)
+        return gathered(parts, means, without_BT, chosen.position_BJ, thought_BNJS)
+
+    def _check(self, ids_BT: Tensor, mask_BT: Tensor | None, *, sampled: bool) -> None:
+        """Check the texts, and warn if REINFORCE has no effect on thoughts that are sampled."""
+        if ids_BT.shape[1] < 2:
+            raise ValueError(
+                f"Expected texts of at least 2 tokens, got {ids_BT.shape[1]}: there is no next "
+                "token to predict. Remove such texts."
+            )
+        self.check_length(ids_BT, mask_BT, max(0, self.quiet_config.lookahead - 2))
+        why = self.quiet_config.without_reinforcement
+        if why and sampled and torch.is_grad_enabled() and self.training:
+            warnings.warn(why, stacklevel=3)
 
     def check_length(self, ids_BT: Tensor, mask_BT: Tensor | None = None, more: int = 0) -> None:
         """Check that texts fit into the model's context together with a thought.
@@ -320,7 +240,7 @@ class QuietLM(nn.Module):
         self,
         prefix: Prefix,
         without_BT: Tensor,
-        chosen: "_Positions",
+        chosen: Positions,
         chunks: Sequence[slice],
         thought_BNJS: Tensor,
         targets: Targets,
@@ -332,8 +252,7 @@ class QuietLM(nn.Module):
         )
         for chunk in chunks:
             part, thought = chosen.part(chunk), thought_BNJS[:, :, chunk]
-            states = talk(self.base, prefix, part.position_BJ, thought, self.quiet_config.lookahead, self.marks)  # fmt: skip
-            learned = self._learn(part, prefix, without_BT, thought, *states, targets)
+            learned = self._learn(part, prefix, without_BT, thought, targets)
             known_BJK = at_positions(targets.lookahead_BTK, part.position_BJ) != IGNORED
             counts_BNJK = (learned.log_prob_BNJK != 0) & known_BJK[:, None]
             total += (counts_BNJK * part.factor_BJ[:, None, :, None]).sum((0, 1, 2))
@@ -366,7 +285,7 @@ class QuietLM(nn.Module):
         """Generate text with a thought before every token; see `generation.generate`."""
         return generate(self, input_ids, attention_mask, **options)
 
-    def _positions(self, prefix: Prefix, targets: Targets, draw: torch.Generator) -> "_Positions":
+    def _positions(self, prefix: Prefix, targets: Targets, draw: torch.Generator) -> Positions:
         """Return the positions that think. The last token is not one, because nothing follows
         it."""
         config, device = self.quiet_config, prefix.ids_BT.device
@@ -375,7 +294,7 @@ class QuietLM(nn.Module):
         uniform_B = torch.rand(len(prefix.ids_BT), generator=draw).to(device)
         if config.positions == "all" or count == positions:
             position_1J = torch.arange(positions, device=device)[None]
-            return _Positions(position_1J, torch.ones(1, positions, device=device))
+            return Positions(position_1J, torch.ones(1, positions, device=device))
         weight_BT = (targets.lookahead_BTK != IGNORED).any(-1)[:, :-1].float()
         if config.positions == "entropy":
             hidden_BTD = prefix.hidden_BTD.detach()[:, :-1]
@@ -383,7 +302,7 @@ class QuietLM(nn.Module):
             # A tenth of the mean is added, so that every position has a positive probability.
             mean_B1 = (entropy_BT * weight_BT).sum(1, True) / weight_BT.sum(1, True).clamp(min=1)
             weight_BT = weight_BT * (entropy_BT + 0.1 * mean_B1 + 1e-6)
-        return _Positions(*choose(weight_BT, count, uniform_B))
+        return Positions(*choose(weight_BT, count, uniform_B))
 
     def _think(
         self, prefix: Prefix, position_BJ: Tensor, draw: torch.Generator, given: Tensor | None
@@ -403,7 +322,7 @@ class QuietLM(nn.Module):
         uniform_BTNS = torch.rand(shape, generator=draw).to(position_BJ.device)
         head, thoughts, neg_log_probs = language_head(self.base), [], []
         # Without gradients, only keys, values and logits of the current token are in memory.
-        wide = SAMPLED_AT_ONCE * self._chunk(texts)
+        wide = SAMPLED_AT_ONCE * positions_per_chunk(self.base, config, texts)
         for position_BC in position_BJ.split(wide, 1):
             uniform_BNCS = at_positions(uniform_BTNS, position_BC).transpose(1, 2)
             thought, neg_log_prob, _ = think(self.base, head, prefix, position_BC, uniform_BNCS, self.marks, config.temperature)  # fmt: skip
@@ -412,72 +331,22 @@ class QuietLM(nn.Module):
         neg_log_prob = torch.cat(neg_log_probs, 2).mean() if config.thought_tokens else None
         return torch.cat(thoughts, 2), neg_log_prob
 
-    def _chunk(self, texts: int) -> int:
-        """Return the number of positions per chunk."""
-        config = self.quiet_config
-        if config.positions_per_chunk is not None:
-            return config.positions_per_chunk
-        tokens = config.thought_tokens + 1 + config.lookahead
-        predicted = config.lookahead + (config.thought_tokens + 1) // 2
-        row = bytes_per_row(self.base, tokens, predicted)
-        return positions_within(config.chunk_megabytes * 2**20, texts * config.thoughts, row)
-
-    def _chunks(self, texts: int, positions: int) -> list[slice]:
-        """Return chunks of nearly equal size.
-
-        A small last chunk would take almost as long as a full one.
-        """
-        count = -(-positions // self._chunk(texts))
-        edges = [positions * number // count for number in range(count + 1)]
-        return [slice(*edge) for edge in pairwise(edges)]
-
-    def _targets(self, ids_BT: Tensor, mask_BT: Tensor | None, labels_BT: Tensor | None) -> Targets:
-        lookahead = self.quiet_config.lookahead
-        labels_BT = ids_BT if labels_BT is None else labels_BT
-        if labels_BT.shape != ids_BT.shape:
-            raise ValueError(
-                f"Expected labels of the shape of input_ids, {list(ids_BT.shape)}, got "
-                f"{list(labels_BT.shape)}. Give one label per token."
-            )
-        if mask_BT is not None:
-            labels_BT = labels_BT.masked_fill(mask_BT == 0, IGNORED)
-        ignored = labels_BT.new_full((len(ids_BT), lookahead), IGNORED)
-        shifted_BT = torch.cat([labels_BT[:, 1:], ignored], 1)
-        lookahead_BTK = shifted_BT.unfold(1, lookahead, 1)[:, : ids_BT.shape[1]]
-        if mask_BT is not None:  # otherwise left padding would predict the first tokens of the text
-            lookahead_BTK = lookahead_BTK.masked_fill((mask_BT == 0)[..., None], IGNORED)
-        if not bool((lookahead_BTK[..., 0] != IGNORED).any()):
-            raise ValueError(
-                "Expected labels with at least one token to predict after the first, got none: "
-                f"all are {IGNORED} or padding. Remove such texts."
-            )
-        end = ids_BT.shape[1] - lookahead - (0 if self.quiet_config.last_position_learns else 1)
-        within_T = torch.arange(ids_BT.shape[1], device=ids_BT.device) < end
-        if self.quiet_config.last_position_learns:
-            reinforced_BT = within_T & (lookahead_BTK != IGNORED).all(-1)
-        else:
-            # As in the authors' code, padding is in the denominator, but has no reward.
-            reinforced_BT = within_T.expand_as(ids_BT)
-        counts = Counts(
-            text=(lookahead_BTK[..., 0] != IGNORED).sum().clamp(min=1),
-            lookahead_K=(lookahead_BTK != IGNORED).sum((0, 1)).clamp(min=1)
-            * self.quiet_config.thoughts,
-            reinforced=reinforced_BT.sum().clamp(min=1) * self.quiet_config.thoughts,
-        )
-        return Targets(lookahead_BTK[..., 0], lookahead_BTK, reinforced_BT, counts)
-
     def _learn(
         self,
-        chosen: "_Positions",
+        chosen: Positions,
         prefix: Prefix,
         without_BT: Tensor,
         thought_BNJS: Tensor,
-        thinking_RSD: Tensor,
-        talking_RKD: Tensor,
         targets: Targets,
-    ) -> "_Learned":
-        """Compute the loss of a chunk of positions, already divided by the total counts."""
+    ) -> Learned:
+        """Predict after the thoughts of a chunk of positions, and compute its loss.
+
+        The loss is already divided by the total counts.
+        """
         config, head, counts = self.quiet_config, language_head(self.base), targets.counts
+        thinking_RSD, talking_RKD = talk(
+            self.base, prefix, chosen.position_BJ, thought_BNJS, config.lookahead, self.marks
+        )
         last = prefix.ids_BT.shape[1] - 1
         ahead_K = torch.arange(config.lookahead, device=without_BT.device)
         ahead_BJK = (chosen.position_BJ[..., None] + ahead_K).clamp(max=last)
@@ -497,75 +366,25 @@ class QuietLM(nn.Module):
         gained = rewards(config.baseline, without_BJK, log_prob_BNJK)
         factor_BNJ = factor_BNJ * at_positions(targets.reinforced_BT, chosen.position_BJ)[:, None]
         coefficient_R = (gained.advantage_BNJ * factor_BNJ).flatten()
-        # Thoughts with advantage 0 do not contribute. Skipping them saves time: the head takes a
-        # third of the computation.
-        row_X = coefficient_R.nonzero()[:, 0]
-        log_prob_XS = thought_log_probs(
-            head, thinking_RSD[row_X], thought_BNJS.flatten(0, 2)[row_X], self.marks.never,
-            config.reinforce_temperature,
-        )  # fmt: skip
-        per_thought_X = log_prob_XS.sum(-1)
-        if config.reinforce_reduction == "mean":
-            per_thought_X = per_thought_X / max(1, config.thought_tokens)
-        reinforce = -(coefficient_R[row_X] * per_thought_X).sum() / counts.reinforced
-        loss = loss + config.reinforce_weight * reinforce
+        thought_RS = thought_BNJS.flatten(0, 2)
+        reinforced = reinforce(
+            head, coefficient_R, thinking_RSD, thought_RS, self.marks.never, config
+        )
+        reinforced = reinforced / counts.reinforced
+        loss = loss + config.reinforce_weight * reinforced
         if self.gate is not None:
             gain_BJ = (log_prob_BNJK - without_BJK[:, None]).detach()[..., 0].mean(1)
             expected_BJ = self.gate(hidden_BJKD[:, :, 0].detach())
             error_BJ = (expected_BJ - gain_BJ) ** 2 * known_BJK[..., 0]
             loss = loss + config.gate_weight * (error_BJ * chosen.factor_BJ).sum() / counts.text
         weight_BNJK = weight_BNJK.detach()
-        return _Learned(
+        return Learned(
             loss,
             nll_K.detach(),
-            reinforce.detach(),
+            reinforced.detach(),
             (gained.reward_BNJ * factor_BNJ).sum() / counts.reinforced,
             ((gained.advantage_BNJ > 0) * factor_BNJ).sum() / counts.reinforced,
             (weight_BNJK * share_BNJK).sum() / counts.lookahead_K.sum(),
             log_prob_BNJK.detach(),
             weight_BNJK,
         )  # fmt: skip
-
-
-@dataclass(frozen=True)
-class _Positions:
-    """Positions that think, and their weights in the loss."""
-
-    position_BJ: Tensor
-    """Positions. B is 1 if they are the same for all texts."""
-    factor_BJ: Tensor
-    """Inverse sampling probabilities."""
-
-    def part(self, chunk: slice) -> "_Positions":
-        return _Positions(self.position_BJ[:, chunk], self.factor_BJ[:, chunk])
-
-
-@dataclass(frozen=True)
-class _Learned:
-    """Contributions of a chunk to the loss and metrics, and the values at its positions."""
-
-    loss: Tensor
-    nll_K: Tensor
-    reinforce: Tensor
-    reward: Tensor
-    positive: Tensor
-    weight: Tensor
-    log_prob_BNJK: Tensor
-    weight_BNJK: Tensor
-
-
-def _output(
-    loss: Tensor, nll_without: Tensor, without_BT: Tensor, parts: list[_Learned]
-) -> QuietOutput:
-    return QuietOutput(
-        loss=loss,
-        nll_without=nll_without.detach(),
-        nll_with_K=torch.stack([part.nll_K for part in parts]).sum(0),
-        reinforce=torch.stack([part.reinforce for part in parts]).sum(),
-        reward=torch.stack([part.reward for part in parts]).sum(),
-        positive=torch.stack([part.positive for part in parts]).sum(),
-        weight=torch.stack([part.weight for part in parts]).sum(),
-        log_prob_without_BT=without_BT.detach(),
-        log_prob_with_BNJK=torch.cat([part.log_prob_BNJK for part in parts], 2),
-        weight_BNJK=torch.cat([part.weight_BNJK for part in parts], 2),
-    )

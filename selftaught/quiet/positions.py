@@ -3,17 +3,32 @@
 Shapes: B texts, T text positions, J sampled positions of a text.
 """
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Positions:
+    """Positions that think, and their weights in the loss."""
+
+    position_BJ: Tensor
+    """Positions. B is 1 if they are the same for all texts."""
+    factor_BJ: Tensor
+    """Inverse sampling probabilities."""
+
+    def part(self, chunk: slice) -> "Positions":
+        """Return the positions of a chunk, numbered in ascending order of positions."""
+        return Positions(self.position_BJ[:, chunk], self.factor_BJ[:, chunk])
 
 
 def choose(weight_BT: Tensor, count: int, uniform_B: Tensor) -> tuple[Tensor, Tensor]:
     """Sample positions of each text without replacement, with inverse-probability weights.
 
     Position t is sampled with the inclusion probability pi_t, proportional to its weight and at
-    most
-    1. Its factor is 1 / pi_t (Horvitz and Thompson 1952), so that a weighted sum over the sampled
-    positions has the same expectation as the sum over all. Sampling is systematic: equally spaced
+    most 1. Its factor is 1 / pi_t (Horvitz and Thompson 1952), so that a weighted sum over the
+    sampled positions has the same expectation as the sum over all. Sampling is systematic: equally spaced
     points with distance 1 and one uniform random offset, on the cumulative sum of the
     probabilities. Adjacent positions are therefore rarely sampled together.
 

@@ -1,0 +1,105 @@
+"""The output of `QuietLM.forward`, gathered from the chunks of positions.
+
+Shapes: B texts, T text tokens, N thoughts per position, J positions, S thought tokens, K lookahead
+tokens.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from transformers.utils import ModelOutput
+
+
+@dataclass
+class QuietOutput(ModelOutput):
+    """Loss, metrics in nats per token, and values at every position. Only the loss has a
+    gradient."""
+
+    loss: Tensor | None = None
+    """Total loss."""
+    nll_without: Tensor | None = None
+    """Mean negative log-likelihood of the next token without thoughts."""
+    nll_with_K: Tensor | None = None
+    """Mean negative log-likelihood of each lookahead token with thoughts."""
+    reinforce: Tensor | None = None
+    """REINFORCE loss, before its weight."""
+    reward: Tensor | None = None
+    """Mean gain of a thought over no thought, summed over its lookahead."""
+    weight: Tensor | None = None
+    """Mean mixing weight of thoughts."""
+    log_prob_without_BT: Tensor | None = None
+    """Log-probability of each next token without thoughts."""
+    positive: Tensor | None = None
+    """Share of thoughts with a positive advantage."""
+    entropy: Tensor | None = None
+    """Mean negative log-probability of the sampled thought tokens, an estimate of their entropy."""
+    position_BJ: Tensor | None = None
+    """Positions that think, in ascending order. The following fields are for these positions."""
+    log_prob_with_BNJK: Tensor | None = None
+    """Log-probability of each true token with each thought."""
+    weight_BNJK: Tensor | None = None
+    """Mixing weight of each thought at each true token."""
+    thought_BNJS: Tensor | None = None
+    """Token ids of the thoughts."""
+
+
+@dataclass(frozen=True)
+class Learned:
+    """Contributions of a chunk of positions to the loss and metrics, and the values at them.
+
+    The fields are those of `QuietOutput` for the chunk; sums are already divided by the counts of
+    the whole batch.
+    """
+
+    loss: Tensor
+    nll_K: Tensor
+    reinforce: Tensor
+    reward: Tensor
+    positive: Tensor
+    weight: Tensor
+    log_prob_BNJK: Tensor
+    weight_BNJK: Tensor
+
+
+@dataclass(frozen=True)
+class Means:
+    """Values of a whole batch that are not sums over chunks."""
+
+    loss: Tensor
+    nll_without: Tensor
+    entropy: Tensor | None
+
+
+def gathered(
+    parts: Sequence[Learned],
+    means: Means,
+    without_BT: Tensor,
+    position_BJ: Tensor,
+    thought_BNJS: Tensor,
+) -> QuietOutput:
+    """Return the output of a forward pass.
+
+    Args:
+        parts: the chunks, in ascending order of positions.
+        means: loss, mean loss of the next token without thoughts, and entropy of the thoughts.
+        without_BT: log-probability of each next token without thoughts.
+        position_BJ: positions that think.
+        thought_BNJS: token ids of the thoughts.
+    """
+    return QuietOutput(
+        loss=means.loss,
+        nll_without=means.nll_without.detach(),
+        nll_with_K=torch.stack([part.nll_K for part in parts]).sum(0),
+        reinforce=torch.stack([part.reinforce for part in parts]).sum(),
+        reward=torch.stack([part.reward for part in parts]).sum(),
+        weight=torch.stack([part.weight for part in parts]).sum(),
+        log_prob_without_BT=without_BT.detach(),
+        positive=torch.stack([part.positive for part in parts]).sum(),
+        entropy=means.entropy,
+        position_BJ=position_BJ,
+        log_prob_with_BNJK=torch.cat([part.log_prob_BNJK for part in parts], 2),
+        weight_BNJK=torch.cat([part.weight_BNJK for part in parts], 2),
+        thought_BNJS=thought_BNJS,
+    )

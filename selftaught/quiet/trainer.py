@@ -1,0 +1,229 @@
+"""transformers' `Trainer` for Quiet-STaR: seeds of thoughts, learning rates of heads, and metrics."""
+
+import json
+import random
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_model
+from torch import Tensor, nn
+from transformers import (
+    PreTrainedTokenizerBase,
+    Trainer,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
+
+from selftaught.quiet.evaluation import DECILES
+from selftaught.quiet.model import QuietOutput
+from selftaught.quiet.spans import Spans, padded
+
+
+class QuietTrainer(Trainer):
+    """transformers' Trainer with a separate random seed for the thoughts of every batch, and
+    metrics."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.model_accepts_loss_kwargs = False  # the loss is a mean over the batch
+        self._sums: dict[str, list[float]] = defaultdict(list)
+        self._gains: list[Tensor] = []
+        self._micro = (-1, 0)
+        self._tokens, self._since = 0, time.perf_counter()
+
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        """Create the optimizer, with the heads in separate parameter groups with their learning
+        rate."""
+        optimizer = super().create_optimizer(model)
+        quiet: Any = self.accelerator.unwrap_model(self.model)
+        rate = quiet.quiet_config.head_rate
+        parts = (quiet.mixing, quiet.gate)
+        heads = {id(one) for part in parts if part is not None for one in part.parameters()}
+        for group in list(optimizer.param_groups):
+            own = [one for one in group["params"] if id(one) in heads]
+            if own and rate != 1:
+                group["params"] = [one for one in group["params"] if id(one) not in heads]
+                optimizer.add_param_group({**group, "params": own, "lr": rate * group["lr"]})
+        return optimizer
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Any:
+        """Return the loss of one batch.
+
+        The random seed of its thoughts depends on the seed of the run, the step, the number of the
+        batch within the step, and the process.
+        """
+        texts = inputs.pop("text")
+        step = self.state.global_step
+        self._micro = (step, self._micro[1] + 1 if self._micro[0] == step else 0)
+        seed = f"{self.args.seed} {step} {self._micro[1]} {self.args.process_index}"
+        out: QuietOutput = model(**inputs, seed=random.Random(seed).getrandbits(60))
+        assert out.loss is not None
+        if not bool(torch.isfinite(out.loss)):
+            kept = last_checkpoint(Path(str(self.args.output_dir)))
+            checkpoint = f"The last checkpoint is {kept}" if kept else "There is no checkpoint yet"
+            raise ValueError(
+                f"The loss is {out.loss.item()} at step {step + 1}, in the batch of texts "
+                f"{texts.tolist()}. {checkpoint}; "
+                f"lower learning_rate (now {self.args.learning_rate:g}) or reinforce_weight."
+            )
+        self._note(out, inputs)
+        return (out.loss, out) if return_outputs else out.loss
+
+    def _note(self, out: QuietOutput, inputs: dict[str, Any]) -> None:
+        assert out.nll_with_K is not None
+        for name, value in (
+            ("nll_without", out.nll_without), ("nll_with", out.nll_with_K[0]),
+            ("nll_with_lookahead", out.nll_with_K.mean()), ("reward", out.reward),
+            ("positive_advantages", out.positive), ("mixing_weight", out.weight),
+            ("thought_entropy", out.entropy), ("reinforce", out.reinforce),
+        ):  # fmt: skip
+            if value is not None:
+                self._sums[name].append(float(value))
+        self._gains.append(_gains(out, inputs))
+        self._tokens += int(inputs["attention_mask"].sum())
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Add the metrics of thoughts since the last log entry, and log as the Trainer does."""
+        if self._sums and "loss" in logs:
+            logs |= {name: sum(values) / len(values) for name, values in self._sums.items()}
+            without, gain = torch.cat(self._gains, 1)
+            for number, part in enumerate(
+                gain[(-without).argsort(stable=True)].tensor_split(DECILES), 1
+            ):
+                logs[f"gain_decile_{number}"] = float(part.mean()) if len(part) else 0.0
+            now = time.perf_counter()
+            logs["tokens_per_second"] = self._tokens / (now - self._since)
+            logs["peak_memory_gb"] = peak_memory()
+            self._sums.clear()
+            self._gains.clear()
+            self._tokens, self._since = 0, now
+        super().log(logs, start_time)
+
+    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+        """Save the weights of a checkpoint, with tied weights once.
+
+        The Trainer's own method refuses tied weights here.
+        """
+        folder = Path(output_dir or str(self.args.output_dir))
+        folder.mkdir(parents=True, exist_ok=True)
+        model = self.accelerator.unwrap_model(self.model)
+        save_model(model, str(folder / "model.safetensors"), metadata={"format": "pt"})
+
+    def _issue_warnings_after_load(self, load_result: Any) -> None:
+        """Check the loaded weights. Only duplicates of tied weights may be missing in a
+        checkpoint."""
+        quiet: Any = self.accelerator.unwrap_model(self.model)
+        weights, absent = quiet.state_dict(), set(load_result.missing_keys)
+        loaded = {weight.data_ptr() for name, weight in weights.items() if name not in absent}
+        missing = [name for name in absent if weights[name].data_ptr() not in loaded]
+        if missing or load_result.unexpected_keys:
+            raise ValueError(
+                f"The checkpoint does not fit the model: missing {missing[:3]}, unexpected "
+                f"{load_result.unexpected_keys[:3]}. Delete the checkpoint, or train with the same "
+                "options as before."
+            )
+
+
+class SpanEpochs(TrainerCallback):
+    """Sets the epoch of the spans and reports progress."""
+
+    def __init__(self, spans: Spans, progress: Callable[[int], object] | None) -> None:
+        self.spans, self.progress = spans, progress
+
+    def on_train_begin(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        **kwargs: object,
+    ) -> None:
+        if self.progress and state.global_step:
+            self.progress(state.global_step)
+
+    def on_epoch_begin(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        **kwargs: object,
+    ) -> None:
+        self.spans.epoch = int((state.epoch or 0) + 1e-6)
+
+    def on_step_end(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        **kwargs: object,
+    ) -> None:
+        if self.progress:
+            self.progress(1)
+
+
+def _gains(out: QuietOutput, inputs: dict[str, Any]) -> Tensor:
+    """Return log-probability and gain of every token before which the model thinks: `[2, X]`.
+
+    Both are in nats. The log-probability is that without thoughts. The gain is the mean over
+    thoughts.
+    """
+    assert out.log_prob_without_BT is not None and out.log_prob_with_BNJK is not None
+    assert out.position_BJ is not None
+    with_BJ = out.log_prob_with_BNJK[..., 0].mean(1)
+    position_BJ = out.position_BJ.expand(len(with_BJ), -1)
+    without_BJ = out.log_prob_without_BT.gather(1, position_BJ)
+    known_BJ = inputs["attention_mask"].gather(1, position_BJ + 1).bool()
+    return torch.stack([without_BJ[known_BJ], (with_BJ - without_BJ)[known_BJ]]).float().cpu()
+
+
+def peak_memory() -> float:
+    """Return the peak memory of this process in GB.
+
+    With a GPU, it is the peak of allocated GPU memory. NaN if it is unknown.
+    """
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 1e9
+    try:
+        import resource
+    except ImportError:  # not a POSIX system
+        return float("nan")
+    bytes_per_count = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * bytes_per_count / 1e9
+
+
+def collated(rows: list[dict[str, Any]], filler: int) -> dict[str, Tensor]:
+    """Return a batch of spans, padded on the right with the token `filler`."""
+    ids, mask = padded([row["input_ids"] for row in rows], filler)
+    return {"input_ids": ids, "attention_mask": mask, "text": torch.tensor([row["text"] for row in rows])}  # fmt: skip
+
+
+def filler_of(tokenizer: PreTrainedTokenizerBase) -> int:
+    """Return the id of the token for padding: that of the tokenizer, else its end token, else 0."""
+    for found in (tokenizer.pad_token_id, tokenizer.eos_token_id):
+        if isinstance(found, int):
+            return found
+    return 0
+
+
+def last_checkpoint(folder: Path) -> str | None:
+    """Return the newest complete checkpoint, or None."""
+    found = sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
+    for newest in reversed(found):
+        try:
+            json.loads((newest / "trainer_state.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            continue
+        return str(newest)
+    return None
