@@ -8,7 +8,7 @@ from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaLis
 
 from selftaught.quiet.attention import thoughtful
 from selftaught.quiet.config import QuietConfig
-from selftaught.quiet.gating import ThinkWhen
+from selftaught.quiet.gating import GREEDY
 from selftaught.quiet.generation import next_logits
 from selftaught.quiet.model import QuietLM
 
@@ -158,8 +158,9 @@ def test_padding_that_also_ends_texts_is_written():
     )
     ends_with_padding.mixing = thinking.mixing
     with thoughtful(ends_with_padding.base):
-        logits = next(next_logits(ends_with_padding, ids, torch.ones_like(ids), thoughts=1, thought_temperature=0.0,
-                                  think_when=ThinkWhen(), ends=[first], seed=0))  # fmt: skip
+        logits = next(
+            next_logits(ends_with_padding, ids, torch.ones_like(ids), GREEDY, ends=[first])
+        )
     assert torch.isfinite(logits[0, first])
 
 
@@ -225,8 +226,7 @@ def test_limits_of_sampling_are_those_of_their_definitions():
     thinking = model()
     ids, _ = texts([5])
     with torch.no_grad(), thoughtful(thinking.base):
-        log_p = next(next_logits(thinking, ids, torch.ones_like(ids), thoughts=1, thought_temperature=0.0,
-                                 think_when=ThinkWhen(), ends=[], seed=0))[0]  # fmt: skip
+        log_p = next(next_logits(thinking, ids, torch.ones_like(ids), GREEDY, ends=[]))[0]
     chance, order = log_p.softmax(-1).sort(descending=True)
     assert first_choices(thinking, ids, top_k=1) == {int(order[0])}
     assert first_choices(thinking, ids, top_k=3, temperature=5.0) == set(order[:3].tolist())

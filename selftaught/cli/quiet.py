@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from selftaught.quiet.evaluation import Measured
+    from selftaught.quiet.gating import ThoughtParams
     from selftaught.quiet.model import QuietLM
     from selftaught.samplers.local.sampler import TransformersSampler
 
@@ -345,7 +346,7 @@ def _evaluate(how: EvaluateOptions, bar: Bar) -> None:
     _refuse_too_long(model, how.length, "--length")
     cut = consecutive(spans(texts_of(how), tokenizer, length=how.length, least=2))
     with bar("measuring", len(cut)) as advance:
-        found = measure(model, cut, batch_size=how.batch_size, progress=advance, **_thinking(how))
+        found = measure(model, cut, _thinking(how), batch_size=how.batch_size, progress=advance)
     if how.out is not None:
         how.out.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(how.out, json.dumps(found.to_dict(), indent=2) + "\n")
@@ -380,8 +381,8 @@ def _generate(how: GenerateOptions, prompt: str) -> None:
         ids.input_ids, ids.attention_mask, max_new_tokens=how.max_new_tokens,
         do_sample=how.temperature > 0, temperature=how.temperature or 1.0,
         stopping_criteria=StoppingCriteriaList(stops), streamer=_after_prompt(streamer),
-        thoughts=when["thoughts"], thought_temperature=when["temperature"],
-        think_when=when["think_when"], seed=how.seed,
+        thoughts=when.thoughts, thought_temperature=when.temperature,
+        think_when=when.think_when, seed=how.seed,
     )  # fmt: skip
     if how.stop:
         new = tokenizer.decode(whole[0, ids.input_ids.shape[1] :], skip_special_tokens=True)
@@ -406,7 +407,7 @@ def _explore(how: ExploreOptions) -> None:
     model, tokenizer = _open(how.model)
     text = next(texts_of(how), "")
     _refuse_too_long(model, how.tokens + 1, "--tokens")
-    first, tokens, measured = explored(model, tokenizer, text, how.tokens, **_thinking(how))
+    first, tokens, measured = explored(model, tokenizer, text, how.tokens, _thinking(how))
     print(explorer_page(how.out, Path(how.text).name, first, tokens, measured))
 
 
@@ -494,11 +495,11 @@ def texts_of(how: TextOptions) -> Iterator[str]:
     )
 
 
-def _thinking(how: ThinkOptions) -> dict[str, Any]:
-    from selftaught.quiet.gating import ThinkWhen
+def _thinking(how: ThinkOptions) -> "ThoughtParams":
+    from selftaught.quiet.gating import ThinkWhen, ThoughtParams
 
-    return {"thoughts": how.thoughts, "temperature": how.thought_temperature, "seed": how.seed,
-            "think_when": ThinkWhen(how.think_when, how.threshold)}  # fmt: skip
+    when = ThinkWhen(how.think_when, how.threshold)
+    return ThoughtParams(how.thoughts, how.thought_temperature, when, how.seed)
 
 
 def _stored(path: Path, measure: "Callable[[], Measured]") -> "Measured":

@@ -8,19 +8,28 @@ Shapes: B texts, T text tokens, J positions, N thoughts, S thought tokens, V voc
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from selftaught.quiet.attention import thoughtful
-from selftaught.quiet.gating import ThinkWhen, check_thoughts, wanted
+from selftaught.quiet.gating import GREEDY, ThoughtParams, wanted
 from selftaught.quiet.model import QuietLM
 from selftaught.quiet.spans import padded
-from selftaught.quiet.thoughts import after_thought, at_positions, language_head, read, think
+from selftaught.quiet.thoughts import (
+    Prefix,
+    after_thought,
+    at_positions,
+    language_head,
+    read,
+    think,
+)
 
 DECILES = 10
+AT_ONCE = 32
+"""Number of positions that are scored at the same time."""
 
 
 @dataclass(frozen=True)
@@ -52,12 +61,10 @@ def score(
     model: QuietLM,
     ids_BT: Tensor,
     mask_BT: Tensor | None = None,
+    how: ThoughtParams = GREEDY,
     *,
-    thoughts: int = 1,
-    temperature: float = 0.0,
-    think_when: ThinkWhen = ThinkWhen(),  # noqa: B008  frozen
-    seed: int = 0,
     top: int = 0,
+    **changes: Any,
 ) -> Scored:
     """Predict every next token of a batch of texts without and with a thought before it.
 
@@ -65,64 +72,87 @@ def score(
         model: a Quiet-STaR model.
         ids_BT: token ids of the texts.
         mask_BT: 1 for text and 0 for padding. None: no padding.
-        thoughts: number of thoughts per position. The probabilities after them are averaged.
-        temperature: sampling temperature of thoughts. 0 means greedy decoding.
-        think_when: where to think.
-        seed: random seed for sampling thoughts.
+        how: how the model thinks. Default: one greedy thought at every position.
         top: number of most likely next tokens to return.
+        changes: fields of `ThoughtParams` by name. They take precedence over `how`.
 
     Raises:
         ValueError: the texts with a thought are longer than the model's context, or several
             thoughts at temperature 0.
     """
-    check_thoughts(thoughts, temperature)
+    how = replace(how, **changes)
     model.check_length(ids_BT, mask_BT)
-    base, config = model.base, model.quiet_config
     learning = model.training
     model.eval()
     texts, length = ids_BT.shape
-    thinks_BT = torch.zeros(texts, length - 1, dtype=torch.bool, device=ids_BT.device)
-    shape = (texts, length - 1, thoughts, config.thought_tokens)
-    draw = torch.Generator().manual_seed(seed)
+    shape = (texts, length - 1, how.thoughts, model.quiet_config.thought_tokens)
+    draw = torch.Generator().manual_seed(how.seed)
     uniform_BTNS = torch.rand(shape, generator=draw).to(ids_BT.device)
-    head = language_head(base)
-    parts: list[tuple[Tensor, ...]] = []
-    with thoughtful(base):
-        prefix = read(base, ids_BT, mask_BT)
-        for position_BJ in torch.arange(length - 1, device=ids_BT.device)[None].split(32, 1):
-            hidden_BJD = at_positions(prefix.hidden_BTD, position_BJ)
-            before_BJV = head(hidden_BJD).float().log_softmax(-1)
-            target_BJ1 = at_positions(ids_BT, position_BJ + 1)[..., None]
-            thinks_BJ = wanted(model.gate, think_when, hidden_BJD, before_BJV)
-            thinks_BT[:, position_BJ[0]] = thinks_BJ
+    parts: list[Scored] = []
+    with thoughtful(model.base):
+        prefix = read(model.base, ids_BT, mask_BT)
+        for position_BJ in torch.arange(length - 1, device=ids_BT.device)[None].split(AT_ONCE, 1):
             uniform_BNJS = at_positions(uniform_BTNS, position_BJ).transpose(1, 2)
-            thought, _, thinking = think(base, head, prefix, position_BJ, uniform_BNJS, model.marks, temperature)  # fmt: skip
-            after_RD = after_thought(base, prefix, position_BJ, thinking, thought, model.marks)
-            after_BJND = after_RD.view(texts, thoughts, *hidden_BJD.shape[1:]).transpose(1, 2)
-            hidden_BJND = hidden_BJD[:, :, None].expand_as(after_BJND)
-            each_XV = model.mixed_logits(
-                hidden_BJND.flatten(0, 2), after_BJND.flatten(0, 2)[:, None]
-            )
-            each_BJNV = each_XV.view(*after_BJND.shape[:3], -1)
-            each_BJNV = torch.where(thinks_BJ[..., None, None], each_BJNV, before_BJV[:, :, None])
-            mixed_BJV = each_BJNV.logsumexp(2) - math.log(thoughts)
-            weight_BJN = model.mixing(hidden_BJND, after_BJND) * thinks_BJ[..., None]
-            each_target_BJN1 = target_BJ1[:, :, None].expand(-1, -1, thoughts, -1)
-            part = [
-                before_BJV.gather(2, target_BJ1)[..., 0], mixed_BJV.gather(2, target_BJ1)[..., 0],
-                each_BJNV.gather(3, each_target_BJN1)[..., 0].transpose(1, 2),
-                weight_BJN.transpose(1, 2), thought,
-            ]  # fmt: skip
-            for log_p in (before_BJV, mixed_BJV) if top else ():
-                likely = log_p.topk(top)
-                part.append(torch.stack([likely.indices.double(), likely.values.exp().double()]))
-            parts.append(tuple(part))
+            parts.append(_scored(model, prefix, position_BJ, uniform_BNJS, how, top))
     model.train(learning)
-    gathered = list(zip(*parts, strict=True))
-    without, mixed = (torch.cat(one, 1) for one in gathered[:2])
-    each, weight, thought = (torch.cat(one, 2) for one in gathered[2:5])
-    tops = [torch.cat(one, 2) for one in gathered[5:]] or [None, None]
-    return Scored(without, mixed, each, weight, thought, thinks_BT, *tops)
+    return _joined(parts)
+
+
+def _scored(
+    model: QuietLM,
+    prefix: Prefix,
+    position_BJ: Tensor,
+    uniform_BNJS: Tensor,
+    how: ThoughtParams,
+    top: int,
+) -> Scored:
+    """Predict the next tokens at some positions; the arguments are those of `think` and `score`."""
+    base, head, marks = model.base, language_head(model.base), model.marks
+    texts, thoughts = uniform_BNJS.shape[:2]
+    hidden_BJD = at_positions(prefix.hidden_BTD, position_BJ)
+    before_BJV = head(hidden_BJD).float().log_softmax(-1)
+    target_BJ1 = at_positions(prefix.ids_BT, position_BJ + 1)[..., None]
+    thinks_BJ = wanted(model.gate, how.think_when, hidden_BJD, before_BJV)
+    thought_BNJS, _, thinking = think(
+        base, head, prefix, position_BJ, uniform_BNJS, marks, how.temperature
+    )
+    after_RD = after_thought(base, prefix, position_BJ, thinking, thought_BNJS, marks)
+    after_BJND = after_RD.view(texts, thoughts, *hidden_BJD.shape[1:]).transpose(1, 2)
+    hidden_BJND = hidden_BJD[:, :, None].expand_as(after_BJND)
+    each_XV = model.mixed_logits(hidden_BJND.flatten(0, 2), after_BJND.flatten(0, 2)[:, None])
+    each_BJNV = each_XV.view(*after_BJND.shape[:3], -1)
+    each_BJNV = torch.where(thinks_BJ[..., None, None], each_BJNV, before_BJV[:, :, None])
+    mixed_BJV = each_BJNV.logsumexp(2) - math.log(thoughts)
+    weight_BJN = model.mixing(hidden_BJND, after_BJND) * thinks_BJ[..., None]
+    each_target_BJN1 = target_BJ1[:, :, None].expand(-1, -1, thoughts, -1)
+    return Scored(
+        without_BT=before_BJV.gather(2, target_BJ1)[..., 0],
+        with_BT=mixed_BJV.gather(2, target_BJ1)[..., 0],
+        each_BNT=each_BJNV.gather(3, each_target_BJN1)[..., 0].transpose(1, 2),
+        weight_BNT=weight_BJN.transpose(1, 2),
+        thought_BNTS=thought_BNJS,
+        thinks_BT=thinks_BJ,
+        top_without=_likeliest(before_BJV, top),
+        top_with=_likeliest(mixed_BJV, top),
+    )
+
+
+def _likeliest(log_prob_BJV: Tensor, top: int) -> Tensor | None:
+    """Return ids and probabilities of the most likely tokens, `[2, B, J, top]`; None if 0."""
+    if top == 0:
+        return None
+    likely = log_prob_BJV.topk(top)
+    return torch.stack([likely.indices.double(), likely.values.exp().double()])
+
+
+def _joined(parts: Sequence[Scored]) -> Scored:
+    """Join the predictions at consecutive positions."""
+    joined = {}
+    for one in fields(Scored):
+        tensors = [getattr(part, one.name) for part in parts]
+        along = 1 if one.name in ("without_BT", "with_BT", "thinks_BT") else 2
+        joined[one.name] = None if tensors[0] is None else torch.cat(tensors, along)
+    return Scored(**joined)
 
 
 @dataclass(frozen=True)
@@ -163,10 +193,11 @@ class Measured:
 def measure(
     model: QuietLM,
     spans: Sequence[tuple[int, Sequence[int]]],
+    how: ThoughtParams = GREEDY,
     *,
     batch_size: int = 8,
     progress: Callable[[int], object] | None = None,
-    **how: Any,
+    **changes: Any,
 ) -> Measured:
     """Measure the loss of a model on spans of texts.
 
@@ -174,13 +205,15 @@ def measure(
         model: a Quiet-STaR model.
         spans: spans as (number of the text, token ids). Spans of a text form one cluster for the
             confidence interval.
+        how: how the model thinks. Default: one greedy thought at every position.
         batch_size: number of spans per forward pass.
         progress: called with the number of spans after every batch.
-        how: arguments of `score`.
+        changes: fields of `ThoughtParams` by name. They take precedence over `how`.
 
     Raises:
         ValueError: there are no spans, or `batch_size` is below 1.
     """
+    how = replace(how, **changes)
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1; got {batch_size}.")
     if not spans:
@@ -190,7 +223,7 @@ def measure(
     for first in range(0, len(order), batch_size):
         batch = order[first : first + batch_size]
         ids, mask = (one.to(model.base.device) for one in padded([ids for _, ids in batch], 0))
-        scored = score(model, ids, mask, **how)
+        scored = score(model, ids, mask, how)
         known = mask[:, 1:].bool()
         of_text = torch.tensor([text for text, _ in batch], device=ids.device)
         rows.append(_columns(scored, of_text, known))

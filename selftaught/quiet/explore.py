@@ -1,12 +1,13 @@
 """Data of the thought explorer: the thought before every token of a text, and its effect."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from selftaught.quiet.evaluation import Measured, Scored, measured, score
+from selftaught.quiet.gating import GREEDY, ThoughtParams
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -44,14 +45,20 @@ class Explored:
 
 
 def explored(
-    model: "QuietLM", tokenizer: "PreTrainedTokenizerBase", text: str, tokens: int, **how: Any
+    model: "QuietLM",
+    tokenizer: "PreTrainedTokenizerBase",
+    text: str,
+    tokens: int,
+    how: ThoughtParams = GREEDY,
 ) -> tuple[str, list[Explored], Measured]:
     """Compute the thoughts before the tokens of a text and their effect.
 
     Args:
+        model: a Quiet-STaR model.
+        tokenizer: its tokenizer.
         text: the text. Only its first `tokens + 1` tokens are used.
         tokens: maximum number of tokens to predict.
-        how: arguments of `evaluation.score`.
+        how: how the model thinks. Default: one greedy thought at every position.
 
     Returns:
         The first token, the tokens after it with their thoughts, and a summary.
@@ -63,7 +70,7 @@ def explored(
     if len(ids) < 2:
         raise ValueError(f"Expected a text of at least two tokens to explore, got {len(ids)}.")
     ids_1T = torch.tensor([ids], device=model.base.device)
-    scored = score(model, ids_1T, top=TOP, **how)
+    scored = score(model, ids_1T, None, how, top=TOP)
     shown = [_token(tokenizer, scored, ids, at) for at in range(len(ids) - 1)]
     return _text(tokenizer, ids[:1]), shown, measured(scored)
 

@@ -1,6 +1,6 @@
-"""Rules that decide before which tokens to think.
+"""How a trained model thinks: number and sampling of thoughts, and rules for where to think.
 
-They are not in the paper, where the model thinks before every token.
+The rules are not in the paper, where the model thinks before every token.
 
 Shapes: `...` any leading dimensions, D hidden width, V vocabulary.
 """
@@ -30,24 +30,43 @@ class ThinkWhen:
             raise ValueError(f"think_when must be always, entropy, gate or never; got {self.rule!r}.")  # fmt: skip
 
 
-def check_thoughts(thoughts: int, temperature: float) -> None:
-    """Check the number of thoughts per position and their sampling temperature.
+ALWAYS = ThinkWhen()
+"""Think at every position."""
+
+
+@dataclass(frozen=True)
+class ThoughtParams:
+    """How a trained model thinks at inference.
 
     Raises:
         ValueError: fewer than one thought, a temperature below 0, or several thoughts at
-        temperature
-            0, which would be identical.
+            temperature 0, which would be identical.
     """
-    if thoughts < 1 or temperature < 0:
-        raise ValueError(
-            f"Expected at least one thought and a temperature of at least 0, got {thoughts} and "
-            f"{temperature:g}."
-        )
-    if thoughts > 1 and temperature == 0:
-        raise ValueError(
-            f"{thoughts} thoughts at temperature 0 would all be the same. Set the thought "
-            "temperature to 1, or use one thought."
-        )
+
+    thoughts: int = 1
+    """Number of thoughts per position. The probabilities after them are averaged."""
+    temperature: float = 0.0
+    """Sampling temperature of thoughts. 0 means greedy decoding."""
+    think_when: ThinkWhen = ALWAYS
+    """Where to think. Without a thought, the prediction is that of the base model."""
+    seed: int = 0
+    """Random seed for sampling thoughts."""
+
+    def __post_init__(self) -> None:
+        if self.thoughts < 1 or self.temperature < 0:
+            raise ValueError(
+                "Expected at least one thought and a temperature of at least 0, got "
+                f"{self.thoughts} and {self.temperature:g}."
+            )
+        if self.thoughts > 1 and self.temperature == 0:
+            raise ValueError(
+                f"{self.thoughts} thoughts at temperature 0 would all be the same. Set the thought "
+                "temperature to 1, or use one thought."
+            )
+
+
+GREEDY = ThoughtParams()
+"""One greedy thought at every position."""
 
 
 def wanted(

@@ -1,16 +1,13 @@
-"""Generation with a thought before every token.
+"""Generation with a thought before every token: options, and the loop over new tokens.
 
-A thought of t tokens is appended to the cached text and removed again after the next token has been
-chosen. A new token costs t + 2 forward passes: one for the token itself, one for the start token,
-one for each thought token except the last, and one for the last thought token with the end token.
-
-Shapes: B texts, T text tokens so far, N thoughts, R rows (B N), D hidden width, V vocabulary.
+Shapes: B texts, T text tokens so far, V vocabulary.
 """
 
 import copy
 import math
-from collections.abc import Generator
-from typing import Any, Protocol
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,7 +15,6 @@ from transformers import (
     GenerationConfig,
     LogitsProcessorList,
     MinPLogitsWarper,
-    PreTrainedModel,
     PreTrainedTokenizerBase,
     StoppingCriteriaList,
     StopStringCriteria,
@@ -28,106 +24,9 @@ from transformers import (
 from transformers.generation.streamers import BaseStreamer
 
 from selftaught.quiet.attention import thoughtful
-from selftaught.quiet.config import QuietConfig
-from selftaught.quiet.gating import ThinkWhen, check_thoughts, wanted
-from selftaught.quiet.mixing import Gate
-from selftaught.quiet.passes import Reading
-from selftaught.quiet.thoughts import (
-    Prefix,
-    SpecialTokens,
-    after_thought,
-    draw,
-    language_head,
-    read_on,
-    think,
-)
-
-
-class ThinkingModel(Protocol):
-    """Interface that generation needs; implemented by `QuietLM`."""
-
-    base: PreTrainedModel
-    quiet_config: QuietConfig
-    gate: Gate | None
-
-    @property
-    def marks(self) -> SpecialTokens: ...
-
-    def check_length(
-        self, ids_BT: Tensor, mask_BT: Tensor | None = None, more: int = 0
-    ) -> None: ...
-
-    def mixed_logits(self, without_BD: Tensor, with_BND: Tensor) -> Tensor: ...
-
-
-@torch.no_grad()
-def next_logits(
-    model: ThinkingModel,
-    input_ids: Tensor,
-    attention_mask: Tensor,
-    *,
-    thoughts: int,
-    thought_temperature: float,
-    think_when: ThinkWhen,
-    ends: list[int],
-    seed: int,
-) -> Generator[Tensor, Tensor, None]:
-    """Yield the log-probabilities of the next token, `[B, V]`, for one token after another.
-
-    This is a generator: send it the chosen token of each text, `[B]`, to get the next
-    log-probabilities. It must run inside `thoughtful(model.base)`. Start, end and padding tokens of
-    thoughts have log-probability -inf, except for tokens in `ends`.
-
-    Args:
-        model: a Quiet-STaR model.
-        input_ids: token ids of the prompts, `[B, T]`.
-        attention_mask: 1 for text and 0 for padding.
-        thoughts: number of thoughts per token. The probabilities after them are averaged.
-        thought_temperature: sampling temperature of thoughts. 0 means greedy decoding.
-        think_when: where to think. Without a thought, the prediction is that of the base model.
-        ends: ids of the tokens that end a text.
-        seed: random seed for sampling thoughts.
-    """
-    base, marks = model.base, model.marks
-    head = language_head(base)
-    banned = sorted(set(marks.never) - set(ends))  # the padding token may also be the end token
-    generator = torch.Generator().manual_seed(seed)
-    real_BT, new_BT = attention_mask, input_ids
-    reading = Reading(None, keep=True)
-    while True:
-        prefix = read_on(base, new_BT, real_BT, reading)
-        without_BD = prefix.hidden_BTD[:, -1]
-        logits_BV = head(without_BD).float().log_softmax(-1)
-        thinks_B = wanted(model.gate, think_when, without_BD, logits_BV)
-        shape = (len(input_ids), thoughts, 1, model.quiet_config.thought_tokens)
-        uniform = torch.rand(shape, generator=generator).to(input_ids.device)
-        row_X = thinks_B.nonzero()[:, 0]
-        if len(row_X):
-            some = prefix if len(row_X) == len(input_ids) else _rows(prefix, row_X)
-            last = torch.tensor([[real_BT.shape[1] - 1]], device=input_ids.device)
-            thought, _, thinking = think(
-                base, head, some, last, uniform[row_X], marks, thought_temperature
-            )
-            after_RD = after_thought(base, some, last, thinking, thought, marks)
-            after_XND = after_RD.view(len(row_X), thoughts, -1)
-            logits_BV[row_X] = model.mixed_logits(without_BD[row_X], after_XND)
-        logits_BV[:, banned] = -torch.inf
-        token_B = yield logits_BV
-        new_BT = token_B[:, None]
-        real_BT = torch.cat([real_BT, torch.ones_like(real_BT[:, :1])], 1)
-
-
-def _rows(prefix: Prefix, row_X: Tensor) -> Prefix:
-    """Return the prefix of some of its texts."""
-    return Prefix(
-        prefix.ids_BT[row_X],
-        prefix.hidden_BTD[row_X],
-        [key[row_X] for key in prefix.key_BKTD],
-        [value[row_X] for value in prefix.value_BKTD],
-        prefix.position_BT[row_X],
-        None if prefix.real_BT is None else prefix.real_BT[row_X],
-    )
-
+from selftaught.quiet.gating import ALWAYS, ThinkWhen, ThoughtParams
+from selftaught.quiet.next_token import ThinkingModel, next_logits
+from selftaught.quiet.thoughts import draw
 
 HONOURED = (
     "max_new_tokens", "max_length", "do_sample", "temperature", "top_k", "top_p", "min_p",
@@ -175,21 +74,73 @@ def check_generation(config: GenerationConfig) -> None:
         )
 
 
+@dataclass(frozen=True)
+class GenerateOptions:
+    """Keyword arguments of `generate` that are not fields of a `GenerationConfig`."""
+
+    generation_config: GenerationConfig | None = None
+    """Supported fields are `max_new_tokens`, `max_length`, `do_sample`, `temperature` (0 means
+    greedy decoding), `top_k`, `top_p`, `min_p` (None: no limit), `stop_strings`,
+    `num_return_sequences`, `eos_token_id` and `pad_token_id`. Other fields that would change the
+    result are refused. Default: a configuration with the end tokens of the base model."""
+    tokenizer: PreTrainedTokenizerBase | None = None
+    """Required with `stop_strings`."""
+    logits_processor: LogitsProcessorList | None = None
+    """Applied to the log-probabilities of every next token."""
+    stopping_criteria: StoppingCriteriaList | None = None
+    """Additional stopping criteria."""
+    streamer: BaseStreamer | None = None
+    """Receives every new token."""
+    thoughts: int = 1
+    """Number of thoughts per token. The probabilities after them are averaged."""
+    thought_temperature: float = 0.0
+    """Sampling temperature of thoughts. 0 means greedy decoding."""
+    think_when: ThinkWhen = ALWAYS
+    """Where to think."""
+    seed: int = 0
+    """Random seed for thoughts and tokens."""
+
+
+@dataclass(frozen=True)
+class _Choice:
+    """How a generation chooses tokens and ends texts."""
+
+    new: int
+    """Maximum number of new tokens."""
+    temperature: float
+    """Sampling temperature. 0 means greedy decoding."""
+    ends: list[int]
+    """Ids of the tokens that end a text."""
+    filler: int
+    """Id of the token after the end of a text."""
+    warpers: LogitsProcessorList
+    """Top-k, top-p and min-p."""
+    processors: LogitsProcessorList
+    stopping: StoppingCriteriaList
+
+    def token(self, whole_BT: Tensor, logits_BV: Tensor, uniform_B: Tensor) -> Tensor:
+        """Return the next token of each text, `[B]`."""
+        scores_BV, temperature = logits_BV.float(), self.temperature
+        if self.warpers:  # as in transformers, top-k, top-p and min-p apply after the temperature
+            scores_BV = self.warpers(whole_BT, scores_BV / temperature)  # type: ignore[arg-type]
+            temperature = 1.0
+        return draw(scores_BV, uniform_B, temperature)[0]
+
+    def ended(self, whole_BT: Tensor, logits_BV: Tensor) -> Tensor:
+        """Return which texts end with their last token, `[B]`."""
+        token_B = whole_BT[:, -1]
+        ended_B = torch.isin(token_B, torch.tensor(self.ends, device=token_B.device))
+        if self.stopping:
+            stopped_B = self.stopping(whole_BT, logits_BV)  # type: ignore[arg-type]
+            ended_B = ended_B | stopped_B.to(ended_B.device)
+        return ended_B
+
+
 def generate(
     model: ThinkingModel,
     input_ids: Tensor,
     attention_mask: Tensor | None = None,
-    *,
-    generation_config: GenerationConfig | None = None,
-    tokenizer: PreTrainedTokenizerBase | None = None,
-    logits_processor: LogitsProcessorList | None = None,
-    stopping_criteria: StoppingCriteriaList | None = None,
-    streamer: BaseStreamer | None = None,
-    thoughts: int = 1,
-    thought_temperature: float = 0.0,
-    think_when: ThinkWhen = ThinkWhen(),  # noqa: B008  frozen
-    seed: int = 0,
-    **fields: Any,
+    **options: Any,
 ) -> Tensor:
     """Generate text with a thought before every token.
 
@@ -199,20 +150,8 @@ def generate(
         model: a Quiet-STaR model.
         input_ids: token ids of the prompts, `[B, T]`, padded on the left.
         attention_mask: 1 for text and 0 for padding. None: no padding.
-        generation_config: supported fields are `max_new_tokens`, `max_length`, `do_sample`,
-            `temperature` (0 means greedy decoding), `top_k`, `top_p`, `min_p` (None: no limit),
-            `stop_strings`, `num_return_sequences`, `eos_token_id` and `pad_token_id`. Other fields
-            that would change the result are refused. Default: a configuration with the end tokens
-            of the base model.
-        tokenizer: required with `stop_strings`.
-        logits_processor: applied to the log-probabilities of every next token.
-        stopping_criteria: additional stopping criteria.
-        streamer: receives every new token.
-        thoughts: number of thoughts per token. The probabilities after them are averaged.
-        thought_temperature: sampling temperature of thoughts. 0 means greedy decoding.
-        think_when: where to think.
-        seed: random seed for thoughts and tokens.
-        fields: fields of the generation configuration by name. They take precedence over
+        options: fields of `GenerateOptions` by name, such as `thoughts=4`, and fields of the
+            generation configuration, such as `max_new_tokens=100`, which take precedence over
             `generation_config`.
 
     Returns:
@@ -223,103 +162,120 @@ def generate(
             are longer than the model's context, an empty prompt, padding on the right, several
             thoughts at temperature 0 (they would be the same), or an unsupported field.
     """
-    given = copy.deepcopy(generation_config) if generation_config is not None else GenerationConfig(eos_token_id=_end_tokens(model))  # fmt: skip
-    for name, value in fields.items():
-        if not hasattr(given, name):
-            raise ValueError(
-                f"generate has no option {name!r}. Supported are {', '.join(HONOURED)}."
-            )
-        if value is not None:
-            setattr(given, name, value)
-    check_generation(given)
-    if input_ids.ndim != 2 or input_ids.shape[1] == 0:
-        raise ValueError(
-            "Expected a prompt of at least one token, got an empty one: input_ids has the shape "
-            f"{list(input_ids.shape)}."
-        )
-    mask_BT = torch.ones_like(input_ids) if attention_mask is None else attention_mask
-    if not bool(mask_BT[:, -1].all()):
-        raise ValueError(
-            "Expected padding on the left, got padding on the right. Set "
-            "tokenizer.padding_side='left'."
-        )
-    check_thoughts(thoughts, thought_temperature)
-    new = _new_tokens(given, input_ids.shape[1])
-    model.check_length(input_ids, mask_BT, new)
-    temperature = _temperature(given)
-    copies = 1 if given.num_return_sequences is None else given.num_return_sequences
-    if copies < 1:
-        raise ValueError(f"num_return_sequences must be at least 1; got {copies}.")
+    own = {one.name for one in fields(GenerateOptions)} & set(options)
+    asked = GenerateOptions(**{name: options.pop(name) for name in own})
+    given = _configuration(model, asked.generation_config, options)
+    mask_BT = _prompt_mask(input_ids, attention_mask)
+    how = ThoughtParams(asked.thoughts, asked.thought_temperature, asked.think_when, asked.seed)
+    choice = _choice(given, asked, input_ids.shape[1])
+    model.check_length(input_ids, mask_BT, choice.new)
+    copies = _copies(given, sampled=bool(choice.temperature or how.temperature))
     if copies > 1:
-        if not (temperature or thought_temperature):
-            raise ValueError(
-                f"num_return_sequences={copies} without sampling would give the same text {copies} "
-                "times. Set do_sample=True, or a thought_temperature above 0."
-            )
         input_ids, mask_BT = (one.repeat_interleave(copies, 0) for one in (input_ids, mask_BT))
-    stopping = StoppingCriteriaList(stopping_criteria or [])
-    if given.stop_strings:
-        if tokenizer is None:
-            raise ValueError("stop_strings needs the tokenizer: pass tokenizer=... to generate.")
-        stopping.append(StopStringCriteria(tokenizer, given.stop_strings))
-    return _continued(
-        model, input_ids, mask_BT, given, new, temperature, logits_processor, stopping, streamer,
-        thoughts=thoughts, thought_temperature=thought_temperature, think_when=think_when, seed=seed,
-    )  # fmt: skip
+    return _continued(model, input_ids, mask_BT, how, choice, asked.streamer)
 
 
 def _continued(
     model: ThinkingModel,
     input_ids: Tensor,
     mask_BT: Tensor,
-    given: GenerationConfig,
-    new: int,
-    temperature: float,
-    logits_processor: LogitsProcessorList | None,
-    stopping: StoppingCriteriaList,
+    how: ThoughtParams,
+    choice: _Choice,
     streamer: BaseStreamer | None,
-    *,
-    thoughts: int,
-    thought_temperature: float,
-    think_when: ThinkWhen,
-    seed: int,
 ) -> Tensor:
     """Run the loop over new tokens."""
-    eos, pad = given.eos_token_id, given.pad_token_id
-    ends = [] if eos is None else torch.tensor(eos).view(-1).tolist()
-    filler = pad if pad is not None else (ends[0] if ends else 0)
-    warpers = _warpers(given) if temperature else LogitsProcessorList()
-    generator = torch.Generator().manual_seed(seed + 1)
-    steps = next_logits(
-        model, input_ids, mask_BT, thoughts=thoughts, thought_temperature=thought_temperature,
-        think_when=think_when, ends=ends, seed=seed,
-    )  # fmt: skip
+    generator = torch.Generator().manual_seed(how.seed + 1)
+    steps = next_logits(model, input_ids, mask_BT, how, ends=choice.ends)
     done_B = torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
     whole_BT = input_ids
     with thoughtful(model.base):  # outside the loop, because it visits all layers
         logits_BV = next(steps)
-        for number in range(new):
-            if logits_processor is not None:
-                logits_BV = logits_processor(whole_BT, logits_BV)  # type: ignore[arg-type]
+        for number in range(choice.new):
+            if choice.processors:
+                logits_BV = choice.processors(whole_BT, logits_BV)  # type: ignore[arg-type]
             uniform_B = torch.rand(len(input_ids), generator=generator).to(input_ids.device)
-            scores_BV = logits_BV.float()
-            if warpers:  # as in transformers, top-k, top-p and min-p apply after the temperature
-                scores_BV = warpers(whole_BT, scores_BV / temperature)  # type: ignore[arg-type]
-            token_B, _ = draw(scores_BV, uniform_B, 1.0 if warpers else temperature)
-            token_B = token_B.masked_fill(done_B, filler)
+            token_B = choice.token(whole_BT, logits_BV, uniform_B)
+            token_B = token_B.masked_fill(done_B, choice.filler)
             whole_BT = torch.cat([whole_BT, token_B[:, None]], 1)
             if streamer is not None:
                 streamer.put(token_B.cpu())
-            done_B = done_B | torch.isin(token_B, torch.tensor(ends, device=token_B.device))
-            if stopping:
-                stopped_B = stopping(whole_BT, logits_BV)  # type: ignore[arg-type]
-                done_B = done_B | stopped_B.to(done_B.device)
-            if bool(done_B.all()) or number + 1 == new:
+            done_B = done_B | choice.ended(whole_BT, logits_BV)
+            if bool(done_B.all()) or number + 1 == choice.new:
                 break
             logits_BV = steps.send(token_B)
     if streamer is not None:
         streamer.end()
     return whole_BT
+
+
+def _configuration(
+    model: ThinkingModel, given: GenerationConfig | None, changes: Mapping[str, object]
+) -> GenerationConfig:
+    """Return the generation configuration with changes, after checking it."""
+    if given is None:
+        own = model.base.generation_config
+        config = GenerationConfig(eos_token_id=None if own is None else own.eos_token_id)
+    else:
+        config = copy.deepcopy(given)
+    for name, value in changes.items():
+        if not hasattr(config, name):
+            raise ValueError(
+                f"generate has no option {name!r}. Supported are {', '.join(HONOURED)}."
+            )
+        if value is not None:
+            setattr(config, name, value)
+    check_generation(config)
+    return config
+
+
+def _prompt_mask(ids_BT: Tensor, mask_BT: Tensor | None) -> Tensor:
+    """Return the mask of the prompts, after checking them."""
+    if ids_BT.ndim != 2 or ids_BT.shape[1] == 0:
+        raise ValueError(
+            "Expected a prompt of at least one token, got an empty one: input_ids has the shape "
+            f"{list(ids_BT.shape)}."
+        )
+    mask_BT = torch.ones_like(ids_BT) if mask_BT is None else mask_BT
+    if not bool(mask_BT[:, -1].all()):
+        raise ValueError(
+            "Expected padding on the left, got padding on the right. Set "
+            "tokenizer.padding_side='left'."
+        )
+    return mask_BT
+
+
+def _choice(given: GenerationConfig, asked: GenerateOptions, prompt: int) -> _Choice:
+    """Return how tokens are chosen after prompts of `prompt` tokens."""
+    new, temperature = _new_tokens(given, prompt), _temperature(given)
+    eos, pad = given.eos_token_id, given.pad_token_id
+    ends = [] if eos is None else torch.tensor(eos).view(-1).tolist()
+    stopping = StoppingCriteriaList(asked.stopping_criteria or [])
+    if given.stop_strings:
+        if asked.tokenizer is None:
+            raise ValueError("stop_strings needs the tokenizer: pass tokenizer=... to generate.")
+        stopping.append(StopStringCriteria(asked.tokenizer, given.stop_strings))
+    return _Choice(
+        new=new,
+        temperature=temperature,
+        ends=ends,
+        filler=pad if pad is not None else (ends[0] if ends else 0),
+        warpers=_warpers(given) if temperature else LogitsProcessorList(),
+        processors=LogitsProcessorList(asked.logits_processor or []),
+        stopping=stopping,
+    )
+
+
+def _copies(given: GenerationConfig, *, sampled: bool) -> int:
+    """Return the number of texts per prompt."""
+    copies = 1 if given.num_return_sequences is None else given.num_return_sequences
+    if copies < 1:
+        raise ValueError(f"num_return_sequences must be at least 1; got {copies}.")
+    if copies > 1 and not sampled:
+        raise ValueError(
+            f"num_return_sequences={copies} without sampling would give the same text {copies} "
+            "times. Set do_sample=True, or a thought_temperature above 0."
+        )
+    return copies
 
 
 def _new_tokens(given: GenerationConfig, prompt: int) -> int:
@@ -358,8 +314,3 @@ def _warpers(given: GenerationConfig) -> LogitsProcessorList:
     if given.min_p:
         warpers.append(MinPLogitsWarper(given.min_p))
     return warpers
-
-
-def _end_tokens(model: ThinkingModel) -> int | list[int] | None:
-    configured = model.base.generation_config
-    return None if configured is None else configured.eos_token_id
