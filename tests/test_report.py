@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 import yaml
 
+from selftaught.cli.methods import iteration_line, star_ending
 from selftaught.evaluation.evaluator import evaluation_from
+from selftaught.methods.star import StarConfig
 from selftaught.printable import printable
 from selftaught.prompts import PromptStyle
 from selftaught.records import OUTCOMES, Problem, Rollout, write_jsonl
@@ -496,3 +498,121 @@ def test_the_markdown_table_keeps_its_columns_whatever_a_name_holds():
     assert len(lines) == 3
     assert len({len(re.findall(r"(?<!\\)\|", line)) for line in lines}) == 1
     assert "| 40 | 40 | 100.0% | 91.2\N{EN DASH}100.0 | 0 | 0 | 0 | 0 |" in lines[2]
+
+
+# Problems gained and lost
+
+
+def with_shared_problems(folder: Path) -> Path:
+    """Give all measurements of a scripted run the same problems, as a real run has."""
+    for number in range(5):
+        held_out = graded(random.Random(5), RIGHT[number], model="m")
+        write_jsonl(folder / f"iteration-{number}" / "validation.graded.jsonl", held_out)
+    for name, rights in (("base", (40, 36, 4, 2, 0)), ("iteration-3", (40, 40, 39, 38, 33))):
+        tested = graded(random.Random(6), rights, model="m")
+        write_jsonl(folder / f"test-{name}.graded.jsonl", tested)
+    return folder
+
+
+def test_gained_and_lost_problems_come_with_an_exact_p(tmp_path):
+    """From base to 1: 2 + 16 + 3 + 1 gained, p = 2 / 2**22. From 3 to 4: 1 + 2 + 4 lost, p = 2 / 2**7.
+    On the test problems, from base to 3: 4 + 35 + 36 + 33 gained."""
+    folder = with_shared_problems(fake_run(tmp_path / "run"))
+    page = Page(report(folder).read_text(encoding="utf-8"))
+    rows = page.table("iteration", "against")
+    assert [(row["iteration"], row["against"]) for row in rows] == [
+        ("1", "base"), ("2", "1"), ("3", "2"), ("4", "3"), ("3, test", "base, test"),
+    ]  # fmt: skip
+    shown = [(row["gained"], row["lost"], row["net"], row["p"]) for row in rows]
+    assert shown[0] == ("22", "0", "+22", "4.8e-07")
+    assert shown[3] == ("0", "7", "-7", "0.016")
+    assert shown[4][:3] == ("108", "0", "+108")
+    assert {row["problems"] for row in rows} == {"200"}
+    text = (folder / "report.md").read_text(encoding="utf-8")
+    assert "| 4 | 3 | 200 | 0 | 7 | -7 | 0.016 |" in text
+    assert "exact McNemar test" in page.text and "exact McNemar test" in text
+    assert "gives the same completions" in page.text
+
+
+@pytest.mark.parametrize("engine", ["vllm", "ray"])
+def test_a_page_says_where_an_engine_does_not_repeat_itself(tmp_path, engine):
+    folder = with_shared_problems(fake_run(tmp_path / "run"))
+    with (folder / "config.yaml").open("a") as file:
+        file.write(f"sampler: {engine}\n")
+    page = Page(report(folder).read_text(encoding="utf-8"))
+    assert (
+        f"With the engine of this run, {engine}, two measurements of one model can differ"
+        in page.text
+    )
+    assert "gives the same completions" not in page.text
+
+
+def test_a_config_that_is_no_yaml_does_not_stop_the_page(tmp_path):
+    folder = with_shared_problems(fake_run(tmp_path / "run"))
+    (folder / "config.yaml").write_text("model: [unclosed\n")
+    assert "[unclosed" in report(folder).read_text(encoding="utf-8")
+    assert compare_runs([folder, folder], tmp_path / "compare.html").is_file()
+
+
+# One quantity, one interval
+
+
+RANGE = re.compile(
+    r"(\d+\.\d)%?(?:,? 95% interval| \()? ?\(?\[?(\d+\.\d)%?(?:\N{EN DASH}|, )(\d+\.\d)"
+)
+
+
+def test_an_accuracy_has_one_interval_on_the_page_in_markdown_and_in_the_console(tmp_path):
+    """The interval of a mean over groups of one size, by hand for the best model on the test problems in
+    `test_the_page_opens_with_what_the_run_reached`: 95.0% (90.1 to 96.9)."""
+    folder = fake_run(tmp_path / "run")
+    source = report(folder).read_text(encoding="utf-8")
+    page = Page(source)
+    labels = " ".join(value for _, name, value in page.attributes if name == "aria-label")
+    config = StarConfig(task="arithmetic", out=folder)
+    summary = json.loads((folder / "summary.json").read_text())
+    places = {
+        "page": page.text,
+        "labels": labels,
+        "markdown": (folder / "report.md").read_text(encoding="utf-8").replace(" | ", " "),
+        "console": star_ending(config, summary),
+    }
+    assert "(200 problems, mean of 5 groups)" in places["console"]
+    places["console"] += "".join(map(iteration_line, read_run(folder).rows))
+    found = {
+        place: {(low, high) for value, low, high in RANGE.findall(text) if value == "95.0"}
+        for place, text in places.items()
+    }
+    # 38 of 40 problems with four digits are 95.0%, too, with another interval; they are in the tables only
+    assert found["console"] == found["markdown"] == found["labels"] == {("90.1", "96.9")}
+    assert found["page"] == {("90.1", "96.9"), ("83.5", "98.6")}
+
+
+def test_plot_and_table_have_the_same_intervals(run, page):
+    source = (run / "report.html").read_text(encoding="utf-8")
+    svg = source[source.index('aria-label="Validation accuracy by iteration"') :]
+    svg = svg[: svg.index("</svg>")]
+    ticks = [float(y) for y in re.findall(r'd="M \S+ (\S+) \nL \S+ \1 \n" clip-path', svg)]
+    zero, hundred = max(ticks), min(ticks)
+    band = re.search(r"FillBetween.*?<path[^>]*\sd=\"(.*?)\"", svg, re.DOTALL)
+    assert band is not None
+    height = float(re.findall(r'viewBox="0 0 \S+ (\S+)"', svg)[0])
+    points = [(float(x), height + float(y)) for x, y in re.findall(r"(\S+) (-\S+)", band[1])]
+    ends: dict[float, set[float]] = {}
+    for x, y in points:
+        ends.setdefault(x, set()).add(round(100 * (y - zero) / (hundred - zero), 1))
+    plotted = [tuple(sorted(ends[x])) for x in sorted(ends)]
+    cells = re.findall(r'<td class="heat"[^>]*>[\d.]+%<small>([\d.]+)\N{EN DASH}([\d.]+)', source)
+    per_row = 6  # all, and five groups
+    tabled = [tuple(map(float, cell)) for cell in cells[::per_row]]
+    assert plotted == tabled and len(tabled) == 5
+
+
+def test_groups_of_different_size_have_two_accuracies_with_names():
+    """10 of 10 and 0 of 30: 25% of all (Wilson: 14.2 to 40.2), and 50% as the mean of the groups."""
+    rollouts = graded(random.Random(0), (40, 0), model="m")
+    evaluation = evaluation_from(rollouts[:10] + rollouts[40:70], SUMS, name="uneven")
+    head, _, row = markdown_table([evaluation]).splitlines()
+    cells = dict(zip(head.split(" | ")[:6], row.split(" | ")[:6], strict=True))
+    assert cells["accuracy"] == "25.0%" and cells["95% interval"] == "14.2\N{EN DASH}40.2"
+    assert head.split(" | ")[6] == "mean of groups" and row.split(" | ")[6] == "50.0%"

@@ -137,6 +137,8 @@ def star_ending(config: MethodConfig, summary: Row) -> str:
     base, best = (
         Evaluation.from_dict(summary["test"][name]).group_mean for name in ("base", "best")
     )
+    groups = len(summary["test"]["best"]["groups"])
+    over = f", mean of {groups} groups" if groups > 1 else ""
     lines = [
         f"Model   {best_model}",
         *_places(out),
@@ -145,7 +147,7 @@ def star_ending(config: MethodConfig, summary: Row) -> str:
     ]
     tested = (
         f"Test, never trained on: {base.accuracy:.1%} [{base.low:.1%}, {base.high:.1%}] -> "
-        f"{bold(f'{best.accuracy:.1%}')} [{best.low:.1%}, {best.high:.1%}] ({best.n} problems)."
+        f"{bold(f'{best.accuracy:.1%}')} [{best.low:.1%}, {best.high:.1%}] ({best.n} problems{over})."
     )
     which = f"Best: iteration {summary['best']}." if summary["best"] else "No iteration beat the base model."  # fmt: skip
     stopped = f"Stopped: {summary['why stopped']}. {which}"

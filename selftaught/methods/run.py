@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-from selftaught.evaluation.evaluator import Evaluation, evaluate
+from selftaught.evaluation.evaluator import Evaluation, Tally, evaluate
 from selftaught.methods.config import MethodConfig, SeededConfig
 from selftaught.models.embedded import embedded_model
 from selftaught.prompts import PromptStyle, bare
@@ -573,22 +573,22 @@ def write_summary(out: Path, summary: Row) -> Row:
 
 
 def model_card(
-    run: Run, method: str, paper: str, evaluation: Evaluation, style: PromptStyle, made: str
+    run: Run, method: str, paper: str, measured: Evaluation | Tally, style: PromptStyle, made: str
 ) -> str:
     """Return the card of a finished model, in the form of the Hugging Face hub.
 
     Args:
-        evaluation: greedy accuracy on the test problems.
+        measured: greedy accuracy on the test problems, as the page of the run shows it.
         style: the prompt of that evaluation.
         made: the stage that trained the model, such as "Iteration 3 of STaR".
     """
-    config, mean = run.config, evaluation.group_mean
+    config = run.config
     base = "" if config.model == "embedded" else f"base_model: {json.dumps(config.model)}\n"
     tag = method.lower().replace(" ", "-")
     return (
         f"---\nlibrary_name: transformers\n{base}tags: [selftaught, {tag}, trl, generated_from_trainer]"
         f"\n---\n\n# {config.task}, trained with {method}\n\n{made} ({paper}) from `{config.model}` on "
-        f"the task `{config.task}`: {mean.accuracy:.1%} of {evaluation.n} test problems with greedy "
-        f"decoding (95% interval {mean.low:.1%} to {mean.high:.1%}). Prompt: `{style.name}`. Made with "
+        f"the task `{config.task}`: {measured.accuracy:.1%} of {measured.n} test problems with greedy "
+        f"decoding (95% interval {measured.low:.1%} to {measured.high:.1%}). Prompt: `{style.name}`. Made with "
         "selftaught; see `config.yaml` and `report.html` of the run.\n"
     )

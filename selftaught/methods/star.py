@@ -39,6 +39,7 @@ from selftaught.records import (
     Problem,
     Rollout,
 )
+from selftaught.reports.pages import overall
 from selftaught.reports.star_page import report
 from selftaught.rollouts.graded import graded_beside
 from selftaught.rollouts.selection import (
@@ -511,7 +512,12 @@ def _finish(star: Star, rows: Sequence[Row], stopped: str | None = None) -> Row:
     base_tested = _test(star, star.base, star.prompt(0), "base", "base")
     tested = {"base": base_tested, "best": best_tested or base_tested}
     card = model_card(
-        star, "STaR", PAPER, tested["best"], star.prompt(best), f"Iteration {best} of STaR"
+        star,
+        "STaR",
+        PAPER,
+        overall(tested["best"]),
+        star.prompt(best),
+        f"Iteration {best} of STaR",
     )
     summary: Row = {
         "best": best,

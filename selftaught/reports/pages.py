@@ -17,6 +17,18 @@ def uneven(evaluation: Evaluation) -> bool:
     return len({tally.n for tally in evaluation.groups.values()}) > 1
 
 
+def overall(evaluation: Evaluation) -> Tally:
+    """Return the accuracy over all rollouts, with its interval.
+
+    Where all groups have the same size, it is the mean over groups, with the interval of that mean.
+    """
+    if uneven(evaluation):
+        return Tally(
+            evaluation.n, evaluation.right, evaluation.accuracy, evaluation.low, evaluation.high
+        )
+    return evaluation.group_mean
+
+
 def markdown(head: Sequence[str], body: Sequence[Sequence[str]], *, texts: int = 1) -> str:
     """Return a Markdown table.
 
@@ -100,6 +112,7 @@ def rendered(template: str, **values: object) -> str:
     )
     environment.filters |= {
         "percent": percent,
+        "overall": overall,
         "interval": interval,
         "duration": duration,
         "shortened": shortened,

@@ -66,6 +66,15 @@ class Run:
         return self.folder.resolve().name
 
     @property
+    def options(self) -> dict[str, Any]:
+        """Contents of `config.yaml`. Empty if the file is not a mapping in YAML."""
+        try:
+            found = yaml.safe_load(self.config)
+        except yaml.YAMLError:  # edited by the user; the page shows the text unchanged
+            return {}
+        return found if isinstance(found, dict) else {}
+
+    @property
     def best(self) -> int:
         """Number of the best iteration so far, by the mean accuracy over groups. 0: base model."""
         if self.summary is not None:
@@ -113,28 +122,23 @@ def read_run(folder: Path) -> Run:
         )
     rows = read_rows(folder / "metrics.jsonl")
     config = folder / "config.yaml"
-    try:
-        options = (
-            (yaml.safe_load(config.read_text(encoding="utf-8")) or {}) if config.is_file() else {}
-        )
-    except yaml.YAMLError:  # edited by the user; the page shows the text unchanged
-        options = {}
+    run = Run(
+        folder,
+        rows,
+        [Evaluation.from_dict(row["validation"]) for row in rows if "validation" in row],
+        read_json(folder / "summary.json"),
+        config.read_text(encoding="utf-8") if config.is_file() else "",
+        read_json(folder / "versions.json") or {},
+    )
     # Only the options of STaR contain `rationalization`.
-    other_method = not rows and bool(options) and "rationalization" not in options
-    if other_method or any("validation" not in row for row in rows):
+    other_method = not rows and bool(run.options) and "rationalization" not in run.options
+    if other_method or len(run.validations) < len(rows):
         raise ValueError(
             f"{folder} is not a run of STaR. One page can show several runs only if all are runs "
             "of STaR. Run `selftaught report` with this folder alone; to compare methods, use "
             "`selftaught compare`."
         )
-    return Run(
-        folder,
-        rows,
-        [Evaluation.from_dict(row["validation"]) for row in rows],
-        read_json(folder / "summary.json"),
-        config.read_text(encoding="utf-8") if config.is_file() else "",
-        read_json(folder / "versions.json") or {},
-    )
+    return run
 
 
 def report(run: Path) -> Path:
@@ -153,7 +157,8 @@ def report(run: Path) -> Path:
     kinds = rollout_kinds(run)
     page = rendered(
         "run.html.j2", title=contents.name, run=contents, kinds=kinds, headline=headline,
-        funnel_line=funnel_line, changes=changes(run, contents.iterations), **_run_plots(contents),
+        funnel_line=funnel_line, changes=changes(contents), about_changes=about_changes(contents),
+        **_run_plots(contents),
     )  # fmt: skip
     write_atomically(run / "report.md", _run_markdown(contents))
     write_atomically(run / "report.html", page)
@@ -185,7 +190,7 @@ def compare_runs(runs: Sequence[Path], out: Path) -> Path:
     groups = list(dict.fromkeys(group for pair in pairs if pair for group in pair[1].groups))
     first, *others = contents
     against = [(run.name, best_difference(first, run)) for run in others]
-    differing = _differences([yaml.safe_load(run.config) or {} for run in contents])
+    differing = _differences([run.options for run in contents])
     page = rendered(
         "compare.html.j2",
         title=f"Comparison of {len(contents)} runs",
@@ -201,19 +206,46 @@ def compare_runs(runs: Sequence[Path], out: Path) -> Path:
     return out
 
 
-def changes(run: Path, iterations: Sequence[int]) -> list[tuple[int, Paired]]:
-    """Return what every iteration gained and lost on the validation problems against the one before.
+def changes(run: Run) -> list[tuple[str, str, Paired]]:
+    """Return the problems gained and lost: name of the model, what it is compared with, difference.
 
-    Iterations without graded completions are left out.
+    Every iteration is compared with the one before it on the validation problems. In a run that has
+    ended, the best iteration is also compared with the base model on the test problems. Models without
+    graded completions are left out.
     """
+    names = [
+        (iteration_name(after), iteration_name(before),
+         f"iteration-{before}/validation", f"iteration-{after}/validation")
+        for before, after in pairwise(run.iterations)
+    ]  # fmt: skip
+    if run.best and run.summary is not None:
+        names.append((f"{run.best}, test", "base, test", "test-base", f"test-iteration-{run.best}"))
     found = []
-    for before, after in pairwise(iterations):
-        first, second = (
-            outcomes(run / f"iteration-{at}" / "validation.graded.jsonl") for at in (before, after)
-        )
-        if (difference := paired(first, second)) is not None:
-            found.append((after, difference))
+    for name, against, first, second in names:
+        one, other = (outcomes(run.folder / f"{at}.graded.jsonl") for at in (first, second))
+        if (difference := paired(one, other)) is not None:
+            found.append((name, against, difference))
     return found
+
+
+def about_changes(run: Run) -> str:
+    """Explain the table of gained and lost problems, and what of it can be chance."""
+    engine = run.options.get("sampler", "transformers")
+    repeats = (
+        "With the engine of this run, transformers, a model that is measured again in the same batches "
+        "gives the same completions, so the changes are those of the model."
+        if engine == "transformers"
+        else f"With the engine of this run, {engine}, two measurements of one model can differ, because "
+        "greedy completions can depend on the other requests in a batch. The counts include such "
+        "differences; the run does not measure how many."
+    )
+    return printable(
+        "Gained: problems that only this model has right. Lost: problems that only the model before it "
+        "has right. If training made the model neither better nor worse, each of these problems would be "
+        "gained or lost with equal probability; p is the probability of counts at least as unequal as "
+        "these (exact McNemar test, two-sided). A large p does not show that two models are equal. "
+        + repeats
+    )
 
 
 def difference_lines(runs: Sequence[Path]) -> list[str]:
@@ -247,7 +279,7 @@ def best_difference(first: Run, second: Run) -> Paired | None:
 
 def _groups(run: Run, names: Iterable[str]) -> dict[str, str]:
     """The group of every problem of a run's test file; empty where the task has no groups."""
-    config = yaml.safe_load(run.config) or {}
+    config = run.options
     if run.base_and_best is None or not run.base_and_best[1].groups or "task" not in config:
         return {}
     task = open_task(config["task"], **config.get("task_options", {}))
@@ -284,6 +316,15 @@ def _run_markdown(run: Run) -> str:
         heads = [iteration_name(number) for number in run.iterations]
         accuracies = markdown(["accuracy", *heads], accuracy_lines(run.validations))
         parts += ["## Validation accuracy by iteration", accuracies]
+    if found := changes(run):
+        body = [[name, against, f"{one.n:,}", f"{one.gained:,}", f"{one.lost:,}",
+                 f"{one.gained - one.lost:+,}", f"{one.p:.2g}"] for name, against, one in found]  # fmt: skip
+        head = ["iteration", "against", "problems", "gained", "lost", "net", "p"]
+        parts += [
+            "## Problems gained and lost",
+            markdown(head, body, texts=2),
+            table_cell(about_changes(run)),
+        ]
     if any("funnel" in row for row in run.rows):
         body = [[str(row["iteration"]), *(f"{n:,}" for n in funnel_line(row["funnel"]).values())]
                 for row in run.rows if "funnel" in row]  # fmt: skip

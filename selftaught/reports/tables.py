@@ -5,7 +5,7 @@ from typing import Any
 
 from selftaught.evaluation.evaluator import Evaluation
 from selftaught.records import OUTCOMES
-from selftaught.reports.pages import interval, iteration_name, markdown, percent, uneven
+from selftaught.reports.pages import interval, iteration_name, markdown, overall, percent, uneven
 
 
 def digits_table(rows: Sequence[Mapping[str, Any]]) -> str:
@@ -44,15 +44,25 @@ def accuracy_lines(evaluations: Sequence[Evaluation]) -> list[list[str]]:
     ]
     if any(uneven(each) for each in evaluations):
         lines.append(["mean of groups", *(percent(e.group_mean.accuracy) for e in evaluations)])
-    return [*lines, ["all", *(percent(each.accuracy) for each in evaluations)]]
+    return [*lines, ["all", *(percent(overall(each).accuracy) for each in evaluations)]]
 
 
 def markdown_table(evaluations: Sequence[Evaluation]) -> str:
-    """Return a Markdown table with one row per evaluation: accuracy, 95% interval and outcomes."""
-    head = ["evaluation", "model", "n", "right", "accuracy", "95% interval",
+    """Return a Markdown table with one row per evaluation: accuracy, 95% interval and outcomes.
+
+    Where groups differ in size, the mean over groups follows with its interval.
+    """
+    with_mean = any(map(uneven, evaluations))
+
+    def shares(e: Evaluation) -> list[str]:
+        tallies = [overall(e), e.group_mean] if with_mean else [overall(e)]
+        return [cell for tally in tallies for cell in (percent(tally.accuracy), interval(tally))]
+
+    means = ["mean of groups", "95% interval"] if with_mean else []
+    head = ["evaluation", "model", "n", "right", "accuracy", "95% interval", *means,
             "wrong", "no answer", "cut by length", "ungradable"]  # fmt: skip
     body = [
-        [e.name, e.model, f"{e.n:,}", f"{e.right:,}", percent(e.accuracy), interval(e)]
+        [e.name, e.model, f"{e.n:,}", f"{e.right:,}", *shares(e)]
         + [f"{e.outcomes[outcome]:,}" for outcome in OUTCOMES[1:]]
         for e in evaluations
     ]
