@@ -1,6 +1,6 @@
 """The report of a comparison says where the methods did not have equal budgets."""
 
-from selftaught.reports.comparison_page import budget_notes
+from selftaught.reports.comparison_page import _settings, budget_notes
 
 
 def row(name: str, sampled: int, steps: int = 50, budget: int = 60_000) -> dict:
@@ -18,3 +18,9 @@ def test_a_method_that_drew_more_or_less_than_the_budget_is_named():
 
 def test_equal_budgets_and_old_rows_need_no_note():
     assert budget_notes([row("RFT", 60_000), {"name": "SFT", "sampled tokens": 5}]) == ""
+
+
+def test_settings_of_any_kind_stand_whole_on_the_page():
+    row = {"settings": {"k": [1, 2, 4], "model": "Qwen", "temperature": 0.7}}
+    assert _settings(row) == "k 1 2 4, model Qwen, temperature 0.7"
+    assert _settings({}) == "-"

@@ -44,6 +44,10 @@ class Table:
     rows: Sequence[Sequence[str]]
     note: str = ""
     """Text below the table."""
+    texts: Sequence[str] = ()
+    """Names of the columns of text, other than the first. They are left-aligned and wrap."""
+    best: Sequence[int] = ()
+    """Indices of the rows that are marked as the best."""
 
 
 @dataclass(frozen=True)

@@ -171,8 +171,10 @@ def value_plot(
 
     def draw(axes: "Axes") -> None:
         for index, (at, values) in enumerate(lines):
-            marker = "o" if len(at) <= LINES_SHOWN else None
-            axes.plot(at, values, color=SERIES[index % COLOURS], marker=marker)
+            few = len(at) <= LINES_SHOWN
+            marker = MARKERS[index % len(MARKERS)] if few or len(lines) > 1 else None
+            every = 1 if few else len(at) // 8
+            axes.plot(at, values, color=SERIES[index % COLOURS], marker=marker, markevery=every)
         if zero:
             axes.axhline(0, color=GRID, linewidth=0.8)
         axes.set_xlabel(across)

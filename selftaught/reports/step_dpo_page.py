@@ -48,7 +48,7 @@ def report(out: Path) -> Path:
     link = ("Values of the steps, and first pits", "steps.html") if (out / "steps.html").exists() else None  # fmt: skip
     section = Section(
         "Test error by number of training problems", words,
-        [Table(head, body)], [Figure("Test error", lines, "training problems")] if lines else [], link,
+        [Table(head, body, texts=["method"])], [Figure("Test error", lines, "training problems")] if lines else [], link,
     )  # fmt: skip
     best = next((row for row in reversed(rows) if row["method"] == "step_dpo"), None)
     lead = f"Per-step DPO reaches {shown(accuracy_of(best))} on {best['size']} problems." if best else "There are no results yet."  # fmt: skip

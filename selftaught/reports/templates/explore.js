@@ -60,6 +60,7 @@ function color() {
     const gain = pick.value === "all" ? entry.gain : entry.gains[Number(pick.value)];
     token.style.setProperty("--gain", Math.max(-1, Math.min(1, gain)).toFixed(3));
     token.classList.toggle("hurt", gain < 0);
+    token.title = `${gain < 0 ? "" : "+"}${gain.toFixed(3)} nats`;
   }
 }
 
