@@ -65,9 +65,10 @@ class SamplingOptions:
     """Maximum number of new tokens per completion. Default: set by the task."""
     sampler: str = "transformers"
     """Sampling engine: "transformers" (in this process), "vllm", or "ray" (several engines on a Ray
-    cluster)."""
+    cluster). `selftaught samplers` lists the engines and the options of each."""
     sampler_options: dict[str, Any] = field(default_factory=dict)
-    """Options of the sampling engine, such as `--sampler-options.batch_size 64`."""
+    """Options of the sampling engine, such as `--sampler-options.batch-size 64`. `selftaught samplers NAME`
+    lists them."""
 
 
 @dataclass(frozen=True)

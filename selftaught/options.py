@@ -2,20 +2,103 @@
 
 import inspect
 import math
-from collections.abc import Callable, Iterable, Mapping
+import re
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import dataclass
+from difflib import get_close_matches
 from enum import Enum
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 
-def check_options(what: str, accepts: Callable[..., object], options: Mapping[str, object]) -> None:
+@dataclass(frozen=True)
+class Option:
+    """An option of a task or a sampler, for help texts."""
+
+    name: str
+    hint: Any
+    """Type hint; `Any` if it is not known."""
+    default: str | None
+    """The default as text; None if the option is required."""
+    meaning: str
+    """Help text without the default; may be empty."""
+
+
+def options_of(
+    accepts: Callable[..., object], *, positional: bool = False
+) -> tuple[str, list[Option]]:
+    """Return the description of a function or class, and the options that it takes.
+
+    Both are read from its docstring, its signature and its type hints. The options are those of
+    `check_names`.
+
+    Args:
+        accepts: The function or class.
+        positional: Whether all parameters are options, also those that are not keyword-only.
+    """
+    about, _, rest = inspect.cleandoc(accepts.__doc__ or "").partition("Args:")
+    meanings = _meanings(re.split(r"\n(?=\S)", rest.rstrip())[0])
+    hints = hints_of(accepts.__init__ if isinstance(accepts, type) else accepts)
+    options = []
+    for key in _known(accepts, positional=positional):
+        plain = inspect.signature(accepts).parameters[key].default
+        default = None if plain is inspect.Parameter.empty else _shown(plain)
+        text, _, stated = meanings.get(key, "").partition(" Default: ")
+        if default is not None and stated:
+            default = stated.rstrip(".")
+        options.append(Option(key, hints.get(key, Any), default, text[:1].upper() + text[1:]))
+    return " ".join(about.split()), options
+
+
+def _shown(default: object) -> str:
+    return "none" if default is None else str(default) or "empty"
+
+
+def _meanings(arguments: str) -> dict[str, str]:
+    """Return the help text of every argument in the `Args` section of a docstring."""
+    found: dict[str, str] = {}
+    for part in re.split(r"\n(?= {4}\S)", arguments):
+        names, _, text = part.strip().partition(":")
+        words = " ".join(text.split())
+        found |= dict.fromkeys((one.strip() for one in names.split(",")), words)
+    return found
+
+
+def _known(accepts: Callable[..., object], *, positional: bool = False) -> list[str]:
+    """Return the names of the options of a function or class; see `options_of`."""
+    parameters = inspect.signature(accepts).parameters.values()
+    keywords = [p.name for p in parameters if p.kind is p.KEYWORD_ONLY]
+    if keywords and not positional:
+        return keywords
+    return [p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
+
+
+def hints_of(accepts: Any) -> dict[str, Any]:
+    """Return the type hints of a function or class, without those that cannot be resolved."""
+    try:
+        return get_type_hints(accepts)
+    except NameError:  # an annotation that is imported only under TYPE_CHECKING
+        found = inspect.get_annotations(accepts)
+        return {name: hint for name, hint in found.items() if not isinstance(hint, str)}
+
+
+def check_options(
+    what: str, accepts: Callable[..., object], options: Mapping[str, object], *, see: str = ""
+) -> None:
     """Check the names and types of options; see `check_names` and `check_types`."""
-    check_names(what, accepts, options)
+    check_names(what, accepts, options, see=see)
     check_types(what, accepts.__init__ if isinstance(accepts, type) else accepts, options)
 
 
-def check_names(what: str, accepts: Callable[..., object], options: Iterable[str]) -> None:
+def check_names(
+    what: str,
+    accepts: Callable[..., object],
+    options: Iterable[str],
+    *,
+    see: str = "",
+    near: Collection[str] = (),
+) -> None:
     """Check the names of options against the keyword parameters of a function or class.
 
     Args:
@@ -23,19 +106,41 @@ def check_names(what: str, accepts: Callable[..., object], options: Iterable[str
         accepts: The function or class that takes the options. If it has keyword-only parameters,
             only these are options. If it takes `**kwargs`, every name is accepted.
         options: The names of the options.
+        see: A command that lists the options, for the error message.
+        near: More names that the error message may suggest.
 
     Raises:
-        ValueError: A name is not a parameter of `accepts`.
+        ValueError: A name is not a parameter of `accepts`. Suggests the one that was meant.
     """
     parameters = inspect.signature(accepts).parameters.values()
-    keywords = [p.name for p in parameters if p.kind is p.KEYWORD_ONLY]
-    known = keywords or [p.name for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD]
-    unknown = sorted(set(options) - set(known))
+    known = _known(accepts)
+    unknown = set(options) - set(known)
     if unknown and not any(p.kind is p.VAR_KEYWORD for p in parameters):
-        raise ValueError(
-            f"{what} has no option {', '.join(map(repr, unknown))}; its options are "
-            f"{', '.join(known)}."
-        )
+        raise unknown_options(what, unknown, known, see=see, near=near)
+
+
+def unknown_options(
+    what: str,
+    unknown: Iterable[str],
+    known: Collection[str],
+    *,
+    see: str = "",
+    near: Collection[str] = (),
+    listed: str = "",
+) -> ValueError:
+    """Return the error for options that do not exist; the arguments are those of `check_names`.
+
+    Args:
+        known: The names of the options.
+        listed: The options in words. Default: their names.
+    """
+    names = sorted(unknown)
+    close = get_close_matches(names[0], [*known, *near], n=1)
+    hint = f" Did you mean {close[0]!r}?" if close else ""
+    return ValueError(
+        f"{what} has no option {', '.join(map(repr, names))}; its options are "
+        f"{listed or ', '.join(known)}.{hint}{f' See: {see}' if see else ''}"
+    )
 
 
 def check_types(what: str, annotated: Any, options: Mapping[str, object]) -> None:
@@ -50,10 +155,7 @@ def check_types(what: str, annotated: Any, options: Mapping[str, object]) -> Non
         ValueError: A value has the wrong type. The message names the option, the type and the
             value.
     """
-    try:
-        hints = get_type_hints(annotated)
-    except NameError:  # an annotation that is imported only under TYPE_CHECKING
-        return
+    hints = hints_of(annotated)
     for name, value in options.items():
         if name in hints and not is_of_type(value, hints[name]):
             raise ValueError(

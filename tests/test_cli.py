@@ -14,7 +14,7 @@ import pytest
 from selftaught.cli import main
 from selftaught.cli.command import COMMANDS
 from selftaught.records import read_jsonl, read_rollouts
-from selftaught.tasks import TASKS, _opener
+from selftaught.tasks import TASKS, _opener, open_task, task_help
 
 
 def run(*arguments: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -113,8 +113,113 @@ def test_tasks_and_the_options_of_each_are_listed(tmp_path: Path, capsys):
         assert main(["tasks", name]) == 0
         told = capsys.readouterr().out
         for option in signature(_opener(name)).parameters:
-            found = re.search(rf"--task-options\.{option.replace('_', '-')}\s+(\S.*)", told)
+            found = re.search(rf"--task-options\.{option.replace('_', '-')} \S+\s+(\S.*)", told)
             assert found and len(found[1].split()) > 1, option
+
+
+def test_samplers_and_the_options_of_each_are_listed(capsys):
+    assert main(["samplers"]) == 0
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()[:5]] == [
+        "transformers", "vllm", "openai", "ray", "quiet"]  # fmt: skip
+    assert main(["samplers", "transformers"]) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "--sampler-options.batch-size INT Number of completions" in shown
+    assert "--sampler-options.dtype {auto,float32,bfloat16} Data type" in shown
+    assert "tokenizer" not in shown
+    assert main(["samplers", "ray"]) == 0
+    assert "--sampler-options.workers INT Number of actors. Default: 2." in " ".join(
+        capsys.readouterr().out.split()
+    )
+    assert main(["samplers", "quiet"]) == 0
+    assert "--sampler-options.batch-size INT" in capsys.readouterr().out
+    assert main(["samplers", "vlm"]) == 2
+    assert "Did you mean 'vllm'?" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["star", "sample", "evaluate", "rft", "compare", "solve"])
+def test_help_names_the_command_that_lists_the_options(command: str, capsys):
+    with pytest.raises(SystemExit):
+        main([command, "--help"])
+    assert "selftaught samplers NAME" in " ".join(capsys.readouterr().out.split())
+
+
+OWN_TASK = """
+from __future__ import annotations
+from pathlib import Path
+from selftaught import open_task
+
+def make(n: int = 3, where: Path | None = None, plain=5, scale: float = 1.0):
+    assert plain == 5 or plain == "any", plain
+    return open_task("arithmetic", train=n)
+
+def anything(**options):
+    return open_task("arithmetic", **options)
+"""
+
+
+def test_the_options_of_a_task_in_a_file_are_listed_and_checked(tmp_path: Path, capsys):
+    """Without a docstring, and with annotations that are texts."""
+    (tmp_path / "own.py").write_text(OWN_TASK)
+    own = f"{tmp_path / 'own.py'}:make"
+    assert main(["tasks", own]) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "--task-options.n INT Default: 3. --task-options.where PATH Default: none." in shown
+    assert (
+        "--task-options.plain VALUE Default: 5. --task-options.scale FLOAT Default: 1.0." in shown
+    )
+    assert len(open_task(own, n=4, plain="any", scale=2).problems("train")) == 20
+    with pytest.raises(
+        ValueError, match=r"'n' of the task .* must be int; got 'many'. See: selftaught tasks"
+    ):
+        open_task(own, n="many")
+    with pytest.raises(
+        ValueError, match=r"no option 'scal'; .* Did you mean 'scale'[?] See: selftaught tasks"
+    ):
+        open_task(own, scal=2.0)
+    assert len(open_task(own.replace("make", "anything"), train=2).problems("train")) == 10
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_options_of_tasks_are_checked_by_name_and_type(name: str):
+    for one in task_help(name)[1][:-1]:
+        required = (
+            {"name": "chain_sum"}
+            if name == "gym"
+            else {"path": "q.jsonl"}
+            if name == "question_file"
+            else {}
+        )
+        with pytest.raises(
+            ValueError, match=f"The option '{one.name}' of the task '{name}' must be "
+        ):
+            open_task(name, **(required | {one.name: [1]}))
+        with pytest.raises(
+            ValueError, match=f"has no option '{one.name}x'; .* See: selftaught tasks"
+        ):
+            open_task(name, **(required | {one.name + "x": 1}))
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (["--sampler-options.batchsize", "4"], "Did you mean 'batch_size'? See: selftaught samplers transformers"),
+        (["--sampler", "ray", "--sampler-options.worker", "2"], "Did you mean 'workers'?"),
+        (["--sampler", "ray", "--sampler-options.workers", "two"], "'workers' of the sampler 'ray' must be int"),
+        (["--sampler", "quiet", "--sampler-options.batch-size", "two"], "'batch_size' of the sampler 'quiet' must be int"),
+        (["--sampler", "openai", "--sampler-options.retry", "2"], "Did you mean 'retries'? See: selftaught samplers openai"),
+    ],
+)  # fmt: skip
+def test_options_of_samplers_are_checked_before_work(
+    given: list[str], message: str, tmp_path: Path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    pytest.importorskip("ray")
+    assert (
+        main(["evaluate", *given, "--task", "question_file", "--task-options.path", "none.jsonl"])
+        == 2
+    )
+    assert message in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(

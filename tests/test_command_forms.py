@@ -77,7 +77,9 @@ def read(command: str, *given: str) -> object:
 
 
 def test_the_table_above_names_every_command():
-    assert {name.split()[0] for name in CLASSES} | {"get-model", "tasks"} == set(cli.COMMANDS)
+    assert {name.split()[0] for name in CLASSES} | {"get-model", "samplers", "tasks"} == set(
+        cli.COMMANDS
+    )
 
 
 @pytest.mark.parametrize(("command", "name"), [one[:2] for one in options_of(bool)])

@@ -56,6 +56,7 @@ GROUPS: dict[str, dict[str, Command]] = {
     },
     "tools": {
         "tasks": Command("list the tasks, or the options of one", "tools"),
+        "samplers": Command("list the sampling engines, or the options of one", "tools"),
         "report": Command("write the HTML page of a run, or of several runs side by side", "tools"),
         "show": Command("print stored completions, such as the wrong ones", "tools"),
         "status": Command("show the progress of a run", "tools"),

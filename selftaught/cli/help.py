@@ -10,6 +10,8 @@ from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
+from selftaught.options import Option
+
 GENERAL = {
     "config": ("PATH", "YAML file of options. Options on the command line take precedence."),
     "print_config": ("", "Print the resolved options as YAML and exit."),
@@ -138,6 +140,38 @@ def _flag(name: str, hint: object) -> str:
         inner = _word((get_args(kind) or (str,))[0])
         return f"{flag} {inner} [{inner} ...]"
     return f"{flag} {'|'.join(dict.fromkeys(_word(one) for one in kinds))}"
+
+
+def given_options(prefix: str, options: Iterable[Option]) -> str:
+    """Return the help of options that are given as a mapping, such as `--task-options.NAME VALUE`.
+
+    Args:
+        prefix: the mapping, such as "task-options".
+    """
+    lines = []
+    for one in options:
+        flag = f"--{prefix}.{one.name.replace('_', '-')} {_given(one.hint)}"
+        default = "Required." if one.default is None else f"Default: {one.default}."
+        meaning = one.meaning.rstrip(".")
+        meaning = f"{meaning}." if meaning else ""
+        lines.append((flag, f"{meaning} {default}".strip()))
+    return group("options", lines)
+
+
+def _given(hint: object) -> str:
+    """The type of an option in a mapping, in words."""
+    words = []
+    for kind in _members(hint):
+        origin = get_origin(kind) or kind
+        if kind is bool:
+            words.append("true|false")
+        elif origin in (list, tuple, Sequence):
+            words.append("LIST")
+        elif origin is dict:
+            words.append("MAPPING")
+        else:
+            words.append(_word(kind))
+    return "|".join(dict.fromkeys(words))
 
 
 def _word(kind: object) -> str:

@@ -295,6 +295,7 @@ def _asked(ask: AskOptions) -> "tuple[Task, Any, Any, Any]":
     from selftaught.tasks import open_task
 
     check_count("limit", ask.limit)
+    _check_sampler(ask)
     task = open_task(ask.task, **ask.task_options)
     style = _style(task, ask)
     params = SamplingParams(
@@ -303,6 +304,20 @@ def _asked(ask: AskOptions) -> "tuple[Task, Any, Any, Any]":
     )  # fmt: skip
     shown = hinted(style, task.hint) if ask.hint else style
     return task, task.problems(ask.split)[: ask.limit], shown, params
+
+
+def _check_sampler(ask: AskOptions) -> None:
+    """Check the sampler's options before the task is read."""
+    if ask.sampler == "quiet":
+        from selftaught.cli.quiet import quiet_sampler
+        from selftaught.options import check_options
+
+        see = "selftaught samplers quiet"
+        check_options("The sampler 'quiet'", quiet_sampler, ask.sampler_options, see=see)
+    else:
+        from selftaught.samplers import check_sampler
+
+        check_sampler(ask.sampler, ask.sampler_options)
 
 
 def _opened(ask: AskOptions) -> Any:

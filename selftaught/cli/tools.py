@@ -10,7 +10,7 @@ from typing import Literal
 from jsonargparse import ArgumentParser, Namespace
 
 from selftaught.cli.arguments import Positional, add_options
-from selftaught.cli.help import group
+from selftaught.cli.help import given_options
 from selftaught.cli.output import DONE, say
 from selftaught.printable import printable
 
@@ -59,6 +59,7 @@ class EmbeddedOptions:
 
 TOOLS: dict[str, tuple[type | None, list[Positional]]] = {
     "tasks": (None, [("name", "name of a task, whose options are listed; default: all tasks", "?")]),
+    "samplers": (None, [("name", "name of a sampling engine, whose options are listed; default: all engines", "?")]),
     "report": (ReportOptions, [("runs", "run folders", "+")]),
     "show": (ShowOptions, [("store", "file of stored or graded completions, or a run folder", None)]),
     "status": (StatusOptions, [("run", "run folder, or a file or model folder that a command writes", None)]),
@@ -77,7 +78,7 @@ def add_arguments(command: str, parser: ArgumentParser, given: Sequence[str]) ->
 
 def run(command: str, options: Namespace) -> int:
     """Run a tool and return the exit code."""
-    runs = {"tasks": tasks, "report": report, "show": show, "status": status, "embedded": embedded,
+    runs = {"tasks": tasks, "samplers": samplers, "report": report, "show": show, "status": status, "embedded": embedded,
             "get-model": get_model}  # fmt: skip
     return runs[command](options)
 
@@ -92,8 +93,30 @@ def tasks(options: Namespace) -> int:
         say("\nSee the options of a task with: selftaught tasks NAME")
         return DONE
     about, options_of = task_help(options.name)
-    lines = [(f"--task-options.{name.replace('_', '-')}", text) for name, text in options_of]
-    say(f"{options.name}: {about}\n\n{group('options', lines)}")
+    title = f"{options.name}: {about}" if about else options.name
+    say(f"{title}\n\n{given_options('task-options', options_of)}")
+    return DONE
+
+
+def samplers(options: Namespace) -> int:
+    """List the sampling engines, or the options of one."""
+    from selftaught.cli.quiet import quiet_sampler
+    from selftaught.options import options_of
+    from selftaught.samplers import SAMPLERS, sampler_help
+
+    quiet = "a Quiet-STaR model that thinks before every token (`sample` and `evaluate`)"
+    if options.name is None:
+        engines = SAMPLERS | {"quiet": quiet}
+        width = max(map(len, engines))
+        say("\n".join(f"{name:<{width}}  {about}" for name, about in engines.items()))
+        say("\nSee the options of an engine with: selftaught samplers NAME")
+        return DONE
+    if options.name == "quiet":
+        about, own, note = quiet, options_of(quiet_sampler)[1], ""
+    else:
+        about, own, note = sampler_help(options.name)
+    parts = [f"{options.name}: {about}", given_options("sampler-options", own)]
+    say("\n\n".join([*parts, note] if note else parts))
     return DONE
 
 

@@ -1,10 +1,11 @@
 """Samplers: backends that turn prompts into completions. `open_sampler` opens one by name."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from difflib import get_close_matches
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
-from selftaught.options import check_names, check_options
+from selftaught.options import Option, check_names, check_options, check_types, options_of
 from selftaught.records import Text
 from selftaught.rendering import TemplateOptions
 from selftaught.samplers.base import Closing, Sampler, SamplingParams
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     from selftaught.samplers.local.scorer import TransformersScorer
 
 __all__ = [
+    "SAMPLERS",
     "Closing",
     "Engine",
     "Sampler",
@@ -26,7 +28,16 @@ __all__ = [
     "open_sampler",
     "open_scorer",
     "prompt_opens_thought",
+    "sampler_help",
 ]
+
+SAMPLERS = {
+    "transformers": "any Hugging Face causal language model, in this process",
+    "vllm": "vLLM, in a child process",
+    "openai": "a server with an OpenAI-compatible API (`sample`, `evaluate` and `solve`)",
+    "ray": "several samplers, transformers or vllm, on a Ray cluster",
+}
+"""Names of the samplers, with a one-line description."""
 
 
 def open_sampler(name: str, model: str, **options: object) -> Sampler:
@@ -77,40 +88,91 @@ def check_sampler(name: str, options: Mapping[str, object], *, here: bool = True
             bounds.
         ImportError: The sampler's package is not installed.
     """
-    what = f"The sampler {name!r}"
+    _check(name, options, here, ())
+
+
+def _check(name: str, options: Mapping[str, object], here: bool, near: Sequence[str]) -> None:
+    """Check a sampler; see `check_sampler`. `near` are more names that an error may suggest."""
+    what, see = f"The sampler {name!r}", f"selftaught samplers {name}"
     match name:
         case "transformers":
             from selftaught.samplers.local.sampler import TransformersSampler, check_device
 
-            check_options(what, TransformersSampler, options)
+            check_names(what, TransformersSampler, options, see=see, near=near)
+            check_types(what, TransformersSampler.__init__, options)
+            if isinstance(options.get("tokenizer"), str):
+                raise ValueError(
+                    "The option 'tokenizer' is a loaded tokenizer, for use from Python; that of a "
+                    "model folder is loaded without it."
+                )
             if options.get("batch_size", 1) < 1:  # type: ignore[operator]
                 raise ValueError(f"batch_size must be at least 1; got {options['batch_size']}.")
             if here:
                 check_device(str(options.get("device", "auto")))
         case "vllm":
-            from selftaught.samplers.vllm_engine import check_engine
+            from selftaught.samplers.vllm_arguments import check_engine
 
-            check_engine(options, here=here)
+            check_engine(options, here=here, near=near)
         case "openai":
             from selftaught.samplers.openai_server import OpenAISampler, check_values
 
-            check_names(what, OpenAISampler, options)
+            check_names(what, OpenAISampler, options, see=see)
             check_values(**options)  # type: ignore[arg-type]
             if find_spec("openai") is None:
                 raise ImportError(
                     'The package openai is not installed: pip install "selftaught[openai]".'
                 )
         case "ray":
-            from selftaught.samplers.ray_pool import check_pool
+            from selftaught.samplers.ray_pool import RaySampler, check_pool
 
             engine, rest = check_pool(options)
-            check_sampler(engine, rest, here=False)
+            own = [one.name for one in options_of(RaySampler)[1]]
+            _check(engine, rest, here=False, near=own)
         case _:
             raise _no_sampler(name)
 
 
 def _no_sampler(name: str) -> ValueError:
-    return ValueError(f"No sampler is called {name!r}; there are: transformers, vllm, openai, ray.")
+    close = get_close_matches(name, SAMPLERS, n=1)
+    hint = f" Did you mean {close[0]!r}?" if close else ""
+    return ValueError(f"No sampler is called {name!r}; there are: {', '.join(SAMPLERS)}.{hint}")
+
+
+def sampler_help(name: str) -> tuple[str, list[Option], str]:
+    """Return the description of a sampler, its options, and a note on further options.
+
+    Nothing of the sampler's package is imported, and it need not be installed.
+
+    Raises:
+        ValueError: The name is unknown.
+    """
+    match name:
+        case "transformers":
+            from selftaught.samplers.local.sampler import TransformersSampler
+
+            options = [one for one in options_of(TransformersSampler)[1] if one.name != "tokenizer"]
+            return SAMPLERS[name], options, ""
+        case "vllm":
+            from selftaught.samplers.vllm_arguments import NOT_INSTALLED, engine_arguments
+            from selftaught.samplers.vllm_engine import VllmSampler
+
+            found = engine_arguments()
+            note = "The options are the engine arguments of vLLM."
+            if not found:
+                note += f" They are listed here where it is installed. {NOT_INSTALLED}"
+            own = options_of(VllmSampler)[1]
+            return SAMPLERS[name], own + [one for one in found if one.name != "dtype"], note
+        case "openai":
+            from selftaught.samplers.openai_server import OpenAISampler
+
+            return SAMPLERS[name], options_of(OpenAISampler)[1], ""
+        case "ray":
+            from selftaught.samplers.ray_pool import RaySampler
+
+            note = "The options of the engine are accepted too: selftaught samplers transformers (or vllm)."
+            return SAMPLERS[name], options_of(RaySampler)[1], note
+        case _:
+            raise _no_sampler(name)
 
 
 def check_model(model: str) -> None:

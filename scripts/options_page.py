@@ -1,0 +1,72 @@
+"""Write the tables of docs/options.md from the code that checks the options.
+
+    python scripts/options_page.py
+
+A table stands between the lines `<!-- table: NAME -->` and `<!-- end -->`.
+`tests/test_options_page.py` fails if the page is out of date.
+"""
+
+import re
+from dataclasses import MISSING, fields
+from pathlib import Path
+from typing import get_type_hints
+
+from selftaught.cli.help import option_help
+from selftaught.option_groups import PromptOptions
+from selftaught.options import Option, type_name
+from selftaught.samplers import SAMPLERS, sampler_help
+from selftaught.tasks import TASKS, task_help
+
+PAGE = Path(__file__).resolve().parent.parent / "docs" / "options.md"
+BLOCK = re.compile(r"(?<=<!-- table: )(\w+) -->\n.*?(?=<!-- end -->)", re.DOTALL)
+
+
+def tables() -> dict[str, list[Option]]:
+    """Return the options of every table by its name."""
+    found = {name: [one for one in task_help(name)[1] if one.name != "thought_marks"] for name in TASKS}  # fmt: skip
+    # The engine arguments of vLLM depend on its version; `selftaught samplers vllm` lists them.
+    return (
+        found
+        | {name: sampler_help(name)[1] for name in SAMPLERS if name != "vllm"}
+        | {"prompt": _prompt_options()}
+    )
+
+
+def _prompt_options() -> list[Option]:
+    texts, hints = option_help(PromptOptions), get_type_hints(PromptOptions)
+    return [
+        Option(one.name, hints[one.name], "none" if one.default in (None, MISSING) else str(one.default),
+               texts[one.name])
+        for one in fields(PromptOptions)
+    ]  # fmt: skip
+
+
+def table(prefix: str, options: list[Option]) -> str:
+    """Return options as a Markdown table."""
+    lines = ["| option | type | default | meaning |", "|---|---|---|---|"]
+    for one in options:
+        default = "required" if one.default is None else one.default
+        kind = type_name(one.hint).removesuffix(" or null")
+        kind = "mapping" if kind.startswith("dict") else kind
+        cells = [f"`{prefix}{one.name.replace('_', '-')}`", kind, default, one.meaning]
+        lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
+    return "\n".join(lines)
+
+
+def filled(page: str) -> str:
+    """Return a page with the present tables."""
+    known = tables()
+
+    def block(found: re.Match[str]) -> str:
+        name = found[1]
+        prefix = (
+            "--task-options." if name in TASKS
+            else "--sampler-options." if name in SAMPLERS else "--"
+        )  # fmt: skip
+        return f"{name} -->\n\n{table(prefix, known[name])}\n\n"
+
+    return BLOCK.sub(block, page)
+
+
+if __name__ == "__main__":
+    PAGE.write_text(filled(PAGE.read_text(encoding="utf-8")), encoding="utf-8")
