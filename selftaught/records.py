@@ -6,11 +6,11 @@ Every data file of a run contains these records. They are frozen dataclasses: us
 
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TextIO
+from typing import Any, Literal, TextIO, TypeGuard, cast
 
 from selftaught.deprecation import renamed_parameter, warn_renamed
 
@@ -121,7 +121,7 @@ def to_json(record: Rollout | Example | Preference | Problem) -> str:
     return _ENCODED(record)
 
 
-def plain_fields(record: Any) -> dict[str, Any]:
+def plain_fields(record: object) -> dict[str, Any]:
     """Return the fields of a record in order; fields in `OPTIONAL` only if they are set.
 
     `dataclasses.asdict` is not used because it makes deep copies.
@@ -142,7 +142,9 @@ OPTIONAL = frozenset(("completion_ids", "chat_template_kwargs"))
 """Columns of examples and preferences that are written only if they have a value."""
 COLUMNS: dict[str, str] = {"prefix_tokens": "begun"}
 """Columns with another name than the field, so that files can be read by earlier versions."""
-_ENCODED: Callable[[Any], str] = json.JSONEncoder(ensure_ascii=False, default=plain_fields).encode
+_ENCODED: Callable[[object], str] = json.JSONEncoder(
+    ensure_ascii=False, default=plain_fields
+).encode
 
 
 def rollout_from(row: dict[str, Any]) -> Rollout:
@@ -194,14 +196,14 @@ def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
                 yield parse_json_line(line, f"{path}, line {number}")
 
 
-def read_examples(path: Path) -> list["Example"]:
+def read_examples(path: Path) -> list[Example]:
     """Read the examples of a JSONL file.
 
     Raises:
         ValueError: A row has no column "prompt" or "completion", or "completion_ids" is not a list
             of token ids, or "chat_template_kwargs" is not an object.
     """
-    examples = []
+    examples: list[Example] = []
     for number, row in enumerate(read_jsonl(path), 1):
         if missing := {"prompt", "completion"} - set(row):
             raise ValueError(
@@ -219,10 +221,10 @@ def read_examples(path: Path) -> list["Example"]:
 
 def _ids_in(row: dict[str, Any], where: str) -> tuple[int, ...] | None:
     """Return the token ids in the column completion_ids, or None if the row has none."""
-    ids = row.get("completion_ids")
+    ids: object = row.get("completion_ids")
     if ids is None:
         return None
-    if not isinstance(ids, list) or not all(type(token) is int and token >= 0 for token in ids):
+    if not _is_token_ids(ids):
         raise ValueError(
             f"{where}: expected a list of token ids in the column completion_ids; got "
             f"{str(ids)[:60]!r}. Correct or remove the column."
@@ -230,10 +232,19 @@ def _ids_in(row: dict[str, Any], where: str) -> tuple[int, ...] | None:
     return tuple(ids)
 
 
+def _is_token_ids(value: object) -> TypeGuard[list[int]]:
+    """Return whether a JSON value is a list of token ids: non-negative integers, no Booleans."""
+    return isinstance(value, list) and all(
+        type(token) is int and token >= 0 for token in cast("list[object]", value)
+    )
+
+
 def _template_options(row: dict[str, Any], where: str) -> dict[str, Any] | None:
     """Return the variables in the column chat_template_kwargs, or None if the row has none."""
-    options = row.get("chat_template_kwargs")
-    if options is None or isinstance(options, dict):
+    options: object = row.get("chat_template_kwargs")
+    if options is None:
+        return None
+    if _is_object(options):
         return options or None
     raise ValueError(
         f"{where}: expected an object in the column chat_template_kwargs; got "
@@ -241,13 +252,13 @@ def _template_options(row: dict[str, Any], where: str) -> dict[str, Any] | None:
     )
 
 
-def read_preferences(path: Path) -> list["Preference"]:
+def read_preferences(path: Path) -> list[Preference]:
     """Read the preferences of a JSONL file: texts or messages, optionally with token ids.
 
     Raises:
         ValueError: A row has no column "prompt", "chosen" or "rejected".
     """
-    preferences = []
+    preferences: list[Preference] = []
     for number, row in enumerate(read_jsonl(path), 1):
         if missing := {"prompt", "chosen", "rejected"} - set(row):
             raise ValueError(
@@ -295,13 +306,18 @@ def parse_json_line(
         raise ValueError(f"{where}: the JSON is nested too deeply to read.") from None
     except ValueError as error:  # such as an integer of more than 4,300 digits
         raise ValueError(f"{where}: {error}") from None
-    if not isinstance(row, dict):
+    if not _is_object(row):
         raise ValueError(f"{where}: expected a JSON object, got {type(row).__name__}.")
     return row
 
 
+def _is_object(value: object) -> TypeGuard[dict[str, Any]]:
+    """Return whether a parsed JSON value is an object; the keys of an object are always strings."""
+    return isinstance(value, dict)
+
+
 @contextmanager
-def whole_file(path: Path) -> Iterator[TextIO]:
+def whole_file(path: Path) -> Generator[TextIO]:
     """Context manager for writing a text file atomically: `path` is replaced when the block ends.
 
     If the block raises, `path` is unchanged. A lone surrogate, which UTF-8 cannot encode, is

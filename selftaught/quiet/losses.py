@@ -10,7 +10,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
-from torch.utils.checkpoint import checkpoint
+
+# torch does not annotate the parameters of `checkpoint`
+from torch.utils.checkpoint import checkpoint  # pyright: ignore[reportUnknownVariableType]
 
 from selftaught.quiet.config import QuietConfig
 from selftaught.quiet.mixing import MixingHead
@@ -30,9 +32,10 @@ def text_log_probs(head: Head, hidden_BTD: Tensor, target_BT: Tensor, tokens: in
     The logits are not stored for the backward pass but recomputed (activation checkpointing).
     """
     hidden_XD, target_X = hidden_BTD.flatten(0, 1), target_BT.flatten()
-    parts = [
+    blocks = zip(torch.split(hidden_XD, tokens), torch.split(target_X, tokens), strict=True)
+    parts: list[Tensor] = [
         checkpoint(log_probs, head, hidden, target, use_reentrant=False)
-        for hidden, target in zip(hidden_XD.split(tokens), target_X.split(tokens), strict=True)
+        for hidden, target in blocks
     ]
     return torch.cat(parts).view(target_BT.shape)
 
@@ -43,8 +46,8 @@ def text_entropy(head: Head, hidden_BTD: Tensor, tokens: int) -> Tensor:
 
     It is computed in blocks of `tokens` tokens.
     """
-    parts = []
-    for hidden in hidden_BTD.flatten(0, 1).split(tokens):
+    parts: list[Tensor] = []
+    for hidden in torch.split(hidden_BTD.flatten(0, 1), tokens):
         log_p_XV = _precise(head(hidden)).log_softmax(-1)
         parts.append(-(log_p_XV.exp() * log_p_XV).sum(-1))
     return torch.cat(parts).view(hidden_BTD.shape[:2])

@@ -31,7 +31,7 @@ def keep_correct(rollouts: Iterable[Rollout]) -> list[Rollout]:
     Raises:
         ValueError: a rollout is not graded.
     """
-    kept = []
+    kept: list[Rollout] = []
     for rollout in rollouts:
         if rollout.correct is None:
             raise ValueError(
@@ -118,14 +118,16 @@ def _most_distant(rollouts: Sequence[Rollout]) -> list[Rollout]:
         at = index_of.setdefault(paths[text], len(kept))
         if at < len(kept) and texts[at] == text:
             continue
-        far = cdist([text], texts, scorer=Levenshtein.distance)[0].tolist() if texts else []
+        far: list[int] = []
+        if texts:
+            far = cdist([text], texts, scorer=Levenshtein.distance)[0].tolist()
         if at == len(kept):
             sums = [total + one for total, one in zip(sums, far, strict=True)]
             kept.append(rollout)
             texts.append(text)
             sums.append(sum(far))
         elif sum(far) - far[at] > sums[at]:
-            was = cdist([texts[at]], texts, scorer=Levenshtein.distance)[0].tolist()
+            was: list[int] = cdist([texts[at]], texts, scorer=Levenshtein.distance)[0].tolist()
             sums = [total + new - old for total, new, old in zip(sums, far, was, strict=True)]
             kept[at], texts[at], sums[at] = rollout, text, sum(far) - far[at]
     return kept
@@ -199,7 +201,7 @@ def draw_as_many(
     by_problem: dict[str, list[Rollout]] = {}
     for one in rollouts:
         by_problem.setdefault(one.problem.id, []).append(one)
-    drawn = []
+    drawn: list[Rollout] = []
     for name, same in by_problem.items():
         count = min(wanted[name], len(same))
         chosen = random.Random(f"{seed} {name}").sample(range(len(same)), count)
@@ -283,7 +285,7 @@ def make_preferences(
     for rollout in rollouts:
         (right, wrong) = by_problem.setdefault(rollout.problem.id, ([], []))
         (right if keep_correct([rollout]) else wrong).append(rollout)
-    pairs = []
+    pairs: list[Preference] = []
     for name, (right, wrong) in by_problem.items():
         count = len(right) * len(wrong)
         numbers: Sequence[int] = range(count)
