@@ -42,7 +42,7 @@ def rollouts(problems: int, samples: int, ways: int, seed: int) -> list[Rollout]
 
 def main() -> None:
     """Time both filters."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--problems", type=int, default=1000)
     parser.add_argument("--samples", type=int, default=100)
     parser.add_argument("--ways", type=int, default=12, help="ways of solving per problem, about")

@@ -109,7 +109,7 @@ def measured(name: str, args: argparse.Namespace) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("model", help="a model folder")
     parser.add_argument("--questions", type=int, default=200)
     parser.add_argument("--plain-questions", type=int, default=32)

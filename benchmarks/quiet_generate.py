@@ -10,6 +10,7 @@ token, t thought tokens and the end token. With a few tokens thinking, little mo
 import argparse
 import time
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from quiet_step import small
@@ -48,7 +49,7 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     torch.manual_seed(0)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    base = (
+    base: Any = (  # transformers' own types of `to` and `generate` do not bind to a model
         AutoModelForCausalLM.from_pretrained(args.model, dtype="float32")
         if args.model
         else small(512)

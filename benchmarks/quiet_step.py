@@ -17,6 +17,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM, MistralConfig, MistralForCausalLM, PreTrainedModel
@@ -65,7 +66,8 @@ def measure(args: argparse.Namespace, length: int, dtype: str) -> dict[str, floa
     """One row of the table, in this process."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     torch.manual_seed(0)
-    base = AutoModelForCausalLM.from_pretrained(args.model) if args.model else small(length)
+    # transformers' own type of `to` does not bind to a model
+    base: Any = AutoModelForCausalLM.from_pretrained(args.model) if args.model else small(length)
     base = base.to(device, getattr(torch, dtype)).train()
     vocabulary = base.config.vocab_size
     ids = torch.randint(0, vocabulary - 2, (1, length), device=device)

@@ -15,6 +15,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
@@ -102,7 +103,8 @@ def completed(
 def sides(folder: str, dtype: str, prompts: list[str], args: argparse.Namespace) -> list[Side]:
     """The ways that are compared, on one loaded model."""
     tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="left")
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).eval()
+    # transformers' own type of `generate` does not bind to a model
+    model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).eval()
     eos = tokenizer.eos_token_id
     settings = {"max_new_tokens": args.max_tokens, "do_sample": False, "eos_token_id": eos}
 

@@ -18,6 +18,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from sampling import SHOTS, STOP, completed, questions
@@ -47,7 +48,9 @@ def steps(tokenizer: PreTrainedTokenizerBase, tokens: Tokens, text: str) -> list
     for found in STEP.finditer(text.rstrip()):
         if found.end() < len(text.rstrip()):
             lengths = range(1, len(tokens))
-            cut = next(n for n in lengths if len(str(tokenizer.decode(tokens[:n]))) >= found.end())
+            cut = next(
+                n for n in lengths if len(str(tokenizer.decode([*tokens[:n]]))) >= found.end()
+            )
             prefixes.append(tokens[:cut])
     return list(dict.fromkeys(prefixes))
 
@@ -72,7 +75,8 @@ def begun_by(
 def sides(args: argparse.Namespace) -> tuple[list[Side], list[Tokens]]:
     """The ways that are compared, on one loaded model, and the prefixes."""
     tokenizer = AutoTokenizer.from_pretrained(args.folder, padding_side="left")
-    model = AutoModelForCausalLM.from_pretrained(args.folder, dtype=args.dtype).eval()
+    # transformers' own type of `generate` does not bind to a model
+    model: Any = AutoModelForCausalLM.from_pretrained(args.folder, dtype=args.dtype).eval()
     eos = tokenizer.eos_token_id
     first = TransformersSampler(model, tokenizer=tokenizer, batch_size=args.batch_size)
     prompts, prefix_tokens = begun_by(first, tokenizer, args)

@@ -62,7 +62,7 @@ def through_us(sampler, prompts: list[str], args: argparse.Namespace, round_: in
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("model", help="a model folder")
     parser.add_argument("--questions", type=int, default=200)
     parser.add_argument("--n", type=int, default=1)

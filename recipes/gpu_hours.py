@@ -28,7 +28,7 @@ def hours(args: argparse.Namespace) -> list[tuple[str, float, str]]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--tokens-per-second", type=float, required=True, help="drawn, on one GPU")
     parser.add_argument(
         "--train-tokens-per-second", type=float, required=True, help="read, on one GPU"

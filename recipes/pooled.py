@@ -23,7 +23,7 @@ from selftaught.runs.folder import read_rows
 
 def main() -> None:
     """Print the tables of the runs that the command line names."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("runs", type=Path, nargs="+", metavar="RUN")
     parser.add_argument("--over", metavar="ROW", help="a row to compare the others with")
     options = parser.parse_args()

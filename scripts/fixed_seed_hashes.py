@@ -89,7 +89,7 @@ def run(name: str, folder: Path) -> dict[str, str]:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--out", type=Path, help="write the hashes to this file")
     parser.add_argument("--check", type=Path, help="compare with the hashes in this file")
     parser.add_argument("methods", nargs="*", help="default: all of " + ", ".join(RUNS))

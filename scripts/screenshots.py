@@ -101,7 +101,7 @@ def take(driver: Any, page: Path, shot: Shot, picture: Path) -> None:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("pages", nargs="*", help="default: " + ", ".join(SHOTS))
     parser.add_argument("--keep", type=Path, help="keep the runs in this folder")
     asked = parser.parse_args()

@@ -2,8 +2,10 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+from narrowed import token_id
 
 from selftaught.records import Completion, Text
 from selftaught.samplers.scripted import ScriptedSampler
@@ -57,6 +59,7 @@ def random_model(
     )
     fast.chat_template = chat_template
     fast.save_pretrained(folder)
+    end = token_id(fast.eos_token_id)
     config = LlamaConfig(
         vocab_size=len(fast),
         hidden_size=hidden_size,
@@ -67,8 +70,8 @@ def random_model(
         max_position_embeddings=512,
         initializer_range=0.2,
         bos_token_id=None,
-        eos_token_id=fast.eos_token_id,
-        pad_token_id=fast.eos_token_id,
+        eos_token_id=end,
+        pad_token_id=end,
     )
     with torch.random.fork_rng():
         torch.manual_seed(0)
@@ -81,7 +84,7 @@ def scripted_sampler() -> Callable[..., ScriptedSampler]:
     """Makes a sampler of a function, a dict from prompt text, or one text for every prompt."""
 
     def make(
-        answers: str | dict[str, str] | Callable[[Text, int], str | Completion], **options: str
+        answers: str | dict[str, str] | Callable[[Text, int], str | Completion], **options: Any
     ) -> ScriptedSampler:
         if isinstance(answers, str):
             return ScriptedSampler(lambda prompt, index: answers, **options)

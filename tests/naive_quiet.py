@@ -1,10 +1,12 @@
 """Quiet-STaR's loss from its definition: one ordinary forward pass for every thought."""
 
 import copy
+from typing import Any
 
 import torch
+from narrowed import tensor
 from torch import Tensor
-from transformers import Starcoder2Config, Starcoder2ForCausalLM
+from transformers import PreTrainedModel, Starcoder2Config, Starcoder2ForCausalLM
 
 from selftaught.quiet.config import QuietConfig
 from selftaught.quiet.model import QuietLM
@@ -13,10 +15,10 @@ from selftaught.quiet.thoughts import decoder
 START, END, PAD, VOCABULARY = 35, 36, 34, 37
 
 
-def tiny(**changes: object) -> Starcoder2ForCausalLM:
+def tiny(**changes: Any) -> Starcoder2ForCausalLM:
     """Grouped heads, rotary positions, and nothing inside that is float32 whatever the weights are."""
     torch.manual_seed(0)
-    sizes = {
+    sizes: dict[str, Any] = {
         "vocab_size": VOCABULARY,
         "hidden_size": 16,
         "intermediate_size": 24,
@@ -31,11 +33,11 @@ def tiny(**changes: object) -> Starcoder2ForCausalLM:
     return Starcoder2ForCausalLM(Starcoder2Config(**(sizes | changes))).double()
 
 
-def quiet(base: torch.nn.Module, config: QuietConfig) -> QuietLM:
+def quiet(base: PreTrainedModel, config: QuietConfig) -> QuietLM:
     """With a mixing head that has begun to trust thoughts, and marks that have begun to move."""
     model = QuietLM(base, config, start=START, end=END, pad=PAD)
     torch.manual_seed(1)
-    torch.nn.init.normal_(model.mixing.layers[-1].weight, std=0.5)
+    torch.nn.init.normal_(tensor(model.mixing.layers[-1].weight), std=0.5)
     torch.nn.init.normal_(model.moved, std=0.3 / config.embedding_scale)
     return model.double()
 

@@ -317,7 +317,7 @@ def test_every_spelling_of_a_choice_is_read(gold: str, other: str) -> None:
         for form in forms:
             for template in ("The answer is {}.", "\\boxed{{{}}}", "Answer: {}"):
                 read = choice_letter(template.format(form.format(letter.upper())))
-                assert read == letter.upper(), (form, template)
+                assert read is not None and read == letter.upper(), (form, template)
                 assert same_choice(gold, read).equal is (gold == letter)
     if gold != other:
         for form in ("({}) or ({})", "({}) and ({})", "{}/{}", "both ({}) and ({})"):

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+from narrowed import verdict
 from small_tokenizers import CHATML, NO_SYSTEM, THINKING, byte_level
 from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -119,6 +120,6 @@ def test_an_answer_as_the_instruction_wants_it_is_read(tmp_path: Path, kind: str
     wanted = {"number": "\\boxed{}", "latex": "\\boxed{}"}.get(kind, "The answer is")
     assert wanted in task.instruction
     answer = task.answer(said)
-    assert answer is not None and task.equal(gold, answer).equal
+    assert answer is not None and verdict(task, gold, answer).equal
     (message,) = task.styled("chat")(Problem("p", "q", gold))
     assert message == {"role": "user", "content": f"q\n\n{task.instruction}"}

@@ -6,6 +6,7 @@ from types import NoneType, UnionType
 from typing import Literal, Union, get_args, get_origin, get_type_hints
 
 import pytest
+from jsonargparse import Namespace
 
 from selftaught.cli import command as cli
 from selftaught.cli import methods as method_commands
@@ -70,7 +71,7 @@ def options_of(kind: object) -> list[tuple[str, str, object]]:
     ]
 
 
-def read(command: str, *given: str) -> object:
+def read(command: str, *given: str) -> Namespace:
     """The options that a command line gives, as the command meets them."""
     _, options = cli.parsed([*command.split(), *BEFORE.get(command, []), *given])
     return options[options.action] if "action" in options else options

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+from narrowed import text, verdict
 
 from selftaught.prompts import hinted
 from selftaught.tasks import open_task
@@ -53,7 +54,7 @@ def test_the_letter_is_read(small, completion, answer):
 
 def test_the_hint_marks_the_right_choice_in_the_question_and_in_the_worked_examples(small):
     (problem,) = small.problems("train")
-    prompt = hinted(small.prompt, small.hint)(problem)
+    prompt = text(hinted(small.prompt, small.hint)(problem))
     assert prompt.endswith(
         "(a) oven\n(b) mountain (CORRECT)\n(c) desert\n(d) sauna\n(e) volcano\nA:"
     )
@@ -119,7 +120,7 @@ def test_the_whole_data_set_reads_as_it_says():
     assert len({problem.question for problem in everything}) == len(everything)
     assert not {shot.question.split("\n")[0] for shot in SHOTS} & stems
     for problem in everything:
-        assert task.equal(problem.gold, problem.gold).equal
+        assert verdict(task, problem.gold, problem.gold).equal
         assert task.extract(f"Therefore, the answer is it ({problem.gold}).") == problem.gold
         before, after = problem.question, task.hint(problem).question
         assert after.replace(" (CORRECT)", "") == before

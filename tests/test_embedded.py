@@ -45,7 +45,8 @@ def test_the_tokenizer_reads_characters_and_ends_a_text_with_a_line_end(base):
 def operands(read: str) -> tuple[str, str]:
     """The two numbers of a pre-training text: from its question, or from its worked columns."""
     if not read.endswith(";"):
-        return tuple(read[:-1].partition(" ")[0].split("+"))
+        first, second = read[:-1].partition(" ")[0].split("+")
+        return first, second
     lines = read.removesuffix(";").split(";")
     return "".join(line[1] for line in lines[::-1]), "".join(line[3] for line in lines[::-1])
 
@@ -104,9 +105,10 @@ def test_the_base_works_short_sums_well_and_long_ones_hardly(base):
     right: Counter[str] = Counter()
     asked: Counter[str] = Counter()
     problems = task.problems("test")
-    for problem, text in zip(
-        problems, greedy(*base, [f"{p.question}=" for p in problems], task.max_tokens), strict=True
-    ):
+    model, tokenizer = base
+    prompts = [f"{problem.question}=" for problem in problems]
+    texts = greedy(model, tokenizer, prompts, task.max_tokens)
+    for problem, text in zip(problems, texts, strict=True):
         group = f"{len(problem.question) // 2} digits"
         asked[group] += 1
         right[group] += task.extract(text) == problem.gold

@@ -104,7 +104,7 @@ def test_grades_of_other_completions_are_not_believed(tmp_path):
     store = tmp_path / "test.jsonl"
     measure(ScriptedSampler(script), store)
     store.unlink()
-    better = measure(ScriptedSampler(lambda prompt, _: str(2 * int(prompt.split()[1]))), store)
+    better = measure(ScriptedSampler(lambda prompt, _: str(2 * int(str(prompt).split()[1]))), store)
     assert better.right == 6
     assert {r.outcome for r in read_rollouts(graded_path(store))} == {"right"}
 

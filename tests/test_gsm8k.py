@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+from narrowed import text, verdict
 
 from selftaught.prompts import hinted
 from selftaught.tasks import open_task
@@ -65,7 +66,7 @@ def test_the_hint_is_the_answer_in_brackets_and_nothing_of_the_solution(small):
     shown = small.hint(problem)
     assert shown.question == problem.question + " (31)"
     assert shown.rationale is None
-    prompt = hinted(small.prompt, small.hint)(problem)
+    prompt = text(hinted(small.prompt, small.hint)(problem))
     assert prompt.endswith("How many are left? (31)\nA:")
     assert "How many rolls did she bake? (58)\nA: The bags" in prompt
 
@@ -100,8 +101,9 @@ def test_a_missing_folder_and_an_impossible_validation_size_are_errors(tmp_path,
 def test_every_worked_example_reaches_its_own_gold_by_true_steps(small):
     assert len(SHOTS) == 6
     for shot in SHOTS:
-        assert small.equal(shot.gold, small.extract(shot.rationale)).equal
-        for step in shot.rationale.split(" = ")[:-1]:
+        rationale = text(shot.rationale)
+        assert small.equal(shot.gold, small.extract(rationale)).equal
+        for step in rationale.split(" = ")[:-1]:
             assert step[-1].isdigit()
 
 
@@ -123,8 +125,8 @@ def test_the_whole_data_set_reads_as_it_says():
         assert problem.rationale is not None
         assert "<<" not in problem.rationale
         assert "\n\n" not in problem.rationale
-        assert task.equal(problem.gold, problem.gold).equal
-        assert task.equal(problem.gold, task.extract(problem.rationale) or "").equal
+        assert verdict(task, problem.gold, problem.gold).equal
+        assert verdict(task, problem.gold, task.extract(problem.rationale) or "").equal
         shown = task.hint(problem).question
         assert shown == f"{problem.question} ({problem.gold})"
         assert problem.rationale.split("\n####")[0] not in shown

@@ -7,10 +7,12 @@ import re
 import subprocess
 import sys
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from narrowed import text, verdict
 
 from selftaught.prompts import hinted
 from selftaught.tasks import open_task
@@ -18,7 +20,7 @@ from selftaught.tasks.gym import CHAIN_SUM, HASH_ORDERED, SCORED, SIMPLE_EQUATIO
 
 pytest.importorskip("reasoning_gym")
 SHORT = {"min_terms": 2, "max_terms": 3, "min_digits": 1, "max_digits": 2}
-SMALL = {"train": 6, "validation": 3, "test": 3}
+SMALL: dict[str, Any] = {"train": 6, "validation": 3, "test": 3}
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +74,7 @@ def test_the_test_split_does_not_change_with_the_size_of_train():
 
 def test_worked_examples_of_ours_are_right_at_every_step():
     for shot in CHAIN_SUM:
-        *steps, last = shot.rationale.removesuffix(".").split(". The answer is ")
+        *steps, last = text(shot.rationale).removesuffix(".").split(". The answer is ")
         assert last == shot.gold
         asked = shot.question.split(": ")[1].removesuffix(" =")
         terms = asked.replace("- ", "-").replace("+ ", "").split()
@@ -108,13 +110,13 @@ def test_worked_equations_are_solved_by_their_golds():
             for term in terms
         )
         assert total == int(right)
-        assert shot.rationale.endswith(f"The answer is {shot.gold}.")
+        assert text(shot.rationale).endswith(f"The answer is {shot.gold}.")
 
 
 def test_the_prompt_ends_in_the_problem_and_the_hint_is_its_answer(sums):
     problem = sums.problems("test")[0]
     assert sums.prompt(problem).endswith(f"\n\nQ: {problem.question}\nA:")
-    shown = hinted(sums.prompt, sums.hint)(problem)
+    shown = text(hinted(sums.prompt, sums.hint)(problem))
     assert shown.endswith(f"\n\nQ: {problem.question} ({problem.gold})\nA:")
     worked = sums.prompt.shots(problem)[0]
     assert f"{worked.question} ({worked.gold})\nA: " in shown
@@ -132,7 +134,7 @@ def test_numbers_are_compared_exactly(sums, gold, answer, right):
 def test_other_tasks_show_drawn_problems_with_their_answers_only():
     task = gym("letter_counting", **SMALL)
     problem = task.problems("test")[0]
-    shown = task.prompt(problem)
+    shown = text(task.prompt(problem))
     assert shown.count("\nA: The answer is ") == 2
     everything = [row for split in ("train", "validation", "test") for row in task.problems(split)]
     for shot in task.prompt.shots(problem):
@@ -144,7 +146,7 @@ def test_the_users_worked_examples_take_their_place(tmp_path):
     row = {"question": "Count the a in banana.", "answer": 3, "rationale": "b-A-n-A-n-A."}
     path.write_text(json.dumps(row), encoding="utf-8")
     task = gym("letter_counting", shots=str(path), **SMALL)
-    assert task.prompt(task.problems("test")[0]).startswith(
+    assert text(task.prompt(task.problems("test")[0])).startswith(
         "Q: Count the a in banana.\nA: b-A-n-A-n-A. The answer is 3.\n\nQ: "
     )
 
@@ -155,15 +157,15 @@ def test_a_gold_of_several_lines_is_read_back_whole():
         answer = task.extract(f" I turn it. The answer is {problem.gold}.")
         assert answer is not None
         assert "\n" in problem.gold
-        assert task.equal(problem.gold, answer).equal
+        assert verdict(task, problem.gold, answer).equal
 
 
 def test_another_right_answer_is_right_where_answers_are_not_unique():
     task = gym("countdown", **SMALL)
     gold = task.problems("train")[0].gold
     assert task.equal(gold, f"({gold})") == (True, "scorer")
-    assert task.equal(gold, "1 + 1").equal is False
-    assert task.equal("7 + 7 of nowhere", "14").equal is None
+    assert verdict(task, gold, "1 + 1").equal is False
+    assert verdict(task, "7 + 7 of nowhere", "14").equal is None
 
 
 @pytest.mark.parametrize("name", ["countdown", "n_queens"])
@@ -181,8 +183,8 @@ def test_model_text_is_never_run_as_python(name, tmp_path):
 def test_a_scorer_that_calls_anything_right_is_not_asked():
     """game_of_life_halting's scorer gives 1.0 to "False" where "True" is right."""
     task = gym("game_of_life_halting", **SMALL)
-    assert task.equal("True", "True").equal is True
-    assert task.equal("True", "False").equal is False
+    assert verdict(task, "True", "True").equal is True
+    assert verdict(task, "True", "False").equal is False
 
 
 scored = st.sampled_from(sorted(set(SCORED) - set(HASH_ORDERED)))
@@ -200,7 +202,7 @@ answers = st.one_of(
 @given(name=scored, answer=answers)
 def test_no_answer_brings_a_comparison_down(opened, name, answer):
     task = opened[name]
-    assert task.equal(task.problems("train")[0].gold, answer).equal in (True, False)
+    assert verdict(task, task.problems("train")[0].gold, answer).equal in (True, False)
     assert task.extract(answer) is None or isinstance(task.extract(answer), str)
 
 
@@ -212,8 +214,8 @@ def opened():
 def test_every_scored_task_finds_its_golds_right_and_the_golds_of_others_not_always(opened):
     for task in opened.values():
         golds = [problem.gold for problem in task.problems("train")]
-        assert all(task.equal(gold, gold).equal for gold in golds)
-        assert not all(task.equal(golds[0], gold).equal for gold in golds)
+        assert all(verdict(task, gold, gold).equal for gold in golds)
+        assert not all(verdict(task, golds[0], gold).equal for gold in golds)
 
 
 @pytest.mark.parametrize(
@@ -280,7 +282,7 @@ def test_every_task_of_the_library_opens_or_says_why_not_and_reads_its_golds_bac
         for problem in task.problems("train"):
             answer = task.extract(f" {task.direct.format(answer=problem.gold)}")
             assert answer is not None, (name, problem.gold)
-            assert task.equal(problem.gold, answer).equal, (name, problem.gold, answer)
+            assert verdict(task, problem.gold, answer).equal, (name, problem.gold, answer)
     assert set(refused) == {
         "boxnet", "composite", "graph_color", "propositional_logic", "rubiks_cube", "rush_hour",
     }  # fmt: skip

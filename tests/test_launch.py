@@ -482,14 +482,14 @@ def test_an_accelerate_config_that_does_not_fit_is_refused(
 
 @pytest.mark.parametrize("name", ["single_gpu", "ddp_8gpu", "fsdp2_8gpu", "zero3_8gpu"])
 def test_our_accelerate_configs_are_read_by_accelerate(name: str, monkeypatch: pytest.MonkeyPatch):
-    from accelerate.commands.config.config_args import load_config_from_file
+    from accelerate.commands.config.config_args import ClusterConfig, load_config_from_file
 
     monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
     path = CONFIGS / f"{name}.yaml"
     read = load_config_from_file(str(path))
     said = yaml.safe_load(path.read_text())
     count = said["num_processes"]
-    assert read.num_processes == count
+    assert isinstance(read, ClusterConfig) and read.num_processes == count
     assert str(read.distributed_type).removeprefix("DistributedType.") == said["distributed_type"]
     how = Launch("accelerate", count, path)
     refuse_unfit(how, {"bf16": name != "single_gpu", "gradient_accumulation_steps": 16})

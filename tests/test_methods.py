@@ -10,6 +10,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from narrowed import text, token_ids
 from safetensors.torch import load_file, save_file
 
 from selftaught import samplers
@@ -160,7 +161,7 @@ def test_rft_learns_one_completion_of_each_way_and_the_seed_set(rft: Path):
         assert len(examples) == len(seed) + len(ways)
         row = rows_of(rft)[f"RFT, k={k}"]
         assert row["distinct per problem"] == len(ways) / 24
-        assert row["sampled tokens"] == sum(len(r.token_ids) for r in graded if r.index < k)
+        assert row["sampled tokens"] == sum(len(token_ids(r)) for r in graded if r.index < k)
 
 
 def test_rft_fine_tunes_the_base_and_not_the_sampler(rft: Path, tmp_path: Path):
@@ -235,7 +236,7 @@ def test_every_pair_of_the_verifier_is_right_over_wrong_of_one_problem(vstar: Pa
     known: dict[str, dict[str, bool]] = {}
     for iteration in (1, 2):
         for one in read_rollouts(vstar / f"iteration-{iteration}" / "rollouts.graded.jsonl"):
-            known.setdefault(one.prompt, {})[one.completion] = bool(one.correct)
+            known.setdefault(text(one.prompt), {})[one.completion] = bool(one.correct)
     tokenizer = open_tokenizer(str(vstar / "sft" / "model"))
     pairs = jsonl(vstar / "verifier-2" / "preferences.jsonl")
     assert pairs
@@ -353,7 +354,7 @@ def test_a_prefix_is_worth_what_its_stored_continuations_say(step_dpo: Path):
                 else [each for each in samples if each.problem.id == name]
             )
             assert len(behind) == 6
-            assert all(each.token_ids[: len(prefix)] == prefix for each in behind)
+            assert all(token_ids(each)[: len(prefix)] == prefix for each in behind)
             verdicts = [bool(each.correct) for each in behind]
             groups = list(itertools.combinations(verdicts, 3))
             assert value == pytest.approx(sum(map(any, groups)) / len(groups))
@@ -394,14 +395,14 @@ def test_all_learners_have_the_same_wrong_completions(step_dpo: Path):
 
 def test_tokens_sampled_are_the_new_ones(step_dpo: Path):
     folder = step_dpo / "size-24"
-    base = sum(len(one.token_ids) for one in read_rollouts(folder / "rollouts.graded.jsonl"))
+    base = sum(len(token_ids(one)) for one in read_rollouts(folder / "rollouts.graded.jsonl"))
     new = 0
     lengths = {}
     for one in values_of(step_dpo):
         for end in one.ends[:-1]:
             lengths[prefix_id(one.rollout.problem.id, one.token_ids[:end])] = end
     for one in read_rollouts(folder / "continuations.graded.jsonl"):
-        new += len(one.token_ids) - lengths[one.problem.id]
+        new += len(token_ids(one)) - lengths[one.problem.id]
     row = rows_of(step_dpo)["per-step DPO, 24"]
     assert row["sampled tokens"] == base + new
 
@@ -464,11 +465,11 @@ def test_methods_side_by_side_count_their_tokens(tmp_path: Path):
     assert list(rows) == ["SFT", "STaR", "RFT", "V-STaR", "per-step DPO"]
     seed = read_rollouts(out / "sft" / "seed-rollouts.jsonl")
     drawn = read_rollouts(out / "rft" / "rollouts.graded.jsonl")
-    expected = sum(len(one.token_ids) for one in [*seed, *drawn])
+    expected = sum(len(token_ids(one)) for one in [*seed, *drawn])
     assert rows["RFT"]["sampled tokens"] == expected
     star = [*out.glob("star/iteration-*/rollouts.jsonl"), *out.glob("star/iteration-*/rationalized.jsonl")]  # fmt: skip
     assert rows["STaR"]["sampled tokens"] == sum(
-        len(one.token_ids) for store in star for one in read_rollouts(store)
+        len(token_ids(one)) for store in star for one in read_rollouts(store)
     )
     for name in ("RFT", "V-STaR", "per-step DPO"):
         assert 0.6 < rows[name]["sampled tokens"] / (24 * 36 * 12 + 24 * 8 * 36) < 1.4, name

@@ -23,6 +23,7 @@ from typing import Any
 from urllib.request import urlopen
 
 import pytest
+from narrowed import token_ids
 
 from selftaught.cli import main
 from selftaught.prompts import PromptStyle
@@ -104,7 +105,7 @@ class Hostile(http.server.ThreadingHTTPServer):
     def __init__(self, *faults: Fault) -> None:
         super().__init__(("127.0.0.1", 0), Talk)
         self.faults = faults
-        self.models: list[Body] | None = [{"id": "m", "object": "model", "owned_by": "me"}]
+        self.models: list[Any] | None = [{"id": "m", "object": "model", "owned_by": "me"}]
         self.asked: list[tuple[str, Body]] = []
         self.tried: Counter[bytes] = Counter()
         self.keys: set[str] = set()
@@ -1042,7 +1043,7 @@ def test_vllm_draws_from_the_plain_distribution_by_seed_key_and_index(
         likely, tokens = torch.softmax(here._model(ids).logits[0, -1], -1).topk(5)
     n = 600
     drawn = vllm_sampler.sample(["hello"], SamplingParams(n=n, temperature=1.0, max_tokens=1))[0]
-    counts = Counter((one.token_ids or ())[0] for one in drawn)
+    counts = Counter(token_ids(one)[0] for one in drawn)
     for p, token in zip(likely.tolist(), tokens.tolist(), strict=True):
         assert abs(counts[token] - n * p) < 4.5 * (n * p * (1 - p)) ** 0.5
 
@@ -1142,7 +1143,7 @@ def answering(made: Callable[[Body], Body]) -> Iterator[Hostile]:
 
 
 TALK: Text = [{"role": "user", "content": "3+4"}]
-COUNTED = {"completion_tokens_details": {"reasoning_tokens": 12}}
+COUNTED: dict[str, Any] = {"completion_tokens_details": {"reasoning_tokens": 12}}
 
 
 @pytest.mark.parametrize("name", ["reasoning_content", "reasoning"])

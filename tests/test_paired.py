@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from selftaught.records import Problem, Rollout, write_jsonl
+from selftaught.records import Outcome, Problem, Rollout, write_jsonl
 from selftaught.reports.paired import mcnemar, outcomes, paired
 
 
@@ -64,9 +64,12 @@ def test_the_interval_covers_the_true_difference_about_95_times_in_100():
 
 
 def test_outcomes_are_read_from_graded_completions(tmp_path: Path):
+    graded: list[tuple[str, int, Outcome]] = [
+        ("a", 0, "right"), ("a", 1, "wrong"), ("b", 0, "no answer"),
+    ]  # fmt: skip
     rows = [
         Rollout(Problem(name, "q", "7"), "q", "7", "stop", "m", index, outcome=outcome)
-        for name, index, outcome in [("a", 0, "right"), ("a", 1, "wrong"), ("b", 0, "no answer")]
+        for name, index, outcome in graded
     ]
     write_jsonl(tmp_path / "x.graded.jsonl", rows)
     assert outcomes(tmp_path / "x.graded.jsonl") == {
@@ -76,5 +79,6 @@ def test_outcomes_are_read_from_graded_completions(tmp_path: Path):
         Rollout(Problem("a", "another question", "7"), "q", "7", "stop", "m", 0, outcome="right")
     ]
     write_jsonl(tmp_path / "y.graded.jsonl", other)
-    assert paired(*(outcomes(tmp_path / f"{name}.graded.jsonl") for name in "xy")) is None
+    first, second = (outcomes(tmp_path / f"{name}.graded.jsonl") for name in "xy")
+    assert paired(first, second) is None
     assert outcomes(tmp_path / "absent.jsonl") == {}

@@ -5,6 +5,7 @@ import random
 from pathlib import Path
 
 import pytest
+from narrowed import tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from selftaught.cli import main
@@ -83,8 +84,8 @@ def test_a_model_gets_the_token_once(tiny_model_dir: Path, tmp_path: Path):
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "two")
     after = AutoModelForCausalLM.from_pretrained(tmp_path / "two")
     number = tokenizer.convert_tokens_to_ids(PAUSE)
-    old = before.get_input_embeddings().weight
-    matrix = after.get_input_embeddings().weight
+    old = tensor(before.get_input_embeddings().weight)
+    matrix = tensor(after.get_input_embeddings().weight)
     assert len(matrix) == max(len(old), len(tokenizer))
     assert tokenizer(f"Q{PAUSE}{PAUSE}A").input_ids.count(number) == 2
     assert matrix[number].tolist() == pytest.approx(old[:number].mean(0).tolist(), abs=1e-6)

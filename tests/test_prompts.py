@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 import pytest
+from narrowed import text
 
 from selftaught.prompts import PromptStyle, bare, chat, hinted, styled
 from selftaught.records import Problem
@@ -26,8 +27,8 @@ def test_few_shot_shows_the_worked_examples_before_it():
 
 
 def test_a_worked_example_has_the_form_of_prompt_and_completion():
-    shown = bare(STYLE)(SHOT) + STYLE.completion(SHOT.rationale)
-    assert STYLE(PROBLEM).startswith(shown + STYLE.stop[0])
+    shown = text(bare(STYLE)(SHOT)) + STYLE.completion(text(SHOT.rationale))
+    assert text(STYLE(PROBLEM)).startswith(shown + STYLE.stop[0])
 
 
 def test_hints_stand_in_the_worked_examples_too():
@@ -52,7 +53,9 @@ def test_chat_gives_the_worked_examples_as_turns():
 
 
 def test_a_hinted_chat_hints_every_question():
-    questions = [turn["content"] for turn in hinted(chat(STYLE), in_brackets)(PROBLEM)[::2]]
+    turns = hinted(chat(STYLE), in_brackets)(PROBLEM)
+    assert isinstance(turns, list)
+    questions = [turn["content"] for turn in turns[::2]]
     assert questions == ["1 + 1 = (2)", "2 + 3 = (5)"]
 
 

@@ -6,6 +6,7 @@ import types
 from pathlib import Path
 
 import pytest
+from narrowed import verdict
 
 from selftaught.prompts import hinted
 from selftaught.tasks import open_task
@@ -147,10 +148,10 @@ def test_each_kind_of_answer_is_read_and_compared(tmp_path, kind, gold, completi
     (problem,) = task.problems("train")
     assert task.extract(completion) == answer
     if answer is not None:
-        assert task.equal(problem.gold, answer).equal is right
+        assert verdict(task, problem.gold, answer).equal is right
     stated = task.extract(f" {task.direct.format(answer=problem.gold)}")
     assert stated is not None
-    assert task.equal(problem.gold, stated).equal
+    assert verdict(task, problem.gold, stated).equal
 
 
 def test_worked_examples_of_a_file_are_shown_and_end_in_their_answers(tmp_path):
@@ -185,7 +186,7 @@ def test_rationales_of_a_column_are_kept_with_their_answer(tmp_path):
 # --- what is refused -----------------------------------------------------------------------------
 
 
-def refused(path, message, error=ValueError, **options):
+def refused(path, message, error: type[Exception] = ValueError, **options):
     with pytest.raises(error, match=message):
         question_file(str(path), **options).problems("train")
 

@@ -2,6 +2,7 @@
 
 import json
 import weakref
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from naive_quiet import (
     texts,
     tiny,
 )
+from narrowed import tensor
 from safetensors.torch import load_file
 from transformers import MistralConfig, MistralForCausalLM
 
@@ -76,20 +78,20 @@ def test_the_authors_numbers_come_out(case: str, positions_per_chunk: int):
         thoughts=torch.tensor(told["thought_tokens"]),
     )
     out.loss.backward()
-    near = {"rel": 1e-5}
-    assert out.loss.item() == pytest.approx(told["loss"], **near)
-    assert out.nll_without.item() == pytest.approx(told["base_nll"], **near)
-    assert out.nll_with_K.tolist() == pytest.approx(told["talk_nll"], **near)
-    assert out.reward.item() == pytest.approx(told["policy_reward_mean"], **near)
-    assert out.reinforce.item() == pytest.approx(told["policy_loss"], **near)
+    near = partial(pytest.approx, rel=1e-5)
+    assert out.loss.item() == near(told["loss"])
+    assert out.nll_without.item() == near(told["base_nll"])
+    assert out.nll_with_K.tolist() == near(told["talk_nll"])
+    assert out.reward.item() == near(told["policy_reward_mean"])
+    assert out.reinforce.item() == near(told["policy_loss"])
     norms = {
-        name.removeprefix("base.").replace("mixing.layers", "mixing_head"): value.grad.norm().item()
+        name.removeprefix("base.").replace("mixing.layers", "mixing_head"): tensor(value.grad)
+        .norm()
+        .item()
         for name, value in model.named_parameters()
     }
-    norms["start_embedding"], norms["end_embedding"] = model.moved.grad.norm(dim=1).tolist()
-    assert {name: norms[name] for name in told["grad_norms"]} == pytest.approx(
-        told["grad_norms"], **near
-    )
+    norms["start_embedding"], norms["end_embedding"] = tensor(model.moved.grad).norm(dim=1).tolist()
+    assert {name: norms[name] for name in told["grad_norms"]} == near(told["grad_norms"])
 
 
 # --- one ordinary forward pass for every thought -------------------------------------------------
@@ -193,7 +195,8 @@ def test_thoughts_come_from_the_models_distribution(temperature: float):
 def gradients(model: QuietLM, *, share: float = 1.0) -> dict[str, torch.Tensor]:
     ids, mask = texts([9, 6])
     (model(ids, mask, seed=1).loss * share).backward()
-    return {name: weight.grad for name, weight in model.named_parameters() if weight.requires_grad}
+    learning = {name: one for name, one in model.named_parameters() if one.requires_grad}
+    return {name: tensor(one.grad) for name, one in learning.items()}
 
 
 def test_a_share_of_the_loss_gives_that_share_of_every_gradient():
@@ -248,14 +251,15 @@ def test_bfloat16_is_near_float32(preset: str):
         near.backward()
         assert near.item() == pytest.approx(wanted.item(), rel=0.15)
         one, other = (
-            torch.cat([w.grad.float().flatten() for w in m.parameters()]) for m in (exact, model)
+            torch.cat([tensor(w.grad).float().flatten() for w in m.parameters()])
+            for m in (exact, model)
         )
         assert torch.cosine_similarity(one, other, dim=0) > 0.95
 
 
 def test_what_cannot_be_is_refused():
     with pytest.raises(ValueError, match=r"mix must be 'log_probs' or 'hidden'; got 'hiden'"):
-        QuietConfig(mix="hiden")
+        QuietConfig(mix="hiden")  # pyright: ignore[reportArgumentType]
     with pytest.raises(ValueError, match=r"lookahead must be at least 1; got 0"):
         QuietConfig(lookahead=0)
     with pytest.raises(ValueError, match=r"at least 2 tokens, got 1"):
@@ -270,7 +274,7 @@ def test_a_bounded_weight_starts_at_none_and_comes_back_from_outside():
     assert found.tolist() == pytest.approx([0, 0, 0, 0.4, 1, 1])
     # A step goes against the gradient: outward ones from outside are stopped, all others are not.
     found.backward(torch.tensor([-1.0, 1.0, -1.0, 2.0, 1.0, -1.0]))
-    assert weight.grad.tolist() == [-1, 0, -1, 2, 1, 0]
+    assert tensor(weight.grad).tolist() == [-1, 0, -1, 2, 1, 0]
 
 
 def test_a_mixture_that_is_not_normalised_needs_weights_of_a_mixture():

@@ -1,5 +1,7 @@
 """The parallel thoughts beside ordinary forward passes, on tiny random models of many families."""
 
+from typing import cast
+
 import pytest
 import torch
 from naive_quiet import END, PAD, START, VOCABULARY, assert_equal_to_naive, quiet, texts
@@ -216,7 +218,7 @@ def test_wrong_gradients_are_found_and_the_layer_named():
 
 
 def test_the_check_leaves_the_model_as_it_was():
-    base = build("qwen2", FAMILIES["qwen2"]).to(torch.bfloat16).train()
+    base = build("qwen2", FAMILIES["qwen2"]).bfloat16().train()
     base.model.layers[0].self_attn.q_proj.bias.data.zero_()
     base.model.norm.weight.requires_grad_(False)
     before = {name: (one.data_ptr, one.clone()) for name, one in base.named_parameters()}
@@ -230,8 +232,9 @@ def test_the_check_leaves_the_model_as_it_was():
 
 
 def test_an_attention_that_is_given_a_bias_is_refused():
-    from selftaught.quiet.attention import quiet_attention
+    from selftaught.quiet.attention import Seen, quiet_attention
 
-    module = torch.nn.Module()
+    module, states = torch.nn.Module(), torch.zeros(1, 1, 1, 1)
+    mask = cast("Seen", None)  # refused before it is read
     with pytest.raises(TypeError, match="'position_bias', which thoughts do not have"):
-        quiet_attention(module, *[torch.zeros(1, 1, 1, 1)] * 3, None, position_bias=torch.zeros(1))
+        quiet_attention(module, states, states, states, mask, position_bias=torch.zeros(1))

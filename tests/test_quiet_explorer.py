@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from narrowed import tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from selftaught.cli import main
@@ -24,7 +25,7 @@ def folder(tiny_model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
     tokenizer = AutoTokenizer.from_pretrained(tiny_model_dir)
     base = AutoModelForCausalLM.from_pretrained(tiny_model_dir)
     model = make_quiet(base, tokenizer, QuietConfig(thought_tokens=3, initial_text="A"))
-    torch.nn.init.normal_(model.mixing.layers[-1].weight, std=0.3)
+    torch.nn.init.normal_(tensor(model.mixing.layers[-1].weight), std=0.3)
     out = tmp_path_factory.mktemp("quiet")
     save_quiet(model, tokenizer, out)
     return out

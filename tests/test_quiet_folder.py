@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from narrowed import tensor
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
 from selftaught.quiet.checkpoint import make_quiet, open_quiet, save_quiet
 from selftaught.quiet.config import QuietConfig
@@ -14,7 +15,7 @@ from selftaught.quiet.model import QuietLM
 SMALL = QuietConfig.paper(thought_tokens=2, lookahead=2)
 
 
-def made(folder: Path, config: QuietConfig = SMALL) -> tuple[QuietLM, AutoTokenizer]:
+def made(folder: Path, config: QuietConfig = SMALL) -> tuple[QuietLM, PreTrainedTokenizerBase]:
     tokenizer = AutoTokenizer.from_pretrained(folder)
     base = AutoModelForCausalLM.from_pretrained(folder)
     return make_quiet(base, tokenizer, config), tokenizer
@@ -28,7 +29,8 @@ def test_the_new_tokens_start_as_the_initial_text(tiny_model_dir: Path):
         "<|startofthought|>",
         "<|endofthought|>",
     ]
-    new, old = model.base.get_input_embeddings().weight, before.get_input_embeddings().weight
+    new = tensor(model.base.get_input_embeddings().weight)
+    old = tensor(before.get_input_embeddings().weight)
     assert len(new) == len(old) + 2
     for token in (model.marks.start, model.marks.end):
         torch.testing.assert_close(new[token], old[dash], rtol=0, atol=0)
@@ -46,7 +48,7 @@ def test_an_untrained_mixing_head_changes_no_prediction(tiny_model_dir: Path):
 
 def test_a_saved_model_comes_back_whole_and_its_base_alone(tiny_model_dir: Path, tmp_path: Path):
     model, tokenizer = made(tiny_model_dir)
-    torch.nn.init.normal_(model.mixing.layers[-1].weight)
+    torch.nn.init.normal_(tensor(model.mixing.layers[-1].weight))
     torch.nn.init.normal_(model.moved, std=0.01)
     ids = tokenizer("Q: What is 12 + 7?", return_tensors="pt").input_ids
     save_quiet(model, tokenizer, tmp_path / "quiet")
@@ -71,7 +73,7 @@ def test_a_folder_with_another_base_is_refused(tiny_model_dir: Path, tmp_path: P
     model, tokenizer = made(tiny_model_dir)
     save_quiet(model, tokenizer, tmp_path / "quiet")
     with torch.no_grad():
-        model.base.get_input_embeddings().weight[0] += 1
+        tensor(model.base.get_input_embeddings().weight)[0] += 1
     model.base.save_pretrained(tmp_path / "quiet")
     with pytest.raises(ValueError, match=r"trained with another base .*from the same run"):
         open_quiet(tmp_path / "quiet")

@@ -1,8 +1,11 @@
 """Thinking before every token with a cache, beside computing everything anew for every token."""
 
+from typing import Any
+
 import pytest
 import torch
 from naive_quiet import END, PAD, START, quiet, states, texts, tiny
+from narrowed import tensor, token_ids
 from torch import Tensor
 from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaList
 
@@ -53,7 +56,7 @@ def test_greedy_text_is_that_of_computing_everything_anew(mix: str):
 
 def test_an_untrained_head_writes_what_the_base_writes():
     thinking = model()
-    torch.nn.init.zeros_(thinking.mixing.layers[-1].weight)
+    torch.nn.init.zeros_(tensor(thinking.mixing.layers[-1].weight))
     ids, _ = texts([5])
     ours = thinking.generate(ids, max_new_tokens=6)
     tokens = ids
@@ -131,7 +134,7 @@ def test_a_model_that_thinks_is_sampled_like_any_other(tiny_model_dir):
     tokenizer = AutoTokenizer.from_pretrained(tiny_model_dir)
     base = AutoModelForCausalLM.from_pretrained(tiny_model_dir)
     thinking = make_quiet(base, tokenizer, QuietConfig.paper(thought_tokens=2, lookahead=2))
-    torch.nn.init.normal_(thinking.mixing.layers[-1].weight)
+    torch.nn.init.normal_(tensor(thinking.mixing.layers[-1].weight))
     prompts = ["Q: What is 12 + 7?\nA:", "Tom has 3 apples"]
     params = SamplingParams(max_tokens=6)
     with TransformersSampler(thinking, tokenizer=tokenizer) as sampler:
@@ -145,7 +148,7 @@ def test_a_model_that_thinks_is_sampled_like_any_other(tiny_model_dir):
     for prompt, [answer] in zip(prompts, answers, strict=True):
         ids = tokenizer(prompt, return_tensors="pt").input_ids
         alone = thinking.generate(ids, max_new_tokens=6, eos_token_id=tokenizer.eos_token_id)
-        assert list(answer.token_ids) == alone[0, ids.shape[1] :].tolist()
+        assert list(token_ids(answer)) == alone[0, ids.shape[1] :].tolist()
 
 
 def test_padding_that_also_ends_texts_is_written():
@@ -217,7 +220,7 @@ def test_a_misspelt_option_is_refused():
         model().generate(texts([5])[0], max_tokens=3)
 
 
-def first_choices(thinking: QuietLM, ids: Tensor, **how: object) -> set[int]:
+def first_choices(thinking: QuietLM, ids: Tensor, **how: Any) -> set[int]:
     many = ids.repeat(200, 1)
     return set(thinking.generate(many, max_new_tokens=1, do_sample=True, **how)[:, -1].tolist())
 

@@ -185,6 +185,7 @@ def test_the_gate_learns_the_gain_and_nothing_else_learns_from_it():
     plain = quiet(tiny(), config())
     plain(ids, mask, thoughts=thoughts).loss.backward()
     gated = quiet(tiny(), config(gate_weight=3.0))
+    assert gated.gate is not None
     gated(ids, mask, thoughts=thoughts).loss.backward()
     for (name, one), (_, other) in zip(
         plain.named_parameters(),

@@ -1,6 +1,7 @@
 """Measuring with thoughts, beside ordinary forward passes and intervals by hand."""
 
 import math
+from functools import partial
 
 import pytest
 import torch
@@ -31,14 +32,12 @@ def test_scores_are_those_of_separate_forward_passes(mix: str):
             else:
                 mixed = (1 - weight) * before_logits.log_softmax(-1)
                 mixed = mixed + weight * after_logits.log_softmax(-1)
-            near = {"rel": 1e-5, "abs": 1e-5}  # scores are float32
+            near = partial(pytest.approx, rel=1e-5, abs=1e-5)  # scores are float32
             target = int(text[at + 1])
             without = before_logits.log_softmax(-1)[target].item()
-            assert found.without_BT[row, at].item() == pytest.approx(without, **near)
-            assert found.with_BT[row, at].item() == pytest.approx(
-                mixed.log_softmax(-1)[target].item(), **near
-            )
-            assert found.weight_BNT[row, 0, at].item() == pytest.approx(weight.item(), **near)
+            assert found.without_BT[row, at].item() == near(without)
+            assert found.with_BT[row, at].item() == near(mixed.log_softmax(-1)[target].item())
+            assert found.weight_BNT[row, 0, at].item() == near(weight.item())
             assert found.thought_BNTS[row, 0, at].tolist() == thought[at + 2 :]
 
 

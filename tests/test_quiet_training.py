@@ -5,10 +5,12 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from narrowed import tensor
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
 from selftaught.quiet.checkpoint import make_quiet, open_quiet
 from selftaught.quiet.config import QuietConfig
@@ -29,7 +31,7 @@ def tied_model_dir(tiny_model_dir: Path, tmp_path_factory: pytest.TempPathFactor
     return folder
 
 
-def thinking(folder: Path, **changes: object) -> tuple[QuietLM, object]:
+def thinking(folder: Path, **changes: Any) -> tuple[QuietLM, PreTrainedTokenizerBase]:
     torch.manual_seed(0)
     tokenizer = AutoTokenizer.from_pretrained(folder)
     base = AutoModelForCausalLM.from_pretrained(folder)
@@ -39,7 +41,7 @@ def thinking(folder: Path, **changes: object) -> tuple[QuietLM, object]:
 
 
 def train(
-    folder: Path, out: Path, *, stop_after: int | None = None, lora: bool = False, **options: object
+    folder: Path, out: Path, *, stop_after: int | None = None, lora: bool = False, **options: Any
 ) -> list:
     model, tokenizer = thinking(folder)
     peft_model = with_lora(model, r=2, alpha=4, target_modules="all-linear") if lora else None
@@ -82,7 +84,9 @@ def test_training_continues_to_the_same_weights(
     how: dict, tiny_model_dir: Path, tied_model_dir: Path, tmp_path: Path
 ):
     folder = tiny_model_dir if how["model"] == "tiny" else tied_model_dir
-    options = {name: value for name, value in how.items() if name not in ("model", "stop_after")}
+    options: dict[str, Any] = {
+        name: value for name, value in how.items() if name not in ("model", "stop_after")
+    }
     whole = train(folder, tmp_path / "whole", **options)
     with pytest.raises(KeyboardInterrupt):
         train(folder, tmp_path / "parts", stop_after=how.get("stop_after", 5), **options)
@@ -97,7 +101,7 @@ def test_training_continues_to_the_same_weights(
         assert name in whole[0]
     assert train(folder, tmp_path / "whole", **options) == whole  # done already
     with pytest.raises(ValueError, match="other options"):
-        train(folder, tmp_path / "whole", **(options | {"learning_rate": 1e-4}))
+        train(folder, tmp_path / "whole", learning_rate=1e-4, **options)
     assert AutoModelForCausalLM.from_pretrained(tmp_path / "whole" / "model").config.use_cache
 
 
@@ -174,7 +178,7 @@ def test_a_loss_that_is_no_number_names_step_batch_and_checkpoint(
 ):
     model, tokenizer = thinking(tiny_model_dir)
     with torch.no_grad():
-        model.mixing.layers[0].weight.fill_(float("nan"))
+        tensor(model.mixing.layers[0].weight).fill_(float("nan"))
     arguments = quiet_arguments(tmp_path / "checkpoints", max_steps=1, use_cpu=True)
     texts = spans(TEXTS, tokenizer, length=24, least=4)
     told = r"The loss is nan at step 1, in the batch of texts \[.*There is no checkpoint yet; lower learning_rate"

@@ -1,6 +1,7 @@
 """The pool of samplers on real Ray clusters: one on this machine, and one of several nodes."""
 
 import importlib.util
+import logging
 import os
 import signal
 import threading
@@ -52,7 +53,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Roll
 def pool() -> Iterator:
     import ray
 
-    ray.init("local", num_cpus=2, logging_level="ERROR", log_to_driver=False, include_dashboard=False,
+    ray.init("local", num_cpus=2, logging_level=logging.ERROR, log_to_driver=False, include_dashboard=False,
              runtime_env={"env_vars": cluster._environment()})  # fmt: skip
     try:
         with open_sampler("ray", MODEL, workers=2) as sampler:

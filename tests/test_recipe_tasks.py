@@ -40,8 +40,8 @@ def worked(expression: str) -> int:
         if isinstance(node, ast.BinOp):
             act = operator.mul if isinstance(node.op, ast.Mult) else operator.add
             return act(of(node.left), of(node.right))
-        assert isinstance(node, ast.Constant)
-        return int(node.value)
+        assert isinstance(node, ast.Constant) and isinstance(node.value, int)
+        return node.value
 
     return of(ast.parse(expression, mode="eval").body)
 
@@ -103,8 +103,11 @@ def test_guesses_in_the_pre_training_text_are_near_and_worked_out_as_they_are(mo
     equations = recipe("guessed_equations", monkeypatch)
     off = []
     for asked, text in islice(equations.corpus("equation", 0), 500):
-        a, b, c = map(int, re.fullmatch(r"Q: (\d+)\*x\+(\d+)=(\d+)\nA:", asked).groups())
-        guess = int(re.match(r" x=(\d+);", text).group(1))
+        question = re.fullmatch(r"Q: (\d+)\*x\+(\d+)=(\d+)\nA:", asked)
+        guessed = re.match(r" x=(\d+);", text)
+        assert question is not None and guessed is not None
+        a, b, c = map(int, question.groups())
+        guess = int(guessed.group(1))
         assert text == f" x={guess}; {a}*{guess}={a * guess}; {a * guess}+{b}={a * guess + b}; #### {guess}"  # fmt: skip
         off.append(guess - (c - b) // a)
     assert set(off) == {-2, -1, 0, 1, 2}

@@ -1,6 +1,7 @@
 """Prompts and completions as tokens, with tokenizers of several kinds."""
 
 import pytest
+from narrowed import text, token_id
 from small_tokenizers import (
     CHATML,
     NO_SYSTEM,
@@ -101,7 +102,7 @@ def test_a_template_that_writes_bos_has_it_once_and_the_answer_gains_no_space():
     assert ids.count(tokenizer.bos_token_id) == 1
     (row,), _ = tokenized([Example(ASKED, answered("The answer is 7."))], tokenizer, None)
     assert tuple(row["input_ids"][: len(ids)]) == ids
-    whole = tokenizer.decode(row["input_ids"])
+    whole = text(tokenizer.decode(row["input_ids"]))
     assert whole.replace(" ", "").endswith("[/INST]Theansweris7.</s>")
     assert "[/INST]The" in whole
     assert row["input_ids"].count(tokenizer.eos_token_id) == 1
@@ -123,7 +124,7 @@ def test_a_turn_ends_with_the_templates_own_token_and_nothing_after_it():
 def test_an_end_token_that_is_not_marked_as_special_ends_a_turn_and_is_learned():
     """As in tokenizers that add <|im_end|> as an ordinary token; the end of a text is not learned."""
     tokenizer = byte_level(special=("<|im_start|>",), added=("<|im_end|>",), template=CHATML)
-    end = tokenizer.convert_tokens_to_ids("<|im_end|>")
+    end = token_id(tokenizer.convert_tokens_to_ids("<|im_end|>"))
     assert end not in tokenizer.all_special_ids
     assert turn_ending(tokenizer, ASKED) == (end,)
     sampled = (*tokenizer("12", add_special_tokens=False)["input_ids"], end)
@@ -145,7 +146,7 @@ def test_a_template_that_changes_every_answer_is_refused():
 def test_what_is_learned_is_the_completion_whatever_the_template_makes_of_it(completion: str):
     tokenizer = byte_level(template=THINKING, added=("<think>", "</think>"))
     ids = tokenizer(completion, add_special_tokens=False)["input_ids"]
-    end = tokenizer.convert_tokens_to_ids("<|im_end|>")
+    end = token_id(tokenizer.convert_tokens_to_ids("<|im_end|>"))
     for sampled in (None, (*ids, end)):
         (row,), _ = tokenized([Example(ASKED, answered(completion), sampled)], tokenizer, None)
         assert tokenizer.decode(learned(row)) == completion + "<|im_end|>"
@@ -160,7 +161,7 @@ def test_a_thought_that_the_template_opens_is_not_opened_twice():
     """A server gave the reasoning apart: its text begins with the mark that the template writes."""
     tokenizer = byte_level(template=THINKING)
     (row,), _ = tokenized([Example(ASKED, answered("<think>\nso\n</think>\n21"))], tokenizer, None)
-    assert tokenizer.decode(row["input_ids"]).endswith(
+    assert text(tokenizer.decode(row["input_ids"])).endswith(
         "<|im_start|>assistant\n<think>\nso\n</think>\n21<|im_end|>"
     )
 
@@ -183,7 +184,7 @@ def test_template_variables_reach_the_prompt_in_training_too():
     tokenizer = byte_level(template=THINKING)
     off = {"enable_thinking": False}
     (row,), _ = tokenized([Example(ASKED, answered("21"), None, off)], tokenizer, None)
-    assert tokenizer.decode(row["input_ids"]).endswith("<think>\n\n</think>\n\n21<|im_end|>")
+    assert text(tokenizer.decode(row["input_ids"])).endswith("<think>\n\n</think>\n\n21<|im_end|>")
 
 
 def test_a_system_message_is_written_or_refused():
@@ -207,4 +208,7 @@ def test_template_variables_that_do_nothing_are_refused():
 def test_special_tokens_inside_a_completion_are_part_of_its_text():
     tokenizer = byte_level(special=("<|think|>", "<|/think|>"))
     ids = tokenizer("<|think|>so<|/think|>21</s>", add_special_tokens=False)["input_ids"]
-    assert completion_text(tokenizer, ids, {tokenizer.eos_token_id}) == "<|think|>so<|/think|>21"
+    assert (
+        completion_text(tokenizer, ids, {token_id(tokenizer.eos_token_id)})
+        == "<|think|>so<|/think|>21"
+    )

@@ -13,7 +13,7 @@ from selftaught.evaluation.evaluator import evaluation_from
 from selftaught.methods.star import StarConfig
 from selftaught.printable import printable
 from selftaught.prompts import PromptStyle
-from selftaught.records import OUTCOMES, Problem, Rollout, write_jsonl
+from selftaught.records import OUTCOMES, Origin, Outcome, Problem, Rollout, write_jsonl
 from selftaught.reports.pages import shortened
 from selftaught.reports.star_page import compare_runs, read_run, report, rollout_kinds
 from selftaught.reports.tables import digits_table, markdown_table
@@ -48,7 +48,7 @@ SUMS = Task(
 )
 
 
-def graded(rng, rights, *, model, origin="sampled", per_group=40):
+def graded(rng, rights, *, model, origin: Origin = "sampled", per_group=40):
     """Rollouts of sums with the given number right in each length; the others fail in every way."""
     rollouts = []
     for digits, right in enumerate(rights, 1):
@@ -362,8 +362,8 @@ def test_nothing_a_model_writes_becomes_markup(tmp_path):
 @pytest.mark.parametrize("character", ["'", "\x00", "\U0001f600"])
 def test_the_page_stays_small_whatever_the_rollouts_hold(tmp_path, character):
     folder, text = fake_run(tmp_path / "long", iterations=0), character * 10_000
-    names = [("sampled", outcome) for outcome in OUTCOMES]
-    names += [("rationalized", "right"), ("rationalized", "wrong")]
+    names: list[tuple[Origin, Outcome]] = [("sampled", outcome) for outcome in OUTCOMES]
+    names.extend([("rationalized", "right"), ("rationalized", "wrong")])
     problem = Problem("p", text, text)
     rollouts = [
         Rollout(problem, text, text, "stop", "m", 0, origin, answer=text, outcome=outcome)

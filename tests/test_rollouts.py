@@ -18,7 +18,7 @@ from selftaught.records import Problem, Rollout, Text, read_rollouts, rollout_fr
 from selftaught.rollouts import store as room
 from selftaught.rollouts import store_file
 from selftaught.rollouts.store import collect, collect_up_to, fill
-from selftaught.samplers import SamplingParams
+from selftaught.samplers import SamplingParams, open_sampler
 from selftaught.samplers.scripted import ScriptedSampler
 
 STYLE = PromptStyle("bare")
@@ -235,9 +235,7 @@ def test_a_store_cut_at_any_byte_is_finished_before_more_samples_are_asked_for(
 def test_growing_with_a_model_gives_the_tokens_of_sampling_at_once(
     tiny_model_dir: Path, tmp_path: Path
 ):
-    from selftaught.samplers.local.sampler import TransformersSampler
-
-    with TransformersSampler(tiny_model_dir, dtype="float32") as sampler:
+    with open_sampler("transformers", str(tiny_model_dir), dtype="float32") as sampler:
         at_once = collect(sampler, PROBLEMS, STYLE, wanting(8), store=tmp_path / "once.jsonl")
         for n in (2, 5, 3, 8):
             store = tmp_path / "grown.jsonl"

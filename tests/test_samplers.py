@@ -15,6 +15,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from narrowed import tensor
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -259,7 +260,7 @@ def test_several_continuations_of_one_prefix_differ_and_all_begin_with_it(
         for several, tokens in zip(answers, prefix_tokens, strict=True):
             assert {(one.token_ids or ())[: len(tokens)] for one in several} == {tokens}
             assert len({one.token_ids for one in several}) == 5
-            text = sampler._tokenizer.decode(tokens)
+            text = str(sampler._tokenizer.decode(tokens))
             assert all(one.text.startswith(text) for one in several)
         assert answers[1] == sampler.sample(["b"], params)[0]
 
@@ -271,7 +272,7 @@ def test_a_model_that_thinks_continues_what_it_began(tiny_model_dir: Path) -> No
     tokenizer = AutoTokenizer.from_pretrained(tiny_model_dir)
     base = AutoModelForCausalLM.from_pretrained(tiny_model_dir)
     thinking = make_quiet(base, tokenizer, QuietConfig.paper(thought_tokens=2, lookahead=2))
-    torch.nn.init.normal_(thinking.mixing.layers[-1].weight)
+    torch.nn.init.normal_(tensor(thinking.mixing.layers[-1].weight))
     prompts = ["Q: What is 12 + 7?\nA:", "Tom has 3 apples"]
     params = SamplingParams(max_tokens=6, temperature=1.0)
     with TransformersSampler(thinking, tokenizer=tokenizer) as sampler:
@@ -541,6 +542,7 @@ def test_the_fingerprint_tells_weights_apart_and_the_model_keeps_its_attention(
         open_sampler("transformers", str(tiny_model_dir)) as same,
         tiny(tiny_model_dir) as other,
     ):
+        assert isinstance(other._model, PreTrainedModel)
         before = other._model.config._attn_implementation
         other.sample(["1"], SamplingParams(max_tokens=2))
         assert other._model.config._attn_implementation == before

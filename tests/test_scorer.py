@@ -9,8 +9,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from narrowed import token_ids
 from test_samplers import PLAIN, SHARING, random_model
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from selftaught.samplers import SamplingParams, open_scorer
 from selftaught.samplers.local import scorer as scoring
@@ -88,7 +94,7 @@ def assert_close(
             assert score == pytest.approx(other, abs=tolerance, rel=1e-5)
 
 
-def tokenizer_of(folder: Path) -> AutoTokenizer:
+def tokenizer_of(folder: Path) -> PreTrainedTokenizerBase:
     return AutoTokenizer.from_pretrained(folder)
 
 
@@ -174,7 +180,7 @@ def test_a_sampled_completion_has_the_probability_it_was_drawn_with(tiny_model_d
     # Greedy tokens are the likeliest ones, so no other first token is likelier.
     prompt = "Q: What is 12 + 7?\nA:"
     with TransformersSampler(tiny_model_dir, dtype="float32") as sampler:
-        tokens = sampler.sample([prompt], SamplingParams(max_tokens=8))[0][0].token_ids or ()
+        tokens = token_ids(sampler.sample([prompt], SamplingParams(max_tokens=8))[0][0])
         written_by = sampler.fingerprint
     with open_scorer(str(tiny_model_dir), dtype="float32") as scorer:
         every = [(*tokens[:3], token) for token in range(len(scorer.tokenizer))]

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from selftaught.prompts import PromptStyle, chat, hinted
-from selftaught.records import Example, Preference, Problem, Rollout
+from selftaught.records import Example, FinishReason, Origin, Outcome, Preference, Problem, Rollout
 from selftaught.rollouts.selection import (
     gold_rollouts,
     keep_at_most,
@@ -29,7 +29,9 @@ ONE, TWO, THREE = (Problem(name, f"{name}?", "1") for name in ("one", "two", "th
 STYLE = PromptStyle("few_shot", shots=lambda problem: [Problem("s", "s?", "0", "shown 0")])
 
 
-def rolled(problem: Problem, text: str, outcome, origin="sampled") -> Rollout:
+def rolled(
+    problem: Problem, text: str, outcome: Outcome | None, origin: Origin = "sampled"
+) -> Rollout:
     return Rollout(problem, "seen prompt", text, "stop", "m", 0, origin, outcome=outcome)
 
 
@@ -253,10 +255,10 @@ BARE = PromptStyle("bare")
 RIGHT = {ONE: ["r1", "r2"], TWO: ["s1"], THREE: ["t1", "t2"]}
 WRONG = {ONE: ["w1", "w2", "w3"], TWO: ["v1", "v2"], THREE: []}
 SAMPLED = [
-    rolled(problem, text, outcome)
+    rolled(problem, text, "right" if texts is RIGHT else "no answer" if at else "wrong")
     for at in range(3)
     for problem in (ONE, TWO, THREE)
-    for texts, outcome in ((WRONG, "no answer" if at else "wrong"), (RIGHT, "right"))
+    for texts in (WRONG, RIGHT)
     for text in texts[problem][at : at + 1]
 ]
 """Interleaved, as they come from a sampler: one's w1, r1, two's v1, s1, three's t1, one's w2, ..."""
@@ -274,7 +276,7 @@ def test_every_right_rollout_is_preferred_to_every_wrong_one_of_its_problem():
     assert found[0] == Preference(
         "Q: one?\nA:", "r1", "w1", chosen_ids=(114, 49, 0), rejected_ids=(119, 49, 0)
     )
-    assert {one.prompt for one in found[6:]} == {"Q: two?\nA:"}
+    assert {str(one.prompt) for one in found[6:]} == {"Q: two?\nA:"}
 
 
 def test_all_right_and_all_wrong_give_no_preference():
@@ -330,16 +332,15 @@ def test_a_problems_own_rationale_is_a_right_rollout():
 
 def test_examples_have_the_tokens_of_the_rollouts_that_are_kept():
     problem = Problem("p", "1+1", "2")
+    sampled: list[tuple[str, FinishReason, tuple[int, ...] | None]] = [
+        ("2", "stop", (5, 0)),
+        ("2 ", "stop", (6, 0)),
+        ("two", "stop", None),
+        ("22", "length", (7,)),
+    ]
     made = [
         Rollout(problem, "Q", text, finish, "m", index, token_ids=ids, outcome="right")
-        for index, (text, finish, ids) in enumerate(
-            [
-                ("2", "stop", (5, 0)),
-                ("2 ", "stop", (6, 0)),
-                ("two", "stop", None),
-                ("22", "length", (7,)),
-            ]
-        )
+        for index, (text, finish, ids) in enumerate(sampled)
     ]
     style = PromptStyle("bare")
     examples = make_examples(keep_distinct(made), style)

@@ -2,8 +2,10 @@
 
 import json
 import math
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -23,7 +25,6 @@ from selftaught.records import Completion
 pytestmark = pytest.mark.slow
 
 VERIFIER = str(embedded_model())
-DRAWN = {"temperature": 1.0}
 QUESTION = "123+345"
 """The model is unsure of sums of three digits, so its candidates differ."""
 
@@ -38,7 +39,7 @@ def test_the_embedded_model_adds_two_numbers():
 @pytest.mark.parametrize("n", [1, 2, 3, 4, 9])
 def test_candidates_told_as_they_come_are_those_drawn_at_once(n: int, verifier: str | None):
     told: list[tuple[int, Completion]] = []
-    with Solver("embedded", verifier, n=n, **DRAWN) as solver:
+    with Solver("embedded", verifier, n=n, temperature=1.0) as solver:
         at_once = solver.solve(QUESTION)
         streamed = solver.solve(QUESTION, seen=lambda *one: told.append(one))
     assert replace(streamed, scores=None) == replace(at_once, scores=None)
@@ -58,7 +59,7 @@ def answer_of(text: str) -> str | None:
 
 
 def test_the_best_scored_candidate_is_taken_and_scores_are_log_probabilities():
-    with Solver("embedded", VERIFIER, n=6, **DRAWN) as solver:
+    with Solver("embedded", VERIFIER, n=6, temperature=1.0) as solver:
         found = solver.solve(QUESTION)
     model = AutoModelForCausalLM.from_pretrained(VERIFIER, dtype=torch.float64)
     tokenizer = AutoTokenizer.from_pretrained(VERIFIER)
@@ -79,10 +80,11 @@ def test_the_best_scored_candidate_is_taken_and_scores_are_log_probabilities():
 
 
 def test_without_a_verifier_the_commonest_answer_is_taken():
-    with Solver("embedded", n=12, **DRAWN) as solver:
+    with Solver("embedded", n=12, temperature=1.0) as solver:
         found = solver.solve(QUESTION)
     answers = [answer_of(text) for text in found.completions]
     counts = {answer: answers.count(answer) for answer in answers if answer}
+    assert found.answer is not None
     assert counts[found.answer] == max(counts.values()) == found.support
     assert found.completions.index(found.completion) == answers.index(found.answer)
 
@@ -125,14 +127,20 @@ def test_which_candidate_is_taken(votes, scores, weighted, at):
     assert best_candidate(votes, scores, weighted=weighted) == at
 
 
-class Scripted:
-    """A solver that knows the answers and counts what it is asked."""
+class Scripted(Solver):
+    """A solver that knows the answers and counts what it is asked; it opens no model."""
 
     def __init__(self, **made_of: int) -> None:
-        self.made_of = {"n": 2} | made_of
+        self._made_of = {"n": 2} | made_of
         self.asked: list[str] = []
 
-    def solve(self, question: str) -> Solution:
+    @property
+    def made_of(self) -> dict[str, Any]:
+        return self._made_of
+
+    def solve(
+        self, question: str, *, seen: Callable[[int, Completion], None] | None = None
+    ) -> Solution:
         self.asked.append(question)
         return Solution(question, f"{question}!", "a\u2028b\r", 2, ["a", "b"], [-0.5, -1.0])
 

@@ -57,6 +57,7 @@ def test_the_end_is_told_whatever_it_is(tmp_path: Path):
                 tracked_status(path, "RFT") as reporter,
                 reporter.progress("sampling", 3) as advance,
             ):
+                assert advance is not None
                 advance(1)
                 if error:
                     raise error

@@ -13,7 +13,7 @@ from test_report import NASTY, Page
 
 from selftaught.records import Problem, Rollout
 from selftaught.reports.step_page import chosen_rollouts, signed, totals, worked, write_step_page
-from selftaught.rollouts.steps import ValuedRollout, split_steps, step_value
+from selftaught.rollouts.steps import PitRule, ValuedRollout, split_steps, step_value
 
 END = 0
 LINES = ["3 * 12 = 36\n", "36 - 9 = 27\n", "2 * 27 = 54\n", "27 + 54 = 81\n"]
@@ -32,7 +32,7 @@ def valued(name="apples", lines=LINES, rights=RIGHTS, *, k=1, index=0, **fields)
     """A completion of these lines, with values from 8 continuations each; none at its end."""
     ids = (*encode("".join(lines)), END)
     problem = Problem(name, fields.pop("question", "How many apples?"), fields.pop("gold", "45"))
-    told = {"answer": "81", "outcome": "right" if rights[-1] else "wrong"} | fields
+    told: dict[str, Any] = {"answer": "81", "outcome": "right" if rights[-1] else "wrong"} | fields
     rollout = Rollout(problem, "Q", "".join(lines), "stop", "m", index, token_ids=ids, **told)
     values = tuple(step_value(right, 8, k) for right in rights)
     counts = (*((right, 8) for right in rights[:-1]), (0, 0))
@@ -60,7 +60,9 @@ def all_drawn(several, **options):
     }
 
 
-def written(path, several, continuations=None, *, title="Steps", rule="lowest_value", k=1):
+def written(
+    path, several, continuations=None, *, title="Steps", rule: PitRule = "lowest_value", k=1
+):
     return write_step_page(
         several, decode, continuations or {}, path / "steps.html", title=title, rule=rule, k=k
     )

@@ -4,16 +4,20 @@ import itertools
 import json
 import math
 import random
+from collections.abc import Sequence
 from fractions import Fraction
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from selftaught.records import Problem, Rollout
+from selftaught.records import Problem, Rollout, Text
 from selftaught.rollouts.steps import (
     Chosen,
+    Decode,
+    SplitBy,
     ValuedRollout,
     advantages,
     first_pit,
@@ -80,7 +84,7 @@ def texts_of(ids, ends, decode=character_decode):
     return [decode(ids[first:end]) for first, end in itertools.pairwise([0, *ends])]
 
 
-def split(text, by="newline", separator=";"):
+def split(text, by: SplitBy = "newline", separator=";"):
     ids = characters(text)
     return texts_of(ids, split_steps(ids, character_decode, by, separator))
 
@@ -144,7 +148,7 @@ def test_what_separates_nothing_is_refused(separator):
     with pytest.raises(ValueError, match="separator must have"):
         split("a", "separator", separator)
     with pytest.raises(ValueError, match="newline, sentence, numbered, separator; got 'word'"):
-        split("a", "word")
+        split("a", "word")  # pyright: ignore[reportArgumentType]
 
 
 def test_an_end_token_without_text_belongs_to_the_last_step():
@@ -153,18 +157,22 @@ def test_an_end_token_without_text_belongs_to_the_last_step():
     assert split_steps((END,), character_decode) == [1]
 
 
-def chunk_decode(chunks):
-    """A tokenizer with any bytes as its tokens; here a token is given as the bytes themselves."""
-    return b"".join(chunks).decode("utf-8", "replace")
+def chunk_decode(chunks: Sequence[bytes]) -> Decode:
+    """Decode of a tokenizer with any bytes as its tokens; a token id is an index of `chunks`."""
+    return lambda ids: b"".join(chunks[one] for one in ids).decode("utf-8", "replace")
+
+
+def chunk_ends(*chunks: bytes) -> list[int]:
+    return split_steps([*range(len(chunks))], chunk_decode(chunks))
 
 
 def test_a_token_that_reaches_into_the_next_step_belongs_to_the_one_before():
-    assert split_steps([b"a\nb", b"c\n", b"d"], chunk_decode) == [1, 2, 3]
-    assert split_steps([b"a", b"\nb", b"\n", b"c"], chunk_decode) == [3, 4]  # "\n" alone is no step
-    assert split_steps([b"a\nb\nc", b"d"], chunk_decode) == [1, 2]
+    assert chunk_ends(b"a\nb", b"c\n", b"d") == [1, 2, 3]
+    assert chunk_ends(b"a", b"\nb", b"\n", b"c") == [3, 4]  # "\n" alone is no step
+    assert chunk_ends(b"a\nb\nc", b"d") == [1, 2]
     emoji = "\U0001f600".encode()
     # the line break and half a character in one token; whole characters only count as settled
-    assert split_steps([b"a", b"\n" + emoji[:2], emoji[2:], b"\nb"], chunk_decode) == [2, 4]
+    assert chunk_ends(b"a", b"\n" + emoji[:2], emoji[2:], b"\nb") == [2, 4]
 
 
 def test_a_line_break_that_a_decoder_takes_back_for_a_while_ends_a_step(pieces):
@@ -212,7 +220,7 @@ def test_steps_of_any_bytes_are_those_of_the_naive_twin(data):
     whole = data.draw(st.one_of(TEXTS.map(str.encode), st.binary(max_size=60)))
     cuts = sorted(data.draw(st.sets(st.integers(0, len(whole)), max_size=20)))
     chunks = [whole[a:b] for a, b in itertools.pairwise([0, *cuts, len(whole)]) if a < b]
-    assert split_steps(chunks, chunk_decode) == naive_ends(chunks, chunk_decode)
+    assert chunk_ends(*chunks) == naive_ends([*range(len(chunks))], chunk_decode(chunks))
 
 
 @given(text=TEXTS, by=st.sampled_from(["newline", "sentence", "numbered", "separator"]))
@@ -254,7 +262,8 @@ def test_a_text_stands_after_another_with_its_first_space(bpe, pieces):
             after = text_after(tokenizer.decode, ids[:cut], ids[cut:])
             assert before + after == tokenizer.decode(ids)
     emoji = "\U0001f600".encode()
-    assert text_after(chunk_decode, [emoji[:2]], [emoji[2:], b"a"]).endswith("a")
+    decode = chunk_decode([emoji[:2], emoji[2:], b"a"])
+    assert text_after(decode, [0], [1, 2]).endswith("a")
 
 
 # What a step is worth
@@ -307,7 +316,8 @@ def completions(tree, chance):
     return [c for part, after in tree.values() for c in completions(after, chance * part)]
 
 
-def exact(prefix, k=1):
+def exact(prefix, k=1) -> Any:
+    """The value as a fraction; the package computes with floating-point numbers."""
     q = sum(chance for chance, right in completions(node(prefix), F(1)) if right)
     return 1 - (1 - q) ** k
 
@@ -384,10 +394,10 @@ def test_no_values_and_no_rule_are_refused():
     with pytest.raises(ValueError, match="must contain the value before the first step"):
         advantages([])
     with pytest.raises(ValueError, match="first_zero; got 'lowest'"):
-        first_pit([1, 0], "lowest")
+        first_pit([1, 0], "lowest")  # pyright: ignore[reportArgumentType]
 
 
-def valued(steps=WRONG, prompt="Q: 40 + 3\nA:"):
+def valued(steps=WRONG, prompt: Text = "Q: 40 + 3\nA:"):
     """The wrong completion of the enumerable policy, a line per step, with exact values."""
     texts = [f"{step}\n" for step in steps]
     ids = (*characters("".join(texts)), END)
@@ -465,6 +475,7 @@ def test_a_truncated_pair_ends_neither_side_unless_all_is_kept():
     pair = truncated_pair(valued(), 1, RIGHT, **told)
     assert pair is not None and pair.prefix_tokens == ()
     assert (pair.chosen, pair.rejected) == ("40 + 3\n= 43\n", "40 - 3\n= 37\n")
+    assert pair.chosen_ids is not None and pair.rejected_ids is not None
     assert END not in (*pair.chosen_ids, *pair.rejected_ids)
     shorter = truncated_pair(valued(), 1, RIGHT, kept=1, **told)
     assert shorter is not None and shorter.chosen == "40 + 3\n"
@@ -496,7 +507,7 @@ def test_every_right_text_makes_a_preference_in_each_form():
     (pair,) = step_preferences(valued(), form="truncated", chosen=[RIGHT], kept=2, **told)
     assert (pair.chosen, pair.rejected) == ("40 + 3\n= 43\n", "40 - 3\n")
     with pytest.raises(ValueError, match="form must be one of prefix, step, truncated; got 'both'"):
-        step_preferences(valued(), form="both", chosen=[], **told)
+        step_preferences(valued(), form="both", chosen=[], **told)  # pyright: ignore[reportArgumentType]
 
 
 def test_a_completion_without_a_pit_makes_no_preference():
@@ -507,7 +518,7 @@ def test_a_completion_without_a_pit_makes_no_preference():
 
 
 def test_a_chat_is_answered_by_a_message():
-    asked = [{"role": "user", "content": "40 + 3"}]
+    asked: Text = [{"role": "user", "content": "40 + 3"}]
     pair = prefix_pair(valued(prompt=asked), 0, RIGHT, decode=character_decode, end=END)
     assert pair is not None
     assert pair.rejected == [{"role": "assistant", "content": "40 - 3\n"}]
@@ -521,6 +532,6 @@ def test_sides_of_a_pair_are_slices_of_what_the_model_produced(bpe):
     one = ValuedRollout(rollout, tuple(ends), (1.0, 1.0, 0.0, 0.0, 0.0), ((5, 5),) * 5)
     right = Chosen(tuple(bpe.encode("4 + 3 = 7\n").ids), (1,))
     pair = step_pair(one, 1, right, decode=bpe.decode)
-    assert pair is not None
+    assert pair is not None and pair.rejected_ids is not None
     assert (*pair.prefix_tokens, *pair.rejected_ids) == ids[: ends[1]]
     assert pair.rejected == "is\n\n"

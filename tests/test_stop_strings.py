@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from narrowed import token_id
 from small_tokenizers import byte_level
 from transformers import AutoTokenizer
 
@@ -86,7 +87,7 @@ def _naive(text: str, stop: tuple[str, ...], opened: bool) -> int | None:
 def test_tokens_after_the_stop_string_are_left_out():
     tokenizer = byte_level(special=("<|think|>", "<|/think|>"))
     marks = ("<|think|>", "<|/think|>")
-    ending = Ending(tokenizer, [tokenizer.eos_token_id], ["\n\n"], marks)
+    ending = Ending(tokenizer, [token_id(tokenizer.eos_token_id)], ["\n\n"], marks)
     ids = tokenizer("<|think|>a\n\nb<|/think|>7.\n\nQ: more").input_ids
     made = ending.completion(ids)
     assert made.text == "<|think|>a\n\nb<|/think|>7."

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from narrowed import tensor, token_id
 from small_tokenizers import CHATML, byte_level
 from transformers import (
     AutoModelForCausalLM,
@@ -19,11 +20,12 @@ from transformers import (
 
 from selftaught.records import (
     Example,
+    FinishReason,
     Preference,
     Problem,
     Rollout,
+    plain_fields,
     read_examples,
-    to_json,
     write_jsonl,
 )
 from selftaught.training import (
@@ -239,13 +241,13 @@ except OSError as error:
 
 def test_another_lora_is_not_taken_for_a_finished_training(tiny_model_dir: Path, tmp_path: Path):
     first, other = (lora_config(r=4, alpha=8, target_modules=name) for name in ("q_proj", "v_proj"))
-    options = {"out": tmp_path / "model"}
+    out = tmp_path / "model"
     settings = config(tmp_path, max_steps=1)
-    train_sft(tiny_model_dir, EXAMPLES, settings, peft_config=first, **options)
+    train_sft(tiny_model_dir, EXAMPLES, settings, peft_config=first, out=out)
     same = lora_config(r=4, alpha=8, target_modules="q_proj")
-    train_sft(tiny_model_dir, EXAMPLES, settings, peft_config=same, **options)
+    train_sft(tiny_model_dir, EXAMPLES, settings, peft_config=same, out=out)
     with pytest.raises(ValueError, match="or other options"):
-        train_sft(tiny_model_dir, EXAMPLES, settings, peft_config=other, **options)
+        train_sft(tiny_model_dir, EXAMPLES, settings, peft_config=other, out=out)
 
 
 # Preferences
@@ -480,7 +482,7 @@ def test_steps_on_preferences_equal_those_made_by_hand(
         loss.backward()
         with torch.no_grad():
             for weight in model.parameters():
-                weight -= 0.05 * weight.grad
+                weight -= 0.05 * tensor(weight.grad)
     assert loss.item() < math.log(2) - 0.05
     trained = model_of(tmp_path / "model")
     for (name, ours), by_hand in zip(trained.named_parameters(), model.parameters(), strict=True):
@@ -571,7 +573,7 @@ def test_steps_with_weights_equal_those_made_by_hand(
         loss.backward()
         with torch.no_grad():
             for weight in model.parameters():
-                weight -= 0.05 * weight.grad
+                weight -= 0.05 * tensor(weight.grad)
     trained = model_of(tmp_path / "model")
     for (name, ours), by_hand in zip(trained.named_parameters(), model.parameters(), strict=True):
         assert torch.allclose(ours, by_hand, atol=1e-4), name
@@ -672,13 +674,13 @@ def test_an_outcome_model_learns_to_tell_right_from_wrong(
 
 
 def test_completions_of_one_kind_are_no_outcomes_to_learn(tiny_model_dir: Path, tmp_path: Path):
-    options = {"out": tmp_path / "model"}
+    out = tmp_path / "model"
     right = judged(tiny_model_dir, [("1+2=", "3", True), ("2+2=", "4", True)])
     with pytest.raises(ValueError, match="both right and wrong completions to train on, got 2"):
-        train_outcome(tiny_model_dir, right, outcome_options(tmp_path), **options)
+        train_outcome(tiny_model_dir, right, outcome_options(tmp_path), out=out)
     long = LabeledCompletion("1+2=", (5,) * 40, False)
     done = train_outcome(
-        tiny_model_dir, [*judged(tiny_model_dir, MIXED), long], outcome_options(tmp_path), **options
+        tiny_model_dir, [*judged(tiny_model_dir, MIXED), long], outcome_options(tmp_path), out=out
     )
     assert (done.trained_on, done.too_long) == (4, 1)
     with pytest.raises(ValueError, match="of those that fit max_length=32 tokens"):
@@ -692,7 +694,9 @@ def test_completions_of_one_kind_are_no_outcomes_to_learn(tiny_model_dir: Path, 
 # The tokens of a completion
 
 
-def written(folder: Path, ids: tuple[int, ...] | None, text: str, reason="stop") -> Rollout:
+def written(
+    folder: Path, ids: tuple[int, ...] | None, text: str, reason: FinishReason = "stop"
+) -> Rollout:
     return Rollout(Problem("p", "?", "!"), "?", text, reason, str(folder), 0, token_ids=ids)
 
 
@@ -781,7 +785,7 @@ def test_a_training_is_known_by_the_hash_of_all_it_is_made_of(tmp_path: Path):
     judged = LabeledCompletion("p", (1, 2), True)
     talk = Example([{"role": "user", "content": "\u00e9"}], [{"role": "assistant", "content": "2"}])
     for made_of in ([*EXAMPLES, talk], [preference] * 2, [judged], [], ()):
-        plain = [json.loads(to_json(one)) for one in made_of]
+        plain = [json.loads(json.dumps(plain_fields(one))) for one in made_of]
         told = {name: getattr(options, name) for name in trainer.DECIDING}
         text = json.dumps(["m", plain, told, None], ensure_ascii=True, default=str, sort_keys=True)
         wanted = hashlib.sha256(text.encode()).hexdigest()[:16]
@@ -857,7 +861,7 @@ def test_the_end_token_is_learned_where_padding_is_the_same_token():
     from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
     tokenizer = byte_level(pad="</s>")
-    end = tokenizer.eos_token_id
+    end = token_id(tokenizer.eos_token_id)
     assert tokenizer.pad_token_id == end
     rows, _ = tokenized([Example("Q", "7"), Example("Q", "70000")], tokenizer, None)
     batch = DataCollatorForLanguageModeling(pad_token_id=end)(list(rows))
@@ -870,7 +874,8 @@ def test_a_chat_ends_with_the_token_that_ended_it_when_it_was_sampled():
     tokenizer = byte_level(template=CHATML)
     asked = [{"role": "user", "content": "1+1"}]
     ids = tuple(tokenizer("2")["input_ids"])
-    turn, end = tokenizer.convert_tokens_to_ids("<|im_end|>"), tokenizer.eos_token_id
+    turn = token_id(tokenizer.convert_tokens_to_ids("<|im_end|>"))
+    end = token_id(tokenizer.eos_token_id)
     for sampled, wanted in (((*ids, turn), turn), ((*ids, end), end), (ids, turn), (None, turn)):
         example = Example(asked, [{"role": "assistant", "content": "2"}], sampled)
         (row,), _ = tokenized([example], tokenizer, None)

@@ -14,7 +14,7 @@ from transformers import (
 from selftaught.evaluation.verifier import OutcomeModel, Verifier, as_rollouts
 from selftaught.models.embedded import embedded_model
 from selftaught.prompts import PromptStyle
-from selftaught.records import Completion, Problem, Rollout
+from selftaught.records import Completion, FinishReason, Problem, Rollout
 from selftaught.training import completion_ids, open_tokenizer
 
 STYLE = PromptStyle("bare")
@@ -46,7 +46,9 @@ def written(tiny_model_dir: Path) -> list[tuple[Rollout, Tokens]]:
     def ids(text: str) -> Tokens:
         return tuple(tokenizer(text)["input_ids"])
 
-    def rolled(problem: Problem, text: str, own: Tokens | None, reason="stop") -> Rollout:
+    def rolled(
+        problem: Problem, text: str, own: Tokens | None, reason: FinishReason = "stop"
+    ) -> Rollout:
         return Rollout(problem, "seen", text, reason, "m", 0, token_ids=own)
 
     letters = tuple(one for letter in "answer" for one in ids(letter))
@@ -174,7 +176,7 @@ def test_the_end_token_of_a_turn_stays_where_it_is_not_that_of_a_text(tiny_model
     ids = tuple(tokenizer("12 + 7 = 19.")["input_ids"])
     problem = Problem("p", "q", "19")
 
-    def ended(end: tuple[int, ...], reason: str = "stop") -> tuple[int, ...]:
+    def ended(end: tuple[int, ...], reason: FinishReason = "stop") -> tuple[int, ...]:
         one = Rollout(problem, "q", "12 + 7 = 19.", reason, "m", 0, token_ids=(*ids, *end))
         return completion_ids(one, tokenizer)
 

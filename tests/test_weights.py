@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -24,7 +25,7 @@ from transformers import (
 
 from selftaught.samplers.weights import check_names, check_weights, load_model, read_header
 
-TINY = {
+TINY: dict[str, Any] = {
     "vocab_size": 20, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2,
     "num_attention_heads": 2, "num_key_value_heads": 2,
 }  # fmt: skip
