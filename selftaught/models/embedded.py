@@ -28,7 +28,8 @@ from selftaught.tasks.arithmetic import columns, extract, problem, scratchpad, s
 from selftaught.tasks.base import answer_in_brackets
 
 if TYPE_CHECKING:
-    from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
+    from torch import Tensor
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 Text = tuple[str, str]
 """Prompt and completion; the loss is on the completion only."""
@@ -194,7 +195,7 @@ def character_tokenizer() -> "PreTrainedTokenizerFast":
     )
 
 
-def _config(tokenizer: Any) -> Any:
+def _config(tokenizer: Any) -> "LlamaConfig":
     from transformers import LlamaConfig
 
     return LlamaConfig(
@@ -214,7 +215,7 @@ def _config(tokenizer: Any) -> Any:
     )
 
 
-def _batch(tokenizer: Any, texts: Sequence[Text]) -> dict[str, Any]:
+def _batch(tokenizer: Any, texts: Sequence[Text]) -> "dict[str, Tensor]":
     """Return token ids and labels, both of shape (batch, longest text), padded on the right."""
     import torch
 

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from selftaught.evaluation.evaluator import accuracy_of
 from selftaught.reports.method_page import Figure, Section, Table, method_report, shown
@@ -62,7 +61,7 @@ def _settings(row: Row) -> str:
     return ", ".join(f"{name} {_one(value)}" for name, value in settings.items()) or "-"
 
 
-def _one(value: Any) -> str:
+def _one(value: object) -> str:
     return " ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
 
 

@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from markupsafe import Markup
 
@@ -106,7 +105,7 @@ def method_report(out: Path, method: str, lead: str, sections: Sequence[Section]
     return out / "report.html"
 
 
-def _section_values(section: Section, number: int) -> dict[str, Any]:
+def _section_values(section: Section, number: int) -> dict[str, object]:
     """Return the values of a section for the template, with figures as SVG."""
     plots = []
     for index, figure in enumerate(section.figures):

@@ -8,7 +8,6 @@ import base64
 import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from markupsafe import Markup
 
@@ -94,7 +93,7 @@ def explorer_page(
     """
     script = (Path(__file__).parent / "templates" / "explore.js").read_text(encoding="utf-8")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    data: list[dict[str, Any]] = [_token_data(token) for token in tokens]
+    data: list[dict[str, object]] = [_token_data(token) for token in tokens]
     page = rendered(
         "explore.html.j2",
         title=title,
@@ -110,7 +109,7 @@ def explorer_page(
     return path
 
 
-def _token_data(token: Explored) -> dict[str, Any]:
+def _token_data(token: Explored) -> dict[str, object]:
     """Return the values of a token that the script of the page reads."""
 
     def rows(top: Sequence[tuple[str, float]]) -> list[list[object]]:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import yaml
 from markupsafe import Markup
@@ -33,7 +33,7 @@ from selftaught.reports.plots import (
     curve_plot,
 )
 from selftaught.reports.tables import accuracy_lines, markdown_table
-from selftaught.runs.folder import read_json, read_rows
+from selftaught.runs.folder import Row, read_json, read_rows
 from selftaught.tasks import open_task
 
 T = TypeVar("T")
@@ -49,15 +49,15 @@ class Run:
     """The contents of a run folder, which may be incomplete."""
 
     folder: Path
-    rows: list[dict[str, Any]]
+    rows: list[Row]
     """Rows of `metrics.jsonl`: one per iteration, the base model first."""
     validations: list[Evaluation]
     """Validation results, one per row."""
-    summary: dict[str, Any] | None
+    summary: Row | None
     """Contents of `summary.json`. None: the run has not ended."""
     config: str
     """Text of `config.yaml`."""
-    versions: dict[str, Any]
+    versions: Row
     """Contents of `versions.json`."""
 
     @property
@@ -66,7 +66,7 @@ class Run:
         return self.folder.resolve().name
 
     @property
-    def options(self) -> dict[str, Any]:
+    def options(self) -> Row:
         """Contents of `config.yaml`. Empty if the file is not a mapping in YAML."""
         try:
             found = yaml.safe_load(self.config)
@@ -291,7 +291,7 @@ def _groups(run: Run, names: Iterable[str]) -> dict[str, str]:
     return {name: group for name, group in found.items() if name in wanted}
 
 
-def _differences(configs: Sequence[Mapping[str, Any]]) -> dict[str, list[str]]:
+def _differences(configs: Sequence[Mapping[str, object]]) -> dict[str, list[str]]:
     """Return the settings that differ between configs, with the value in each config."""
     flat = [dict(_leaves(config)) for config in configs]
     keys = list(dict.fromkeys(key for config in flat for key in config))
@@ -299,7 +299,7 @@ def _differences(configs: Sequence[Mapping[str, Any]]) -> dict[str, list[str]]:
     return {key: values for key, values in shown.items() if len(set(values)) > 1}
 
 
-def _leaves(tree: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
+def _leaves(tree: Mapping[str, object], above: str = "") -> Iterator[tuple[str, object]]:
     for key, value in tree.items():
         if isinstance(value, dict):
             yield from _leaves(value, f"{above}{key}.")
@@ -437,9 +437,14 @@ def _evenly(groups: Sequence[Sequence[T]], limit: int) -> list[T]:
 # The page
 
 
-def _run_plots(run: Run) -> dict[str, Any]:
+def _run_plots(run: Run) -> dict[str, object]:
     """Return the plots of the page of a run. None: no data yet."""
-    plots: dict[str, Any] = dict.fromkeys(("accuracy_plot", "group_plot", "loss_plot", "rate_plot"))
+    plots: dict[str, object] = {
+        "accuracy_plot": None,
+        "group_plot": None,
+        "loss_plot": None,
+        "rate_plot": None,
+    }
     groups = list(dict.fromkeys(name for each in run.validations for name in each.groups))
     if run.rows:
         every = _line(run, lambda evaluation: evaluation.group_mean)
@@ -471,7 +476,7 @@ def _line(run: Run, pick: Callable[[Evaluation], Tally | Evaluation | None]) -> 
     return [at for at, _ in found], [(t.accuracy, t.low, t.high) for _, t in found]
 
 
-def _curve(rows: Sequence[Mapping[str, Any]], key: str) -> Curve:
+def _curve(rows: Sequence[Row], key: str) -> Curve:
     """Return the logged values of `key` per iteration, with at most about 200 points each."""
     pieces, before = [], 0
     for row in rows:
@@ -518,7 +523,7 @@ def headline(run: Run) -> str:
     return printable(f"{iterations}{took}: {result}; stopped: {run.summary['why stopped']}.")
 
 
-def funnel_line(funnel: Mapping[str, Any]) -> dict[str, int]:
+def funnel_line(funnel: Row) -> dict[str, int]:
     """Return the counts of an iteration, from the questions asked to the examples trained on."""
     sampled, hinted = funnel["sampled"], funnel.get("rationalized") or {}
     unanswered = sampled["no answer"] + sampled["cut by length"]

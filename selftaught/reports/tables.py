@@ -1,14 +1,14 @@
 """Tables of results as plain text and Markdown."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from selftaught.evaluation.evaluator import Evaluation
 from selftaught.records import OUTCOMES
 from selftaught.reports.pages import interval, iteration_name, markdown, overall, percent, uneven
+from selftaught.runs.folder import Row
 
 
-def digits_table(rows: Sequence[Mapping[str, Any]]) -> str:
+def digits_table(rows: Sequence[Row]) -> str:
     """Return a table for the terminal: validation accuracy in percent, groups by iterations.
 
     Args:

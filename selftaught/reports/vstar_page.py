@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from selftaught.evaluation.candidates import Choice, share
 from selftaught.evaluation.evaluator import accuracy_of
@@ -66,7 +65,7 @@ def _choices_section(choices: Mapping[str, Row], ks: Sequence[int]) -> Section:
     return Section("Selection among candidates", words, [Table(["choice", *map(str, ks)], rows)], [figure])  # fmt: skip
 
 
-def _lead(values: Mapping[str, Any], n: int) -> str:
+def _lead(values: Row, n: int) -> str:
     best, majority, one = (share(values[rule][str(n)]) for rule in ("best", "majority", "sample"))
     return (
         f"Test accuracy with {n} candidates: verifier (best of {n}) {shown(best)}, majority vote "
@@ -74,7 +73,7 @@ def _lead(values: Mapping[str, Any], n: int) -> str:
     )
 
 
-def _difference(values: Mapping[str, Any], n: int) -> str:
+def _difference(values: Row, n: int) -> str:
     mean, low, high = difference_interval(values["majority"][str(n)], values["best"][str(n)])
     return (
         f"At k={n}, accuracy with the verifier minus accuracy with the majority vote is "

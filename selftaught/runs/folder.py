@@ -14,24 +14,29 @@ from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from time import perf_counter
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import yaml
 
 from selftaught.records import parse_json_line, write_atomically
 from selftaught.tasks.answers import GRADING_VERSION
 
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
 PACKAGES = ("selftaught", "torch", "transformers", "trl", "accelerate", "peft", "datasets",
             "math-verify", "reasoning-gym", "jsonargparse", "matplotlib", "jinja2")  # fmt: skip
 
 Advance = Callable[[int], Any]
+Row = dict[str, Any]
+"""A JSON object of a run folder, such as a row of `metrics.jsonl`."""
 
 
 @dataclass(frozen=True)
 class ProgressReporter:
     """Progress callbacks of a run."""
 
-    iteration: Callable[[dict[str, Any]], None] = lambda row: None
+    iteration: Callable[[Row], None] = lambda row: None
     """Called with the metrics row of every finished iteration."""
     progress: Callable[[str, int], AbstractContextManager[Advance | None]] = lambda stage, total: (
         nullcontext()
@@ -90,7 +95,7 @@ def _lock(file: IO[str]) -> None:
     fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
-def write_config(folder: Path, config: Mapping[str, Any], changeable: Sequence[str]) -> None:
+def write_config(folder: Path, config: Mapping[str, object], changeable: Sequence[str]) -> None:
     """Write `config.yaml` and `versions.json` after checking them against a run in the folder.
 
     Arguments and errors are those of `check_config`.
@@ -102,7 +107,7 @@ def write_config(folder: Path, config: Mapping[str, Any], changeable: Sequence[s
         write_atomically(folder / "versions.json", json.dumps(versions(), indent=2) + "\n")
 
 
-def check_config(folder: Path, config: Mapping[str, Any], changeable: Sequence[str]) -> None:
+def check_config(folder: Path, config: Mapping[str, object], changeable: Sequence[str]) -> None:
     """Check that a run folder is writable and contains no run with other settings.
 
     Args:
@@ -158,7 +163,7 @@ def _refuse_other_grading(folder: Path) -> None:
         )
 
 
-def remember(options: Any, out: Path) -> None:
+def remember(options: "DataclassInstance", out: Path) -> None:
     """Write the resolved options of a command next to its output, or into its run folder.
 
     Args:
@@ -174,7 +179,7 @@ def remember(options: Any, out: Path) -> None:
     write_atomically(path, yaml.safe_dump(values, sort_keys=False, allow_unicode=True))
 
 
-def versions() -> dict[str, Any]:
+def versions() -> dict[str, object]:
     """Return the versions of packages and Python, the machine, the commit and the command line."""
     return {
         "grading": GRADING_VERSION,
@@ -210,7 +215,7 @@ def _commit() -> str | None:
     return process.stdout.strip()
 
 
-def read_rows(path: Path) -> list[dict[str, Any]]:
+def read_rows(path: Path) -> list[Row]:
     """Read the rows of `metrics.jsonl`. An incomplete last line is skipped."""
     if not path.exists():
         return []
@@ -222,7 +227,7 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     ]
 
 
-def read_json(path: Path) -> dict[str, Any] | None:
+def read_json(path: Path) -> Row | None:
     """Read a JSON file of a run folder; return None if it does not exist.
 
     Raises:
@@ -238,7 +243,7 @@ def read_json(path: Path) -> dict[str, Any] | None:
         ) from None
 
 
-def write_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+def write_rows(path: Path, rows: Sequence[Mapping[str, object]]) -> None:
     """Write all rows of `metrics.jsonl` atomically."""
     write_atomically(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
 
@@ -287,6 +292,3 @@ def timed(seconds: dict[str, float], stage: str) -> Iterator[None]:
         yield
     finally:
         seconds[stage] = seconds.get(stage, 0.0) + perf_counter() - start
-
-
-Row = dict[str, Any]

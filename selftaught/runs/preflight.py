@@ -40,7 +40,7 @@ class Settings(Launched, Protocol):
 
 
 def check_settings(
-    config: Settings, base: str, trainings: Sequence[tuple[Kind, Mapping[str, Any]]]
+    config: Settings, base: str, trainings: Sequence[tuple[Kind, Mapping[str, object]]]
 ) -> None:
     """Check the sampler and its options, the launcher, the training options and the base model.
 
@@ -108,7 +108,7 @@ def check_texts(
     return too_long
 
 
-def check_method_options(name: str, config: type, options: Mapping[str, Any]) -> None:
+def check_method_options(name: str, config: type, options: Mapping[str, object]) -> None:
     """Check the names and types of a method's options that are given as a mapping.
 
     Args:

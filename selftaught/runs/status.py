@@ -10,9 +10,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal, TypedDict, cast
 
-from selftaught.runs.folder import Advance, ProgressReporter, read_json
+from selftaught.runs.folder import Advance, ProgressReporter, Row, read_json
 
 State = Literal["running", "done", "stopped", "failed", "killed"]
 
@@ -20,6 +20,34 @@ WINDOW = 60.0
 """Time window of the speed estimate, in seconds."""
 EVERY = 1.0
 """Minimum time between two progress updates of the file, in seconds."""
+
+
+class StatusRow(TypedDict):
+    """Contents of a status file."""
+
+    method: str
+    """Name of the method or command."""
+    state: State
+    stage: str | None
+    """The stage that is running. None: no stage."""
+    iteration: int | str | None
+    """The last finished iteration, or the name of the last finished part of a run."""
+    done: int
+    """Finished items of the stage."""
+    total: int | None
+    """Items of the stage. None: not known."""
+    unit: Literal["samples", "steps"]
+    """What an item of the stage is."""
+    per_second: float | None
+    """Items per second in the last `WINDOW` seconds."""
+    seconds_left: int | None
+    """Estimated time until the stage ends."""
+    began: str
+    updated: str
+    process: int
+    """Process id on `host`."""
+    host: str
+    last_error: str | None
 
 
 class Status:
@@ -39,7 +67,7 @@ class Status:
         before = None
         with suppress(ValueError, OSError):
             before = read_json(path)
-        self._status: dict[str, Any] = {
+        self._status: StatusRow = {
             "method": method, "state": "running", "stage": None,
             "iteration": (before or {}).get("iteration"), "done": 0,
             "total": None, "unit": "samples", "per_second": None, "seconds_left": None,
@@ -49,7 +77,7 @@ class Status:
         }  # fmt: skip
         self._write()
 
-    def iteration(self, row: dict[str, Any]) -> None:
+    def iteration(self, row: Row) -> None:
         """Record that an iteration, or a named part of a run, has finished."""
         with self._lock:
             self._status["iteration"] = row.get("iteration", row.get("name"))
@@ -63,10 +91,10 @@ class Status:
         """
         with self._lock:
             self._points = deque()
-            self._status |= {
+            self._status.update({
                 "stage": name, "done": 0, "total": total or None, "per_second": None,
                 "seconds_left": None, "unit": "steps" if "training" in name else "samples",
-            }  # fmt: skip
+            })  # fmt: skip
             self._write()
         try:
             yield self._advanced
@@ -99,12 +127,14 @@ class Status:
             if error is not None:
                 self._status["last_error"] = error
             if state == "done":
-                self._status |= {
-                    "stage": None,
-                    "seconds_left": None,
-                    "per_second": None,
-                    "last_error": None,
-                }
+                self._status.update(
+                    {
+                        "stage": None,
+                        "seconds_left": None,
+                        "per_second": None,
+                        "last_error": None,
+                    }
+                )
             self._write()
 
     def _write(self) -> None:
@@ -161,7 +191,7 @@ def tracked_status(
 
             yield advance
 
-    def iteration(row: dict[str, Any]) -> None:
+    def iteration(row: Row) -> None:
         status.iteration(row)
         inner.iteration(row)
 
@@ -188,7 +218,7 @@ def _is_run(run: Path) -> bool:
     return (run / "run.lock").exists()
 
 
-def read_status(run: Path) -> dict[str, Any]:
+def read_status(run: Path) -> StatusRow:
     """Read the status of a run.
 
     The state is "killed" if the file says "running" but the process no longer exists.
@@ -200,12 +230,13 @@ def read_status(run: Path) -> dict[str, Any]:
         ValueError: There is no status file, or it cannot be read.
     """
     path = status_file(run)
-    status = read_json(path)
-    if not isinstance(status, dict):
+    read = read_json(path)
+    if not isinstance(read, dict):
         raise ValueError(
             f"Expected a run folder, or the output of a command, with the status file {path}; "
             "there is none. The file is written when a run starts. Check the path."
         )
+    status = cast(StatusRow, read)
     lock = run / "run.lock" if _is_run(run) else run.with_name(f"{run.name}.lock")
     if status.get("state") == "running" and not _is_locked(lock):
         status["state"] = "killed"
@@ -228,7 +259,7 @@ def _is_locked(lock: Path) -> bool:
     return False
 
 
-def status_lines(status: dict[str, Any]) -> list[str]:
+def status_lines(status: StatusRow) -> list[str]:
     """Return a status as lines of text.
 
     Args:
@@ -248,8 +279,8 @@ def status_lines(status: dict[str, Any]) -> list[str]:
         lines.append(f"done       {done:,}{share} {items}")
     if isinstance(status.get("per_second"), int | float):
         lines.append(f"speed      {status['per_second']:,.1f} {items}/s")
-    if isinstance(status.get("seconds_left"), int | float):
-        lines.append(f"time left  {_duration(status['seconds_left'])} of this stage")
+    if isinstance(left := status.get("seconds_left"), int | float):
+        lines.append(f"time left  {_duration(left)} of this stage")
     lines.append(f"started    {status.get('began')}, last update {status.get('updated')}")
     if status.get("last_error"):
         lines.append(f"last error {status['last_error']}")
