@@ -15,6 +15,7 @@ from selftaught.cli import quiet as quiet_commands
 from selftaught.cli import stages, tools
 from selftaught.cli.arguments import plain_forms
 from selftaught.cli.solve import SolveOptions
+from selftaught.cli.subcommands import DryRun
 from selftaught.methods.comparison import CompareConfig
 from selftaught.methods.rft import RftConfig
 from selftaught.methods.star import StarConfig
@@ -52,7 +53,10 @@ CLASSES: dict[str, type] = {
     **{f"pause {name}": options for name, options in pause_commands.OPTIONS.items()},
 }
 """Written by hand; the test below finds a command that is missing."""
-DRY = dict.fromkeys(("star", "rft", "vstar", "step-dpo", "compare"), method_commands.DryRun)
+DRY = {
+    **dict.fromkeys(("star", "rft", "vstar", "step-dpo", "compare"), method_commands.DryRun),
+    **dict.fromkeys(("quiet train", "pause train"), DryRun),
+}
 
 
 def members(hint: object) -> list[object]:

@@ -34,9 +34,10 @@ USERS: dict[str, set[str]] = {
     "trl": {"training"},
     "peft": {"training", "quiet"},
     "datasets": {"tasks", "training", "quiet"},
-    "torch": {"samplers", "training", "models", "quiet", "cli.quiet", "evaluation.verifier"},
+    "torch": {"samplers", "training", "models", "quiet", "cli.quiet_model", "evaluation.verifier"},
     "transformers": {
-        "samplers", "training", "models", "quiet", "cli.quiet", "evaluation.verifier", "methods.pause",
+        "samplers", "training", "models", "quiet", "cli.pause", "cli.quiet_model", "cli.quiet_think",
+        "cli.quiet_train", "evaluation.verifier", "methods.pause",
     },
     "math_verify": {"tasks.symbolic"},
     "jsonargparse": {"cli"},

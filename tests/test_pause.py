@@ -135,3 +135,30 @@ def test_the_command_line_trains_both_ways_and_measures(
     stored = (tmp_path / "test" / "pauses-3.jsonl").read_text()
     assert len(stored.splitlines()) == 1 + 4
     assert main(["pause", "train", "--out", str(tmp_path / "none")]) == 2
+
+
+def test_the_dry_run_of_training_prints_the_plan_and_writes_nothing(
+    tiny_model_dir: Path, tmp_path: Path, capsys
+):
+    data = tmp_path / "examples.jsonl"
+    rows = [
+        {"id": str(n), "prompt": f"Q: {n} + 1?\nA:", "completion": f" {n + 1}"} for n in range(9)
+    ]
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    given = ["pause", "train", "--model", str(tiny_model_dir), "--data", str(data), "--pauses", "3",
+             "--out", str(tmp_path / "out"), "--per-device-train-batch-size", "4", "--num-train-epochs", "2",
+             "--dry-run"]  # fmt: skip
+    assert main(given) == 0
+    told = capsys.readouterr().out
+    assert "9 rows" in told and "27 of them pauses" in told
+    assert "6 optimizer steps, 4 rows per step" in told  # two passes over 3 batches
+    assert "Q: 0 + 1?\nA:" + PAUSE * 3 + " 1" in told
+    assert {one.name for one in tmp_path.iterdir()} == {"examples.jsonl"}
+    for more, error in (
+        (["--max-length", "3"], "longer than max_length=3"),
+        (["--training.no_such", "1"], "no_such"),
+        (["--model", "/no/such/model"], "/no/such/model"),
+        (["--text", str(data)], "exactly one of --data"),
+    ):
+        assert main([*given, *more]) == 2
+        assert error in capsys.readouterr().err

@@ -102,24 +102,24 @@ def test_a_trained_model_is_measured_writes_and_answers(
     assert "| 3" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize(
-    ("changes", "told"),
-    [
-        (["--text", ""], "--text is required"),
-        (["--text", "nowhere.jsonl"], "There is no file nowhere.jsonl"),
-        (["--column", "body"], "expected a text in the column 'body'"),
-        (
-            ["--length", "600"],
-            "at most 512 tokens with a thought (the model's limit), got 608",
-        ),
-        (["--quiet.thoughts_tokens", "3"], "QuietConfig refused the options"),
-        (["--quiet.mix", "words"], "mix must be 'log_probs' or 'hidden'"),
-        (["--quiet.chunk_megabytes", "0"], "chunk_megabytes must be at least 1"),
-        (["--quiet.start_token", "<|end|>"], "Expected a tokenizer without <|end|>"),
-        (["--training.fp16", "true"], "use bf16"),
-        (["--training.no_such", "1"], "TrainingArguments refused"),
-    ],
-)
+REFUSED = [
+    (["--text", ""], "--text is required"),
+    (["--text", "nowhere.jsonl"], "There is no file nowhere.jsonl"),
+    (["--column", "body"], "expected a text in the column 'body'"),
+    (
+        ["--length", "600"],
+        "at most 512 tokens with a thought (the model's limit), got 608",
+    ),
+    (["--quiet.thoughts_tokens", "3"], "QuietConfig refused the options"),
+    (["--quiet.mix", "words"], "mix must be 'log_probs' or 'hidden'"),
+    (["--quiet.chunk_megabytes", "0"], "chunk_megabytes must be at least 1"),
+    (["--quiet.start_token", "<|end|>"], "Expected a tokenizer without <|end|>"),
+    (["--training.fp16", "true"], "use bf16"),
+    (["--training.no_such", "1"], "TrainingArguments refused"),
+]
+
+
+@pytest.mark.parametrize(("changes", "told"), REFUSED)
 def test_bad_input_is_refused_in_words(
     changes: list[str], told: str, tiny_model_dir: Path, texts: Path, tmp_path: Path, capsys
 ):
@@ -175,20 +175,20 @@ def test_wrong_input_ends_in_a_line_that_says_what_to_change(
     assert told in said and "Traceback" not in said
 
 
-@pytest.mark.parametrize(
-    ("more", "told"),
-    [
-        (["--length", "0"], "--length must be at least 2"),
-        (["--held_out", "-1"], "--held_out must be at least 0"),
-        (
-            ["--per_device_train_batch_size", "0"],
-            "--per_device_train_batch_size must be at least 1",
-        ),
-        (["--quiet.thoughts", "1"], "Set thoughts=2"),
-        (["--quiet.thoughts", "many"], "whole number"),
-        (["--quiet.nonsense", "1"], "nonsense"),
-    ],
-)
+WRONG = [
+    (["--length", "0"], "--length must be at least 2"),
+    (["--held_out", "-1"], "--held_out must be at least 0"),
+    (
+        ["--per_device_train_batch_size", "0"],
+        "--per_device_train_batch_size must be at least 1",
+    ),
+    (["--quiet.thoughts", "1"], "Set thoughts=2"),
+    (["--quiet.thoughts", "many"], "whole number"),
+    (["--quiet.nonsense", "1"], "nonsense"),
+]
+
+
+@pytest.mark.parametrize(("more", "told"), WRONG)
 def test_wrong_training_options_end_in_a_line(
     more: list[str], told: str, tiny_model_dir: Path, texts: Path, tmp_path: Path, capsys
 ):
@@ -201,3 +201,75 @@ def test_a_quiet_folder_that_is_damaged_is_named(tmp_path: Path, capsys):
     (tmp_path / "quiet.json").write_text('{"config": {"thoughts": 2, "nonsense": 1}}')
     assert main(["quiet", "generate", "Q", "--model", str(tmp_path)]) == 2
     assert "is not a settings file that save_quiet writes" in capsys.readouterr().err
+
+
+# --- the dry run ---------------------------------------------------------------------------------
+
+MORE = [
+    (["--training.report_to", "no_such"], "report_to must be one of none"),
+    (["--training.eval_strategy", "steps"], "has no evaluation data"),
+    (["--training.weight_decay", "much"], "'weight_decay' of transformers' TrainingArguments must"),
+    (["--training.output_dir", "/x"], "'output_dir' cannot be given"),
+    (["--max-steps", "0"], "max_steps must be at least 1, or -1"),
+    (["--use-peft", "--lora-target-modules", "no_such"], "Target modules"),
+    (["--quiet.thought_tokens", "60", "--quiet.chunk_megabytes", "1"], "chunk_megabytes=1 is too small"),
+    (["--model", "/no/such/model"], "/no/such/model"),
+    (["--out", "/dev/null/run"], "Cannot write into the run folder"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("more", "told"), [*REFUSED, *WRONG, *MORE])
+def test_the_dry_run_refuses_what_the_training_refuses(
+    more: list[str], told: str, tiny_model_dir: Path, texts: Path, tmp_path: Path, capsys
+):
+    given = training(tiny_model_dir, texts, tmp_path / "out", *more)
+    assert main([*given, "--dry-run"]) == 2
+    assert not (tmp_path / "out").exists()
+    dry = capsys.readouterr().err
+    assert told in dry and "Traceback" not in dry
+    assert main(given) == 2
+    assert told in capsys.readouterr().err
+
+
+def test_the_dry_run_prints_the_plan_and_writes_nothing(
+    tiny_model_dir: Path, tmp_path: Path, capsys
+):
+    """Texts of 31 characters and spans of 12 tokens, so that every span is full."""
+    rows = [f"Q: What is {a} + {b}? A: it is {a + b:02d}!!" for a in range(5) for b in range(5)]
+    path = tmp_path / "texts.jsonl"
+    path.write_text("".join(json.dumps({"text": row}) + "\n" for row in [*rows, "Q"]))
+    given = training(
+        tiny_model_dir, path, tmp_path / "out", "--max-steps", "-1", "--num-train-epochs", "2", "--length", "12",
+        "--gradient-accumulation-steps", "2", "--per-device-train-batch-size", "4", "--dry-run",
+    )  # fmt: skip
+    assert main(given) == 0
+    assert {one.name for one in tmp_path.iterdir()} == {"texts.jsonl"}
+    told = capsys.readouterr().out
+    assert "21 training texts" in told and "4 held-out texts" in told  # 26, one of them too short
+    assert "1 texts too short" in told
+    # 11 positions, 2 thoughts of 2 tokens, 8 spans per step.
+    assert "at most 352 thought tokens per optimizer step" in told
+    assert "8 spans per step, learning rate 1e-05" in told
+    assert "2 of 2 tokens at every position, 4 lookahead tokens" in told
+    assert re.search(r"about [\d,]+ MiB for the activations of a chunk of 11 positions", told)
+    first = told.split("-" * 72 + "\n")[1].rstrip("\n")
+    assert first and first in rows[0]
+
+
+@pytest.mark.slow
+def test_the_plan_has_the_steps_of_the_training(
+    run: Path, tiny_model_dir: Path, texts: Path, tmp_path: Path, capsys
+):
+    more = ["--max-steps", "-1", "--num-train-epochs", "1.5", "--gradient-accumulation-steps", "3",
+            "--per-device-train-batch-size", "4"]  # fmt: skip
+    given = training(tiny_model_dir, texts, tmp_path / "out", *more)
+    assert main([*given, "--dry-run"]) == 0
+    steps = re.search(r"(\d+) optimizer steps", capsys.readouterr().out)
+    assert main(given) == 0
+    log = json.loads((tmp_path / "out" / "log.json").read_text())
+    assert steps is not None and int(steps[1]) == log[-1]["step"]
+    assert main([*training(tiny_model_dir, texts, run), "--dry-run"]) == 0
+    assert "(contains the finished model)" in capsys.readouterr().out
+    other = training(tiny_model_dir, texts, run, "--learning_rate", "1e-3", "--dry-run")
+    assert main(other) == 2
+    assert "other options" in capsys.readouterr().err

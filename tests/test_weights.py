@@ -318,7 +318,7 @@ def renamed(tiny_model_dir: Path, tmp_path: Path) -> Path:
 
 def test_every_way_to_open_a_model_refuses_random_weights(renamed: Path, tmp_path: Path):
     from selftaught import open_sampler
-    from selftaught.cli.quiet import TrainOptions, _opened_to_train
+    from selftaught.cli.quiet_train import TrainOptions, opened_to_train
     from selftaught.evaluation.verifier import OutcomeModel
     from selftaught.methods.pause import add_pause_token
     from selftaught.samplers import open_scorer
@@ -332,7 +332,7 @@ def test_every_way_to_open_a_model_refuses_random_weights(renamed: Path, tmp_pat
         lambda: _classifier(str(renamed)),
         lambda: OutcomeModel(renamed),
         lambda: add_pause_token(str(renamed), tmp_path / "pause"),
-        lambda: _opened_to_train(TrainOptions(model=str(renamed))),
+        lambda: opened_to_train(TrainOptions(model=str(renamed))),
     ]
     for way in ways:
         with pytest.raises(ValueError, match=r"are missing in .*renamed/model\.safetensors"):

@@ -3,7 +3,7 @@
 import json
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -39,6 +39,32 @@ def locked_output(out: Path, command: str) -> "Iterator[ProgressReporter]":
         lock_folder(out.parent, f"{out.name}.lock"),
         tracked_status(
             status_file(out), command, ProgressReporter(progress=progress_bar)
+        ) as reporter,
+    ):
+        yield reporter
+
+
+@contextmanager
+def locked_run(out: Path, name: str) -> "Iterator[ProgressReporter]":
+    """Lock a run folder against other processes, and write its status file.
+
+    Args:
+        out: the run folder; created if it does not exist.
+        name: name of the method or command as `selftaught status` shows it.
+
+    Yields:
+        Progress callbacks.
+
+    Raises:
+        BlockingIOError: another process is running in the folder.
+    """
+    from selftaught.runs.folder import ProgressReporter, lock_folder
+    from selftaught.runs.status import tracked_status
+
+    with (
+        lock_folder(out),
+        tracked_status(
+            out / "status.json", name, ProgressReporter(progress=progress_bar)
         ) as reporter,
     ):
         yield reporter
@@ -87,6 +113,18 @@ def progress_bar(stage: str, total: int) -> Iterator[Callable[[int], Any] | None
     with tqdm(total=total or None, desc=stage, unit=unit, leave=False, file=sys.stderr,
               dynamic_ncols=True) as bar:  # fmt: skip
         yield bar.update
+
+
+def plan_text(lines: Sequence[tuple[str, str]], title: str, example: str) -> str:
+    """Return the plan of a dry run: lines of a name and a value, and the first example.
+
+    Args:
+        lines: names and values.
+        title: description of the example.
+        example: the first text that the run uses.
+    """
+    shown = [f"{name:<11} {value}" for name, value in lines]
+    return "\n".join([*shown, f"{title}, between the lines:", "-" * 72, example, "-" * 72])
 
 
 def bold(text: str) -> str:

@@ -1,23 +1,23 @@
 """The command line of pause tokens: `selftaught pause train | evaluate`."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from jsonargparse import ArgumentParser, Namespace
 
-from selftaught.cli.arguments import add_options, parser_of
-from selftaught.cli.help import commands_help
-from selftaught.cli.output import progress_bar
-from selftaught.cli.quiet import Bar, TextOptions, texts_of
+from selftaught.cli.output import DONE, locked_output, locked_run, plan_text, say
+from selftaught.cli.subcommands import DryRun, Subcommand, add_subcommands, chosen_subcommand
+from selftaught.cli.texts import TextOptions, texts_of
 from selftaught.option_groups import ModelOptions
 
-ABOUT = {
-    "train": "fine-tune with pause tokens after the prompt (--data), or pre-train with pause tokens in the text (--text)",
-    "evaluate": "measure the accuracy on a task with pause tokens after the question",
-}  # fmt: skip
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from selftaught.training.sft import SFTConfig
+    from selftaught.training.trainer import Row
 
 
 @dataclass(frozen=True)
@@ -122,45 +122,61 @@ class EvaluateOptions(ModelOptions):
     """Folder for the completions and results. Repeating the same command continues it."""
 
 
-OPTIONS = {"train": TrainOptions, "evaluate": EvaluateOptions}
+SUBCOMMANDS = {
+    "train": Subcommand(
+        "fine-tune with pause tokens after the prompt (--data), or pre-train with pause tokens in the text (--text)",
+        (TrainOptions, DryRun),
+    ),
+    "evaluate": Subcommand(
+        "measure the accuracy on a task with pause tokens after the question", (EvaluateOptions,)
+    ),
+}  # fmt: skip
+OPTIONS = {name: one.options[0] for name, one in SUBCOMMANDS.items()}
+"""The dataclass with the options of each subcommand."""
 
 
 def add_arguments(command: str, parser: ArgumentParser, given: Sequence[str]) -> Sequence[type]:
-    """Add the subcommands and return the dataclass with the options of the chosen one."""
-    usage = f"selftaught {command} COMMAND [options]"
-    about = str(parser.description)
-    parser.format_usage = lambda: f"usage: {usage}\n"  # type: ignore[method-assign]
-    parser.format_help = lambda: commands_help(usage, about, {"commands": ABOUT})  # type: ignore[method-assign]
-    commands = parser.add_subcommands(required=True, dest="action")
-    for name, summary in ABOUT.items():
-        sub = parser_of(f"selftaught {command} {name}", f"{summary[0].upper()}{summary[1:]}.")
-        commands.add_subcommand(name, sub)
-        add_options(sub, OPTIONS[name])
-    chosen = [one for one in given if not one.startswith("-")]
-    return [OPTIONS[one] for one in chosen[1:2] if one in OPTIONS]
+    """Add the subcommands and return the dataclasses with the options of the chosen one."""
+    return add_subcommands(command, parser, given, SUBCOMMANDS)
 
 
 def run(command: str, options: Namespace) -> int:
     """Run the chosen subcommand and return the exit code."""
     del command
-    bar = progress_bar
-    action = str(options.action)
-    given = options[action]
-    values = {name: given[name] for name in vars(given) if name != "config"}
+    action, values = chosen_subcommand(options)
     if action == "train":
-        _train(TrainOptions(**values), bar)
+        dry_run = values.pop("dry_run")
+        (show_plan if dry_run else train)(TrainOptions(**values))
     else:
-        _evaluate(EvaluateOptions(**values), bar)
-    return 0
+        evaluate(EvaluateOptions(**values))
+    return DONE
 
 
-def _train(how: TrainOptions, bar: Bar) -> None:
-    from selftaught.methods.pause import VARIANTS, add_pause_token, pause_rows, with_pauses
+@dataclass(frozen=True)
+class Prepared:
+    """A training whose options and data have been checked."""
+
+    config: "SFTConfig"
+    model: str
+    """Folder or Hub name of the model."""
+    rows: "Callable[[PreTrainedTokenizerBase], tuple[Sequence[Row], int]]"
+    """Function from a tokenizer with the pause token to the training rows and the number of rows
+    that were too long."""
+    made_of: object
+    """The data that the rows are made from."""
+
+
+def prepared(how: TrainOptions) -> Prepared:
+    """Check the options and read the data. Nothing is written.
+
+    Raises:
+        ValueError: an option or the data cannot be used; the message names it.
+        OSError: a file does not exist.
+    """
+    from selftaught.methods.pause import VARIANTS, pause_rows, with_pauses
     from selftaught.models.embedded import embedded_model
     from selftaught.records import read_examples
-    from selftaught.runs.folder import ProgressReporter, lock_folder, remember
-    from selftaught.runs.status import status_file, tracked_status
-    from selftaught.training import sft_config, train_rows, train_sft
+    from selftaught.training import sft_config, tokenized
 
     in_text, in_examples = VARIANTS[how.variant]
     share, pauses = how.share if in_text else 0.0, how.pauses if in_examples else 0
@@ -173,42 +189,90 @@ def _train(how: TrainOptions, bar: Bar) -> None:
     given = {name: value for name, value in asdict(how).items() if name not in own} | how.training
     config = sft_config(how.out.with_name(how.out.name + ".training"), **given)
     name = str(embedded_model()) if how.model == "embedded" else how.model
-    made_of = hashlib.sha256(name.encode()).hexdigest()[:8]
+    if how.data is not None:
+        examples = with_pauses(read_examples(how.data), pauses)
+        return Prepared(
+            config, name, lambda tokenizer: tokenized(examples, tokenizer, config.max_length), examples
+        )  # fmt: skip
+    texts = list(texts_of(how))
+
+    def rows(tokenizer: "PreTrainedTokenizerBase") -> "tuple[Sequence[Row], int]":
+        return pause_rows(texts, tokenizer, length=how.length, share=share, seed=how.seed), 0
+
+    return Prepared(config, name, rows, [texts, share, how.length])
+
+
+def train(how: TrainOptions) -> None:
+    """Train a model with pause tokens."""
+    from selftaught.methods.pause import add_pause_token
+    from selftaught.runs.folder import remember
+    from selftaught.training import train_rows
+
+    ready = prepared(how)
+    made_of = hashlib.sha256(ready.model.encode()).hexdigest()[:8]
     start = how.out.with_name(f"{how.out.name}.start-{made_of}")
     with (
-        lock_folder(how.out.parent, f"{how.out.name}.lock"),
-        tracked_status(
-            status_file(how.out), "pause train", ProgressReporter(progress=bar)
-        ) as reporter,
+        locked_output(how.out, "pause train") as reporter,
         reporter.progress("training", max(how.max_steps, 0)) as advance,
     ):
-        add_pause_token(name, start)
-        if how.data is not None:
-            examples = with_pauses(read_examples(how.data), pauses)
-            done = train_sft(start, examples, config, out=how.out, progress=advance)
-        else:
-            texts = list(texts_of(how))
-
-            def rows(tokenizer: Any) -> tuple[list[dict[str, list[int]]], int]:
-                return pause_rows(
-                    texts, tokenizer, length=how.length, share=share, seed=how.seed
-                ), 0
-
-            made_of = [texts, share, how.length]
-            done = train_rows(start, rows, made_of, config, out=how.out, progress=advance)
+        add_pause_token(ready.model, start)
+        done = train_rows(
+            start, ready.rows, ready.made_of, ready.config, out=how.out, progress=advance
+        )
     remember(how, how.out)
     print(f"{done.steps} steps on {done.trained_on} rows ({done.too_long} too long), "
           f"loss {done.loss:.3f}: {done.model}")  # fmt: skip
 
 
-def _evaluate(how: EvaluateOptions, bar: Bar) -> None:
-    from selftaught.evaluation.evaluator import evaluate
+def show_plan(how: TrainOptions) -> None:
+    """Check what the training would refuse, and print the plan and the first row.
+
+    Nothing is written. Of the model, the configuration, the tokenizer and the headers of the weight
+    files are read.
+
+    Raises:
+        ValueError: an option, the model or the data cannot be used; the message names it.
+        OSError: a file or the model does not exist, or the folder cannot be written.
+    """
+    from selftaught.methods.pause import PAUSE
+    from selftaught.runs.folder import check_writable
+    from selftaught.samplers import check_model
+    from selftaught.training import open_tokenizer
+    from selftaught.training.options import training_steps
+
+    ready = prepared(how)
+    check_model(ready.model)
+    check_writable(how.out.parent)
+    tokenizer = open_tokenizer(ready.model)
+    tokenizer.add_tokens([PAUSE], special_tokens=True)
+    rows, too_long = ready.rows(tokenizer)
+    pause = tokenizer.convert_tokens_to_ids(PAUSE)
+    tokens = sum(len(row["input_ids"]) for row in rows)
+    pauses = sum(row["input_ids"].count(pause) for row in rows)
+    batch = (
+        ready.config.per_device_train_batch_size * ready.config.gradient_accumulation_steps
+        * ready.config.world_size
+    )  # fmt: skip
+    lines = [
+        ("Model", how.model),
+        ("Rows", f"{how.data or how.text}: {len(rows)} rows ({tokens:,} tokens, {pauses:,} of them pauses), "
+         f"{too_long} too long"),
+        ("Training", f"{how.variant}: {training_steps(len(rows), ready.config)} optimizer steps, {batch} rows "
+         f"per step, learning rate {ready.config.learning_rate:g}"),
+        ("Folder", str(how.out)),
+    ]  # fmt: skip
+    first = rows[0]["input_ids"]
+    say(plan_text(lines, f"First row ({len(first)} tokens)", str(tokenizer.decode(first))))
+
+
+def evaluate(how: EvaluateOptions) -> None:
+    """Measure the accuracy of a model with each number of pause tokens, and print a table."""
+    from selftaught.evaluation import evaluator
     from selftaught.methods.pause import PAUSE, paused, refuse_without_pause
     from selftaught.models.embedded import embedded_model
     from selftaught.options import check_count
     from selftaught.reports.tables import markdown_table
-    from selftaught.runs.folder import ProgressReporter, lock_folder, remember
-    from selftaught.runs.status import tracked_status
+    from selftaught.runs.folder import remember
     from selftaught.samplers import open_sampler
     from selftaught.samplers.base import SamplingParams
     from selftaught.tasks import open_task
@@ -226,10 +290,7 @@ def _evaluate(how: EvaluateOptions, bar: Bar) -> None:
         refuse_without_pause(name)
     found = []
     with (
-        lock_folder(how.out),
-        tracked_status(
-            how.out / "status.json", "pause evaluate", ProgressReporter(progress=bar)
-        ) as reporter,
+        locked_run(how.out, "pause evaluate") as reporter,
         open_sampler("transformers", name) as sampler,
     ):
         remember(how, how.out)
@@ -238,7 +299,7 @@ def _evaluate(how: EvaluateOptions, bar: Bar) -> None:
             store = how.out / f"{'pauses' if how.filler is None else 'fillers'}-{count}.jsonl"
             with reporter.progress("evaluating", len(problems)) as advance:
                 found.append(
-                    evaluate(
+                    evaluator.evaluate(
                         sampler, task, problems, style, params, store=store,
                         name=f"{Path(name).name}, {style.name}", progress=advance,
                     )

@@ -309,7 +309,7 @@ def _asked(ask: AskOptions) -> "tuple[Task, Any, Any, Any]":
 def _check_sampler(ask: AskOptions) -> None:
     """Check the sampler's options before the task is read."""
     if ask.sampler == "quiet":
-        from selftaught.cli.quiet import quiet_sampler
+        from selftaught.cli.quiet_model import quiet_sampler
         from selftaught.options import check_options
 
         see = "selftaught samplers quiet"
@@ -323,7 +323,7 @@ def _check_sampler(ask: AskOptions) -> None:
 def _opened(ask: AskOptions) -> Any:
     """Open the sampler of a command; "quiet" is a Quiet-STaR model."""
     if ask.sampler == "quiet":
-        from selftaught.cli.quiet import quiet_sampler
+        from selftaught.cli.quiet_model import quiet_sampler
 
         return quiet_sampler(ask.model, **ask.sampler_options)
     from selftaught.samplers import open_sampler

@@ -100,7 +100,7 @@ def tasks(options: Namespace) -> int:
 
 def samplers(options: Namespace) -> int:
     """List the sampling engines, or the options of one."""
-    from selftaught.cli.quiet import quiet_sampler
+    from selftaught.cli.quiet_model import quiet_sampler
     from selftaught.options import options_of
     from selftaught.samplers import SAMPLERS, sampler_help
 

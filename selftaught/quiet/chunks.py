@@ -63,6 +63,14 @@ def positions_within(budget: int, rows_per_position: int, row: int) -> int:
     return fit
 
 
+def bytes_per_thought(base: PreTrainedModel, config: QuietConfig) -> int:
+    """Estimate the activation memory in bytes that a thought of these options needs."""
+    tokens = config.thought_tokens + 1 + config.lookahead
+    # About half of the thoughts have an advantage. Logits of the others are not computed.
+    predicted = config.lookahead + (config.thought_tokens + 1) // 2
+    return bytes_per_row(base, tokens, predicted)
+
+
 def positions_per_chunk(base: PreTrainedModel, config: QuietConfig, texts: int) -> int:
     """Return the number of positions that are processed at the same time.
 
@@ -77,9 +85,7 @@ def positions_per_chunk(base: PreTrainedModel, config: QuietConfig, texts: int) 
     """
     if config.positions_per_chunk is not None:
         return config.positions_per_chunk
-    tokens = config.thought_tokens + 1 + config.lookahead
-    predicted = config.lookahead + (config.thought_tokens + 1) // 2
-    row = bytes_per_row(base, tokens, predicted)
+    row = bytes_per_thought(base, config)
     return positions_within(config.chunk_megabytes * 2**20, texts * config.thoughts, row)
 
 

@@ -34,7 +34,7 @@ from selftaught.quiet.losses import (
 from selftaught.quiet.mixing import Gate, MixingHead
 from selftaught.quiet.outputs import Learned, Means, QuietOutput, gathered
 from selftaught.quiet.passes import Gradients
-from selftaught.quiet.positions import Positions, choose
+from selftaught.quiet.positions import Positions, choose, thinking_positions
 from selftaught.quiet.self_check import self_check
 from selftaught.quiet.targets import IGNORED, Targets, text_targets
 from selftaught.quiet.thoughts import (
@@ -105,6 +105,12 @@ class QuietLM(nn.Module):
     def tokens_beside(self) -> int:
         """Number of context tokens that a thought needs, its start and end tokens included."""
         return self.quiet_config.thought_tokens + 2
+
+    @property
+    def context(self) -> int | None:
+        """Context length of the base model in tokens. None if its configuration has none."""
+        config = self.base.config.get_text_config()
+        return getattr(config, "max_position_embeddings", None)
 
     def heads(self) -> dict[str, Tensor]:
         """Return the weights that are not part of the base model.
@@ -217,8 +223,7 @@ class QuietLM(nn.Module):
         Raises:
             ValueError: the longest text does not fit; names the number of tokens and the limit.
         """
-        config = self.base.config.get_text_config()
-        limit = getattr(config, "max_position_embeddings", None)
+        limit = self.context
         longest = ids_BT.shape[1] if mask_BT is None else int(mask_BT.bool().sum(1).max())
         needed = longest + self.tokens_beside + more
         if limit is not None and needed > limit:
@@ -286,13 +291,12 @@ class QuietLM(nn.Module):
         return generate(self, input_ids, attention_mask, **options)
 
     def _positions(self, prefix: Prefix, targets: Targets, draw: torch.Generator) -> Positions:
-        """Return the positions that think. The last token is not one, because nothing follows
-        it."""
+        """Return the positions that think."""
         config, device = self.quiet_config, prefix.ids_BT.device
         positions = prefix.ids_BT.shape[1] - 1
-        count = max(1, round(config.positions_share * positions))
+        count = thinking_positions(config, prefix.ids_BT.shape[1])
         uniform_B = torch.rand(len(prefix.ids_BT), generator=draw).to(device)
-        if config.positions == "all" or count == positions:
+        if count == positions:
             position_1J = torch.arange(positions, device=device)[None]
             return Positions(position_1J, torch.ones(1, positions, device=device))
         weight_BT = (targets.lookahead_BTK != IGNORED).any(-1)[:, :-1].float()

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from selftaught.quiet.config import QuietConfig
+
 
 @dataclass(frozen=True)
 class Positions:
@@ -21,6 +23,20 @@ class Positions:
     def part(self, chunk: slice) -> "Positions":
         """Return the positions of a chunk, numbered in ascending order of positions."""
         return Positions(self.position_BJ[:, chunk], self.factor_BJ[:, chunk])
+
+
+def thinking_positions(config: QuietConfig, length: int) -> int:
+    """Return the number of positions of a text that think in training (J).
+
+    The last token is not one, because nothing follows it.
+
+    Args:
+        config: options of Quiet-STaR.
+        length: number of tokens of the text.
+    """
+    if config.positions == "all":
+        return length - 1
+    return max(1, round(config.positions_share * (length - 1)))
 
 
 def choose(weight_BT: Tensor, count: int, uniform_B: Tensor) -> tuple[Tensor, Tensor]:

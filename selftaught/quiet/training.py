@@ -16,12 +16,12 @@ from typing import TYPE_CHECKING, Any
 from transformers import PreTrainedTokenizerBase, PrinterCallback, TrainingArguments
 from transformers.trainer_utils import set_seed
 
-from selftaught.options import check_types
 from selftaught.quiet.checkpoint import fingerprint, save_quiet
 from selftaught.quiet.model import QuietLM
 from selftaught.quiet.spans import Spans
 from selftaught.quiet.trainer import QuietTrainer, SpanEpochs, collated, filler_of, last_checkpoint
 from selftaught.records import write_atomically
+from selftaught.training.options import checked_config
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -48,15 +48,10 @@ def quiet_arguments(output_dir: Path, /, **options: Any) -> TrainingArguments:
         options: fields of `TrainingArguments`. They take precedence over the defaults.
 
     Raises:
-        ValueError: an unknown option, `output_dir` as an option, or fp16, whose range is too small
-            for REINFORCE at the published weight.
+        ValueError: an option is unknown, out of bounds or set by selftaught, needs evaluation data,
+            or is fp16, whose range is too small for REINFORCE at the published weight.
+        ImportError: a package that an option needs is not installed.
     """
-    if "output_dir" in options:
-        raise ValueError(
-            "output_dir cannot be set here: checkpoints are in the run folder. Choose that with "
-            "--out."
-        )
-    check_types("TrainingArguments", TrainingArguments, options)
     if options.get("fp16"):
         raise ValueError(
             "The range of fp16 is too small for the gradients of REINFORCE at the published "
@@ -72,13 +67,10 @@ def quiet_arguments(output_dir: Path, /, **options: Any) -> TrainingArguments:
         "dataloader_pin_memory": False,
         "ddp_find_unused_parameters": False,
     }
-    try:
-        arguments = TrainingArguments(output_dir=str(output_dir), **(defaults | options))
-    except TypeError as error:
-        raise ValueError(
-            f"transformers' TrainingArguments refused the training options: {error}. Its fields "
-            "are listed at https://huggingface.co/docs/transformers/main_classes/trainer."
-        ) from None
+    page = "Its fields are listed at https://huggingface.co/docs/transformers/main_classes/trainer."
+    ours = defaults | {"output_dir": str(output_dir)}
+    name = "transformers' TrainingArguments"
+    arguments = checked_config(name, TrainingArguments, page, ours, options)
     if arguments.n_gpu > 1:
         # DataParallel in one process is not supported. With torchrun, each device has its process.
         arguments._n_gpu = 1

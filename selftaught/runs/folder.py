@@ -121,14 +121,7 @@ def check_config(folder: Path, config: Mapping[str, object], changeable: Sequenc
             rules. The message names the differences.
         OSError: The folder cannot be created or written.
     """
-    existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-    if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
-        reason = "is not a folder" if not existing.is_dir() else "is not writable"
-        raise OSError(
-            errno.EACCES,
-            f"Cannot write into the run folder {folder}: {existing} {reason}. Give another folder "
-            "with --out, or change its permissions",
-        )
+    check_writable(folder)
     _refuse_other_grading(folder)
     path = folder / "config.yaml"
     if path.exists():
@@ -144,6 +137,22 @@ def check_config(folder: Path, config: Mapping[str, object], changeable: Sequenc
                 f"{folder} contains a run with other settings: {'; '.join(differing)}. To resume "
                 f"it, use --config {path}; for a new run, give another folder with --out."
             )
+
+
+def check_writable(folder: Path) -> None:
+    """Check that a run folder can be created or written. Nothing is created.
+
+    Raises:
+        OSError: it cannot; the message names the folder and the reason.
+    """
+    existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
+        reason = "is not a folder" if not existing.is_dir() else "is not writable"
+        raise OSError(
+            errno.EACCES,
+            f"Cannot write into the run folder {folder}: {existing} {reason}. Give another folder "
+            "with --out, or change its permissions",
+        )
 
 
 def _refuse_other_grading(folder: Path) -> None:

@@ -1,9 +1,13 @@
 """Validation of training options, before anything is trained or sampled."""
 
+import math
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from selftaught.options import check_types, is_number
+
+if TYPE_CHECKING:
+    from transformers import TrainingArguments
 
 RESERVED = {
     "output_dir": "selftaught sets the folder; use --out",
@@ -85,6 +89,21 @@ def _check_reports(names: list[str]) -> None:
                 f"report_to must be one of {', '.join(['none', *available])}; got {name!r}, "
                 "which is unknown or whose package is not installed."
             )
+
+
+def training_steps(rows: int, arguments: "TrainingArguments") -> int:
+    """Return the number of optimizer steps of a training, as transformers' `Trainer` counts them.
+
+    Args:
+        rows: Number of training rows per epoch.
+        arguments: The training arguments.
+    """
+    if arguments.max_steps > 0:
+        return arguments.max_steps
+    size = arguments.per_device_train_batch_size * arguments.world_size
+    batches = rows // size if arguments.dataloader_drop_last else -(-rows // size)
+    per_epoch = max(1, -(-batches // arguments.gradient_accumulation_steps))
+    return math.ceil(arguments.num_train_epochs * per_epoch)
 
 
 def check_lora(model: str, lora: Any) -> None:

@@ -1,0 +1,86 @@
+"""The plan of `selftaught quiet train --dry-run`, after all checks of the training."""
+
+from typing import TYPE_CHECKING
+
+from selftaught.cli.output import plan_text, say
+from selftaught.cli.quiet_train import Prepared, TrainOptions, adapted, prepared
+
+if TYPE_CHECKING:
+    from selftaught.quiet.config import QuietConfig
+
+
+def show_plan(how: TrainOptions) -> None:
+    """Check what the training would refuse, and print the plan and the first span.
+
+    Nothing is trained and nothing is written. The model is opened, because only its weights show
+    whether its thoughts can be computed in parallel.
+
+    Raises:
+        ValueError: the training would refuse an option, the model, a text or the run folder.
+        OSError: a file or the model does not exist, or the run folder cannot be written.
+    """
+    from selftaught.quiet.training import check_run, run_hash
+    from selftaught.runs.folder import check_writable
+
+    ready = prepared(how)
+    first = ready.spans[0]
+    text = ready.tokenizer.decode(first["input_ids"], clean_up_tokenization_spaces=False)
+    parameters = sum(one.numel() for one in ready.model.parameters())
+    peft_model = adapted(how, ready.model)
+    check_writable(how.out)
+    made_from = run_hash(ready.model, ready.spans, ready.arguments, peft_model)
+    finished = check_run(how.out, made_from)
+    lines = [
+        ("Model", f"{how.model} ({parameters:,} parameters, context {ready.model.context} tokens)"),
+        ("Texts", _texts(ready)),
+        ("Spans", f"{len(ready.spans)} per epoch, at most {how.length} tokens each"),
+        *_training(ready, adapted=peft_model is not None),
+        ("Folder", f"{how.out}{' (contains the finished model)' if finished else ''}"),
+    ]
+    title = f"First span (text {first['text'] + 1}, {len(first['input_ids'])} tokens)"
+    say(plan_text(lines, title, str(text)))
+
+
+def _texts(ready: Prepared) -> str:
+    taught, held_out = ready.spans.texts, ready.held_out.texts
+    skipped = ready.spans.skipped
+    return (
+        f"{ready.how.text}: {len(taught)} training texts ({sum(map(len, taught)):,} tokens), "
+        f"{len(held_out)} held-out texts ({sum(map(len, held_out)):,} tokens)"
+        + (f", {skipped} texts too short and skipped" if skipped else "")
+    )
+
+
+def _training(ready: Prepared, *, adapted: bool) -> list[tuple[str, str]]:
+    """Return the lines on steps, thoughts and memory."""
+    from selftaught.quiet.chunks import bytes_per_thought, positions_per_chunk
+    from selftaught.quiet.positions import thinking_positions
+    from selftaught.training.options import training_steps
+
+    model, arguments, config = ready.model, ready.arguments, ready.model.quiet_config
+    if arguments.gradient_checkpointing:  # as the Trainer does before the first step
+        model.gradient_checkpointing_enable()
+    texts = arguments.per_device_train_batch_size
+    batch = texts * arguments.gradient_accumulation_steps * arguments.world_size
+    longest = min(ready.how.length, max(map(len, ready.spans.texts)))
+    positions = thinking_positions(config, longest)
+    sampled = batch * positions * config.thoughts * config.thought_tokens
+    chunk = min(positions, positions_per_chunk(model.base, config, texts))
+    needed = chunk * texts * config.thoughts * bytes_per_thought(model.base, config)
+    kind = f"LoRA of rank {ready.how.lora_r}, " if adapted else ""
+    return [
+        ("Training", f"{kind}{training_steps(len(ready.spans), arguments)} optimizer steps, "
+         f"{batch} spans per step, learning rate {arguments.learning_rate:g}"),
+        ("Thoughts", f"{config.thoughts} of {config.thought_tokens} tokens at {_where(config)}, "
+         f"{config.lookahead} lookahead tokens, mix {config.mix}, REINFORCE weight "
+         f"{config.reinforce_weight:g}"),
+        ("Sampled", f"at most {sampled:,} thought tokens per optimizer step"),
+        ("Memory", f"about {needed / 2**20:,.0f} MiB for the activations of a chunk of {chunk} "
+         "positions, in addition to the model, its gradients and the optimizer"),
+    ]  # fmt: skip
+
+
+def _where(config: "QuietConfig") -> str:
+    if config.positions == "all":
+        return "every position"
+    return f"{config.positions_share:.0%} of the positions ({config.positions})"

@@ -1,0 +1,178 @@
+"""The commands for a trained Quiet-STaR model: `selftaught quiet evaluate | generate | explore`."""
+
+import json
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from selftaught.cli.output import progress_bar
+from selftaught.cli.quiet_model import ModelOptions, check_fits, check_least, open_trained
+from selftaught.cli.texts import TextOptions, texts_of
+from selftaught.printable import printable
+from selftaught.records import write_atomically
+
+if TYPE_CHECKING:
+    from selftaught.quiet.evaluation import Measured
+    from selftaught.quiet.gating import ThoughtParams
+
+
+@dataclass(frozen=True)
+class ThinkOptions(ModelOptions):
+    """How a trained model thinks."""
+
+    heading: ClassVar[str] = "thinking"
+
+    model: str = "runs/quiet/model"
+    """Folder of a trained Quiet-STaR model."""
+    thoughts: int = 1
+    """Number of thoughts per position. The predictions after them are averaged."""
+    thought_temperature: float = 0.0
+    """Sampling temperature of thoughts. 0 means greedy decoding."""
+    think_when: Literal["always", "entropy", "gate", "never"] = "always"
+    """Where to think: "always", where the "entropy" of the next token is above `--threshold`, where
+    the gain that the "gate" predicts is above it, or "never"."""
+    threshold: float = 0.0
+    """Threshold for `--think-when entropy` and `--think-when gate`, in nats."""
+    seed: int = 0
+    """Random seed for sampling."""
+
+
+@dataclass(frozen=True)
+class EvaluateOptions(ThinkOptions, TextOptions):
+    """Evaluation."""
+
+    heading: ClassVar[str] = "run"
+
+    batch_size: int = 8
+    """Number of spans per forward pass."""
+    out: Path | None = None
+    """JSON file for the results."""
+
+
+@dataclass(frozen=True)
+class GenerateOptions(ThinkOptions):
+    """Generation."""
+
+    heading: ClassVar[str] = "sampling"
+
+    max_new_tokens: int = 256
+    """Maximum number of new tokens."""
+    temperature: float = 0.0
+    """Sampling temperature of the text. 0 means greedy decoding."""
+    stop: list[str] = field(default_factory=list)
+    """Stop strings. The text ends before the first one and does not contain it."""
+
+
+@dataclass(frozen=True)
+class ExploreOptions(ThinkOptions, TextOptions):
+    """The explorer page."""
+
+    heading: ClassVar[str] = "run"
+
+    tokens: int = 400
+    """Maximum number of tokens of the text that are shown."""
+    out: Path = Path("runs/thoughts.html")
+    """HTML file to write."""
+
+
+def evaluate(how: EvaluateOptions) -> None:
+    """Measure the loss of a model on texts, and print a table."""
+    from selftaught.quiet.evaluation import measure
+    from selftaught.quiet.spans import consecutive, spans
+
+    check_least(1, batch_size=how.batch_size)
+    model, tokenizer = open_trained(how.model)
+    check_fits(model, how.length, "--length")
+    cut = consecutive(spans(texts_of(how), tokenizer, length=how.length, least=2))
+    with progress_bar("measuring", len(cut)) as advance:
+        found = measure(model, cut, _thinking(how), batch_size=how.batch_size, progress=advance)
+    if how.out is not None:
+        how.out.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(how.out, json.dumps(found.to_dict(), indent=2) + "\n")
+    print(measured_table({Path(how.model).name: found}))
+
+
+def generate(how: GenerateOptions, prompt: str) -> None:
+    """Continue a text and print it, as a stream unless stop strings are given.
+
+    Args:
+        how: the options.
+        prompt: the text, or "-" for standard input.
+    """
+    from transformers import StoppingCriteriaList, StopStringCriteria, TextStreamer
+
+    class PrintableStreamer(TextStreamer):
+        def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
+            super().on_finalized_text(printable(text), stream_end)
+
+    check_least(1, max_new_tokens=how.max_new_tokens)
+    check_least(0, temperature=how.temperature, thought_temperature=how.thought_temperature)
+    if "" in how.stop:
+        raise ValueError("--stop must not be an empty string: every text starts with it.")
+    model, tokenizer = open_trained(how.model)
+    text = sys.stdin.read() if prompt == "-" else prompt
+    ids = tokenizer(text, return_tensors="pt").to(model.base.device)
+    if ids.input_ids.shape[1] == 0:
+        raise ValueError("Expected a prompt of at least one token, got an empty text.")
+    check_fits(model, ids.input_ids.shape[1] + how.max_new_tokens, "--max-new-tokens")
+    stops: Any = [StopStringCriteria(tokenizer, how.stop)] if how.stop else []
+    streamer = (
+        None
+        if how.stop
+        else PrintableStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
+    )  # type: ignore[arg-type]
+    when = _thinking(how)
+    whole = model.generate(
+        ids.input_ids, ids.attention_mask, max_new_tokens=how.max_new_tokens,
+        do_sample=how.temperature > 0, temperature=how.temperature or 1.0,
+        stopping_criteria=StoppingCriteriaList(stops), streamer=_after_prompt(streamer),
+        thoughts=when.thoughts, thought_temperature=when.temperature,
+        think_when=when.think_when, seed=how.seed,
+    )  # fmt: skip
+    if how.stop:
+        new = tokenizer.decode(whole[0, ids.input_ids.shape[1] :], skip_special_tokens=True)
+        print(printable(min((str(new).split(stop)[0] for stop in how.stop), key=len)))
+
+
+def _after_prompt(streamer: Any) -> Any:
+    """Return a streamer that prints the first tokens it gets.
+
+    transformers' `generate` sends the prompt first, which `TextStreamer` skips; `QuietLM.generate`
+    sends only new tokens.
+    """
+    if streamer is not None:
+        streamer.next_tokens_are_prompt = False
+    return streamer
+
+
+def explore(how: ExploreOptions) -> None:
+    """Write the page with the thought before every token of the first text."""
+    from selftaught.quiet.explore import explored
+    from selftaught.reports.quiet_page import explorer_page
+
+    model, tokenizer = open_trained(how.model)
+    text = next(texts_of(how), "")
+    check_fits(model, how.tokens + 1, "--tokens")
+    first, tokens, measured = explored(model, tokenizer, text, how.tokens, _thinking(how))
+    print(explorer_page(how.out, Path(how.text).name, first, tokens, measured))
+
+
+def _thinking(how: ThinkOptions) -> "ThoughtParams":
+    from selftaught.quiet.gating import ThinkWhen, ThoughtParams
+
+    when = ThinkWhen(how.think_when, how.threshold)
+    return ThoughtParams(how.thoughts, how.thought_temperature, when, how.seed)
+
+
+def measured_table(rows: "dict[str, Measured]") -> str:
+    """Return a Markdown table of measurements, one row per name."""
+    lines = ["| | tokens | nats/token without thoughts | with thoughts | gain [95%] | gain, hardest tenth | weight | thinking |",
+             "|---|---|---|---|---|---|---|---|"]  # fmt: skip
+    for name, one in rows.items():
+        lines.append(
+            f"| {printable(name)} | {one.tokens} | {one.nll_without:.4f} | {one.nll_with:.4f} | {one.gain:+.4f} "
+            f"[{one.gain_low:.4f}, {one.gain_high:.4f}] | {one.gain_by_decile[-1]:+.4f} | "
+            f"{one.weight:.2f} | {one.thinking:.0%} |"
+        )
+    return "\n".join(lines)

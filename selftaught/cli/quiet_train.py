@@ -1,0 +1,268 @@
+"""The command `selftaught quiet train`: its checks, the plan of a dry run, and the training."""
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from selftaught.cli.output import locked_run, say
+from selftaught.cli.quiet_model import ModelOptions, check_fits, check_least, device, open_trained
+from selftaught.cli.quiet_think import measured_table
+from selftaught.cli.texts import TextOptions, texts_of
+from selftaught.records import write_atomically
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase, TrainingArguments
+
+    from selftaught.quiet.evaluation import Measured
+    from selftaught.quiet.model import QuietLM
+    from selftaught.quiet.spans import Spans
+    from selftaught.quiet.training import PeftModel
+    from selftaught.runs.folder import ProgressReporter
+
+MEASURED = 64
+"""Maximum number of held-out spans that are measured after training."""
+
+
+@dataclass(frozen=True)
+class PresetOptions:
+    """The options of Quiet-STaR."""
+
+    heading: ClassVar[str] = "thinking"
+
+    preset: Literal["default", "paper", "authors_code"] = "default"
+    """Source of the Quiet-STaR options that `--quiet` does not set: the "default" values of this
+    package (for small models), the "paper", or "authors_code"."""
+    quiet: dict[str, Any] = field(default_factory=dict)
+    """Any field of `QuietConfig`, such as `--quiet.thought_tokens 8` or `--quiet.positions
+    uniform`."""
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """The run folder."""
+
+    heading: ClassVar[str] = "run"
+
+    out: Path = Path("runs/quiet")
+    """Run folder. Repeating the same command continues an interrupted training."""
+    held_out: int = 32
+    """Number of texts at the end that are used only for evaluation, at most a fifth of all
+    texts."""
+    seed: int = 0
+    """Random seed for spans, thoughts and new weights."""
+    save_steps: int = 50
+    """Number of optimizer steps between checkpoints."""
+
+
+@dataclass(frozen=True)
+class TrainOptions(RunOptions, PresetOptions, ModelOptions, TextOptions):
+    """Training; other options go to transformers by `--training`."""
+
+    heading: ClassVar[str] = "training"
+
+    max_steps: int = -1
+    """Number of optimizer steps. -1: `num_train_epochs` decides."""
+    num_train_epochs: float = 1.0
+    """Number of passes over the texts."""
+    learning_rate: float | None = None
+    """Peak learning rate. Default: 1e-5, or 1e-6 with the published presets (for a model with 7
+    billion parameters). A model with a million parameters learned at 2e-4."""
+    per_device_train_batch_size: int = 8
+    """Number of spans per device and forward pass. 8 in the paper."""
+    gradient_accumulation_steps: int = 1
+    """Number of batches per optimizer step."""
+    bf16: bool = False
+    """Compute in bfloat16. The weights stay in float32."""
+    use_peft: bool = False
+    """Train a LoRA adapter and the embeddings of the two thought tokens, and merge them into the
+    model, instead of training all weights."""
+    lora_r: int = 16
+    """Rank of the LoRA adapter."""
+    lora_alpha: int = 32
+    """Scaling factor of the LoRA adapter."""
+    lora_target_modules: str = "all-linear"
+    """Layers that get an adapter: "all-linear", or layer names separated by commas."""
+    training: dict[str, Any] = field(default_factory=dict)
+    """Any other field of transformers' `TrainingArguments`, such as `--training.report_to
+    tensorboard`."""
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A training whose options, model and texts have been checked."""
+
+    how: TrainOptions
+    model: "QuietLM"
+    tokenizer: "PreTrainedTokenizerBase"
+    spans: "Spans"
+    """The training data."""
+    held_out: "Spans"
+    """The texts that are used only for evaluation."""
+    arguments: "TrainingArguments"
+
+
+def prepared(how: TrainOptions) -> Prepared:
+    """Check the options, open the model and read the texts. Nothing is written.
+
+    Raises:
+        ValueError: an option, the model or a text cannot be used; the message names it.
+        OSError: a file or the model does not exist.
+    """
+    from transformers.trainer_utils import set_seed
+    from transformers.utils import logging
+
+    from selftaught.quiet.spans import Spans, spans
+    from selftaught.quiet.training import quiet_arguments
+
+    logging.disable_progress_bar()
+    check_least(2, length=how.length)
+    check_least(0, held_out=how.held_out, seed=how.seed)
+    check_least(1, per_device_train_batch_size=how.per_device_train_batch_size, gradient_accumulation_steps=how.gradient_accumulation_steps,
+              save_steps=how.save_steps, lora_r=how.lora_r)  # fmt: skip
+    set_seed(how.seed)
+    model, tokenizer = opened_to_train(how)
+    config = model.quiet_config
+    if why := config.without_reinforcement:
+        raise ValueError(why)
+    check_fits(model, how.length + config.lookahead, "--length or --quiet.thought_tokens")
+    least = config.lookahead + 2
+    texts = spans(texts_of(how), tokenizer, length=how.length, least=least, seed=how.seed)
+    taught = len(texts.texts) - min(how.held_out, len(texts.texts) // 5)
+    train_spans = Spans(texts.texts[:taught], how.length, how.seed, skipped=texts.skipped)
+    held_out = Spans(texts.texts[taught:], how.length)
+    arguments = quiet_arguments(how.out / "checkpoints", **_trainer_options(how))
+    return Prepared(how, model, tokenizer, train_spans, held_out, arguments)
+
+
+def _trainer_options(how: TrainOptions) -> dict[str, Any]:
+    """Return the options that transformers' `TrainingArguments` takes."""
+    own = {"text", "column", "split", "subset", "limit", "length", "model", "out", "preset", "quiet", "held_out",
+           "use_peft", "lora_r", "lora_alpha", "lora_target_modules", "training"}  # fmt: skip
+    rate = how.learning_rate or (1e-5 if how.preset == "default" else 1e-6)
+    options = {name: value for name, value in asdict(how).items() if name not in own}
+    return options | {"learning_rate": rate} | how.training
+
+
+def adapted(how: TrainOptions, model: "QuietLM") -> "PeftModel | None":
+    """Add the LoRA adapter that the options ask for to the model, and return it."""
+    from selftaught.quiet.training import with_lora
+
+    if not how.use_peft:
+        return None
+    return with_lora(
+        model, r=how.lora_r, alpha=how.lora_alpha, target_modules=how.lora_target_modules
+    )
+
+
+def train(how: TrainOptions) -> None:
+    """Train a model, measure it, write its page, and print a summary."""
+    from selftaught.quiet.evaluation import measure
+    from selftaught.quiet.gating import ThinkWhen
+    from selftaught.quiet.spans import consecutive
+    from selftaught.quiet.training import train_quiet
+    from selftaught.reports.quiet_page import training_page
+    from selftaught.runs.folder import remember
+
+    ready = prepared(how)
+    model, main = ready.model, ready.arguments.process_index == 0
+    held_out = consecutive(ready.held_out)[:MEASURED]
+    before = after = None
+    if held_out and main:
+        before = measure(model, held_out, think_when=ThinkWhen("never"))
+    peft_model = adapted(how, model)
+    total = max(how.max_steps, 0)
+    with _tracked(how.out, main=main) as reporter, reporter.progress("training", total) as advance:
+        log = train_quiet(
+            model, ready.tokenizer, ready.spans, ready.arguments, out=how.out,
+            peft_model=peft_model, progress=advance,
+        )  # fmt: skip
+    if not main:
+        return
+    if held_out:
+        trained = str(how.out / "model")
+        after = _stored(how.out / "after.json", lambda: measure(open_trained(trained)[0], held_out))
+    skipped = ready.spans.skipped
+    settings = {"model": how.model, "text": how.text, **asdict(model.quiet_config), "learning_rate": ready.arguments.learning_rate,
+                "spans": len(ready.spans), "texts skipped": skipped}  # fmt: skip
+    remember(how, how.out)
+    training_page(how.out, log, settings, before, after)
+    measured = {"before, without thoughts": before, "after": after} if before and after else {}
+    _print_summary(how.out, log, measured, skipped)
+
+
+@contextmanager
+def _tracked(out: Path, *, main: bool) -> "Iterator[ProgressReporter]":
+    """Lock the run folder and yield progress callbacks. Only the main process does anything."""
+    if main:
+        with locked_run(out, "Quiet-STaR") as reporter:
+            yield reporter
+        return
+    from selftaught.runs.folder import ProgressReporter
+
+    yield ProgressReporter()
+
+
+def opened_to_train(how: TrainOptions) -> "tuple[QuietLM, PreTrainedTokenizerBase]":
+    """Return a new Quiet-STaR model around the base model, or open a trained one.
+
+    Raises:
+        ValueError: the model or an option of Quiet-STaR cannot be used; the message names it.
+        OSError: the model does not exist.
+    """
+    from transformers import AutoTokenizer
+
+    from selftaught.models.embedded import embedded_model
+    from selftaught.quiet.checkpoint import SETTINGS, make_quiet, open_quiet
+    from selftaught.quiet.config import QuietConfig
+    from selftaught.samplers.weights import load_model
+
+    if (Path(how.model) / SETTINGS).exists():
+        if how.quiet or how.preset != "default":
+            raise ValueError(
+                f"{how.model} is a trained Quiet-STaR model, whose options are in its {SETTINGS}. "
+                "Leave out --preset and --quiet, or start from a model without thoughts."
+            )
+        opened, tokenizer = open_quiet(Path(how.model), dtype="float32")
+        return opened.to(device()), tokenizer
+    preset = QuietConfig if how.preset == "default" else getattr(QuietConfig, how.preset)
+    try:
+        config = preset(**how.quiet)
+    except TypeError as error:
+        raise ValueError(
+            f"QuietConfig refused the options of --quiet: {error}. Its fields are listed in "
+            "docs/methods/quiet.md."
+        ) from None
+    name = str(embedded_model()) if how.model == "embedded" else how.model
+    base = load_model(name, dtype="float32")
+    tokenizer = AutoTokenizer.from_pretrained(name)
+    return make_quiet(base.to(device()), tokenizer, config), tokenizer
+
+
+def _stored(path: Path, measure: "Callable[[], Measured]") -> "Measured":
+    """Return the measurement stored in `path`, or measure now and store the result there."""
+    from selftaught.quiet.evaluation import Measured
+
+    if path.exists():
+        return Measured(**json.loads(path.read_text(encoding="utf-8")))
+    found = measure()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, json.dumps(found.to_dict(), indent=2) + "\n")
+    return found
+
+
+def _print_summary(
+    out: Path, log: list[dict[str, float]], measured: "dict[str, Measured]", skipped: int
+) -> None:
+    if skipped:
+        print(f"{skipped} texts were too short and were skipped.")
+    if log:
+        last = log[-1]
+        print(f"{last['step']:.0f} steps; last step: {last['nll_without']:.3f} nats per token without thoughts, "
+              f"{last['nll_with']:.3f} with thoughts, {last['tokens_per_second']:.0f} tokens/s.")  # fmt: skip
+    if measured:
+        print(measured_table(measured))
+    say(f"Model   {out / 'model'}\nPage    {out / 'report.html'}")
+    say(f"Next    selftaught quiet explore --model {out / 'model'} --text FILE")
