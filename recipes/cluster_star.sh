@@ -32,7 +32,7 @@ ray status --address "$RAY_ADDRESS" | grep -A 4 Active
 
 star() {
     exec selftaught star --out "$out/star" --iterations 2 \
-        --sampler ray --sampler_options.workers 2 --sampler_options.batch_size 512 \
+        --sampler ray --sampler-options.workers 2 --sampler-options.batch-size 512 \
         --launcher ray --num-processes 2
 }
 

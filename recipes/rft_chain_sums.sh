@@ -30,5 +30,5 @@ out=${1:-runs/chain_sums}
 seed=${2:-0}
 [ -f "$out/base/config.json" ] || python "$here/chain_sums.py" "$out" --seed "$seed"
 selftaught rft --config "$here/rft_chain_sums.yaml" --model "$out/base" --seed "$seed" --out "$out/rft" \
-    --task_options "{path: $out/questions/train.jsonl, validation: $out/questions/validation.jsonl,
+    --task-options "{path: $out/questions/train.jsonl, validation: $out/questions/validation.jsonl,
         test: $out/questions/test.jsonl, id: id, rationale: rationale, max_tokens: 96}"

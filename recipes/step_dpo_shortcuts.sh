@@ -25,9 +25,9 @@ seed=${2:-0}
 [ -f "$out/base/config.json" ] || python "$here/shortcut_sums.py" "$out" --seed "$seed"
 learn() {
     selftaught step-dpo --config "$here/step_dpo_shortcuts.yaml" --model "$out/base" --seed "$seed" \
-        --task_options "{path: $out/questions/train.jsonl, validation: $out/questions/validation.jsonl,
+        --task-options "{path: $out/questions/train.jsonl, validation: $out/questions/validation.jsonl,
             test: $out/questions/test.jsonl, id: id, rationale: rationale, max_tokens: 192}" "$@"
 }
 learn --out "$out/step_dpo"
-learn --out "$out/defaults" --start sft --beta 0.1 --dpo_epochs 1 --dpo_training '{}' --sft_sizes '[]' \
+learn --out "$out/defaults" --start sft --beta 0.1 --dpo-epochs 1 --dpo-training '{}' --sft-sizes '[]' \
     --methods '[rft, step_dpo, dpo]'

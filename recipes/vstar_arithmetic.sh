@@ -10,6 +10,6 @@
 set -eu
 out=${1:-runs/vstar_arithmetic}
 seed=${2:-0}
-selftaught vstar --out "$out" --seed "$seed" --task_options "{digits: 3-5, train: 300, test: 200, seed: $seed}" \
-    --k 16 --iterations 3 --candidates 16 --temperature 1.0 --seed_samples 4 --learning_rate 3e-4 \
-    --verifier_learning_rate 3e-4 --verifier_epochs 2 --pairs_per_problem 16 --baselines
+selftaught vstar --out "$out" --seed "$seed" --task-options "{digits: 3-5, train: 300, test: 200, seed: $seed}" \
+    --k 16 --iterations 3 --candidates 16 --temperature 1.0 --seed-samples 4 --learning-rate 3e-4 \
+    --verifier-learning-rate 3e-4 --verifier-epochs 2 --pairs-per-problem 16 --baselines

@@ -21,5 +21,5 @@ out=${1:-runs/vstar_equations}
 seed=${2:-0}
 [ -f "$out/base/config.json" ] || python "$here/guessed_equations.py" "$out" --seed "$seed"
 selftaught vstar --config "$here/vstar_equations.yaml" --model "$out/base" --seed "$seed" --out "$out/vstar" \
-    --task_options "{path: $out/questions/train.jsonl, validation: $out/questions/validation.jsonl,
+    --task-options "{path: $out/questions/train.jsonl, validation: $out/questions/validation.jsonl,
         test: $out/questions/test.jsonl, id: id, rationale: rationale, max_tokens: 48}"

@@ -54,7 +54,7 @@ def check_data_set(name: str) -> None:
         raise FileNotFoundError(
             f"The data set {name!r} is not a local file (looked for {Path(name).absolute()}) and "
             f"cannot be loaded from the Hugging Face Hub: {problem} If you mean a file, check the "
-            "path. Without access to the Hub, give a local copy: --task-options.data_dir FOLDER, "
+            "path. Without access to the Hub, give a local copy: --task-options.data-dir FOLDER, "
             "or --task-options.path FILE."
         )
 

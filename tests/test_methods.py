@@ -25,6 +25,7 @@ from selftaught.methods.step_values import StepDpoConfig, prefix_id
 from selftaught.methods.vstar import VstarConfig, run_vstar, scores_of
 from selftaught.models.embedded import embedded_model
 from selftaught.records import Rollout, read_rollouts
+from selftaught.reports.rft_page import current_name
 from selftaught.rollouts.selection import NothingToLearn
 from selftaught.rollouts.steps import ValuedRollout
 from selftaught.training import open_tokenizer, sft_config, train_sft
@@ -210,15 +211,21 @@ def test_rft_pools_the_rollouts_of_another_model(rft: Path, tmp_path: Path):
 
 def test_rft_has_its_baselines(rft: Path):
     rows = rows_of(rft)
-    every = rows["all right ones, k=4"]
+    every = rows["all correct completions, k=4"]
     graded = read_rollouts(rft / "rollouts.graded.jsonl")
     kept = sum(bool(one.correct) for one in graded)
     seed = len(jsonl(rft / "sft" / "seed.jsonl"))
     assert every["training"]["trained on"] == seed + kept
-    drawn = rows["as many at random, k=4"]["training"]["trained on"]
+    drawn = rows["random sample, k=4"]["training"]["trained on"]
     assert drawn == rows["RFT, k=4"]["training"]["trained on"]
-    alone = rows["D alone, as many steps as k=4"]["training"]
+    alone = rows["D only, steps of k=4"]["training"]
     assert (alone["trained on"], alone["steps"]) == (seed, rows["RFT, k=4"]["training"]["steps"])
+
+
+def test_rows_of_earlier_versions_have_the_present_names():
+    names = {"all right ones, k=4": "all correct completions, k=4", "as many at random, k=16": "random sample, k=16",
+             "D alone, as many steps as k=4": "D only, steps of k=4", "RFT, k=4": "RFT, k=4"}  # fmt: skip
+    assert {name: current_name(name) for name in names} == names
 
 
 def test_the_page_of_rft_tells_accuracy_and_paths(rft: Path):

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from selftaught import metrics
+from selftaught.deprecation import renamed_parameter
 from selftaught.records import Rollout
 from selftaught.tasks.latex import normalised
 from selftaught.tasks.quantities import quantity
@@ -87,20 +88,21 @@ def vote(answer: str | None) -> str | None:
     return f"{number.value} {kept}".strip()
 
 
-def chosen(candidates: Candidates, way: Choice, k: int) -> list[float]:
+@renamed_parameter("way", "rule")
+def chosen(candidates: Candidates, rule: Choice, k: int) -> list[float]:
     """Return, for every problem, the probability that the choice among k of its candidates is
     correct.
 
     Args:
         candidates: the candidates of every problem.
-        way: rule of choice; see `Choice`.
+        rule: rule of choice; see `Choice`.
         k: number of candidates to choose from.
 
     Raises:
         ValueError: the rule needs scores, and there are none.
     """
     problems = range(len(candidates.right))
-    match way:
+    match rule:
         case "sample":
             return [sum(right) / len(right) for right in candidates.right]
         case "pass":
@@ -111,8 +113,8 @@ def chosen(candidates: Candidates, way: Choice, k: int) -> list[float]:
                 for at in problems
             ]
     if candidates.scores is None:
-        raise ValueError(f"Expected candidates with scores for the choice {way!r}, got none.")
-    if way == "best":
+        raise ValueError(f"Expected candidates with scores for the choice {rule!r}, got none.")
+    if rule == "best":
         return [
             metrics.best_of_k(candidates.scores[at], candidates.right[at], k) for at in problems
         ]

@@ -11,7 +11,7 @@ Language Models" (arXiv:2308.01825). `run_rft` is its Section 3.3.
 Differences from the paper and from the authors' code are listed in docs/methods/rft.md.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import groupby
 from pathlib import Path
@@ -37,7 +37,7 @@ from selftaught.methods.run import (
     write_summary,
 )
 from selftaught.records import Example, Rollout, read_rollouts
-from selftaught.reports.rft_page import report
+from selftaught.reports.rft_page import current_name, report
 from selftaught.rollouts.grading import grade
 from selftaught.rollouts.selection import (
     DistinctBy,
@@ -240,10 +240,16 @@ def _baselines(
         training = fit(run, gold, folder, max_steps=row["training"]["steps"])
         return trained_row(run, training, measured(run, str(training.model), folder.name, folder))
 
-    every, copies = f"all right ones, k={k}", f"as many at random, k={k}"
-    once(run, every, lambda: _learned(run, gold, kept, rollouts, f"all-{k}", every, k))
-    once(run, copies, lambda: _learned(run, gold, drawn, rollouts, f"random-{k}", copies, k))
-    once(run, f"D alone, as many steps as k={k}", longer)
+    every, copies = f"all correct completions, k={k}", f"random sample, k={k}"
+    makers: dict[str, Callable[[], Row]] = {
+        every: lambda: _learned(run, gold, kept, rollouts, f"all-{k}", every, k),
+        copies: lambda: _learned(run, gold, drawn, rollouts, f"random-{k}", copies, k),
+        f"D only, steps of k={k}": longer,
+    }
+    done = {current_name(row["name"]) for row in read_rows(config.out / "metrics.jsonl")}
+    for name, make in makers.items():
+        if name not in done:
+            once(run, name, make)
 
 
 def _learned(

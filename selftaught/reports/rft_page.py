@@ -48,7 +48,7 @@ def report(out: Path) -> Path:
     )
     head = ["model", "test, greedy", "right per problem", "distinct per problem", "trained on", "tokens trained"]  # fmt: skip
     body = [
-        [row["name"], shown(accuracy_of(row)), _number(row, "right per problem"),
+        [current_name(row["name"]), shown(accuracy_of(row)), _number(row, "right per problem"),
          _number(row, "distinct per problem"), f"{row['training']['trained on']:,}",
          f"{row['training']['tokens']:,}"]
         for row in rows
@@ -60,6 +60,22 @@ def report(out: Path) -> Path:
     )
     section = Section("Accuracy and distinct solution paths", words, [Table(head, body)], [accuracy, paths] if swept else [])  # fmt: skip
     return method_report(out, "RFT", _lead(rows, swept), [section])
+
+
+OLD_NAMES = {
+    "all right ones, k=": "all correct completions, k=",
+    "as many at random, k=": "random sample, k=",
+    "D alone, as many steps as k=": "D only, steps of k=",
+}
+"""Beginnings of names of rows that earlier versions wrote, and the present ones."""
+
+
+def current_name(name: str) -> str:
+    """Return the present name of a row of `metrics.jsonl`, which an earlier version may have written."""
+    for old, new in OLD_NAMES.items():
+        if name.startswith(old):
+            return new + name.removeprefix(old)
+    return name
 
 
 def _lead(rows: Sequence[Row], swept: Sequence[Row]) -> str:

@@ -61,8 +61,8 @@ HINTS = (
     (("Free memory on device", "out of memory", "No available memory", "OutOfMemory",
       "requested memory"),
      "The device's memory is in use or too small. Stop other programs on the device, or set "
-     "--sampler-options.gpu_memory_utilization 0.5 (a fraction of the total) or a smaller "
-     "--sampler-options.max_model_len. On a CPU, set VLLM_CPU_KVCACHE_SPACE, in GiB."),
+     "--sampler-options.gpu-memory-utilization 0.5 (a fraction of the total) or a smaller "
+     "--sampler-options.max-model-len. On a CPU, set VLLM_CPU_KVCACHE_SPACE, in GiB."),
     (("head size", "head_size", "head_dim"),
      "vLLM has no attention kernel for this model's head size on this device. "
      "Use --sampler transformers."),

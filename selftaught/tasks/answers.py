@@ -30,7 +30,7 @@ version are computed again."""
 
 
 class Verdict(NamedTuple):
-    """Whether two answers are the same, and the stage that decided it; None: not decided here."""
+    """Return whether two answers are the same, and the stage that decided it; None: not decided here."""
 
     equal: bool | None
     decided_by: str
@@ -110,7 +110,7 @@ _OTHER_AFTER = re.compile(
 
 
 def _stands_alone(text: str, start: int, end: int) -> bool:
-    """Whether a box is the whole of what is stated, and no part of a formula or a longer phrase."""
+    """Return whether a box is the whole of what is stated, and no part of a formula or a longer phrase."""
     before = text[max(0, start - 60) : start].translate(_MINUS)
     before = _TAG_END.sub("", before)
     bare = _MARKUP_BEFORE.sub("", before)
@@ -309,7 +309,7 @@ def _boxes(text: str) -> list[Place]:
 
 
 def _joins_next(text: str, end: int) -> bool:
-    """Whether another box follows directly, as in "\\boxed{5} and \\boxed{6}"."""
+    """Return whether another box follows directly, as in "\\boxed{5} and \\boxed{6}"."""
     following = _BOX.search(text, end, min(len(text), end + 60))
     return following is not None and bool(_JOINED.fullmatch(text, end, following.start()))
 
@@ -491,7 +491,7 @@ def _name_before(text: str, start: int, *, noun_too: bool) -> str | None:
 
 
 def _last_counts(boxes: Sequence[Place], value: Any, text: str, kind: Kind) -> bool:
-    """Whether the last box states the answer: the one before agrees, is corrected or led to it."""
+    """Return whether the last box states the answer: the one before agrees, is corrected or led to it."""
     for before, after in reversed(list(pairwise(boxes[-MOST_PLACES:]))):
         other = kind.read(before.phrase)
         if other is not None and kind.same(value, other):
@@ -508,13 +508,13 @@ def _last_counts(boxes: Sequence[Place], value: Any, text: str, kind: Kind) -> b
 
 
 def _same_sentence(before: Place, after: Place) -> bool:
-    """Whether a place begins within the first sentence of the phrase before it."""
+    """Return whether a place begins within the first sentence of the phrase before it."""
     sentence_end = before.end - len(before.phrase) + len(sentence(before.phrase))
     return after.start < sentence_end
 
 
 def _disagrees(place: Place, value: Any, kind: Kind) -> bool:
-    """Whether a place states another value; words without a number or a choice state none."""
+    """Return whether a place states another value; words without a number or a choice state none."""
     other = kind.read(place.phrase)
     if other is not None:
         return not kind.same(value, other)
@@ -547,7 +547,7 @@ def _number_phrase(phrase: str) -> str:
 
 
 def _other_number(phrase: str, answer: str, bare: bool) -> bool:
-    """Whether a phrase is another number than the answer, in the same unit or without one."""
+    """Return whether a phrase is another number than the answer, in the same unit or without one."""
     value, stated = quantity(phrase), quantity(answer)
     if value is None or stated is None or (bare and "=" in phrase) or _agree(value, stated):
         return False

@@ -53,7 +53,7 @@ def _formula_alone(text: str) -> str | None:
 
 
 def _other_formula(phrase: str, answer: str, bare: bool) -> bool:
-    """Whether a phrase is another formula than the answer; a sentence by itself, another number."""
+    """Return whether a phrase is another formula than the answer; a sentence by itself, another number."""
     left, right = normalised(_formula(phrase)), normalised(_formula(answer))
     value, stated_value = quantity(left, strict=True), quantity(right, strict=True)
     if value is not None and stated_value is not None:
@@ -112,7 +112,7 @@ _DEGREES = re.compile(r"\^ ?\\circ|\\text ?\{ ?deg(?:ree)?s? ?\}")
 
 
 def _differ(gold: str, answer: str) -> str:
-    """What tells two formulas apart that algebra would take for the same; "" where nothing does.
+    """Return what distinguishes two formulas that algebra would treat as equal; "" if nothing does.
 
     A clock time is no quotient, a ratio no number, capital letters side by side are the name of a
     thing, and a sine of degrees is none of radians.

@@ -117,7 +117,7 @@ def plain_phrase(text: str) -> str | None:
 
 
 def _with_money(text: str) -> str | None:
-    """The text with another sign for the dollars that are money; None where that cannot be told."""
+    """The text with another sign for the dollars that are money; None where that cannot be determined."""
     dollars = text.count("$")
     if dollars % 2 == 0:
         return text
@@ -126,7 +126,7 @@ def _with_money(text: str) -> str | None:
 
 
 def _closes_at_end(text: str) -> bool:
-    """Whether the brace that opens a text is closed by its last character."""
+    """Return whether the brace that opens a text is closed by its last character."""
     depth = 0
     for place, character in enumerate(text):
         depth += (character == "{") - (character == "}")
@@ -542,7 +542,7 @@ _MOST_TOKENS = 100
 
 
 def false_equation(phrase: str) -> bool:
-    """Whether two neighbouring sides of an equation are arithmetic with different values: "2 + 2 = 6".
+    """Return whether two neighbouring sides of an equation are arithmetic with different values: "2 + 2 = 6".
 
     A right side with decimals may be cut or rounded in its last one. A side that holds anything but
     numbers and operations is not judged, nor are sides with different words, as in "1 hour = 60 minutes".
@@ -559,7 +559,7 @@ def false_equation(phrase: str) -> bool:
 
 
 def holds(phrase: str) -> bool:
-    """Whether all sides of an equation are arithmetic without words, and equal."""
+    """Return whether all sides of an equation are arithmetic without words, and equal."""
     sides = _sides(phrase) if len(phrase) <= LONGEST else []
     plain = all(value is not None and not words for value, words, _ in sides)
     return len(sides) > 1 and plain and not false_equation(phrase)
@@ -637,7 +637,7 @@ def _atom(tokens: list[str]) -> tuple[Fraction, list[str]]:
 
 
 def _has_variable(side: str) -> bool:
-    """Whether a side of an equation has a single letter other than a times sign and the words a and I."""
+    """Return whether a side of an equation has a single letter other than a times sign and the words a and I."""
     side = re.sub(r"\\[A-Za-z]+", " ", side)
     side = re.sub(r"(?<=[0-9]) ?x ?(?=[0-9])", "*", side)
     return bool(re.search(r"(?<![A-Za-z])(?![aI](?= [a-z]))[A-Za-z](?![A-Za-z])", side))

@@ -153,7 +153,7 @@ _LIST_MARK = re.compile(r"[-*#(\s]*(?:[0-9]{1,2}|[A-Za-z])[.)]")
 
 
 def taken_back(rest: str, answer: str, reading: Reading) -> bool:
-    """Whether the text after an answer takes it back.
+    """Return whether the text after an answer takes it back.
 
     Args:
         rest: the text after the sentence that states the answer.
@@ -183,7 +183,7 @@ def taken_back(rest: str, answer: str, reading: Reading) -> bool:
 
 
 def _upheld(sentences: list[str], own: list[Mention], reading: Reading, *, checked: bool) -> bool:
-    """Whether an answer that was doubted, or only checked, is confirmed: its value is the last one named.
+    """Return whether an answer that was doubted, or only checked, is confirmed: its value is the last one named.
 
     A check may end in another number, if the answer stands in it and it is said to hold.
     """
@@ -221,7 +221,7 @@ def _judged(sentence: str) -> bool:
 
 
 def _against(sentence: str, mention: Mention, own: list[Mention]) -> bool:
-    """Whether a sentence rules the answer out where it names it, or prefers another value."""
+    """Return whether a sentence rules the answer out where it names it, or prefers another value."""
     before, after = sentence[: mention.start][-40:], sentence[mention.end :][:80]
     if own and _same(own[0], mention):
         if _BOTH.match(sentence) and not _NEGATED.search(sentence):
@@ -231,7 +231,7 @@ def _against(sentence: str, mention: Mention, own: list[Mention]) -> bool:
 
 
 def _claims_another(sentence: str, answer: str, reading: Reading) -> bool:
-    """Whether a sentence says nothing but that the answer is another value: "So it is 4."."""
+    """Return whether a sentence says nothing but that the answer is another value: "So it is 4."."""
     clauses = (
         [sentence] if _ASSUMED.search(sentence) else [sentence, *_CLAUSES.split(sentence)[1:][:5]]
     )

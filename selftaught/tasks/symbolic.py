@@ -1,4 +1,4 @@
-"""Whether two LaTeX expressions are the same by algebra, with math-verify."""
+"""Algebraic equivalence of LaTeX expressions, with math-verify."""
 
 import importlib.util
 import logging
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 def symbolically_equal(gold: str, answer: str) -> bool:
-    """Whether two LaTeX answers are the same by algebra. Slow, and may hang: call it by `grade`.
+    """Return whether two LaTeX answers are algebraically equal. Slow, and may hang: call it by `grade`.
 
     Raises:
         ValueError: the gold answer cannot be parsed, so nothing can be said.
@@ -190,7 +190,7 @@ def _same_parts(gold: Parts, answer: Parts) -> bool:
 
 
 def _elements(parts: Parts) -> "list[Parts | Basic]":
-    """What a set or a single answer holds; a plus-minus counts as two."""
+    """Return the elements of a set or a single answer; a plus-minus counts as two."""
     elements: list[Parts | Basic] = []
     for part in parts.parts if parts.kind == "set" else (parts,):
         parsed = _parsed(part.text) if part.kind == "leaf" else []
@@ -207,7 +207,7 @@ def _same_element(gold: "Parts | Basic", answer: "Parts | Basic") -> bool:
 
 
 def _matched(gold: Any, answer: Any, same: Callable[[Any, Any], bool]) -> bool:
-    """Whether each of one is the same as exactly one of the other."""
+    """Return whether the elements of two collections can be paired so that each pair is equal."""
     rest = list(answer)
     for one in gold:
         found = next((index for index, other in enumerate(rest) if same(one, other)), None)
@@ -274,7 +274,7 @@ def _parsed(text: str) -> "tuple[Basic, ...]":
 
 
 def _same(gold: "Basic", answer: "Basic") -> bool:
-    """Whether two parsed answers are the same, exactly."""
+    """Return whether two parsed answers are exactly equal."""
     from sympy import And, Eq, Expr, MatrixBase
     from sympy.core.relational import Relational
 
@@ -296,7 +296,7 @@ def _same(gold: "Basic", answer: "Basic") -> bool:
 
 
 def _plain(parsed: "Expr") -> "Expr":
-    """With i as the imaginary unit, symbols told apart by name only, and f(x) as a name."""
+    """With i as the imaginary unit, symbols distinguished by name only, and f(x) as a name."""
     from sympy import Expr, I, Symbol
     from sympy.concrete.expr_with_limits import ExprWithLimits
     from sympy.core.function import AppliedUndef
@@ -322,7 +322,7 @@ def _same_value(gold: "Expr", answer: "Expr") -> bool:
 
 
 def _same_solutions(gold: Any, answer: Any) -> bool:
-    """Whether inequalities in one variable have the same real solutions: |x| < 3 and -3 < x < 3."""
+    """Return whether inequalities in one variable have the same real solutions: |x| < 3 and -3 < x < 3."""
     if len(gold.free_symbols) != 1 or gold.free_symbols != answer.free_symbols:
         return False
     try:
@@ -332,7 +332,7 @@ def _same_solutions(gold: Any, answer: Any) -> bool:
 
 
 def _same_relation(gold: "Basic", answer: "Basic") -> bool:
-    """Whether one relation is the other times a number (a positive one, for inequalities)."""
+    """Return whether one relation is the other times a number (a positive one, for inequalities)."""
     kind, left = _one_sided(gold)
     other_kind, right = _one_sided(answer)
     if kind != other_kind or left is None or right is None or _names(left) != _names(right):
@@ -394,7 +394,7 @@ _SPARE_DIGITS = 200
 
 
 def _vanishes(left: "Expr", right: "Expr") -> bool:
-    """Whether left - right is 0: exactly for rationals, else to 150 digits below both and 1."""
+    """Return whether left - right is 0: exactly for rationals, else to 150 digits below both and 1."""
     from sympy import log, sympify
 
     if left == right:
