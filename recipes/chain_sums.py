@@ -117,7 +117,7 @@ def write_questions(
     validation: int,
     test: int,
     seed: int,
-    told: int | None = None,
+    with_rationale: int | None = None,
 ) -> None:
     """Write train.jsonl, validation.jsonl and test.jsonl: id, question, answer and rationale.
 
@@ -126,7 +126,7 @@ def write_questions(
 
     Args:
         drawn: the next question; what it is known by comes first.
-        told: so many questions of a split have a rationale, the first ones; none: all.
+        with_rationale: number of questions of a split that have a rationale, from the first. Default: all.
     """
     asked: set[tuple[int, ...]] = set()
     for split, size in (("test", test), ("validation", validation), ("train", train)):
@@ -142,7 +142,9 @@ def write_questions(
                     "id": f"{split}-{len(rows)}",
                     "question": question,
                     "answer": answer,
-                    "rationale": rationale if told is None or len(rows) < told else None,
+                    "rationale": rationale
+                    if with_rationale is None or len(rows) < with_rationale
+                    else None,
                 }
             )
         write_atomically(folder / f"{split}.jsonl", "".join(json.dumps(row) + "\n" for row in rows))

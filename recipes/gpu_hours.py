@@ -5,7 +5,7 @@
 Sampling: tokens drawn per second on one GPU, as `benchmarks/engines.py MODEL` prints on it, or samples/s
 of `selftaught status RUN` times the mean length. Training: tokens read per second on one GPU, from a row
 of the run's `metrics.jsonl` (training tokens over seconds). Grading and storing are the driver's, on CPUs,
-at the rows per second of `benchmarks/store.py`; they are told in hours beside the GPUs.
+at the rows per second of `benchmarks/store.py`; they are given as hours beside those of the GPUs.
 """
 
 import argparse

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from chain_sums import Question, Text, make_recipe, write_questions
 
-TOLD = 500
+WITH_RATIONALE = 500
 """Training questions with a solution."""
 FARTHEST = 2
 """A guess in the pre-training text is off by at most so much, each difference as often."""
@@ -40,7 +40,7 @@ def questions(folder: Path, *, train: int, validation: int, test: int, seed: int
         return numbers, f"{a}*x+{b}={a * x + b}", str(x), tried(a, x, b)
 
     sizes = {"train": train, "validation": validation, "test": test}
-    write_questions(folder, drawn, **sizes, seed=seed, told=TOLD)
+    write_questions(folder, drawn, **sizes, seed=seed, with_rationale=WITH_RATIONALE)
 
 
 def equation(draw: random.Random) -> tuple[int, int, int]:

@@ -32,7 +32,7 @@ def main() -> None:
     for name in names:
         if "test" in runs[0][name]:
             seeds = [greedy(run[name]) for run in runs]
-            told(name, seeds)
+            print_row(name, seeds)
             needed(runs, name)
             if options.over and name != options.over:
                 apart(name, [greedy(run[options.over]) for run in runs], seeds)
@@ -66,7 +66,7 @@ def chosen(name: str, seeds: Sequence[Mapping[str, Mapping[str, list[float]]]]) 
     """What each way of choosing gives, and how far the verifier is from the majority."""
     k = list(seeds[0]["best"])[-1]
     for way in ("sample", "majority", "best", "weighted", "pass"):
-        told(f"{name}: {way} of {k}", [seed[way][k] for seed in seeds])
+        print_row(f"{name}: {way} of {k}", [seed[way][k] for seed in seeds])
     apart(
         f"{name}: best",
         [seed["majority"][k] for seed in seeds],
@@ -80,8 +80,8 @@ def apart(name: str, before: Sequence[Sequence[float]], after: Sequence[Sequence
     print(f"{name}: {100 * mean:+.1f} points [{100 * low:+.1f}, {100 * high:+.1f}]")
 
 
-def told(name: str, seeds: Sequence[Sequence[float]]) -> None:
-    """A row: all seeds together, then each."""
+def print_row(name: str, seeds: Sequence[Sequence[float]]) -> None:
+    """Print the mean of all seeds, then each seed."""
     mean, low, high = share([one for seed in seeds for one in seed])
     each = ", ".join(f"{100 * sum(seed) / len(seed):.1f}" for seed in seeds)
     print(f"{name}: {100 * mean:.1f}% [{100 * low:.1f}, {100 * high:.1f}]  ({each})")

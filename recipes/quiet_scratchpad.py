@@ -306,7 +306,7 @@ def table(out: Path) -> str:
         "|---|---|---|---|---|---|",
     ]
     continued = stored(out, "continued", "with")
-    for method, name in told(out):
+    for method, name in measured_methods(out):
         by_seed = stored(out, method, name)
         rows = list(by_seed.values())
         nll, right = (interval([[row[key] for row in one] for one in rows]) for key in ("nll", "right"))  # fmt: skip
@@ -319,7 +319,7 @@ def table(out: Path) -> str:
             f"| {label} | {nll[0]:.3f} [{nll[1]:.3f}, {nll[2]:.3f}] | {fewer[0]:.3f} [{fewer[1]:.3f}, {fewer[2]:.3f}] "
             f"| {right[0]:.1%} [{right[1]:.1%}, {right[2]:.1%}] | {weight:.2f} | {each} |"
         )
-    places = [by_place(out, "quiet-16")] if ("quiet-16", "with") in told(out) else []
+    places = [by_place(out, "quiet-16")] if ("quiet-16", "with") in measured_methods(out) else []
     return "\n".join([*lines, "", by_terms(out), "", *places])
 
 
@@ -328,7 +328,7 @@ def by_terms(out: Path) -> str:
     counts = [sum(len(one) == count for one in tests()) for count in TESTED]
     heads = [f"{count} terms (n={n})" for count, n in zip(TESTED, counts, strict=True)]
     lines = [f"| method | {' | '.join(heads)} |", "|---" * (len(TESTED) + 1) + "|"]
-    for method, name in told(out):
+    for method, name in measured_methods(out):
         if name == "with":
             seeds = stored(out, method, name).values()
             cells = [
@@ -356,8 +356,8 @@ def by_place(out: Path, method: str) -> str:
     return "\n".join(lines)
 
 
-def told(out: Path) -> list[tuple[str, str]]:
-    """What was measured: methods, each with and, for models that think, without thoughts."""
+def measured_methods(out: Path) -> list[tuple[str, str]]:
+    """Return what was measured: methods, each with and, for models that think, without thoughts."""
     names = {path.stem for path in out.glob("seed-*/*.json")}
     order = METHODS
     methods = [one for one in order if one in names] + sorted(names - set(order))
@@ -391,7 +391,7 @@ def figure(out: Path) -> Path:
 
     drawn = Figure(figsize=(5.6, 3.4), layout="constrained")
     axes = drawn.add_subplot()
-    lengths = [length for length in LENGTHS if (f"quiet-{length}", "with") in told(out)]
+    lengths = [length for length in LENGTHS if (f"quiet-{length}", "with") in measured_methods(out)]
     points = [
         interval(
             [
@@ -404,7 +404,7 @@ def figure(out: Path) -> Path:
     axes.errorbar(lengths, [one[0] for one in points], [[one[0] - one[1] for one in points], [one[2] - one[0] for one in points]],
                   marker="o", capsize=3, label="Quiet-STaR")  # fmt: skip
     for method, style in (("continued", "--"), ("pause-26", ":")):
-        if (method, "with") in told(out):
+        if (method, "with") in measured_methods(out):
             mean = interval(
                 [[row["nll"] for row in rows] for rows in stored(out, method, "with").values()]
             )

@@ -149,7 +149,7 @@ def test_worked_examples_come_ten_per_length_and_from_training_sums():
         assert extract(worked) == str(a + b)
 
 
-def test_the_longest_scratchpad_fits_the_room_the_task_asks_for():
+def test_the_longest_scratchpad_fits_the_token_limit_of_the_task():
     assert len(scratchpad(99999, 99999)) < arithmetic().max_tokens
 
 

@@ -23,7 +23,7 @@ def jsonl(path: Path, rows: list[dict]) -> Path:
 
 
 def star(capsys, folder: Path, model: Path | str, questions: Path, *more: str) -> tuple[int, str]:
-    """The exit code and what was told of `selftaught star` on a file of questions."""
+    """The exit code and the message of `selftaught star` on a file of questions."""
     code = main(
         ["star", "--model", str(model), "--task", "question_file",
          "--task_options.path", str(questions), "--out", str(folder / "run"), *SMALL, *more]

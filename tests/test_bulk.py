@@ -183,7 +183,7 @@ def test_a_line_that_is_no_rollout_is_named_and_nothing_half_is_left(tmp_path: P
     assert not (tmp_path / "out.jsonl.partial").exists()
 
 
-def test_nothing_to_grade_or_to_learn_from_is_told(tmp_path: Path):
+def test_nothing_to_grade_or_to_learn_from_raises_an_error(tmp_path: Path):
     empty, out = tmp_path / "empty.jsonl", tmp_path / "out.jsonl"
     empty.write_text('{"format": "x"}\n')
     out.write_text("as it was")
@@ -199,7 +199,7 @@ def test_nothing_to_grade_or_to_learn_from_is_told(tmp_path: Path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["empty.jsonl", "out.jsonl"]
 
 
-def test_a_process_that_ends_is_told_of(tmp_path: Path, capfd):
+def test_a_process_that_ends_raises_an_error(tmp_path: Path, capfd):
     (path, *_) = stores(tmp_path, rollouts(9))
     with pytest.raises(ChildProcessError, match=r"reading .*store 0\.jsonl ended with exit code 1"):
         list(bulk._done({"grade": "nonsense", "options": {}}, bulk._blocks([path]), 2))

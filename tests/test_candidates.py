@@ -79,7 +79,7 @@ def test_candidates_stand_by_problem_in_their_order():
         ("weighted", 4, [1, 1]),
     ],
 )
-def test_each_way_of_choosing_is_right_as_often_as_by_hand(way, k, expected):
+def test_each_rule_of_choice_is_right_as_often_as_by_hand(way, k, expected):
     assert chosen(candidates_of(ROLLOUTS, SCORES), way, k) == pytest.approx(expected)
 
 

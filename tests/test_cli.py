@@ -235,7 +235,7 @@ def test_options_of_samplers_are_checked_before_work(
         (["nonsense"], "nonsense"),
     ],
 )
-def test_bad_arguments_are_told_in_words_with_code_2(
+def test_bad_arguments_are_explained_with_code_2(
     arguments: list[str], told: str, tmp_path: Path, monkeypatch, capsys
 ):
     monkeypatch.chdir(tmp_path)
@@ -272,7 +272,7 @@ def test_the_stages_one_by_one_make_a_model(tmp_path: Path):
     done = run("sample", *small, "--out", "r.jsonl", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     stored = read_rollouts(tmp_path / "r.jsonl")
-    assert done.stderr == ""  # quiet where nobody looks
+    assert done.stderr == ""  # no output on standard error
     assert run("grade", "r.jsonl", "--out", "g.jsonl", cwd=tmp_path).returncode == 0
     graded = read_rollouts(tmp_path / "g.jsonl")
     assert len(graded) == len(stored)

@@ -97,7 +97,7 @@ def test_the_answer_is_the_last_box_or_follows_answer_is() -> None:
         ("|x|", "x"),
     ],
 )
-def test_known_false_positives_are_told_apart(gold: str, answer: str) -> None:
+def test_known_false_positives_are_distinguished(gold: str, answer: str) -> None:
     assert not symbolically_equal(gold, answer)
 
 

@@ -63,7 +63,7 @@ def test_the_corpus_holds_no_held_out_sum_and_works_long_ones_only_with_the_answ
     assert worked_long == {(3, True), (4, True), (5, True)}
 
 
-def test_importing_the_room_does_not_import_torch():
+def test_importing_the_package_does_not_import_torch():
     script = "import sys, selftaught.models.embedded; print('torch' in sys.modules)"
     done = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, check=True

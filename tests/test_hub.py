@@ -27,7 +27,7 @@ def no_hub(monkeypatch: pytest.MonkeyPatch):
     asked.cache_clear()
 
 
-def test_an_unreachable_model_fails_within_seconds_and_names_the_ways_out(monkeypatch):
+def test_an_unreachable_model_fails_within_seconds_and_names_the_remedies(monkeypatch):
     monkeypatch.setattr("huggingface_hub.hf_api.constants.ENDPOINT", "http://127.0.0.1:9")
     started = time.monotonic()
     with pytest.raises(FileNotFoundError, match=r"not a local folder.*Hub.*get-model smollm2"):

@@ -213,7 +213,9 @@ def test_weights_that_are_spread_are_trained_and_gathered_as_in_one_process(
 
 
 @pytest.mark.slow
-def test_a_training_begun_by_one_process_is_continued_by_two(tiny_model_dir: Path, tmp_path: Path):
+def test_a_training_started_by_one_process_is_continued_by_two(
+    tiny_model_dir: Path, tmp_path: Path
+):
     whole = launch(stage(tiny_model_dir, tmp_path / "whole"), Launch())
     asked = stage(tiny_model_dir, tmp_path / "broken")
 

@@ -151,7 +151,7 @@ def test_a_comparison_opens_one_model_at_a_time(monkeypatch, tmp_path: Path):
 # RFT
 
 
-def test_rft_learns_one_completion_of_each_way_and_the_seed_set(rft: Path):
+def test_rft_learns_one_completion_of_each_path_and_the_seed_set(rft: Path):
     seed = jsonl(rft / "sft" / "seed.jsonl")
     graded = read_rollouts(rft / "rollouts.graded.jsonl")
     assert len(graded) == 24 * 4
@@ -228,7 +228,7 @@ def test_rows_of_earlier_versions_have_the_present_names():
     assert {name: current_name(name) for name in names} == names
 
 
-def test_the_page_of_rft_tells_accuracy_and_paths(rft: Path):
+def test_the_page_of_rft_shows_accuracy_and_paths(rft: Path):
     told = (rft / "report.md").read_text()
     assert "RFT, k=4" in told and "distinct per problem" in told
     page = (rft / "report.html").read_text()
@@ -610,7 +610,7 @@ def test_a_runs_preferences_can_be_trained_on_by_themselves(vstar: Path, tmp_pat
     assert "rejected is missing" in capsys.readouterr().err
 
 
-def test_select_tells_rollouts_apart_as_asked(rft: Path, tmp_path: Path, capsys):
+def test_select_removes_duplicates_by_the_given_criterion(rft: Path, tmp_path: Path, capsys):
     graded = str(rft / "rollouts.graded.jsonl")
     out = tmp_path / "examples.jsonl"
     flags = [

@@ -490,7 +490,7 @@ def test_text_goes_to_completions_and_messages_to_chat():
         assert {name: body[name] for name in body if name != "seed"} == own | prompt
 
 
-def test_known_servers_are_told_to_leave_out_their_own_defaults():
+def test_known_servers_receive_parameters_that_disable_their_own_defaults():
     with serving() as server:
         server.models = [{"id": "m", "owned_by": "llamacpp"}]
         with opened(server) as sampler:
@@ -552,7 +552,7 @@ def test_requests_in_flight_are_bounded_over_all_threads():
         assert server.most == 3
 
 
-def test_progress_is_told_of_every_completion():
+def test_progress_counts_every_completion():
     told: list[int] = []
     with serving() as server, opened(server) as sampler:
         sampler.sample(["a", "b"], DRAWN, progress=told.append)
@@ -622,7 +622,7 @@ def test_the_model_is_one_of_those_served():
         opened(server).close()
 
 
-def test_without_a_server_the_url_is_told(short_pauses: None):
+def test_without_a_server_the_error_names_the_url(short_pauses: None):
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     with pytest.raises(ConnectionError, match=f"http://127.0.0.1:{port}/v1 did not answer /models"):
@@ -706,7 +706,7 @@ def test_a_completion_with_the_key_in_it_is_refused(monkeypatch: pytest.MonkeyPa
 
 
 @pytest.mark.parametrize("key", ["sk-\u00e9\u00e9", "a\nb"])
-def test_a_key_that_cannot_be_sent_is_not_told(key: str, monkeypatch: pytest.MonkeyPatch):
+def test_a_key_that_cannot_be_sent_is_not_printed(key: str, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("OPENAI_API_KEY", key)
     with pytest.raises(ValueError, match="characters that no key has") as raised:
         OpenAISampler("m", base_url="http://localhost:1/v1")
@@ -748,7 +748,7 @@ def test_the_key_is_nowhere_after_a_run(
 # ---------------------------------------------------------------- on the command line
 
 
-def test_what_the_requests_came_to_is_told_and_summed_over_continuations(
+def test_what_the_requests_came_to_is_printed_and_summed_over_continuations(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], short_pauses: None
 ):
     store = tmp_path / "r.jsonl"
@@ -771,7 +771,7 @@ def test_what_the_requests_came_to_is_told_and_summed_over_continuations(
     assert "sampler: openai" in (tmp_path / "r.config.yaml").read_text()
 
 
-def test_a_damaged_file_of_usage_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_a_damaged_file_of_usage_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     (tmp_path / "r.usage.json").write_text('{"requests": "many"}')
     given = [
         "sample",
@@ -963,7 +963,7 @@ def test_llama_cpp_draws_from_the_plain_distribution(llama_cpp: Any):
 
 
 @pytest.mark.slow
-def test_llama_cpp_refusals_are_told(llama_cpp: Any):
+def test_llama_cpp_refusals_are_explained(llama_cpp: Any):
     there, _ = llama_cpp
     with pytest.raises(
         ValueError, match=r"of 'long' \(400.* do not fit into the context of served"
@@ -996,7 +996,7 @@ def test_vllm_greedy_completions_are_those_of_transformers(
 @pytest.mark.slow
 @pytest.mark.vllm
 @pytest.mark.parametrize("prompt", ["Q: Tom has 3 apples", "hello there", CHAT, BEGUN_CHAT])
-def test_vllm_continues_what_is_begun_at_every_token(
+def test_vllm_continues_a_prefix_of_every_length(
     prompt: Text, vllm_sampler: OpenAISampler, here: Any
 ):
     params = SamplingParams(max_tokens=24)

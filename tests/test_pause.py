@@ -49,7 +49,7 @@ def test_places_are_uniform():
 
 
 @pytest.mark.parametrize("ids", [[], [5]])
-def test_texts_without_room_stay_as_they_are(ids: list[int]):
+def test_texts_without_space_stay_as_they_are(ids: list[int]):
     assert insert_pauses(ids, 7, 0.5, random.Random(0)) == (ids, ids)
 
 

@@ -403,7 +403,7 @@ def test_texts_that_do_not_fit_the_context_are_refused():
         ({}, None),
     ],
 )
-def test_settings_that_reinforce_nothing_are_told(changes: dict, told: str | None):
+def test_settings_that_reinforce_nothing_give_a_warning(changes: dict, told: str | None):
     """An advantage is 0 where a thought is compared with itself or with its equals."""
     config = small(**changes)
     model, ids = quiet(tiny(), config), texts([9])[0]

@@ -135,7 +135,7 @@ def test_a_driver_that_is_stopped_continues_in_the_same_store(pool, tmp_path: Pa
     assert sum(asked) == len(whole)
 
 
-def test_completions_begun_go_on_in_the_pool_as_elsewhere(pool, undisturbed):
+def test_prefixes_are_continued_in_the_pool_as_elsewhere(pool, undisturbed):
     first = undisturbed["greedy"][:70]
     prompts = [rollout.prompt for rollout in first]
     prefix_tokens = [(rollout.token_ids or ())[:5] for rollout in first]

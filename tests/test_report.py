@@ -259,7 +259,7 @@ def test_the_funnel_counts_what_the_rollouts_say(page, run):
     assert (first["right"], first["rationalized right"], first["trained on"]) == ("83", "52", "133")
 
 
-def test_times_and_training_are_told(page):
+def test_times_and_training_are_shown(page):
     """Iteration 1: 12.5 + 6.1 + 0.4 + 9.6 + 4.1 = 32.7 s; 40 steps, then 48, 58, 69."""
     times = page.table("iteration", "relative to the longest")
     assert times[1]["total"] == "32.7 s" and times[0]["total"] == "4.1 s"

@@ -61,7 +61,7 @@ def test_quiet_is_not_put_beside_star(tmp_path: Path, capsys):
     assert not (tmp_path / "c.html").exists()
 
 
-def test_a_run_of_star_that_has_just_begun_has_a_page(tmp_path: Path):
+def test_a_run_of_star_that_has_just_started_has_a_page(tmp_path: Path):
     made = folder(
         tmp_path, StarConfig(launcher="accelerate", accelerate_config=Path("a.yaml")).plain()
     )

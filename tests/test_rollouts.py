@@ -139,7 +139,7 @@ def continuing() -> ScriptedSampler:
 
 
 @pytest.mark.usefixtures("units_of_two_problems")
-def test_completions_begun_are_passed_on_unit_by_unit(tmp_path: Path):
+def test_prefix_tokens_are_passed_on_batch_by_batch(tmp_path: Path):
     store = tmp_path / "rollouts.jsonl"
     made = collect(continuing(), PROBLEMS, STYLE, TWO, store=store, prefix_tokens=BEGUN)
     plain = collect(echo(), PROBLEMS, STYLE, TWO, store=tmp_path / "plain.jsonl")
@@ -154,14 +154,14 @@ def test_completions_begun_are_passed_on_unit_by_unit(tmp_path: Path):
 
 
 @pytest.mark.parametrize(("before", "now"), [(BEGUN, None), (None, BEGUN), (BEGUN, BEGUN[::-1])])
-def test_a_store_of_other_completions_begun_is_refused(tmp_path: Path, before, now):
+def test_a_store_of_other_prefix_tokens_is_refused(tmp_path: Path, before, now):
     store = tmp_path / "rollouts.jsonl"
     collect(continuing(), PROBLEMS, STYLE, TWO, store=store, prefix_tokens=before)
     with pytest.raises(ValueError, match="Different: the prefix tokens of the completions"):
         collect(continuing(), PROBLEMS, STYLE, TWO, store=store, prefix_tokens=now)
 
 
-def test_a_completion_begun_that_is_too_long_is_refused_before_any_is_asked(tmp_path: Path):
+def test_a_prefix_that_is_too_long_is_refused_before_any_is_asked(tmp_path: Path):
     sampler, store = continuing(), tmp_path / "rollouts.jsonl"
     prefix_tokens = [*BEGUN[:-1], (1,) * 256]
     with pytest.raises(ValueError, match="prefix for 'p6' has 256 tokens"):
@@ -272,7 +272,7 @@ def test_two_problems_with_one_id_are_refused(tmp_path: Path):
         collect(echo(), [*PROBLEMS, PROBLEMS[1]], STYLE, TWO, store=tmp_path / "r.jsonl")
 
 
-def test_a_full_disk_is_told_and_the_run_continues_once_there_is_room(tmp_path: Path):
+def test_a_full_disk_raises_an_error_and_the_run_continues_with_free_space(tmp_path: Path):
     code = f"""
 import resource, sys
 sys.path.insert(0, {str(Path(__file__).parent)!r})

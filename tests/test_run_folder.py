@@ -48,7 +48,7 @@ def test_a_killed_holder_leaves_the_run_free(tmp_path: Path):
         pass
 
 
-def test_a_folder_that_cannot_be_made_is_told(tmp_path: Path):
+def test_a_folder_that_cannot_be_made_raises_an_error(tmp_path: Path):
     (tmp_path / "file").write_text("")
     with (
         pytest.raises(OSError, match="Cannot write into the run folder"),

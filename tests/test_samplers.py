@@ -224,7 +224,7 @@ def test_a_completion_continued_from_its_own_prefix_is_the_undisturbed_one(
 
 
 @pytest.mark.parametrize("plainly", [False, True])
-def test_a_stop_string_is_found_on_both_sides_of_where_a_completion_was_begun(
+def test_a_stop_string_is_found_on_both_sides_of_the_prefix(
     tiny_model_dir: Path, plainly: bool
 ) -> None:
     prompts = [f"Q: What is {a} + {b}?\nA:" for a in range(4) for b in range(4)]
@@ -283,7 +283,7 @@ def test_a_model_that_thinks_continues_what_it_began(tiny_model_dir: Path) -> No
         assert sampler.sample(prompts, params, prefix_tokens=prefix_tokens) == whole
 
 
-def test_a_completion_begun_that_cannot_be_continued_is_named(tiny_model_dir: Path) -> None:
+def test_a_prefix_that_cannot_be_continued_is_named(tiny_model_dir: Path) -> None:
     params = SamplingParams(max_tokens=4)
     with tiny(tiny_model_dir) as sampler:
         with pytest.raises(ValueError, match="prefix for 'two' has 4 tokens; expected fewer than"):

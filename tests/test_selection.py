@@ -137,12 +137,12 @@ def kept_ways(texts: list[str]) -> list[str]:
 @given(
     st.lists(st.lists(st.sampled_from(PIECES), max_size=5).map("".join), max_size=14),
 )
-def test_ways_are_kept_as_algorithm_1_keeps_them(texts: list[str]):
+def test_paths_are_kept_as_algorithm_1_keeps_them(texts: list[str]):
     assert kept_ways(texts) == algorithm_1(texts)
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_ways_are_kept_as_algorithm_1_keeps_them_among_many(seed: int):
+def test_paths_are_kept_as_algorithm_1_keeps_them_among_many(seed: int):
     draw = random.Random(seed)
     texts = ["".join(draw.choices(PIECES, k=draw.randint(0, 6))) for _ in range(80)]
     kept = algorithm_1(texts)
@@ -151,7 +151,7 @@ def test_ways_are_kept_as_algorithm_1_keeps_them_among_many(seed: int):
     assert kept_ways(texts) == kept
 
 
-def test_a_farther_way_takes_the_place_of_the_one_that_was_kept():
+def test_a_farther_path_takes_the_place_of_the_one_that_was_kept():
     """Distances to 3+3=6: 1+1=2 has 3, its digits; "So 1+1=2" has those 3 and 3 letters more."""
     near, far, other = "1+1=2", "So 1+1=2", "3+3=6"
     assert kept_ways([near, other, far]) == [far, other]
@@ -160,11 +160,11 @@ def test_a_farther_way_takes_the_place_of_the_one_that_was_kept():
     assert kept_ways([near, other, "2+1=3", far]) == [far, other, "2+1=3"]
 
 
-def test_of_ways_that_are_equally_far_the_first_stays():
+def test_of_paths_that_are_equally_far_the_first_stays():
     assert kept_ways(["a 1+1=2", "3+3=6", "b 1+1=2"]) == ["a 1+1=2", "3+3=6"]
 
 
-def test_ways_differ_in_the_order_of_equations_and_of_what_is_added():
+def test_paths_differ_in_the_order_of_equations_and_of_what_is_added():
     texts = ["3+4=7. 7*2=14.", "7*2=14. 3+4=7.", "4+3=7. 7*2=14.", "3+4=7."]
     assert kept_ways(texts) == texts
     assert kept_ways(["3 + 4 = 7.", "3+4=7."]) == ["3 + 4 = 7."]  # white space aside
@@ -172,17 +172,17 @@ def test_ways_differ_in_the_order_of_equations_and_of_what_is_added():
     assert len(kept_ways(spans)) == 1
 
 
-def test_rationales_without_an_equation_are_one_way():
+def test_rationales_without_an_equation_are_one_path():
     assert kept_ways(["It is 7.", "Seven, by counting.", "7"]) == ["It is 7."]
     assert len(kept_ways(["It is 7.", "3+4=7", "Seven, by counting on one's fingers."])) == 2
 
 
-def test_an_equation_that_does_not_hold_is_told():
+def test_an_equation_that_does_not_hold_is_found():
     sound, unsound = rolled(ONE, "<<3+4=7>> 1+1=3", "right"), rolled(ONE, "<<3+4=8>>", "right")
     assert keep_sound([sound, unsound]) == [sound]
 
 
-def test_thousands_of_rollouts_have_few_ways():
+def test_thousands_of_rollouts_have_few_paths():
     draw = random.Random(0)
     problems = [Problem(str(at), "?", "1") for at in range(20)]
     rollouts = [
@@ -209,14 +209,14 @@ def test_distinct_rollouts_come_problem_by_problem_in_their_order(by):
     assert keep_distinct([*rollouts, *rollouts[3:5]], by) == expected
 
 
-def test_the_same_numbers_in_the_same_order_are_one_way():
+def test_the_same_numbers_in_the_same_order_are_one_path():
     texts = ["3 and 4 make 7", "3+4=7", "4 and 3 make 7", "3, 4, 7.0", "34 7", "seven", "VII"]
     rollouts = [rolled(ONE, text, "right") for text in texts]
     kept = [one.completion for one in keep_distinct(rollouts, "numbers")]
     assert kept == ["3 and 4 make 7", "4 and 3 make 7", "3, 4, 7.0", "34 7", "seven"]
 
 
-def test_texts_a_few_edits_apart_are_one_way():
+def test_texts_a_few_edits_apart_are_one_path():
     """Of ten characters, two are a share of 0.2."""
     texts = ["abcdefghij", "abcdefghXY", "abcdefgXYZ", "abcdefghij", "abcdefgh", "abcdefg"]
     rollouts = [rolled(ONE, text, "right") for text in texts]

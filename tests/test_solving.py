@@ -37,7 +37,7 @@ def test_the_embedded_model_adds_two_numbers():
 
 @pytest.mark.parametrize("verifier", [None, VERIFIER])
 @pytest.mark.parametrize("n", [1, 2, 3, 4, 9])
-def test_candidates_told_as_they_come_are_those_drawn_at_once(n: int, verifier: str | None):
+def test_candidates_streamed_are_those_drawn_at_once(n: int, verifier: str | None):
     told: list[tuple[int, Completion]] = []
     with Solver("embedded", verifier, n=n, temperature=1.0) as solver:
         at_once = solver.solve(QUESTION)
@@ -211,7 +211,7 @@ def test_solutions_of_others_are_refused_and_left_alone(tmp_path: Path):
      {"verifier": VERIFIER, "score": "reward", "reference": VERIFIER},
      {"task_options": {"shots": 2}, "prompt": "few_shot"}, {"task_options": {"digits": "1-6"}}],
 )  # fmt: skip
-def test_what_decides_the_answers_is_told_apart(options):
+def test_what_decides_the_answers_is_distinguished(options):
     with Solver("embedded", n=2) as plain, Solver("embedded", **({"n": 2} | options)) as other:
         assert json.loads(json.dumps(other.made_of)) == other.made_of
         assert plain.made_of != other.made_of

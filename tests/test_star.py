@@ -79,7 +79,7 @@ def test_the_hint_is_the_answer_and_stands_in_the_worked_examples_too(tmp_path: 
     assert len(sampler.asked) == 4
 
 
-def test_without_rationalization_nobody_is_asked_again(tmp_path: Path):
+def test_without_rationalization_nothing_is_sampled_again(tmp_path: Path):
     sampler = answers({"a": "#1", "b": "#9", "c": "#9"}, {})
     _, rationalized = run_bootstrap(StarConfig(rationalization=False), sampler, tmp_path)
     assert rationalized == []

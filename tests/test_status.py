@@ -48,7 +48,7 @@ def test_a_rate_is_that_of_the_last_minute(tmp_path: Path, monkeypatch):
     assert told(tmp_path / "status.json")["per_second"] == pytest.approx(9.0, rel=0.02)
 
 
-def test_the_end_is_told_whatever_it_is(tmp_path: Path):
+def test_the_status_says_how_a_run_ended(tmp_path: Path):
     for name, error, state in (("a", None, "done"), ("b", KeyboardInterrupt(), "stopped"),
                                ("c", ValueError("no such model"), "failed")):  # fmt: skip
         path = tmp_path / f"{name}.json"
@@ -70,7 +70,7 @@ def test_the_end_is_told_whatever_it_is(tmp_path: Path):
     assert told(tmp_path / "c.json")["last_error"] is None
 
 
-def test_the_watch_that_was_given_is_told_too(tmp_path: Path):
+def test_the_given_reporter_is_called_too(tmp_path: Path):
     rows: list = []
     with tracked_status(
         tmp_path / "status.json", "RFT", ProgressReporter(iteration=rows.append)
@@ -137,7 +137,7 @@ def test_status_is_read_while_another_process_runs(tmp_path: Path):
     assert "stage      iteration-1: training" in asked.stdout
 
 
-def test_a_stage_command_tells_beside_what_it_makes(tmp_path: Path, capsys):
+def test_a_stage_command_writes_its_status_beside_its_output(tmp_path: Path, capsys):
     store = tmp_path / "r.jsonl"
     assert main(["sample", "--limit", "3", "--max_tokens", "8", "--out", str(store)]) == 0
     assert told(tmp_path / "r.jsonl.status.json")["state"] == "done"

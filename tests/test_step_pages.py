@@ -97,7 +97,7 @@ def test_the_page_opens_with_counts_over_all_rollouts(page):
     assert "the first step with the lowest value" in page.text
 
 
-def test_every_step_tells_its_value_and_advantage_in_words_and_signs(page):
+def test_every_step_shows_its_value_and_advantage_in_words_and_signs(page):
     """6 of 8 are 0.75, 8 are 1.00, 2 are 0.25: advantages 0, +0.25, -0.75, -0.25."""
     for told in (
         "Before any step: value 0.75, 6 of 8 right.",

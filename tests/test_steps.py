@@ -442,7 +442,7 @@ RIGHT_IDS = (*characters("40 + 3\n= 43\nso 43\n"), END)
 RIGHT = Chosen(RIGHT_IDS, (7, 12, 19))
 
 
-def test_a_prefix_pair_is_a_whole_right_completion_against_the_way_to_the_pit():
+def test_a_prefix_pair_is_a_whole_right_completion_against_the_prefix_to_the_pit():
     pair = prefix_pair(valued(), 1, RIGHT, decode=character_decode, end=END)
     assert pair is not None
     assert (pair.prefix_tokens, pair.prompt) == ((), "Q: 40 + 3\nA:")
@@ -454,7 +454,7 @@ def test_a_prefix_pair_is_a_whole_right_completion_against_the_way_to_the_pit():
     assert last is not None and last.rejected_ids == valued().token_ids  # its end token included
 
 
-def test_a_step_pair_shares_the_way_before_the_pit_and_has_one_step_each():
+def test_a_step_pair_shares_the_prefix_before_the_pit_and_has_one_step_each():
     going_on = Chosen((*characters("= 47\nno: 43\n"), END), (5, 13))
     pair = step_pair(valued(), 1, going_on, decode=character_decode)
     assert pair is not None

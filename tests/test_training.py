@@ -219,7 +219,9 @@ def test_other_examples_are_not_taken_for_a_finished_training(tiny_model_dir: Pa
 
 
 @pytest.mark.slow
-def test_a_disk_that_is_full_when_weights_are_written_is_told(tiny_model_dir: Path, tmp_path: Path):
+def test_a_disk_that_is_full_when_weights_are_written_raises_an_error(
+    tiny_model_dir: Path, tmp_path: Path
+):
     code = f"""
 import resource, sys
 sys.path.insert(0, {str(Path(__file__).parent)!r})
@@ -815,7 +817,7 @@ def test_the_tokens_that_were_sampled_are_learned_and_not_those_of_the_text(tiny
         assert rows.from_text == 0
 
 
-def test_tokens_of_another_tokenizer_are_made_anew_counted_and_told(
+def test_tokens_of_another_tokenizer_are_tokenized_again_counted_and_logged(
     tiny_model_dir: Path, caplog: pytest.LogCaptureFixture
 ):
     tokenizer = AutoTokenizer.from_pretrained(tiny_model_dir)

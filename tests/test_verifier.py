@@ -117,7 +117,7 @@ def test_a_reward_wants_a_reference_and_no_other_score_does(tiny_model_dir: Path
         Verifier(tiny_model_dir, **options)
 
 
-def test_tokens_of_another_tokenizer_are_scored_as_text_and_told(
+def test_tokens_of_another_tokenizer_are_scored_as_text_with_a_warning(
     tiny_model_dir: Path, written, caplog: pytest.LogCaptureFixture
 ):
     characters = AutoTokenizer.from_pretrained(embedded_model())

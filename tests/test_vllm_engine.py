@@ -90,7 +90,7 @@ def test_a_stop_string_ends_a_completion_and_is_cut(engine, here):
     assert len(completion.token_ids or ()) < 24
 
 
-def test_a_completion_begun_is_continued_as_it_would_have_gone_on(engine):
+def test_a_prefix_is_continued_like_the_whole_completion(engine):
     whole = [samples[0].token_ids for samples in engine.sample(PROMPTS[:4], GREEDY)]
     prefix_tokens = [ids[:7] for ids in whole]
     again = engine.sample(PROMPTS[:4], GREEDY, prefix_tokens=prefix_tokens)
@@ -98,7 +98,7 @@ def test_a_completion_begun_is_continued_as_it_would_have_gone_on(engine):
     assert sum(same) >= 3
 
 
-def test_one_begun_that_has_ended_comes_back_as_it_is(engine):
+def test_a_prefix_that_has_ended_is_returned_unchanged(engine):
     end = engine._eos[0]
     seen = []
     (samples,) = engine.sample(
