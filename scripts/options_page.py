@@ -14,11 +14,15 @@ from typing import get_type_hints
 from selftaught.cli.help import option_help
 from selftaught.option_groups import PromptOptions
 from selftaught.options import Option, type_name
+from selftaught.quiet.config import QuietConfig
 from selftaught.samplers import SAMPLERS, sampler_help
 from selftaught.tasks import TASKS, task_help
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "options.md"
 BLOCK = re.compile(r"(?<=<!-- table: )(\w+) -->\n.*?(?=<!-- end -->)", re.DOTALL)
+
+
+PREFIXES = {"prompt": "--", "quiet": "--quiet."}
 
 
 def tables() -> dict[str, list[Option]]:
@@ -28,16 +32,16 @@ def tables() -> dict[str, list[Option]]:
     return (
         found
         | {name: sampler_help(name)[1] for name in SAMPLERS if name != "vllm"}
-        | {"prompt": _prompt_options()}
+        | {"prompt": _fields(PromptOptions), "quiet": _fields(QuietConfig)}
     )
 
 
-def _prompt_options() -> list[Option]:
-    texts, hints = option_help(PromptOptions), get_type_hints(PromptOptions)
+def _fields(options: type) -> list[Option]:
+    texts, hints = option_help(options), get_type_hints(options)
     return [
         Option(one.name, hints[one.name], "none" if one.default in (None, MISSING) else str(one.default),
                texts[one.name])
-        for one in fields(PromptOptions)
+        for one in fields(options)
     ]  # fmt: skip
 
 
@@ -46,6 +50,7 @@ def table(prefix: str, options: list[Option]) -> str:
     lines = ["| option | type | default | meaning |", "|---|---|---|---|"]
     for one in options:
         default = "required" if one.default is None else one.default
+        default = f"`{default}`" if "<" in default else default
         kind = type_name(one.hint).removesuffix(" or null")
         kind = "mapping" if kind.startswith("dict") else kind
         cells = [f"`{prefix}{one.name.replace('_', '-')}`", kind, default, one.meaning]
@@ -59,10 +64,7 @@ def filled(page: str) -> str:
 
     def block(found: re.Match[str]) -> str:
         name = found[1]
-        prefix = (
-            "--task-options." if name in TASKS
-            else "--sampler-options." if name in SAMPLERS else "--"
-        )  # fmt: skip
+        prefix = PREFIXES.get(name, "--task-options." if name in TASKS else "--sampler-options.")
         return f"{name} -->\n\n{table(prefix, known[name])}\n\n"
 
     return BLOCK.sub(block, page)

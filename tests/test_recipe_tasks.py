@@ -93,7 +93,7 @@ def test_a_sum_worked_out_is_right_for_all_numbers(monkeypatch):
 
 def test_only_some_equations_of_the_training_file_have_a_solution(tmp_path: Path, monkeypatch):
     equations = recipe("guessed_equations", monkeypatch)
-    monkeypatch.setattr(equations, "TOLD", 4)
+    monkeypatch.setattr(equations, "WITH_RATIONALE", 4)
     equations.questions(tmp_path, train=9, validation=2, test=2, seed=0)
     told = [row["rationale"] is not None for row in rows(tmp_path, "train")]
     assert told == [True] * 4 + [False] * 5

@@ -215,6 +215,7 @@ def opened_to_train(how: TrainOptions) -> "tuple[QuietLM, PreTrainedTokenizerBas
     from transformers import AutoTokenizer
 
     from selftaught.models.embedded import embedded_model
+    from selftaught.options import check_names
     from selftaught.quiet.checkpoint import SETTINGS, make_quiet, open_quiet
     from selftaught.quiet.config import QuietConfig
     from selftaught.samplers.weights import load_model
@@ -228,13 +229,11 @@ def opened_to_train(how: TrainOptions) -> "tuple[QuietLM, PreTrainedTokenizerBas
         opened, tokenizer = open_quiet(Path(how.model), dtype="float32")
         return opened.to(device()), tokenizer
     preset = QuietConfig if how.preset == "default" else getattr(QuietConfig, how.preset)
+    check_names("Quiet-STaR (--quiet.NAME VALUE)", QuietConfig, how.quiet)
     try:
         config = preset(**how.quiet)
     except TypeError as error:
-        raise ValueError(
-            f"QuietConfig refused the options of --quiet: {error}. Its fields are listed in "
-            "docs/methods/quiet.md."
-        ) from None
+        raise ValueError(f"The preset {how.preset!r} does not accept --quiet: {error}.") from None
     name = str(embedded_model()) if how.model == "embedded" else how.model
     base = load_model(name, dtype="float32")
     tokenizer = AutoTokenizer.from_pretrained(name)
