@@ -10,6 +10,19 @@ from typing import Any, ClassVar, Literal
 
 Prompt = Literal["few_shot", "bare", "chat"]
 Launcher = Literal["inline", "torchrun", "accelerate", "ray"]
+Auto = Literal["auto"]
+"""The value of an option that is chosen for the model; the plan of a run shows the choice."""
+
+
+def as_number(value: float | Auto) -> float:
+    """Return a number that has been chosen.
+
+    Raises:
+        ValueError: the value is still "auto".
+    """
+    if value == "auto":
+        raise ValueError('Expected a number, got "auto", which is chosen when a run is opened.')
+    return value
 
 
 @dataclass(frozen=True)
@@ -79,10 +92,19 @@ class TrainingOptions:
 
     num_train_epochs: float = 3.0
     """Number of passes over the training examples."""
-    learning_rate: float = 2e-5
-    """Peak learning rate. Smaller models need a larger one."""
-    per_device_train_batch_size: int = 8
-    """Number of examples per device and forward pass."""
+    learning_rate: float | Auto = "auto"
+    """Peak learning rate. "auto": by the size of the model, such as 2e-4 for 135 million and 2e-5 for
+    7 billion parameters; ten times as much with LoRA (docs/training.md)."""
+    train_batch_size: int | Auto = "auto"
+    """Global batch size: number of examples per optimizer step, over all devices and accumulated
+    batches. "auto": by the number of training problems (docs/training.md)."""
+    per_device_train_batch_size: int | Auto = "auto"
+    """Number of examples per device and forward pass; with the global batch size it decides the
+    gradient accumulation. "auto": by the size of the model."""
+    gradient_accumulation_steps: int | None = None
+    """Number of batches per optimizer step and device. Given, the global batch size is
+    per_device_train_batch_size * gradient_accumulation_steps * num_processes, as in TRL. Default:
+    what the global batch size requires."""
     max_length: int = 1024
     """Maximum length of a training example in tokens. Longer examples are dropped and counted, never
     truncated."""

@@ -89,7 +89,7 @@ def test_a_grading_worker_that_cannot_start_is_said_in_words(tmp_path: Path):
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
-        (["star", *SMALL, "--sampler_options.batch_size", "many"], "'batch_size' of the sampler 'transformers' must be int; got 'many'"),
+        (["star", *SMALL, "--sampler_options.batch_size", "many"], "'batch_size' of the sampler 'transformers' must be int or null; got 'many'"),
         (["star", *SMALL, "--sampler_options.dtype", "banana"], "must be 'auto' or 'float32' or 'bfloat16'"),
         (["star", *SMALL, "--sampler_options.device", "banana"], "device"),
         (["star", *SMALL, "--training.output_dir", "/x"], "'output_dir' cannot be given"),

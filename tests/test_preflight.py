@@ -15,13 +15,16 @@ COMMANDS = ("star", "rft", "vstar", "step-dpo", "compare")
 
 @pytest.fixture(autouse=True)
 def no_sampling(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let a run that begins to sample fail."""
+    """Let a run that begins to sample fail; a dry run samples only to measure rates, which it does
+    not here."""
+    from selftaught.methods import estimate
     from selftaught.samplers import Engine
 
     def sampled(self: Engine, model: str) -> None:
         raise AssertionError(f"{model} was opened to be sampled")
 
     monkeypatch.setattr(Engine, "of", sampled)
+    monkeypatch.setattr(estimate, "why_not_measured", lambda run: "this is a test")
 
 
 @pytest.fixture
@@ -71,7 +74,7 @@ def refused(command: str, model: Path, questions: Path, capsys, *more: str) -> s
         (["--sampler_options.foo", "1"], "sampler 'transformers' has no option 'foo'"),
         (["--sampler_options.batch_size", "many"], "'batch_size' of the sampler 'transformers' must be int"),
         (["--sampler_options.batch_size", "0"], "batch_size must be at least 1; got 0"),
-        (["--sampler_options.batch_size", "true"], "must be int; got True"),
+        (["--sampler_options.batch_size", "true"], "must be int or null; got True"),
         (["--sampler_options.device", "no_such"], "device must be auto, cpu, or a device"),
         (["--sampler_options.dtype", "int3"], "must be 'auto' or 'float32' or 'bfloat16'"),
         (["--training.foo", "1"], "unexpected keyword argument 'foo'"),
@@ -80,7 +83,7 @@ def refused(command: str, model: Path, questions: Path, capsys, *more: str) -> s
         (["--training.weight_decay", "much"], "'weight_decay' of TRL's SFTConfig must be float"),
         (["--training.lr_scheduler_type", "foo"], "foo is not a valid SchedulerType|Give --lr-scheduler-type"),
         (["--training.report_to", "no_such"], "report_to must be one of none"),
-        (["--per_device_train_batch_size", "0"], "per_device_train_batch_size must be at least 1; got 0"),
+        (["--per_device_train_batch_size", "0"], 'per_device_train_batch_size must be at least 1, or "auto"; got 0'),
         (["--training.per_device_train_batch_size", "-2"], "Give --per-device-train-batch-size instead"),
         (["--gradient_accumulation_steps", "0"], "gradient_accumulation_steps must be at least 1"),
         (["--max_length", "1"], "max_length must be at least 3"),
@@ -91,7 +94,7 @@ def refused(command: str, model: Path, questions: Path, capsys, *more: str) -> s
         (["--top_p", "0"], "top_p must be above 0"),
         (["--use_peft", "--lora_r", "0"], "lora_r 0"),
         (["--use_peft", "--lora_target_modules", "no_such"], "Target modules .*no_such"),
-        (["--launcher", "torchrun", "--num_processes", "7"], "7 processes cannot share equally"),
+        (["--launcher", "torchrun", "--num_processes", "7", "--train_batch_size", "64"], "7 processes cannot share equally"),
         (["--max_tokens", "600"], r"The prompt of 'train-\d+' has \d+ tokens; with max_tokens=600"),
         (["--prompt", "chat"], "Expected a model with a chat template"),
         (["--model", "/no/such/model"], "There is no model folder /no/such/model"),

@@ -120,7 +120,7 @@ def test_training_prompts_show_worked_examples_only_when_asked():
 
 def test_the_paper_s_schedules():
     """40 x 1.2^(n-1), as the authors' script counts it; 300 and 20 more each (Section 4.3)."""
-    grow = StarConfig()
+    grow = StarConfig(start_steps=40)
     assert [grow.steps(n) for n in range(1, 8)] == [40, 48, 57, 69, 82, 99, 119]
     add = StarConfig(schedule="add", start_steps=300)
     assert [add.steps(n) for n in (1, 2, 16)] == [300, 320, 600]

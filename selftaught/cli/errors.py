@@ -3,6 +3,7 @@
 import _thread
 import errno
 import os
+import select
 import shlex
 import signal
 import sys
@@ -145,10 +146,23 @@ def _stdout_closed() -> bool:
     """
     try:
         sys.stdout.flush()
+        closed = _reader_gone()
     except (BrokenPipeError, ValueError):
+        closed = True
+    if closed:
         with suppress(OSError, ValueError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return True
+    return closed
+
+
+def _reader_gone() -> bool:
+    """Return whether standard output is a pipe that nobody reads any more."""
+    if not hasattr(select, "poll"):
+        return False
+    with suppress(OSError, ValueError):
+        poll = select.poll()
+        poll.register(sys.stdout.fileno(), 0)
+        return any(events & select.POLLERR for _, events in poll.poll(0))
     return False
 
 

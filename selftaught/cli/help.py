@@ -175,6 +175,8 @@ def _given(hint: object) -> str:
 
 
 def _word(kind: object) -> str:
+    if get_origin(kind) is Literal and len(get_args(kind)) == 1:
+        return str(get_args(kind)[0])
     if get_origin(kind) is Literal:
         return "{" + ",".join(map(str, get_args(kind))) + "}"
     return {int: "INT", float: "FLOAT", str: "TEXT", Path: "PATH"}.get(kind, "VALUE")  # type: ignore[call-overload]

@@ -3,7 +3,7 @@
 import json
 import shlex
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -16,11 +16,9 @@ from selftaught.cli.stages import task_flags, values_of
 from selftaught.evaluation.evaluator import Evaluation
 from selftaught.methods.catalog import METHODS, method_of_folder
 from selftaught.methods.config import MethodConfig
-from selftaught.methods.run import plan
+from selftaught.methods.plan import plan
 from selftaught.printable import printable
 from selftaught.runs.folder import ProgressReporter, Row, check_config, read_json, read_rows
-
-SMALL_DEFAULTS = "See the defaults for other models with --model NAME; those above are for the model in this package."
 
 
 @dataclass(frozen=True)
@@ -34,20 +32,10 @@ class DryRun:
 
 
 def add_arguments(command: str, parser: ArgumentParser, given: Sequence[str]) -> Sequence[type]:
-    """Add the options of a method and return their dataclasses.
-
-    Without --model or --config the defaults are those of the model in this package.
-    """
-    config = METHODS[command].config
+    """Add the options of a method and return their dataclasses."""
+    del given
     parser.add_argument("--method", type=str, default=command)  # `config.yaml` contains it
-    named = {one.split("=")[0] for one in given}
-    small_model = not named & {"--model", "--config"}
-    classes = add_options(parser, config, DryRun, note=SMALL_DEFAULTS if small_model else "")
-    if small_model:
-        # `small()` sets an option (`batch_size`) that only the default sampler has.
-        small = config.small(**({"sampler_options": {}} if "--sampler" in named else {}))
-        parser.set_defaults({one.name: getattr(small, one.name) for one in fields(small)})
-    return classes
+    return add_options(parser, METHODS[command].config, DryRun)
 
 
 def run(command: str, options: Namespace) -> int:
@@ -62,9 +50,9 @@ def run(command: str, options: Namespace) -> int:
     config = method.config(**values)
     if dry_run:
         opened = method.open(config)
-        say(plan(opened, method.work(opened), method.changeable))
+        say(plan(opened, method.work(opened), method.cost(opened), method.changeable))
         return DONE
-    check_config(config.out, config.plain(), method.changeable)
+    check_config(config.out, config.plain(), method.changeable, config.updated)
     if done := read_rows(config.out / "metrics.jsonl"):
         last = done[-1]
         after = f"iteration {last['iteration']}" if "iteration" in last else repr(last.get("name"))

@@ -3,7 +3,7 @@
 import json
 import shlex
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -12,6 +12,7 @@ from jsonargparse import ArgumentParser, Namespace
 from selftaught.cli.arguments import Positional, add_options
 from selftaught.cli.output import DONE, locked_output, say, usage_summary
 from selftaught.option_groups import (
+    Auto,
     LaunchOptions,
     ModelOptions,
     Prompt,
@@ -19,6 +20,7 @@ from selftaught.option_groups import (
     SamplingOptions,
     TaskOptions,
     TrainingOptions,
+    as_number,
     refuse_repeated,
 )
 from selftaught.rollouts.selection import DistinctBy
@@ -124,8 +126,8 @@ class TrainOptions(LaunchOptions, TrainingOptions):
     """Model folder to write. Repeating the same command continues an interrupted training."""
     max_steps: int = -1
     """Number of optimizer steps. -1: `num_train_epochs` decides."""
-    learning_rate: float = 2e-5
-    """Peak learning rate. 2e-5 is TRL's default for sft; its default for dpo is 1e-6."""
+    learning_rate: float | Auto = "auto"
+    """Peak learning rate. "auto": by the size of the model; a tenth of it for dpo (docs/training.md)."""
     seed: int = 0
     """Random seed for the order of the examples."""
     training: dict[str, Any] = field(default_factory=dict)
@@ -165,7 +167,8 @@ def run(command: str, options: Namespace) -> int:
 def task_flags(task: str, options: dict[str, Any]) -> str:
     """Return the command-line flags that select a task, with a leading space."""
     flags = [f" --task {task}"] + [
-        f" --task-options.{key} {shlex.quote(str(value))}" for key, value in options.items()
+        f" --task-options.{key} {shlex.quote(value if isinstance(value, str) else json.dumps(value))}"
+        for key, value in options.items()
     ]
     return "".join(flags)
 
@@ -243,10 +246,13 @@ def train(options: Namespace) -> int:
         raise ValueError(f"Expected the kind of training, sft or dpo; got {kind!r}.")
     how = TrainOptions(**values_of(options))
     refuse_repeated(how)
+    how = _with_settings(how, preferences=kind == "dpo")
     lora = {"r": how.lora_r, "alpha": how.lora_alpha, "target_modules": how.lora_target_modules}
-    own = {"model", "data", "out", "use_peft", "lora_r", "lora_alpha", "lora_target_modules", "training",
+    own = {"model", "data", "out", "train_batch_size", "use_peft", "lora_r", "lora_alpha", "lora_target_modules", "training",
            *PLACE}  # fmt: skip
     given = {name: value for name, value in asdict(how).items() if name not in own} | how.training
+    size, device = as_number(how.train_batch_size), as_number(how.per_device_train_batch_size)
+    given["gradient_accumulation_steps"] = int(size // device)
     stage = Stage(kind, _model(how.model), how.data, how.out, how.out.with_name(how.out.name + ".training"),
                   given, lora if how.use_peft else None)  # fmt: skip
     with (
@@ -260,6 +266,40 @@ def train(options: Namespace) -> int:
     say(f"{done.steps} steps on {done.trained_on} {what} ({done.too_long} too long{from_text}), "
          f"loss {done.loss:.3f}: {done.model}")  # fmt: skip
     return DONE
+
+
+def _with_settings(how: TrainOptions, *, preferences: bool) -> TrainOptions:
+    """Return the options with a value for each that is "auto"."""
+    from selftaught.samplers import count_parameters
+    from selftaught.training.auto import (
+        auto_batch,
+        auto_batches,
+        auto_learning_rate,
+        given_batches,
+    )
+
+    parameters = count_parameters(_model(how.model))
+    suggested = auto_batch(_lines(how.data), 128)
+    given = given_batches(
+        how.train_batch_size, how.per_device_train_batch_size, how.gradient_accumulation_steps,
+        how.num_processes,
+    )  # fmt: skip
+    whole, device = auto_batches(*given, how.num_processes, parameters, suggested)
+    rate = how.learning_rate
+    if rate == "auto":
+        rate = auto_learning_rate(parameters, lora=how.use_peft, preferences=preferences)
+    return replace(
+        how, train_batch_size=whole, per_device_train_batch_size=device,
+        gradient_accumulation_steps=None, learning_rate=rate,
+    )  # fmt: skip
+
+
+def _lines(path: Path) -> int:
+    """Return the number of lines of a file; 0 if it cannot be read, which the training reports."""
+    if not path.is_file():
+        return 0
+    with path.open("rb") as lines:
+        return sum(1 for _ in lines)
 
 
 def evaluate(options: Namespace) -> int:

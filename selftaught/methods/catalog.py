@@ -14,6 +14,7 @@ import yaml
 
 if TYPE_CHECKING:
     from selftaught.methods.config import MethodConfig
+    from selftaught.methods.estimate import Cost
     from selftaught.methods.run import Run
 
 
@@ -56,6 +57,11 @@ class Method:
     def work(self) -> Callable[[Any], list[tuple[str, str]]]:
         """Returns what an opened run would do, as (name, value) pairs."""
         return self._found("work")
+
+    @property
+    def cost(self) -> "Callable[[Any], Cost]":
+        """Returns the amounts of work of an opened run."""
+        return self._found("cost")
 
     @property
     def changeable(self) -> tuple[str, ...]:

@@ -14,8 +14,11 @@ from typing import Any, ClassVar, Literal
 from selftaught.evaluation.candidates import Candidates, candidates_of, chosen, powers, share
 from selftaught.evaluation.evaluator import Evaluation, accuracy_of
 from selftaught.methods.config import SeededConfig
+from selftaught.methods.estimate import Cost
+from selftaught.methods.plan import seed_cost, seed_work
 from selftaught.methods.rft import RftConfig, open_rft, run_rft
 from selftaught.methods.run import (
+    C,
     Run,
     fit,
     measured,
@@ -24,21 +27,21 @@ from selftaught.methods.run import (
     running,
     sampled,
     seed_examples,
-    seed_work,
     tokens_of,
     trained_row,
+    write_options,
     write_summary,
 )
 from selftaught.methods.star import StarConfig, open_star, run_star
 from selftaught.methods.step_dpo import open_step_dpo, run_step_dpo
-from selftaught.methods.step_values import StepDpoConfig, decoder
+from selftaught.methods.step_values import StepDpoConfig, decoder, step_endings
 from selftaught.methods.vstar import VstarConfig, open_vstar, run_vstar
 from selftaught.prompts import PromptStyle, bare
 from selftaught.records import read_rollouts
 from selftaught.reports.comparison_page import report
 from selftaught.rollouts.selection import draw_problems
 from selftaught.rollouts.steps import split_steps
-from selftaught.runs.folder import ProgressReporter, Row, link_tree, read_rows, write_config
+from selftaught.runs.folder import ProgressReporter, Row, link_tree, read_rows
 from selftaught.runs.preflight import check_method_options
 from selftaught.samplers import Engine
 from selftaught.training import open_tokenizer
@@ -121,7 +124,8 @@ def run_compare(config: CompareConfig, reporter: ProgressReporter | None = None)
     """
     with running(config, "comparison", reporter) as (reporter, engine):
         run = open_compare(config, reporter, engine)
-        write_config(config.out, config.plain(), CHANGEABLE)
+        write_options(run, CHANGEABLE)
+        config = run.config
         once(run, "SFT", lambda: _sft(run))
         pilot = _pilot(run)
         budget = config.budget - pilot.seed_tokens
@@ -158,6 +162,18 @@ def work(run: Run[CompareConfig]) -> list[tuple[str, str]]:
     ]  # fmt: skip
 
 
+def cost(run: Run[CompareConfig]) -> Cost:
+    """Return the amounts of work of a comparison, for a dry run; the training of the methods, which
+    depends on the length of the completions, is not included."""
+    config = run.config
+    each = (1 + config.candidates) * len(run.test)
+    return seed_cost(run) + Cost(
+        completions=PILOT + (1 + len(config.methods)) * each,
+        tokens=config.budget * len(config.methods),
+        scored=config.candidates * len(run.test) if "vstar" in config.methods else 0,
+    )
+
+
 def _sft(run: Run[CompareConfig]) -> Row:
     folder = run.config.out / "sft"
     training = fit(run, seed_examples(run, run.train, folder), folder)
@@ -179,8 +195,8 @@ def _pilot(run: Run[CompareConfig]) -> Pilot:
     problems = draw_problems(run.train, PILOT, "pilot")
     rollouts = sampled(run, model, problems, run.tuned, run.params, config.out / "pilot.jsonl")
     decode = decoder(open_tokenizer(model))
-    step = _step_config(run)
-    steps = [len(split_steps(one.token_ids or (), decode, step.split, step.separator)) for one in rollouts]  # fmt: skip
+    split, separator = step_endings(_step_config(run), run.task)
+    steps = [len(split_steps(one.token_ids or (), decode, split, separator)) for one in rollouts]
     mean = tokens_of(rollouts) / len(rollouts)
     return Pilot(mean, sum(steps) / len(steps), _seed_tokens(run))
 
@@ -194,15 +210,14 @@ def _shared(run: Run[CompareConfig], options: type, method: str) -> dict[str, An
     return {name: getattr(run.config, name) for name in names} | {"out": run.config.out / method}
 
 
-def _made(run: Run[CompareConfig], options: Any, values: Mapping[str, Any]) -> Any:
-    """Return a method's options; `small()` ones for the model in this package."""
-    return options.small(**values) if run.config.model == "embedded" else options(**values)
+def _made(options: type[C], values: Mapping[str, Any]) -> C:
+    return options(**values)
 
 
 def _step_config(run: Run[CompareConfig]) -> StepDpoConfig:
     config = run.config
     return _made(
-        run, StepDpoConfig, _shared(run, StepDpoConfig, "step_dpo") | {"n": 16} | config.step_dpo
+        StepDpoConfig, _shared(run, StepDpoConfig, "step_dpo") | {"n": 16} | config.step_dpo
     )
 
 
@@ -231,7 +246,7 @@ def rft_settings(run: Run[CompareConfig], pilot: Pilot, budget: int) -> RftConfi
     """Return the settings of RFT, with k from the budget."""
     config = run.config
     k = max(1, round(budget / (len(run.train) * pilot.tokens)))
-    return _made(run, RftConfig, _shared(run, RftConfig, "rft") | {"k": [k]} | config.rft)
+    return _made(RftConfig, _shared(run, RftConfig, "rft") | {"k": [k]} | config.rft)
 
 
 def vstar_settings(run: Run[CompareConfig], pilot: Pilot, budget: int) -> VstarConfig:
@@ -240,7 +255,7 @@ def vstar_settings(run: Run[CompareConfig], pilot: Pilot, budget: int) -> VstarC
     iterations = config.vstar.get("iterations", 3)
     k = max(2, round(budget / (iterations * len(run.train) * pilot.tokens)))
     own = {"iterations": iterations, "k": k, "candidates": config.candidates}
-    return _made(run, VstarConfig, _shared(run, VstarConfig, "vstar") | own | config.vstar)
+    return _made(VstarConfig, _shared(run, VstarConfig, "vstar") | own | config.vstar)
 
 
 def step_dpo_settings(run: Run[CompareConfig], pilot: Pilot, budget: int) -> StepDpoConfig:
@@ -253,9 +268,8 @@ def step_dpo_settings(run: Run[CompareConfig], pilot: Pilot, budget: int) -> Ste
     each = max(1.0, pilot.steps - 1) * step.best_of * step.repeats / 2
     wrong = max(1, math.floor((completions - n) / each))
     own = {"n": n, "wrong_per_problem": wrong}
-    return _made(
-        run, StepDpoConfig, _shared(run, StepDpoConfig, "step_dpo") | own | config.step_dpo
-    )
+    shared = _shared(run, StepDpoConfig, "step_dpo")
+    return _made(StepDpoConfig, shared | own | config.step_dpo)
 
 
 # ---------------------------------------------------------------- one method

@@ -15,10 +15,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import groupby
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 from selftaught.evaluation.evaluator import accuracy_of
-from selftaught.methods.config import SeededConfig
+from selftaught.methods.config import Facts, SeededConfig, distinct_by_of
+from selftaught.methods.estimate import Cost
+from selftaught.methods.plan import epochs_cost, seed_cost, seed_work
 from selftaught.methods.run import (
     Run,
     distinct,
@@ -31,11 +33,12 @@ from selftaught.methods.run import (
     running,
     sampled,
     seed_examples,
-    seed_work,
     tokens_of,
     trained_row,
+    write_options,
     write_summary,
 )
+from selftaught.option_groups import Auto
 from selftaught.records import Example, Rollout, read_rollouts
 from selftaught.reports.rft_page import current_name, report
 from selftaught.rollouts.grading import grade
@@ -49,7 +52,7 @@ from selftaught.rollouts.selection import (
     make_examples,
     solution_path,
 )
-from selftaught.runs.folder import ProgressReporter, Row, publish, read_rows, write_config
+from selftaught.runs.folder import ProgressReporter, Row, publish, read_rows
 from selftaught.samplers import Engine, check_model, check_prompts
 from selftaught.training.launch import PLACE
 
@@ -58,8 +61,7 @@ PAPER = "Yuan et al. 2023, arXiv:2308.01825"
 
 @dataclass(frozen=True)
 class RftConfig(SeededConfig):
-    """Options of RFT. The defaults are the paper's; `small()` returns the settings for very small
-    models."""
+    """Options of RFT. The defaults are the paper's, except those that are "auto"."""
 
     heading: ClassVar[str] = "RFT"
     method: ClassVar[str] = "rft"
@@ -73,9 +75,11 @@ class RftConfig(SeededConfig):
     generator: str | None = None
     """Model folder to sample from, such as a model trained with STaR. Default: the base model
     fine-tuned on the gold rationales."""
-    distinct_by: DistinctBy = "equations"
+    distinct_by: DistinctBy | Auto = "auto"
     """Criterion by which completions count as duplicates: the same "equations" in the same order
-    (Algorithm 1), the same "numbers", the same "text", or a small edit distance ("edits")."""
+    (Algorithm 1), the same "numbers", the same "text", or a small edit distance ("edits"). "auto":
+    "equations", or "text" for a task whose rationales have no plain equations, such as
+    arithmetic."""
     edits: float = 0.2
     """With `--distinct-by edits`: the edit distance, as a share of the longer completion's
     characters, up to which two completions are duplicates."""
@@ -102,14 +106,19 @@ class RftConfig(SeededConfig):
             ("edits", 0 <= self.edits < 1, "at least 0 and below 1"),
         )
 
-    @classmethod
-    def small(cls, **changes: Any) -> "RftConfig":
-        """Return the settings for the small model in this package.
+    tiny_learning_rate: ClassVar[float] = 3e-4
 
-        Completions are deduplicated by text, because its scratchpads contain no plain equations.
-        """
-        found: dict[str, Any] = {"k": [4], "distinct_by": "text", "learning_rate": 3e-4}
-        return super().small(**(found | changes))
+    def resolved(self, facts: Facts) -> Self:
+        """Return the options with a value for each that is "auto"; see `MethodConfig.resolved`."""
+        return replace(
+            super().resolved(facts), distinct_by=distinct_by_of(facts.task, self.distinct_by)
+        )
+
+    @classmethod
+    def small(cls, **changes: Any) -> Self:
+        """Return the settings for a short run of the small model in this package: 4 completions
+        per problem instead of 100."""
+        return super().small(**({"k": [4]} | changes))
 
 
 CHANGEABLE = ("out", "k", "baselines", *PLACE)
@@ -127,7 +136,8 @@ def run_rft(config: RftConfig, reporter: ProgressReporter | None = None) -> Row:
     with running(config, "RFT", reporter) as (reporter, engine):
         run = open_rft(config, reporter, engine)
         pooled = run.read["pooled"]
-        write_config(config.out, config.plain(), CHANGEABLE)
+        write_options(run, CHANGEABLE)
+        config = run.config
         gold = seed_examples(run, run.train, config.out / "sft")
         if config.generator is None:
             once(run, "SFT", lambda: _sft(run, gold))
@@ -172,6 +182,20 @@ def work(run: Run[RftConfig]) -> list[tuple[str, str]]:
     ]  # fmt: skip
 
 
+def cost(run: Run[RftConfig]) -> Cost:
+    """Return the amounts of work of a run, for a dry run."""
+    config, problems = run.config, len(run.train)
+    gold = problems if run.train[0].rationale is not None else problems * config.seed_samples
+    ks = sorted(set(config.k))
+    models = [epochs_cost(config, gold + k * problems) for k in ks]
+    if config.baselines:
+        models += 3 * models[-1:]
+    first = Cost() if config.generator else seed_cost(run)
+    return first + Cost(
+        completions=max(ks) * problems + len(models) * len(run.test), examples=sum(models)
+    )
+
+
 def sample_paths(run: Run[RftConfig], generator: str, k: int) -> list[Rollout]:
     """Line 2: return k graded completions per training problem.
 
@@ -186,7 +210,7 @@ def distinct_paths(
     run: Run[RftConfig], config: RftConfig, rollouts: Sequence[Rollout]
 ) -> list[Rollout]:
     """Lines 3 and 4: return correct completions without a wrong equation, one per solution path."""
-    found = distinct(run, rollouts, config.distinct_by, config.edits)
+    found = distinct(run, rollouts, distinct_by_of(run.task, config.distinct_by), config.edits)
     if not config.skip_gold_class:
         return found
     gold = {one.id: solution_path(one.rationale) for one in run.train if one.rationale is not None}
@@ -216,7 +240,8 @@ def _paths(
     config = run.config
     parts = [distinct_paths(run, config, part) for part in (rollouts, *_by_model(pooled))]
     together = [one for part in parts for one in part]
-    return keep_distinct(together, config.distinct_by, edits=config.edits)
+    by = distinct_by_of(run.task, config.distinct_by)
+    return keep_distinct(together, by, edits=config.edits)
 
 
 def _baselines(

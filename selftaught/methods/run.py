@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from selftaught.evaluation.evaluator import Evaluation, Tally, evaluate
-from selftaught.methods.config import MethodConfig, SeededConfig
+from selftaught.methods.config import Facts, MethodConfig
 from selftaught.models.embedded import embedded_model
+from selftaught.option_groups import Auto, as_number
 from selftaught.prompts import PromptStyle, bare
 from selftaught.records import (
     Example,
@@ -44,15 +45,21 @@ from selftaught.rollouts.store import collect_up_to
 from selftaught.runs.folder import (
     ProgressReporter,
     Row,
-    check_config,
     lock_folder,
     read_rows,
     timed,
+    write_config,
     write_rows,
 )
-from selftaught.runs.preflight import check_settings, check_texts
+from selftaught.runs.preflight import check_settings, check_texts, refuse_server
 from selftaught.runs.status import tracked_status
-from selftaught.samplers import Engine, SamplingParams, as_seen, prompt_opens_thought
+from selftaught.samplers import (
+    Engine,
+    SamplingParams,
+    as_seen,
+    count_parameters,
+    prompt_opens_thought,
+)
 from selftaught.tasks import Task, open_task
 from selftaught.training import Training
 from selftaught.training.launch import Kind, Stage, launch, launch_of
@@ -166,6 +173,7 @@ def open_task_of(
         ValueError: a split is empty, or a gold answer cannot be graded as correct; the message
             names it.
     """
+    refuse_server(config.sampler)
     task = open_task(config.task, **config.task_options)
     splits = {
         split: draw_problems(
@@ -181,17 +189,32 @@ def open_task_of(
     check_gold([problem for problems in splits.values() for problem in problems], task)
     base = str(embedded_model()) if config.model == "embedded" else config.model
     engine = engine or Engine(config.sampler, config.sampler_options)
+    config = config.resolved(Facts(count_parameters(base), len(splits["train"]), task))
     run = Run(
         config, task, base, splits["train"], splits["test"], reporter or ProgressReporter(), engine
     )
     return run, splits
 
 
+def write_options(run: Run, changeable: Sequence[str]) -> None:
+    """Write the options of a run to its `config.yaml`.
+
+    Args:
+        run: an opened run.
+        changeable: options that may differ from those of an earlier run in the same folder.
+
+    Raises:
+        ValueError: the folder contains a run with other options.
+    """
+    config = run.config
+    write_config(config.out, config.plain(), changeable, config.updated)
+
+
 def open_run(
     config: C,
     reporter: ProgressReporter | None = None,
     engine: Engine | None = None,
-    trainings: Sequence[tuple[Kind, Mapping[str, Any]]] = (),
+    trainings: Callable[[C], Sequence[tuple[Kind, Mapping[str, Any]]]] = lambda config: (),
 ) -> Run[C]:
     """Open the task, draw the problems, and check all gold answers, options and prompts.
 
@@ -201,7 +224,8 @@ def open_run(
         config: options of the run.
         reporter: progress callbacks.
         engine: sampling engine; None: a new one.
-        trainings: kinds of fine-tuning other than that on the seed set, with their options.
+        trainings: returns the kinds of fine-tuning other than that on the seed set, with their
+            options.
 
     Raises:
         ValueError: an option, a problem or a model cannot be used; the message names it.
@@ -211,8 +235,8 @@ def open_run(
     needed = {"train": config.train_problems, "test": config.test_problems}
     run, _ = open_task_of(config, reporter, engine, needed)
     task, base, train, test = run.task, run.base, run.train, run.test
-    options = trainer_options(config)
-    check_settings(config, base, [("sft", options), *trainings])
+    config, options = run.config, trainer_options(run.config)
+    check_settings(config, base, [("sft", options), *trainings(config)])
     own = any(problem.rationale is not None for problem in train)
     check_chat(run.tuned, task, base, train[0], rationales=own)
     asked = [(run.tuned, train), (run.tuned, test)]
@@ -251,55 +275,6 @@ def check_chat(
             "would never give an answer. Turn thinking off, if the template has an option for it "
             "(--chat-template-kwargs.enable_thinking false), or use --prompt few_shot or bare."
         )
-
-
-def plan(run: Run, work: Sequence[tuple[str, str]], changeable: Sequence[str]) -> str:
-    """Describe what a run would do: model, task, work, and the first prompt as the model would see it.
-
-    Args:
-        run: an opened run.
-        work: (name, value) pairs on what the method samples and trains.
-        changeable: options that may differ from those of an earlier run in the same folder.
-
-    Raises:
-        ValueError: the folder contains a run with other options.
-    """
-    config, problem, style = run.config, run.train[0], run.first_style
-    check_config(config.out, config.plain(), changeable)
-    own = sum(problem.rationale is not None for problem in run.train)
-    lines = [
-        ("Model", run.base),
-        ("Task", f"{config.task}: {len(run.train)} training problems ({own} with a rationale), "
-         f"{len(run.test)} test problems"),
-        *work,
-        *([("Too long", f"{run.too_long} of {len(run.train)} training prompts leave no tokens for "
-            f"a completion within max_length {config.max_length}; they are not used for training")]
-          if run.too_long else []),
-        ("Folder", str(config.out)),
-    ]  # fmt: skip
-    return "\n".join(
-        [
-            *(f"{name:<11} {value}" for name, value in lines),
-            f"First prompt ({problem.id}, gold answer {problem.gold}), between the lines:",
-            "-" * 72,
-            as_seen(run.base, style(problem), style.chat_template_kwargs),
-            "-" * 72,
-        ]
-    )
-
-
-def seed_work(run: Run[SeededConfig]) -> list[tuple[str, str]]:
-    """Describe the fine-tuning on the seed set, as (name, value) pairs for a dry run."""
-    config = run.config
-    own = sum(problem.rationale is not None for problem in run.train)
-    batch = config.per_device_train_batch_size * config.gradient_accumulation_steps
-    passes = f"{config.max_steps} optimizer steps" if config.max_steps > 0 else f"{config.num_train_epochs:g} epochs"  # fmt: skip
-    return [
-        ("First set", f"{own} rationales of the task" if own else
-         f"the correct ones of {len(run.train) * config.seed_samples} completions of the base model"),
-        ("Training", f"{passes} per model, {batch} examples per optimizer step, learning rate "
-         f"{config.learning_rate:g}"),
-    ]  # fmt: skip
 
 
 # ---------------------------------------------------------------- stages
@@ -413,8 +388,8 @@ def prefer(
 
 
 def preference_options(
-    config: MethodConfig, *, beta: float, learning_rate: float, epochs: float, max_steps: int,
-    more: Mapping[str, Any],
+    config: MethodConfig, *, beta: float, learning_rate: float | Auto, epochs: float,
+    max_steps: int, more: Mapping[str, Any],
 ) -> dict[str, Any]:  # fmt: skip
     """Return the options of a DPO training under TRL's names.
 
@@ -429,7 +404,7 @@ def preference_options(
         if name not in config.training  # fields of SFTConfig, which do not apply to DPO
     }
     options.setdefault("max_length", config.max_length)
-    return options | {"learning_rate": learning_rate, "num_train_epochs": epochs,
+    return options | {"learning_rate": as_number(learning_rate), "num_train_epochs": epochs,
                       "max_steps": max_steps, "beta": beta, **more}  # fmt: skip
 
 
@@ -474,9 +449,9 @@ def trainer_options(config: MethodConfig, **own: Any) -> dict[str, Any]:
         own: values that override the fields of the config, but not `config.training`.
     """
     names = ("num_train_epochs", "max_steps", "learning_rate", "lr_scheduler_type", "warmup_steps",
-             "per_device_train_batch_size", "gradient_accumulation_steps", "max_length", "bf16",
-             "save_steps", "seed")  # fmt: skip
+             "per_device_train_batch_size", "max_length", "bf16", "save_steps", "seed")  # fmt: skip
     found = {name: getattr(config, name) for name in names if hasattr(config, name)}
+    found["gradient_accumulation_steps"] = config.accumulation
     return found | own | config.training
 
 

@@ -16,11 +16,13 @@ import shutil
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from math import ceil
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
 from selftaught.evaluation.evaluator import Evaluation
-from selftaught.methods.config import MethodConfig
+from selftaught.methods.config import Facts, MethodConfig, at_least
+from selftaught.methods.estimate import Cost
 from selftaught.methods.run import (
     Run,
     accuracy,
@@ -30,9 +32,10 @@ from selftaught.methods.run import (
     open_task_of,
     running,
     trainer_options,
+    write_options,
     write_summary,
 )
-from selftaught.option_groups import Prompt
+from selftaught.option_groups import Auto, Prompt, as_number
 from selftaught.prompts import PromptStyle, bare, hinted
 from selftaught.records import (
     OUTCOMES,
@@ -60,7 +63,6 @@ from selftaught.runs.folder import (
     publish,
     read_rows,
     timed,
-    write_config,
     write_rows,
 )
 from selftaught.runs.preflight import Asked, check_settings, check_texts
@@ -70,12 +72,13 @@ from selftaught.training import Training
 from selftaught.training.launch import PLACE
 
 PAPER = "Zelikman et al. 2022, arXiv:2203.14465"
+PAPER_STEPS, PAPER_BATCH = 40, 80
+"""Optimizer steps of the first iteration (Section 4.1), and examples per step (Appendix H)."""
 
 
 @dataclass(frozen=True)
 class StarConfig(MethodConfig):
-    """Options of STaR. The defaults are the paper's; `small()` returns the settings for the small
-    model in this package."""
+    """Options of STaR. The defaults are the paper's, except those that are "auto"."""
 
     heading: ClassVar[str] = "STaR"
     method: ClassVar[str] = "star"
@@ -103,9 +106,10 @@ class StarConfig(MethodConfig):
     schedule: Literal["grow", "add", "epochs"] = "grow"
     """Number of optimizer steps of iteration i: "grow" is start_steps * grow_steps**(i-1) (Section 4.1),
     "add" is start_steps + add_steps*(i-1) (Section 4.3), "epochs" is num_train_epochs over the examples."""
-    start_steps: int = 40
+    start_steps: int | Auto = "auto"
     """Optimizer steps of the first iteration; 40 in Section 4.1, 300 for arithmetic with "add" in
-    Section 4.3."""
+    Section 4.3. "auto": enough for one pass over the training problems, and at most the 3,200
+    examples of Section 4.1."""
     grow_steps: float = 1.2
     """Growth factor per iteration of the schedule "grow" (Section 4.1)."""
     add_steps: int = 20
@@ -140,15 +144,16 @@ class StarConfig(MethodConfig):
     Default: all."""
     num_train_epochs: float = 1.0
     """Number of passes over the examples with `--schedule epochs`. Not in the paper."""
-    learning_rate: float = 1e-6
-    """Learning rate after the warm-up; 1e-6 for GPT-J (Appendix H). Smaller models need a larger one."""
-    warmup_steps: int = 100
-    """Linear warm-up in optimizer steps, in every iteration; 100 in Section 4.1."""
-    per_device_train_batch_size: int = 8
-    """Number of examples per device and forward pass; 8 packed sequences in Appendix H."""
-    gradient_accumulation_steps: int = 10
-    """Number of batches per optimizer step; 10, because the authors' code assumes ten examples per
-    packed sequence (iteration_train.py)."""
+    learning_rate: float | Auto = "auto"
+    """Learning rate after the warm-up; 1e-6 for GPT-J with 6 billion parameters (Appendix H). "auto": by
+    the size of the model (docs/training.md)."""
+    warmup_steps: int | Auto = "auto"
+    """Linear warm-up in optimizer steps, in every iteration; 100 in Section 4.1. "auto": a tenth of
+    start_steps."""
+    train_batch_size: int | Auto = "auto"
+    """Global batch size: number of examples per optimizer step. 80 in the paper: 8 packed sequences
+    (Appendix H) of about ten examples each (iteration_train.py). "auto": by the number of training
+    problems, at most 80 (docs/training.md)."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -156,27 +161,29 @@ class StarConfig(MethodConfig):
             ("iterations", self.iterations >= 1, "at least 1"),
             ("patience", self.patience >= 1, "at least 1"),
             ("rationalized_share", 0 <= self.rationalized_share <= 1, "from 0 to 1"),
-            ("start_steps", self.start_steps >= 1, "at least 1"),
+            ("start_steps", at_least(self.start_steps, 1), "at least 1"),
+            ("warmup_steps", at_least(self.warmup_steps), "0 or more"),
             ("grow_steps", self.grow_steps >= 1, "at least 1"),
             ("add_steps", self.add_steps >= 0, "0 or more"),
             ("validation_problems", (self.validation_problems or 1) >= 1
              and self.validation_problems != 0, "at least 1"),
         )  # fmt: skip
 
-    @classmethod
-    def small(cls, **changes: Any) -> Self:
-        """Return the settings for the small model in this package, found by measurement
-        (LOG.md)."""
-        found: dict[str, Any] = {
-            "validation_problems": None,
-            "start_steps": 150,
-            "learning_rate": 1e-3,
-            "warmup_steps": 10,
-            "per_device_train_batch_size": 48,
-            "gradient_accumulation_steps": 1,
-            "sampler_options": {"batch_size": 512},
-        }
-        return cls(**(found | changes))
+    max_train_batch_size: ClassVar[int] = 80
+    tiny_train_batch_size: ClassVar[int] = 48
+
+    def resolved(self, facts: Facts) -> Self:
+        """Return the options with a value for each that is "auto"; see `MethodConfig.resolved`."""
+        drawn = min(facts.problems, self.train_problems or facts.problems)
+        config = super().resolved(replace(facts, problems=drawn))
+        start, warmup = config.start_steps, config.warmup_steps
+        if start == "auto":
+            seen = min(drawn * config.n, PAPER_STEPS * PAPER_BATCH)
+            start = max(10, ceil(seen / as_number(config.train_batch_size)))
+            start = 150 if facts.tiny else start
+        if warmup == "auto":
+            warmup = 10 if facts.tiny else start // 10
+        return replace(config, start_steps=start, warmup_steps=warmup)
 
     @classmethod
     def embedded(cls, **changes: Any) -> Self:
@@ -187,9 +194,9 @@ class StarConfig(MethodConfig):
         """Return the optimizer steps of an iteration, counted from 1; -1 with "epochs"."""
         match self.schedule:
             case "grow":
-                return int(self.start_steps * self.grow_steps ** (iteration - 1))
+                return int(as_number(self.start_steps) * self.grow_steps ** (iteration - 1))
             case "add":
-                return self.start_steps + self.add_steps * (iteration - 1)
+                return int(as_number(self.start_steps)) + self.add_steps * (iteration - 1)
             case "epochs":
                 return -1
 
@@ -249,7 +256,8 @@ def run_star(config: StarConfig, reporter: ProgressReporter | None = None) -> Ro
     """
     with running(config, "STaR", reporter) as (reporter, engine):
         star = open_star(config, reporter, engine)
-        write_config(config.out, config.plain(), CHANGEABLE)
+        write_options(star, CHANGEABLE)
+        config = star.config
         metrics = config.out / "metrics.jsonl"
         rows = read_rows(metrics) or [_base_row(star)]
         for iteration in range(len(rows), config.iterations + 1):
@@ -380,6 +388,7 @@ def open_star(
     """
     needed = {"train": None, "validation": config.validation_problems, "test": config.test_problems}
     run, splits = open_task_of(config, reporter, engine, needed)
+    config = run.config
     star = Star(**vars(run), validation=splits["validation"])
     training_style = star.training_prompt()
     check_chat(training_style, star.task, star.base, star.train[0], rationales=config.baselines)
@@ -410,19 +419,32 @@ def work(star: Star) -> list[tuple[str, str]]:
     config, problems = star.config, star.problems(1)
     asked = len(problems) * config.n
     steps = f"{config.steps(1)} optimizer steps" if config.schedule != "epochs" else f"{config.num_train_epochs:g} epochs"  # fmt: skip
-    batch = config.per_device_train_batch_size * config.gradient_accumulation_steps
     every = sum(max(config.steps(at), 0) for at in range(1, config.iterations + 1))
     again = ", and the failed problems again with a hint" if config.rationalization else ""
     return [
         ("Sampling", f"{asked} completions per iteration, at most {star.params.max_tokens} tokens each"
          f"{again}"),
-        ("Training", f"iteration 1: {steps} with {batch} examples each, from "
+        ("Training", f"iteration 1: {steps} with {config.train_batch_size} examples each, from "
          f"{'the base model' if config.from_base else 'the previous model'}, "
          f"learning rate {config.learning_rate:g}"),
         ("Length", f"at most {config.iterations} iterations; stops after {config.patience} without a gain"),
         ("Work", f"per iteration up to {asked * (1 + config.rationalization)} completions for training "
          f"and {len(star.validation)} for validation; {every} optimizer steps in total"),
     ]  # fmt: skip
+
+
+def cost(star: Star) -> Cost:
+    """Return the amounts of work of a run, for a dry run."""
+    config, drawn = star.config, len(star.problems(1)) * star.config.n
+    each = drawn * (1 + config.rationalization) + len(star.validation)
+    trained = sum(
+        config.steps(at) * int(as_number(config.train_batch_size)) if config.schedule != "epochs"
+        else round(config.num_train_epochs * drawn)
+        for at in range(1, config.iterations + 1)
+    )  # fmt: skip
+    tests = (2 + 2 * config.baselines) * len(star.test)
+    completions = config.iterations * each + len(star.validation) + tests
+    return Cost(completions, trained, rounds=config.iterations)
 
 
 def _base_row(star: Star) -> Row:

@@ -21,6 +21,9 @@ from pathlib import Path
 from typing import Any
 
 from selftaught.evaluation.evaluator import accuracy_of
+from selftaught.methods.config import distinct_by_of
+from selftaught.methods.estimate import Cost
+from selftaught.methods.plan import epochs_cost, seed_work
 from selftaught.methods.run import (
     Run,
     distinct,
@@ -34,10 +37,10 @@ from selftaught.methods.run import (
     ranked_correctly,
     running,
     seed_examples,
-    seed_work,
     train_on,
     trained_row,
     trainer_options,
+    write_options,
     write_summary,
 )
 from selftaught.methods.step_values import (
@@ -54,6 +57,7 @@ from selftaught.methods.step_values import (
     samples,
     valued,
 )
+from selftaught.option_groups import as_number
 from selftaught.records import (
     Example,
     Rollout,
@@ -76,7 +80,6 @@ from selftaught.runs.folder import (
     Row,
     publish,
     read_rows,
-    write_config,
     write_rows,
 )
 from selftaught.samplers import Engine
@@ -102,7 +105,8 @@ def run_step_dpo(config: StepDpoConfig, reporter: ProgressReporter | None = None
     """
     with running(config, "per-step DPO", reporter) as (reporter, engine):
         run = open_step_dpo(config, reporter, engine)
-        write_config(config.out, config.plain(), CHANGEABLE)
+        write_options(run, CHANGEABLE)
+        config = run.config
         for count in sorted(set(config.sft_sizes) - set(_sizes(run))):
             _sft(_size(run, count))
         for count in _sizes(run):
@@ -117,7 +121,8 @@ def open_step_dpo(
     config: StepDpoConfig, reporter: ProgressReporter | None = None, engine: Engine | None = None
 ) -> Run[StepDpoConfig]:
     """Check everything that a run of per-step DPO needs; see `open_run`."""
-    run = open_run(config, reporter, engine, [("dpo", _dpo_options(config))])
+    run = open_run(config, reporter, engine, lambda config: [("dpo", _dpo_options(config))])
+    config = run.config
     largest = max([*config.sizes, *config.sft_sizes], default=0)
     if largest > len(run.train):
         raise ValueError(
@@ -142,6 +147,29 @@ def work(run: Run[StepDpoConfig]) -> list[tuple[str, str]]:
         ("Models", f"{', '.join(config.methods)} at {len(sizes)} sizes, each measured on {len(run.test)} "
          "test problems"),
     ]  # fmt: skip
+
+
+def cost(run: Run[StepDpoConfig]) -> Cost:
+    """Return the amounts of work of a run, for a dry run."""
+    config, tests = run.config, len(run.test)
+    found = Cost()
+    for count in _sizes(run):
+        wrong = count * config.wrong_per_problem
+        drawn = count * config.n + wrong * config.most_steps * config.best_of * config.repeats
+        found += Cost(completions=drawn + (1 + len(config.methods)) * tests,
+                      examples=epochs_cost(config, count))  # fmt: skip
+        for method in config.methods:
+            if method in ("rft", "advantage"):
+                found += Cost(examples=epochs_cost(config, count * (1 + config.n)))
+            elif config.dpo_max_steps > 0:
+                found += Cost(
+                    examples=2 * config.dpo_max_steps * int(as_number(config.train_batch_size))
+                )
+            else:
+                found += Cost(examples=2 * round(config.dpo_epochs * wrong))
+    for count in config.sft_sizes:
+        found += Cost(completions=tests, examples=epochs_cost(config, count))
+    return found
 
 
 def _dpo_options(config: StepDpoConfig) -> dict[str, Any]:
@@ -195,7 +223,9 @@ def learn(size: StepSize, method: Learner, gold: Sequence[Example]) -> Row:
     def make() -> Row:
         match method:
             case "rft":
-                paths = distinct(size.run, samples(size), config.distinct_by)
+                paths = distinct(
+                    size.run, samples(size), distinct_by_of(size.run.task, config.distinct_by)
+                )
                 training = fit(size.run, [*gold, *make_examples(paths, size.run.tuned)], folder)
                 more = {"summary": f"{len(paths):,} distinct correct completions"}
             case "advantage":

@@ -6,10 +6,11 @@ import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Self
 
-from selftaught.methods.config import SeededConfig
+from selftaught.methods.config import Facts, SeededConfig, at_least, distinct_by_of
 from selftaught.methods.run import Run, sampled, tokens_of
+from selftaught.option_groups import Auto
 from selftaught.records import (
     Preference,
     Problem,
@@ -41,6 +42,7 @@ from selftaught.rollouts.steps import (
 )
 from selftaught.rollouts.store import collect
 from selftaught.runs.folder import Row, timed
+from selftaught.tasks import Task
 from selftaught.training import completion_ids, open_tokenizer
 
 Learner = Literal["rft", "dpo", "dpo_edit", "step_dpo", "advantage"]
@@ -56,8 +58,8 @@ Learner = Literal["rft", "dpo", "dpo_edit", "step_dpo", "advantage"]
 
 @dataclass(frozen=True)
 class StepDpoConfig(SeededConfig):
-    """Options of per-step DPO. The defaults are the paper's, where they are known; `small()`
-    returns the settings for very small models."""
+    """Options of per-step DPO. The defaults are the paper's where they are known, except those that
+    are "auto"."""
 
     heading: ClassVar[str] = "per-step DPO"
     method: ClassVar[str] = "step-dpo"
@@ -90,12 +92,13 @@ class StepDpoConfig(SeededConfig):
     paper."""
     repeats: int = 1
     """m: K * m continuations are sampled from every prefix. With 1, a value is 0 or 1."""
-    split: SplitBy = "newline"
+    split: SplitBy | Auto = "auto"
     """Where a step ends: at a "newline", after a "sentence", before a "numbered" line, or after
-    each `--separator` ("separator")."""
+    each `--separator` ("separator"). "auto": "newline", or "separator" for a task whose steps end with
+    a text of their own, such as arithmetic."""
     separator: str = ";"
     """Text that ends a step. Used with `--split separator`."""
-    distinct_by: DistinctBy = "equations"
+    distinct_by: DistinctBy | Auto = "auto"
     """With the method "rft": criterion by which correct completions count as duplicates; see
     `selftaught rft --help`."""
     most_steps: int = 20
@@ -112,8 +115,9 @@ class StepDpoConfig(SeededConfig):
 
     beta: float = 0.1
     """Beta of DPO. The paper's value is not known; TRL's default."""
-    dpo_learning_rate: float = 1e-6
-    """Peak learning rate of DPO. The paper's value is not known; TRL's default."""
+    dpo_learning_rate: float | Auto = "auto"
+    """Peak learning rate of DPO. The paper's value is not known. "auto": a tenth of the learning rate
+    by the size of the model."""
     dpo_epochs: float = 1.0
     """Number of passes over the preference pairs. The paper's value is not known."""
     dpo_max_steps: int = -1
@@ -132,19 +136,27 @@ class StepDpoConfig(SeededConfig):
             ("n", self.n >= max(2, self.best_of), f"at least 2 and at least best_of, {self.best_of}"),
             ("methods", bool(self.methods), "one or more of rft, dpo, dpo_edit, step_dpo, advantage"),
             ("sizes", all(size >= 1 for size in (*self.sizes, *self.sft_sizes)), "at least 1 each"),
+            ("dpo_learning_rate", at_least(self.dpo_learning_rate, above=0), "above 0"),
             ("beta", self.beta > 0 and self.advantage_beta > 0, "above 0"),
         )  # fmt: skip
 
-    @classmethod
-    def small(cls, **changes: Any) -> "StepDpoConfig":
-        """Return the settings for models of less than a million parameters, found by measurement
-        (LOG.md)."""
-        found: dict[str, Any] = {
-            "dpo_learning_rate": 1e-4,
-            "split": "separator",
-            "distinct_by": "text",
-        }
-        return super().small(**(found | changes))
+    def resolved(self, facts: Facts) -> Self:
+        """Return the options with a value for each that is "auto"; see `MethodConfig.resolved`."""
+        split, separator = step_endings(self, facts.task)
+        return replace(
+            super().resolved(facts), split=split, separator=separator,
+            distinct_by=distinct_by_of(facts.task, self.distinct_by),
+            dpo_learning_rate=self.preference_rate(self.dpo_learning_rate, facts),
+        )  # fmt: skip
+
+
+def step_endings(config: StepDpoConfig, task: Task) -> tuple[SplitBy, str]:
+    """Return where a step ends, and the separator: as given, or by the task's rationales."""
+    if config.split != "auto":
+        return config.split, config.separator
+    if task.step_separator == "\n":
+        return "newline", config.separator
+    return "separator", task.step_separator
 
 
 @dataclass(frozen=True)
@@ -226,9 +238,8 @@ def valued(size: StepSize, rollouts: Sequence[Rollout], name: str) -> list[Value
     config = config_of(size)
     tokenizer = open_tokenizer(size.sft)
     decode = decoder(tokenizer)
-    steps = [
-        split_steps(one.token_ids or (), decode, config.split, config.separator) for one in rollouts
-    ]
+    split, separator = step_endings(config, size.run.task)
+    steps = [split_steps(one.token_ids or (), decode, split, separator) for one in rollouts]
     short = [
         (one, ends)
         for one, ends in zip(rollouts, steps, strict=True)
@@ -352,7 +363,7 @@ def step_pairs(size: StepSize) -> tuple[list[Preference], Row]:
         else:
             others, before = right[one.rollout.problem.id], 0
         if others:
-            chosen = _chosen(config, _drawn(size, one.rollout, others), before, decode)
+            chosen = _chosen(size, _drawn(size, one.rollout, others), before, decode)
             made = step_preferences(one, rule=config.rule, form=config.form, chosen=[chosen],
                                     decode=decode, end=chosen.token_ids[-1])  # fmt: skip
             options = size.run.tuned.chat_template_kwargs or None
@@ -401,11 +412,11 @@ def _right_continuations(size: StepSize) -> dict[str, list[Rollout]]:
 
 
 def _chosen(
-    config: StepDpoConfig, rollout: Rollout, before: int, decode: Callable[[Sequence[int]], str]
+    size: StepSize, rollout: Rollout, before: int, decode: Callable[[Sequence[int]], str]
 ) -> Chosen:
     """Return a completion without its first `before` tokens, with the ends of its steps."""
     ids = rollout.token_ids or ()
-    ends = split_steps(ids, decode, config.split, config.separator)
+    ends = split_steps(ids, decode, *step_endings(config_of(size), size.run.task))
     return Chosen(tuple(ids[before:]), tuple(end - before for end in ends if end > before))
 
 

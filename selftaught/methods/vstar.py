@@ -19,7 +19,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Self
 
 from selftaught.evaluation.candidates import (
     Candidates,
@@ -30,7 +30,9 @@ from selftaught.evaluation.candidates import (
     share,
 )
 from selftaught.evaluation.evaluator import accuracy_of
-from selftaught.methods.config import SeededConfig
+from selftaught.methods.config import Facts, SeededConfig, at_least
+from selftaught.methods.estimate import Cost
+from selftaught.methods.plan import epochs_cost, seed_cost, seed_work
 from selftaught.methods.run import (
     Run,
     fit,
@@ -45,14 +47,15 @@ from selftaught.methods.run import (
     sampled,
     seed_examples,
     seed_rollouts,
-    seed_work,
     tokens_of,
     train_on,
     trained_row,
     trainer_options,
     training_row,
+    write_options,
     write_summary,
 )
+from selftaught.option_groups import Auto, as_number
 from selftaught.records import Example, Preference, Rollout, plain_fields, write_atomically
 from selftaught.reports.method_page import shown
 from selftaught.reports.vstar_page import report
@@ -69,7 +72,6 @@ from selftaught.runs.folder import (
     read_json,
     read_rows,
     timed,
-    write_config,
     write_rows,
 )
 from selftaught.samplers import Engine
@@ -85,8 +87,8 @@ PAPER = "Hosseini et al. 2024, arXiv:2402.06457"
 
 @dataclass(frozen=True)
 class VstarConfig(SeededConfig):
-    """Options of V-STaR. The defaults are the paper's, where it gives one; `small()` returns the
-    settings for very small models."""
+    """Options of V-STaR. The defaults are the paper's where it gives one, except those that are
+    "auto"."""
 
     heading: ClassVar[str] = "V-STaR"
     method: ClassVar[str] = "vstar"
@@ -112,8 +114,9 @@ class VstarConfig(SeededConfig):
     correct and a wrong completion (Section 3; the paper gives no limit)."""
     beta: float = 0.1
     """Beta of DPO. Not in the paper; TRL's default."""
-    verifier_learning_rate: float = 1e-6
-    """Peak learning rate of the verifier. Not in the paper; TRL's default."""
+    verifier_learning_rate: float | Auto = "auto"
+    """Peak learning rate of the verifier. Not in the paper. "auto": a tenth of the learning rate by the
+    size of the model."""
     verifier_epochs: float = 1.0
     """Number of passes over the preference pairs. Not in the paper."""
     verifier_max_steps: int = -1
@@ -137,15 +140,20 @@ class VstarConfig(SeededConfig):
             ("iterations", self.iterations >= 1, "at least 1"),
             ("k", self.k >= 2, "at least 2"),
             ("candidates", self.candidates >= 1, "at least 1"),
+            ("verifier_learning_rate", at_least(self.verifier_learning_rate, above=0), "above 0"),
             ("pairs_per_problem", (self.pairs_per_problem or 1) >= 1, "at least 1"),
         )  # fmt: skip
 
+    def resolved(self, facts: Facts) -> Self:
+        """Return the options with a value for each that is "auto"; see `MethodConfig.resolved`."""
+        rate = self.preference_rate(self.verifier_learning_rate, facts)
+        return replace(super().resolved(facts), verifier_learning_rate=rate)
+
     @classmethod
-    def small(cls, **changes: Any) -> "VstarConfig":
-        """Return the settings for models of less than a million parameters, found by measurement
-        (LOG.md)."""
-        found: dict[str, Any] = {"verifier_learning_rate": 1e-4, "candidates": 32}
-        return super().small(**(found | changes))
+    def small(cls, **changes: Any) -> Self:
+        """Return the settings for a short run of the small model in this package: 32 candidates
+        per test problem instead of 128."""
+        return super().small(**({"candidates": 32} | changes))
 
 
 CHANGEABLE = ("out", "baselines", "table", *PLACE)
@@ -164,7 +172,8 @@ def run_vstar(config: VstarConfig, reporter: ProgressReporter | None = None) -> 
     """
     with running(config, "V-STaR", reporter) as (reporter, engine):
         run = open_vstar(config, reporter, engine)
-        write_config(config.out, config.plain(), CHANGEABLE)
+        write_options(run, CHANGEABLE)
+        config = run.config
         seed = seed_examples(run, run.train, config.out / "sft")
         once(run, "G_SFT", lambda: _generator(run, seed, [], 0))
         collected: list[Rollout] = []
@@ -192,10 +201,14 @@ def open_vstar(
     config: VstarConfig, reporter: ProgressReporter | None = None, engine: Engine | None = None
 ) -> Run[VstarConfig]:
     """Check everything that a run of V-STaR needs; see `open_run`."""
-    trainings: list[tuple[Kind, Mapping[str, Any]]] = [("dpo", _verifier_options(config))]
+    return open_run(config, reporter, engine, _trainings)
+
+
+def _trainings(config: VstarConfig) -> list[tuple[Kind, Mapping[str, Any]]]:
+    found: list[tuple[Kind, Mapping[str, Any]]] = [("dpo", _verifier_options(config))]
     if config.baselines:
-        trainings.append(("outcome", _outcome_options(config)))
-    return open_run(config, reporter, engine, trainings)
+        found.append(("outcome", _outcome_options(config)))
+    return found
 
 
 def work(run: Run[VstarConfig]) -> list[tuple[str, str]]:
@@ -206,9 +219,32 @@ def work(run: Run[VstarConfig]) -> list[tuple[str, str]]:
         ("Sampling", f"{config.iterations} iterations of {config.k * problems:,} completions ({config.k} for "
          f"each of {problems} problems), at most {run.params.max_tokens} tokens each"),
         ("Verifier", f"DPO on up to {config.pairs_per_problem or 'all'} pairs per problem, learning rate "
-         f"{config.verifier_learning_rate:g}"),
+         f"{config.verifier_learning_rate}"),
         ("Choices", f"{config.candidates} candidates for each of {len(run.test)} test problems, all scored"),
     ]  # fmt: skip
+
+
+def cost(run: Run[VstarConfig]) -> Cost:
+    """Return the amounts of work of a run, for a dry run."""
+    config, problems, tests = run.config, len(run.train), len(run.test)
+    each = config.k * problems
+    trained = sum(
+        epochs_cost(config, problems + at * each) for at in range(1, config.iterations + 1)
+    )
+    # Each verifier sees both completions of a pair, and its reference model scores them once.
+    pairs = problems * min(
+        config.pairs_per_problem or each, (config.k * config.iterations) ** 2 // 4
+    )
+    if config.verifier_max_steps > 0:
+        pairs = config.verifier_max_steps * int(as_number(config.train_batch_size))
+    verifiers = config.iterations if config.table else 1
+    generators = config.iterations + 1 if config.table else 1
+    candidates = generators * config.candidates * tests
+    return seed_cost(run) + Cost(
+        completions=config.iterations * (each + tests) + candidates,
+        examples=trained + 2 * verifiers * round(config.verifier_epochs * pairs),
+        scored=verifiers * candidates,
+    )
 
 
 def _verifier_options(config: VstarConfig) -> Row:

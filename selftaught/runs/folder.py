@@ -95,26 +95,37 @@ def _lock(file: IO[str]) -> None:
     fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
-def write_config(folder: Path, config: Mapping[str, object], changeable: Sequence[str]) -> None:
+def write_config(
+    folder: Path,
+    config: Mapping[str, object],
+    changeable: Sequence[str],
+    update: Callable[[Mapping[str, object]], Mapping[str, object]] = dict,
+) -> None:
     """Write `config.yaml` and `versions.json` after checking them against a run in the folder.
 
     Arguments and errors are those of `check_config`.
     """
-    check_config(folder, config, changeable)
+    check_config(folder, config, changeable, update)
     path = folder / "config.yaml"
     write_atomically(path, yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True))
     if (read_json(folder / "versions.json") or {}).get("grading") != GRADING_VERSION:
         write_atomically(folder / "versions.json", json.dumps(versions(), indent=2) + "\n")
 
 
-def check_config(folder: Path, config: Mapping[str, object], changeable: Sequence[str]) -> None:
+def check_config(
+    folder: Path,
+    config: Mapping[str, object],
+    changeable: Sequence[str],
+    update: Callable[[Mapping[str, object]], Mapping[str, object]] = dict,
+) -> None:
     """Check that a run folder is writable and contains no run with other settings.
 
     Args:
         folder: The run folder; it need not exist.
-        config: The configuration as plain values.
+        config: The configuration as plain values. A value of "auto" is not compared.
         changeable: Fields that may differ from the stored ones, because no stored result depends on
             them.
+        update: Returns the stored configuration of an earlier version under the present names.
 
     Raises:
         ValueError: The stored configuration differs, or stored rollouts were graded with other
@@ -125,12 +136,12 @@ def check_config(folder: Path, config: Mapping[str, object], changeable: Sequenc
     _refuse_other_grading(folder)
     path = folder / "config.yaml"
     if path.exists():
-        stored = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+        stored = dict(update(yaml.safe_load(path.read_text(encoding="utf-8")) or {}))
         stored.setdefault("method", config.get("method"))  # earlier versions did not write it
         differing = [
             f"{key} (was {stored.get(key)!r}, now {config.get(key)!r})"
             for key in sorted({*stored, *config} - set(changeable))
-            if stored.get(key) != config.get(key)
+            if config.get(key) not in ("auto", stored.get(key))
         ]
         if differing:
             raise ValueError(

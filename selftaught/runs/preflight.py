@@ -54,11 +54,7 @@ def check_settings(
         ImportError: A package is not installed.
         OSError: The model does not exist.
     """
-    if config.sampler == "openai":
-        raise ValueError(
-            "The sampler 'openai' works with `sample` and `evaluate` only, because a server cannot "
-            "load the models that a run trains. Use transformers, vllm or ray."
-        )
+    refuse_server(config.sampler)
     check_sampler(config.sampler, config.sampler_options)
     check_model(base)
     for kind, options in trainings:
@@ -68,6 +64,15 @@ def check_settings(
         adapter = lora_config(r=config.lora_r, alpha=config.lora_alpha,
                               target_modules=config.lora_target_modules)  # fmt: skip
         check_lora(base, adapter)
+
+
+def refuse_server(sampler: str) -> None:
+    """Raise a `ValueError` if a sampler cannot sample the models that a run trains."""
+    if sampler == "openai":
+        raise ValueError(
+            "The sampler 'openai' works with `sample` and `evaluate` only, because a server cannot "
+            "load the models that a run trains. Use transformers, vllm or ray."
+        )
 
 
 def check_texts(

@@ -105,7 +105,8 @@ def _check(name: str, options: Mapping[str, object], here: bool, near: Sequence[
                     "The option 'tokenizer' is a loaded tokenizer, for use from Python; that of a "
                     "model folder is loaded without it."
                 )
-            if options.get("batch_size", 1) < 1:  # type: ignore[operator]
+            size = options.get("batch_size")
+            if isinstance(size, int) and size < 1:
                 raise ValueError(f"batch_size must be at least 1; got {options['batch_size']}.")
             if here:
                 check_device(str(options.get("device", "auto")))
@@ -188,6 +189,21 @@ def check_model(model: str) -> None:
 
     check_causal(model)
     check_weights(model)
+
+
+def count_parameters(model: str) -> int:
+    """Return the number of parameters of a model, without reading its weights.
+
+    Args:
+        model: Model folder or name on the Hugging Face Hub.
+
+    Raises:
+        ValueError: It is not a causal language model, or the weight files are damaged.
+        OSError: The model does not exist.
+    """
+    from selftaught.samplers.local.model_loading import parameters_of
+
+    return parameters_of(model)
 
 
 def check_prompts(

@@ -147,19 +147,36 @@ def _damaged(path: Path, why: str) -> ValueError:
     return ValueError(f"{path} is not a valid safetensors file: {why}. Copy or download it again.")
 
 
+def stored_parameters(folder: Path) -> int:
+    """Return the number of elements of all tensors in the weight files of a model folder.
+
+    Raises:
+        ValueError: A file is missing, truncated or damaged.
+    """
+    check_weights(str(folder))
+    weights = _weights_of(folder)
+    if weights is None or weights.suffix != ".json":
+        files = [] if weights is None else [weights]
+    else:
+        files = [folder / shard for shard in set(_json_object(weights)["weight_map"].values())]
+    return sum(math.prod(shape) for file in files for shape in read_header(file).values())
+
+
+def _weights_of(folder: Path) -> Path | None:
+    """Return the weight file or the index of a model folder."""
+    named = _json_object(folder / "config.json").get("transformers_weights")
+    if isinstance(named, str):
+        return folder / named
+    return next((folder / name for name in (SINGLE, INDEX) if (folder / name).exists()), None)
+
+
 def _check_folder(folder: Path) -> None:
     refuse_adapter(folder)
-    config = _json_object(folder / "config.json") if (folder / "config.json").exists() else None
-    if config is None:
+    if not (folder / "config.json").exists():
         raise ValueError(
             f"Expected a model folder with a config.json, got {folder}, which has none."
         )
-    named = config.get("transformers_weights")
-    if isinstance(named, str):
-        weights = folder / named
-    else:
-        names = (SINGLE, INDEX)
-        weights = next((folder / name for name in names if (folder / name).exists()), None)
+    weights = _weights_of(folder)
     if weights is None:
         raise ValueError(_without_weights(folder))
     if weights.suffix == ".json":

@@ -82,6 +82,8 @@ def arithmetic(
         direct="#{answer}",
         instruction="Reason step by step. End with # and the sum, and nothing after it, such as #86.",
         group=lambda problem: digits_of(problem.question),
+        step_separator=";",
+        has_equations=False,
         max_tokens=11 * lengths[-1] + 8,
         facts="generated; Zelikman et al. 2022 (arXiv:2203.14465), Section 4.2",
     )

@@ -76,6 +76,10 @@ class Task:
     """Source, licence and paper, in one line."""
     thought_marks: ThoughtMarks = THINK
     """Texts that open and close a thought. Answers inside a thought are ignored."""
+    step_separator: str = "\n"
+    """Text that ends a step of a rationale."""
+    has_equations: bool = True
+    """Whether rationales contain plain equations, by which solution paths can be compared."""
     instruction: str = ""
     """Instruction for chat models to state the answer in the form that `extract` expects."""
 

@@ -10,13 +10,14 @@ from torch import nn
 from transformers import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
     AutoConfig,
+    AutoModelForCausalLM,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
 from transformers.utils import logging as transformers_logging
 
 from selftaught.samplers.tokens import context_in_words, load_tokenizer
-from selftaught.samplers.weights import check_weights, load_model
+from selftaught.samplers.weights import check_weights, load_model, stored_parameters
 
 
 @dataclass(frozen=True)
@@ -123,6 +124,24 @@ def check_causal(model: str) -> None:
             f"Expected a causal language model, got {model}, whose config.json is that of "
             f"{type(config).__name__}."
         )
+
+
+def parameters_of(model: str) -> int:
+    """Return the number of parameters of a causal language model, without reading its weights.
+
+    Args:
+        model: Model folder or name on the Hugging Face Hub.
+
+    Raises:
+        ValueError: It is not a causal language model, or its weight files are damaged.
+        OSError: The model does not exist.
+    """
+    check_causal(model)
+    if Path(model).is_dir():
+        return stored_parameters(Path(model))
+    with torch.device("meta"):
+        described = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(model))
+    return sum(weight.numel() for weight in described.parameters())
 
 
 def vocabulary_size(model: PreTrainedModel) -> int:

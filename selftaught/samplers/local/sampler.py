@@ -53,6 +53,10 @@ def check_device(device: str) -> None:
         ) from None
 
 
+def _batch_size_for(model: nn.Module) -> int:
+    return 512 if sum(weight.numel() for weight in model.parameters()) < 1_000_000 else 128
+
+
 class TransformersSampler(Closing):
     """A sampler that runs a causal language model with transformers in this process.
 
@@ -61,7 +65,8 @@ class TransformersSampler(Closing):
             a transformers model, or any model with `generate` and its base model as `.base`, such
             as a QuietLM. Its attribute `tokens_beside` is the number of tokens that it needs in
             addition to the text.
-        batch_size: Number of completions sampled at the same time.
+        batch_size: Number of completions sampled at the same time. None means 128, or 512 for a
+            model of less than a million parameters.
         dtype: Data type of the weights; "auto" is the type in which they were saved.
         device: Name of a device; "auto" is the GPU if there is one.
         tokenizer: Required with a loaded model; otherwise loaded from the folder.
@@ -74,15 +79,15 @@ class TransformersSampler(Closing):
         self,
         model: str | Path | nn.Module,
         *,
-        batch_size: int = 128,
+        batch_size: int | None = None,
         dtype: Literal["auto", "float32", "bfloat16"] = "auto",
         device: str = "auto",
         tokenizer: PreTrainedTokenizerBase | None = None,
     ) -> None:
-        if batch_size < 1:
+        if batch_size is not None and batch_size < 1:
             raise ValueError(f"batch_size must be at least 1; got {batch_size}.")
-        self._batch_size = batch_size
         loaded = opened(model, tokenizer, dtype, device)
+        self._batch_size = batch_size or _batch_size_for(loaded.model)
         self.model, self._tokenizer = loaded.name, loaded.tokenizer
         self._model, self._described = loaded.model, loaded.described
         self._eos = end_tokens(self._described.generation_config, self._tokenizer)
