@@ -34,6 +34,7 @@ from selftaught.training import (
     dpo,
     dpo_config,
     lora_config,
+    model_folder,
     outcome_config,
     preference_rows,
     sft_config,
@@ -315,11 +316,11 @@ def observed_dpo(model: Path, preferences: list[Preference], settings, out: Path
         used.append(dpo._trainer(**given))
         return used[-1]
 
-    done = trainer.fit(
-        model, lambda tokenizer: preference_rows(preferences, tokenizer, settings.max_length),
-        list(preferences), settings, open_trainer, out=out,
-        load=trainer.causal_lm, **options,
+    recipe = trainer.Recipe(
+        lambda tokenizer: preference_rows(preferences, tokenizer, settings.max_length),
+        list(preferences), open_trainer, trainer.causal_lm,
     )  # fmt: skip
+    done = trainer.fit(model, recipe, settings, out=out, **options)
     return done, used[0]
 
 
@@ -788,11 +789,11 @@ def test_a_training_is_known_by_the_hash_of_all_it_is_made_of(tmp_path: Path):
     talk = Example([{"role": "user", "content": "\u00e9"}], [{"role": "assistant", "content": "2"}])
     for made_of in ([*EXAMPLES, talk], [preference] * 2, [judged], [], ()):
         plain = [json.loads(json.dumps(plain_fields(one))) for one in made_of]
-        told = {name: getattr(options, name) for name in trainer.DECIDING}
+        told = {name: getattr(options, name) for name in model_folder.DECIDING}
         text = json.dumps(["m", plain, told, None], ensure_ascii=True, default=str, sort_keys=True)
         wanted = hashlib.sha256(text.encode()).hexdigest()[:16]
-        assert trainer._made_from("some/m", made_of, options, None) == wanted
-        assert trainer._made_from("m", plain, options, None) == wanted
+        assert model_folder.made_from("some/m", made_of, options, None) == wanted
+        assert model_folder.made_from("m", plain, options, None) == wanted
 
 
 # What is learned is what was sampled

@@ -1,7 +1,7 @@
 """Token ids of completions, as training examples use them."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING
 
 from selftaught.hub import check_model_name
 from selftaught.records import Message, Rollout, Text
@@ -17,11 +17,14 @@ from selftaught.rendering import (
 )
 from selftaught.thought_marks import THINK
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
 LONGEST_ENDING = 16
 """Maximum number of tokens at the end of a completion that can belong to its stop string."""
 
 
-def open_tokenizer(model: str) -> Any:
+def open_tokenizer(model: str) -> "PreTrainedTokenizerBase":
     """Load the tokenizer of a model folder or of a model on the Hugging Face Hub."""
     from transformers import AutoTokenizer
 
@@ -29,7 +32,7 @@ def open_tokenizer(model: str) -> Any:
     return AutoTokenizer.from_pretrained(model)
 
 
-def completion_ids(rollout: Rollout, tokenizer: Any) -> tuple[int, ...]:
+def completion_ids(rollout: Rollout, tokenizer: "PreTrainedTokenizerBase") -> tuple[int, ...]:
     """Return the sampled token ids of a rollout, with one end token.
 
     After a stop string, the end token is the one that ends a text or a chat turn. A completion that
@@ -45,12 +48,14 @@ def completion_ids(rollout: Rollout, tokenizer: Any) -> tuple[int, ...]:
     return ended_ids(ids, own, rollout.prompt, tokenizer)
 
 
-def written_ids(rollout: Rollout, tokenizer: Any) -> tuple[int, ...] | None:
+def written_ids(rollout: Rollout, tokenizer: "PreTrainedTokenizerBase") -> tuple[int, ...] | None:
     """Return the sampled token ids of a completion without its ending; see `ids_of_text`."""
     return ids_of_text(rollout.completion, rollout.token_ids, tokenizer)
 
 
-def ids_of_text(text: str, ids: Sequence[int] | None, tokenizer: Any) -> tuple[int, ...] | None:
+def ids_of_text(
+    text: str, ids: Sequence[int] | None, tokenizer: "PreTrainedTokenizerBase"
+) -> tuple[int, ...] | None:
     """Return the sampled token ids that decode to a text, without the end token or stop string.
 
     Stores from earlier versions, which left special tokens out of a completion's text, are
@@ -95,7 +100,7 @@ def ended_ids(
     written: tuple[int, ...],
     sampled: Sequence[int],
     prompt: Text,
-    tokenizer: Any,
+    tokenizer: "PreTrainedTokenizerBase",
     options: TemplateOptions | None = None,
 ) -> tuple[int, ...]:
     """Return the token ids of a completion followed by its end token or tokens.
@@ -125,7 +130,7 @@ def taught_ids(
     prompt: Text,
     completion: Text,
     sampled: Sequence[int] | None,
-    tokenizer: Any,
+    tokenizer: "PreTrainedTokenizerBase",
     options: TemplateOptions | None = None,
 ) -> tuple[tuple[int, ...], tuple[int, ...], bool]:
     """Return the token ids of a prompt and of the completion to train on.
@@ -175,30 +180,31 @@ def taught_ids(
     return head, ended_ids(fresh, (), prompt, tokenizer, options), False
 
 
-def end_token(tokenizer: Any) -> int:
+def end_token(tokenizer: "PreTrainedTokenizerBase") -> int:
     """Return the id of the token that ends a completion.
 
     Raises:
         ValueError: The tokenizer has none.
     """
-    if tokenizer.eos_token_id is None:
+    end = tokenizer.eos_token_id
+    if not isinstance(end, int):
         raise ValueError(
             "The tokenizer has no end-of-text token (eos_token), which is needed to end a "
             "rationale. Set eos_token in the tokenizer's files."
         )
-    return tokenizer.eos_token_id
+    return end
 
 
 def _turns(
     prompt: list[Message],
     completion: list[Message],
     head: Sequence[int],
-    tokenizer: Any,
+    tokenizer: "PreTrainedTokenizerBase",
     options: TemplateOptions | None,
 ) -> tuple[int, ...]:
     """Return the token ids of several messages after a prompt, as the chat template writes them."""
     text = tokenizer.apply_chat_template(prompt + completion, tokenize=False, **(options or {}))
-    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+    ids = tokenizer(str(text), add_special_tokens=False)["input_ids"]
     if tuple(ids[: len(head)]) != tuple(head):
         raise ValueError(
             "The model's chat template changes the prompt when several messages follow it, so the "
@@ -208,7 +214,10 @@ def _turns(
 
 
 def _without_opening(
-    text: str, prompt: list[Message], tokenizer: Any, options: TemplateOptions | None
+    text: str,
+    prompt: list[Message],
+    tokenizer: "PreTrainedTokenizerBase",
+    options: TemplateOptions | None,
 ) -> str:
     """Return the text without its opening thought mark if the prompt already ends with that mark.
 
@@ -223,7 +232,8 @@ def _without_opening(
     return text.lstrip()[len(begin) :].removeprefix(space)
 
 
-def _read(tokenizer: Any, ids: Sequence[int], *, special: bool) -> str:
-    return tokenizer.decode(
+def _read(tokenizer: "PreTrainedTokenizerBase", ids: Sequence[int], *, special: bool) -> str:
+    text = tokenizer.decode(
         list(ids), skip_special_tokens=not special, clean_up_tokenization_spaces=False
     )
+    return str(text)

@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING, Any
 from selftaught.records import Preference, Text
 from selftaught.rendering import continuing_ids, prompt_ids
 from selftaught.training.completion_tokens import end_token, taught_ids
-from selftaught.training.trainer import Row, Training, causal_lm, fit, trl_config
+from selftaught.training.trainer import Recipe, Row, Training, causal_lm, fit, trl_config
 
 if TYPE_CHECKING:
+    from datasets import Dataset, DatasetDict
     from peft import LoraConfig
-    from transformers import PreTrainedTokenizerBase
+    from transformers import PreTrainedTokenizerBase, Trainer
     from trl import DPOConfig
 
 
@@ -74,11 +75,11 @@ def train_dpo(
     def rows(tokenizer: "PreTrainedTokenizerBase") -> tuple[list[Row], int]:
         return preference_rows(preferences, tokenizer, config.max_length)
 
-    return fit(model, rows, list(preferences), config, _trainer, out=out, load=causal_lm,
-               peft_config=peft_config, progress=progress)  # fmt: skip
+    recipe = Recipe(rows, list(preferences), _trainer, causal_lm)
+    return fit(model, recipe, config, out=out, peft_config=peft_config, progress=progress)
 
 
-def _trainer(**given: Any) -> Any:
+def _trainer(**given: Any) -> "Trainer":
     """Create TRL's trainer for rows that are already tokenized; nothing is added to them."""
     from trl import DPOTrainer
 
@@ -101,7 +102,7 @@ def _trainer(**given: Any) -> Any:
     return TokenExact(**given)
 
 
-def _on_disk(dataset: Any, config: Any) -> Any:
+def _on_disk(dataset: "Dataset", config: Any) -> "Dataset | DatasetDict":
     """Save the rows in a folder that all processes share, and load them from there.
 
     TRL's first process writes the reference log-probabilities next to the rows and the other

@@ -24,7 +24,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import yaml
 
@@ -43,9 +43,12 @@ from selftaught.training import (
 )
 from selftaught.training.trainer import shared_batch
 
+if TYPE_CHECKING:
+    from transformers import TrainingArguments
+
 Launcher = Literal["inline", "torchrun", "accelerate", "ray"]
 Kind = Literal["sft", "dpo", "outcome", "weighted"]
-Progress = Callable[[int], Any]
+Progress = Callable[[int], None]
 SHOWN = 30
 """Number of lines of a failed worker's log that the error message shows."""
 PLACE = ("launcher", "num_processes", "accelerate_config")
@@ -163,7 +166,7 @@ def run_stage(
     return train(config, out=stage.out, peft_config=lora, progress=progress)
 
 
-def stage_config(kind: Kind, checkpoints: Path, options: Mapping[str, Any]) -> Any:
+def stage_config(kind: Kind, checkpoints: Path, options: Mapping[str, Any]) -> "TrainingArguments":
     """Return the trainer config for a kind of stage.
 
     Raises:
@@ -248,7 +251,7 @@ def _refuse_contradictions(
     _refuse_other_kinds(how, path, settings.get("distributed_type") or "NO")
     bf16 = "bf16" if options.get("bf16") else "no"
     deepspeed = settings.get("deepspeed_config") or {}
-    expected: list[tuple[str, Any, tuple[Any, ...], str]] = [
+    expected: list[tuple[str, object, tuple[object, ...], str]] = [
         ("num_processes", settings.get("num_processes"), (None, how.num_processes),
          "--num-processes"),
         ("num_machines", settings.get("num_machines"), (None, 1),
@@ -501,7 +504,7 @@ def _write_error(folder: Path, error: ValueError | ImportError | OSError) -> Non
         own.replace(folder / "error.json")
 
 
-def end_with_starter(end: Callable[[], Any]) -> None:
+def end_with_starter(end: Callable[[], object]) -> None:
     """Call `end` when the launching process has ended, and exit 30 seconds later at the latest."""
 
     def wait_for_starter() -> None:

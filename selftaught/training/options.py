@@ -2,12 +2,15 @@
 
 import math
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from selftaught.options import check_types, is_number
 
 if TYPE_CHECKING:
+    from peft import LoraConfig
     from transformers import TrainingArguments
+
+Config = TypeVar("Config", bound="TrainingArguments")
 
 RESERVED = {
     "output_dir": "selftaught sets the folder; use --out",
@@ -39,8 +42,8 @@ BOUNDS: dict[str, tuple[Callable[[Any], bool], str]] = {
 
 
 def checked_config(
-    name: str, kind: Any, page: str, ours: Mapping[str, Any], options: Mapping[str, Any]
-) -> Any:
+    name: str, kind: "type[Config]", page: str, ours: Mapping[str, Any], options: Mapping[str, Any]
+) -> "Config":
     """Build a trainer config from selftaught's defaults and the caller's options.
 
     Args:
@@ -74,7 +77,7 @@ def checked_config(
         raise ValueError(f"{name} refused the training options: {error}. {page}") from None
     except ValueError as error:
         raise ValueError(f"{name} refused the training options: {error}") from None
-    _check_reports(config.report_to)
+    _check_reports(list(config.report_to or ()))
     return config
 
 
@@ -106,7 +109,7 @@ def training_steps(rows: int, arguments: "TrainingArguments") -> int:
     return math.ceil(arguments.num_train_epochs * per_epoch)
 
 
-def check_lora(model: str, lora: Any) -> None:
+def check_lora(model: str, lora: "LoraConfig") -> None:
     """Check that a LoRA configuration fits a model's layers, without loading the weights.
 
     Args:

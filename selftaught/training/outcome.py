@@ -14,11 +14,11 @@ from selftaught.records import Text
 from selftaught.rendering import prompt_ids
 from selftaught.training.options import checked_config
 from selftaught.training.sft import fitting
-from selftaught.training.trainer import Row, Training, fit
+from selftaught.training.trainer import Recipe, Row, Training, fit
 
 if TYPE_CHECKING:
     from peft import LoraConfig
-    from transformers import PreTrainedTokenizerBase, TrainingArguments
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainingArguments
 
 
 @dataclass(frozen=True)
@@ -100,8 +100,8 @@ def train_outcome(
         _check_both([row["labels"][0] for row in kept], f" of those that fit {max_length=} tokens")
         return kept, too_long
 
-    return fit(model, rows, list(judged), config, _trainer, out=out,
-               load=_classifier, peft_config=peft_config, progress=progress)  # fmt: skip
+    recipe = Recipe(rows, list(judged), _trainer, _classifier)
+    return fit(model, recipe, config, out=out, peft_config=peft_config, progress=progress)
 
 
 def _check_both(right: Sequence[float], which: str = "") -> None:
@@ -112,7 +112,7 @@ def _check_both(right: Sequence[float], which: str = "") -> None:
         )
 
 
-def _classifier(model: str) -> Any:
+def _classifier(model: str) -> "PreTrainedModel":
     from selftaught.samplers.weights import load_model
 
     return load_model(
@@ -121,7 +121,7 @@ def _classifier(model: str) -> Any:
     )  # fmt: skip
 
 
-def _trainer(*, peft_config: Any, **given: Any) -> Any:
+def _trainer(*, peft_config: "LoraConfig | None", **given: Any) -> "Trainer":
     from transformers import DataCollatorWithPadding, Trainer
 
     if peft_config is not None:

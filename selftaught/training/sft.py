@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any, overload
 
 from selftaught.records import Example
 from selftaught.training.completion_tokens import taught_ids
-from selftaught.training.trainer import Row, Training, causal_lm, fit, trl_config
+from selftaught.training.trainer import Recipe, Row, Training, causal_lm, fit, trl_config
 
 if TYPE_CHECKING:
     from peft import LoraConfig
-    from transformers import PreTrainedTokenizerBase
+    from transformers import PreTrainedTokenizerBase, Trainer
     from trl import SFTConfig
 
 logger = logging.getLogger(__name__)
@@ -74,7 +74,7 @@ def train_sft(
 def train_rows(
     model: str | Path,
     make_rows: "Callable[[PreTrainedTokenizerBase], tuple[Sequence[Row], int]]",
-    made_of: Any,
+    made_of: object,
     config: "SFTConfig",
     *,
     out: Path,
@@ -95,13 +95,13 @@ def train_rows(
         progress: Called with the number of optimizer steps just finished.
     """
 
-    def trainer(**given: Any) -> Any:
+    def trainer(**given: Any) -> "Trainer":
         from trl import SFTTrainer
 
         return SFTTrainer(**given)
 
-    return fit(model, make_rows, made_of, config, trainer, out=out, load=causal_lm,
-               peft_config=peft_config, progress=progress)  # fmt: skip
+    recipe = Recipe(make_rows, made_of, trainer, causal_lm)
+    return fit(model, recipe, config, out=out, peft_config=peft_config, progress=progress)
 
 
 def fitting(rows: Sequence[Row], max_length: int | None, what: str) -> tuple[list[Row], int]:

@@ -7,7 +7,6 @@ without them.
 
 import copy
 import errno
-import hashlib
 import json
 import math
 import os
@@ -15,54 +14,34 @@ import shutil
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, is_dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from selftaught.hub import check_model_name
-from selftaught.records import plain_fields, write_atomically
+from selftaught.records import write_atomically
+from selftaught.training.model_folder import Training, made_from, refuse_another, save, stored
 from selftaught.training.options import checked_config
 
 if TYPE_CHECKING:
+    from datasets import Dataset
     from peft import LoraConfig
-    from transformers import PreTrainedTokenizerBase
+    from transformers import (
+        PreTrainedModel,
+        PreTrainedTokenizerBase,
+        Trainer,
+        TrainerCallback,
+        TrainerControl,
+        TrainerState,
+        TrainingArguments,
+    )
+    from transformers.trainer_utils import TrainOutput
 
 Row = dict[str, Any]
 
-DECIDING = (
-    "max_steps", "num_train_epochs", "learning_rate", "lr_scheduler_type", "warmup_steps", "seed",
-    "per_device_train_batch_size", "gradient_accumulation_steps", "max_length", "bf16",
-    "weight_decay", "max_grad_norm", "optim",
-)  # fmt: skip
-"""Options that determine the resulting weights; they may not change when training is resumed."""
-PREFERENCES = ("beta", "loss_type", "label_smoothing")
-"""Further such options, which only TRL's `DPOConfig` has."""
 LOGGED = ("step", "loss", "learning_rate", "rewards/accuracies", "rewards/margins")
 TOKENS = ("input_ids", "prompt_ids", "prompt_ids", "chosen_ids", "rejected_ids")
 """Columns whose tokens count as read by the model; a preference's prompt is read twice."""
-
-
-@dataclass(frozen=True)
-class Training:
-    """The result of a fine-tuning."""
-
-    model: Path
-    """The model folder."""
-    steps: int
-    """Number of optimizer steps."""
-    loss: float
-    """Mean of the logged losses over all steps. For SFT: nats per supervised token."""
-    trained_on: int
-    """Number of rows."""
-    too_long: int
-    """Number of rows that were left out because they were longer than `max_length`."""
-    log: list[dict[str, float]]
-    """Logged `step`, `loss`, `learning_rate`; for preferences also reward accuracy and margin."""
-    tokens: int = 0
-    """Number of tokens read in all epochs, prompts included."""
-    from_text: int = 0
-    """Number of examples whose completion was tokenized from text because its sampled tokens were
-    not available."""
 
 
 def trl_config(kind: str, output_dir: Path, ours: dict[str, Any], options: dict[str, Any]) -> Any:
@@ -116,15 +95,29 @@ def lora_config(*, r: int, alpha: int, target_modules: str) -> "LoraConfig":
     return LoraConfig(r=r, lora_alpha=alpha, target_modules=targets, task_type="CAUSAL_LM")
 
 
+@dataclass(frozen=True)
+class Recipe:
+    """The parts of a fine-tuning that depend on its kind, such as SFT or DPO."""
+
+    make_rows: "Callable[[PreTrainedTokenizerBase], tuple[Sequence[Row], int]]"
+    """Function from the tokenizer to the rows and the number of rows that were left out because
+    they were too long."""
+    made_of: object
+    """The data that the rows are made from, as JSON values or records. Its hash identifies the
+    training in the model folder."""
+    open_trainer: "Callable[..., Trainer]"
+    """Creates the trainer from `model`, `args`, `train_dataset`, `processing_class`, `peft_config`
+    and `callbacks`."""
+    load: "Callable[[str], PreTrainedModel]"
+    """Loads the start model."""
+
+
 def fit(
     model: str | Path,
-    make_rows: "Callable[[PreTrainedTokenizerBase], tuple[Sequence[Row], int]]",
-    made_of: Any,
-    config: Any,
-    open_trainer: Callable[..., Any],
+    recipe: Recipe,
+    config: "TrainingArguments",
     *,
     out: Path,
-    load: Callable[[str], Any],
     peft_config: "LoraConfig | None" = None,
     progress: Callable[[int], None] | None = None,
 ) -> Training:
@@ -141,15 +134,9 @@ def fit(
 
     Args:
         model: Model folder or name on the Hugging Face Hub.
-        make_rows: Function from the tokenizer to the rows and the number of rows that were left out
-            because they were too long.
-        made_of: The data that the rows are made from, as JSON values or records. Its hash
-            identifies the training in `out`.
+        recipe: The rows and the trainer.
         config: TRL or transformers training configuration.
-        open_trainer: Creates the trainer from `model`, `args`, `train_dataset`, `processing_class`,
-            `peft_config` and `callbacks`.
         out: Model folder to write.
-        load: Loads the start model.
         peft_config: LoRA configuration. None trains all weights.
         progress: Called with the number of optimizer steps just finished.
 
@@ -158,34 +145,65 @@ def fit(
             the global batch cannot be divided equally among the processes.
     """
     checkpoints = Path(str(config.output_dir))
-    made_from = _made_from(model, made_of, config, peft_config)
-    _refuse_another(out / "training.json", made_from)
+    identity = made_from(model, recipe.made_of, config, peft_config)
+    refuse_another(out / "training.json", identity)
     config = _shared(config)
     first = config.process_index == 0
     if (out / "training.json").exists():
         if first:
             shutil.rmtree(checkpoints, ignore_errors=True)
-        return _stored(out)
-    _refuse_another(checkpoints / "made_from.json", made_from)
-    from transformers import AutoTokenizer, PrinterCallback, set_seed
+        return stored(out)
+    refuse_another(checkpoints / "made_from.json", identity)
+    tokenizer, rows, too_long = _rows(str(model), recipe)
+    trainer = _trainer(str(model), recipe, config, tokenizer, rows, peft_config, progress)
+    if first:
+        write_atomically(checkpoints / "made_from.json", json.dumps({"made_from": identity}) + "\n")
+    with _explain_full_disk(checkpoints):
+        result = trainer.train(resume_from_checkpoint=_checkpoint_to_resume(checkpoints, config))
+    finished = _merged_model(trainer, lambda: recipe.load(str(model)), peft_config)
+    summary = _summary(trainer, result, out, rows, too_long)
+    if finished is not None and first:
+        with _explain_full_disk(out):
+            save(finished, tokenizer, summary, identity)
+        shutil.rmtree(checkpoints, ignore_errors=True)
+    trainer.accelerator.wait_for_everyone()
+    return summary
+
+
+def _rows(model: str, recipe: Recipe) -> "tuple[PreTrainedTokenizerBase, Sequence[Row], int]":
+    """Return a model's tokenizer, the rows, and the number of rows that were too long."""
+    from transformers import AutoTokenizer
     from transformers.utils import logging
 
     from selftaught.samplers.weights import check_weights
 
     logging.disable_progress_bar()  # loading and saving would print over our progress bar
-
-    check_weights(str(model))
-    check_model_name(str(model))
-    tokenizer = AutoTokenizer.from_pretrained(str(model))
+    check_weights(model)
+    check_model_name(model)
+    tokenizer = AutoTokenizer.from_pretrained(model)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
-    rows, too_long = make_rows(tokenizer)
+    return tokenizer, *recipe.make_rows(tokenizer)
+
+
+def _trainer(
+    model: str,
+    recipe: Recipe,
+    config: "TrainingArguments",
+    tokenizer: "PreTrainedTokenizerBase",
+    rows: Sequence[Row],
+    peft_config: "LoraConfig | None",
+    progress: Callable[[int], None] | None,
+) -> "Trainer":
+    """Load a model and return its trainer."""
+    from transformers import PrinterCallback, set_seed
+
     set_seed(config.seed)
-    trained = load(str(model))
+    trained = recipe.load(model)
     trained.config.use_cache = False
     trained.config.pad_token_id = tokenizer.pad_token_id
     with _no_bars():
-        trainer = open_trainer(
+        trainer = recipe.open_trainer(
             model=trained,
             args=config,
             train_dataset=_dataset(rows),
@@ -194,20 +212,7 @@ def fit(
             callbacks=[_callback(progress)],
         )
     trainer.remove_callback(PrinterCallback)
-    if first:
-        write_atomically(
-            checkpoints / "made_from.json", json.dumps({"made_from": made_from}) + "\n"
-        )
-    with _explain_full_disk(checkpoints):
-        result = trainer.train(resume_from_checkpoint=_checkpoint_to_resume(checkpoints, config))
-    finished = _merged_model(trainer, lambda: load(str(model)), peft_config)
-    summary = _summary(trainer, result, out, rows, too_long)
-    if first:
-        with _explain_full_disk(out):
-            _save(finished, tokenizer, summary, made_from)
-        shutil.rmtree(checkpoints, ignore_errors=True)
-    trainer.accelerator.wait_for_everyone()
-    return summary
+    return trainer
 
 
 def shared_batch(size: int, batches: int, world: int) -> tuple[int, int]:
@@ -242,7 +247,7 @@ def _either(numbers: Sequence[str]) -> str:
     return f"{', '.join(numbers[:-1])} or {numbers[-1]}" if len(numbers) > 1 else numbers[0]
 
 
-def _shared(config: Any) -> Any:
+def _shared(config: "TrainingArguments") -> "TrainingArguments":
     """Return the config of one process of the job; each process trains on one device."""
     if config.world_size == 1:
         if config.n_gpu > 1:
@@ -257,7 +262,7 @@ def _shared(config: Any) -> Any:
     return replace(config, per_device_train_batch_size=size, gradient_accumulation_steps=batches)
 
 
-def _checkpoint_to_resume(folder: Path, config: Any) -> str | None:
+def _checkpoint_to_resume(folder: Path, config: "TrainingArguments") -> str | None:
     """Return the checkpoint to resume from; the first process decides for all."""
     if config.world_size == 1:
         return _last_whole_checkpoint(folder)
@@ -267,14 +272,17 @@ def _checkpoint_to_resume(folder: Path, config: Any) -> str | None:
     return broadcast_object_list(found)[0]
 
 
-def _merged_model(trainer: Any, load: Callable[[], Any], peft_config: "LoraConfig | None") -> Any:
+def _merged_model(
+    trainer: "Trainer", load: "Callable[[], PreTrainedModel]", peft_config: "LoraConfig | None"
+) -> "PreTrainedModel | None":
     """Return the trained model with all its weights and LoRA merged.
 
     With FSDP or DeepSpeed, the first process gets the model and the others get None.
     """
     from accelerate.utils import DistributedType
 
-    accelerator, finished = trainer.accelerator, trainer.model
+    accelerator = trainer.accelerator
+    finished: Any = trainer.model
     if accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED):
         weights = accelerator.get_state_dict(trainer.model_wrapped)  # a collective operation
         if not accelerator.is_main_process:
@@ -297,7 +305,9 @@ def _merged_model(trainer: Any, load: Callable[[], Any], peft_config: "LoraConfi
     return finished
 
 
-def _summary(trainer: Any, result: Any, out: Path, rows: Sequence[Row], too_long: int) -> Training:
+def _summary(
+    trainer: "Trainer", result: "TrainOutput", out: Path, rows: Sequence[Row], too_long: int
+) -> Training:
     """Return the result of a training that has just finished."""
     log = [
         {key: entry[key] for key in LOGGED if key in entry}
@@ -311,14 +321,14 @@ def _summary(trainer: Any, result: Any, out: Path, rows: Sequence[Row], too_long
     return Training(out, result.global_step, loss, len(rows), too_long, log, tokens, from_text)
 
 
-def causal_lm(model: str) -> Any:
+def causal_lm(model: str) -> "PreTrainedModel":
     """Load a causal language model in float32 for training."""
     from selftaught.samplers.weights import load_model
 
     return load_model(model, dtype="float32")
 
 
-def _dataset(rows: Sequence[Row], part: int = 10_000) -> Any:
+def _dataset(rows: Sequence[Row], part: int = 10_000) -> "Dataset":
     """Return the rows as a `datasets.Dataset`.
 
     It is built from parts, so that not all rows are in memory as lists of numbers at once.
@@ -347,21 +357,38 @@ def _no_bars() -> Iterator[None]:
             os.environ["TQDM_DISABLE"] = before
 
 
-def _callback(progress: Callable[[int], None] | None) -> Any:
+def _callback(progress: Callable[[int], None] | None) -> "TrainerCallback":
     """Return a callback that reports progress and stops training at a loss that is not finite."""
     from transformers import TrainerCallback
 
     class StepCallback(TrainerCallback):
-        def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        def on_train_begin(
+            self,
+            args: "TrainingArguments",
+            state: "TrainerState",
+            control: "TrainerControl",
+            **kwargs: object,
+        ) -> None:
             if progress and state.global_step:
                 progress(state.global_step)
 
-        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        def on_step_end(
+            self,
+            args: "TrainingArguments",
+            state: "TrainerState",
+            control: "TrainerControl",
+            **kwargs: object,
+        ) -> None:
             if progress:
                 progress(1)
 
         def on_log(
-            self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any
+            self,
+            args: "TrainingArguments",
+            state: "TrainerState",
+            control: "TrainerControl",
+            logs: dict[str, float] | None = None,
+            **kwargs: object,
         ) -> None:
             loss = (logs or {}).get("loss")
             if loss is not None and not math.isfinite(float(loss)):
@@ -413,66 +440,3 @@ def _explain_full_disk(folder: Path) -> Iterator[None]:
             f"Could not write to {folder}: {error}. "
             "Free disk space and repeat the command to resume",
         ) from error
-
-
-def _made_from(model: str | Path, made_of: Any, config: Any, peft_config: Any) -> str:
-    """Return a hash of everything that determines the weights: start model, data and options."""
-    names = DECIDING + (PREFERENCES if hasattr(config, "beta") else ())
-    options = {name: getattr(config, name) for name in names}
-    lora = None
-    if peft_config is not None:
-        named = peft_config.target_modules
-        targets = named if isinstance(named, str) else sorted(named or ())
-        lora = [peft_config.r, peft_config.lora_alpha, targets]
-    identity = [Path(model).name, made_of, options, lora]
-    digest = hashlib.sha256()
-    for piece in _pieces(identity, depth=2):
-        digest.update(piece.encode())
-    return digest.hexdigest()[:16]
-
-
-def _pieces(value: Any, depth: int) -> Iterator[str]:
-    """Yield the text that `json.dumps` would write, in pieces, because the lists may be long."""
-    if not depth or not isinstance(value, list | tuple):
-        yield json.dumps(
-            value, ensure_ascii=True, sort_keys=True,
-            default=lambda one: plain_fields(one) if is_dataclass(one) else str(one),
-        )  # fmt: skip
-        return
-    yield "["
-    for number, item in enumerate(value):
-        yield ", " if number else ""
-        yield from _pieces(item, depth - 1)
-    yield "]"
-
-
-def _refuse_another(report: Path, made_from: str) -> None:
-    """Raise if a folder contains a training with another model, other data or other options."""
-    if not report.exists():
-        return
-    found = json.loads(report.read_text(encoding="utf-8")).get("made_from")
-    if found != made_from:
-        raise ValueError(
-            f"{report.parent} was made from another model, other examples or other options. "
-            "Use another folder, or delete this one to train again."
-        )
-
-
-def _save(model: Any, tokenizer: Any, done: Training, made_from: str) -> None:
-    """Write the model folder atomically, with the training summary in `training.json`."""
-    partial = done.model.with_name(done.model.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    model.save_pretrained(partial)
-    tokenizer.save_pretrained(partial)
-    report = {"steps": done.steps, "loss": done.loss, "trained_on": done.trained_on,
-              "too_long": done.too_long, "log": done.log, "tokens": done.tokens,
-              "from_text": done.from_text, "made_from": made_from}  # fmt: skip
-    write_atomically(partial / "training.json", json.dumps(report) + "\n")
-    shutil.rmtree(done.model, ignore_errors=True)
-    partial.rename(done.model)
-
-
-def _stored(out: Path) -> Training:
-    report = json.loads((out / "training.json").read_text(encoding="utf-8"))
-    del report["made_from"]
-    return Training(model=out, **report)

@@ -5,10 +5,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from selftaught.training.sft import IGNORED, fitting
-from selftaught.training.trainer import Row, Training, causal_lm, fit
+from selftaught.training.trainer import Recipe, Row, Training, causal_lm, fit
 
 if TYPE_CHECKING:
     from peft import LoraConfig
+    from transformers import PreTrainedTokenizerBase, Trainer
     from trl import SFTConfig
 
 
@@ -38,15 +39,15 @@ def train_weighted(
         ValueError: There are no rows, or none fits `config.max_length`.
     """
 
-    def made(tokenizer: Any) -> tuple[list[Row], int]:
+    def made(tokenizer: "PreTrainedTokenizerBase") -> tuple[list[Row], int]:
         del tokenizer
         return fitting(rows, config.max_length, "rows")
 
-    return fit(model, made, list(rows), config, _weighted_trainer, out=out, load=causal_lm,
-               peft_config=peft_config, progress=progress)  # fmt: skip
+    recipe = Recipe(made, list(rows), _weighted_trainer, causal_lm)
+    return fit(model, recipe, config, out=out, peft_config=peft_config, progress=progress)
 
 
-def _weighted_trainer(**given: Any) -> Any:
+def _weighted_trainer(**given: Any) -> "Trainer":
     """Create an SFT trainer whose batches contain `weights` and whose loss uses them."""
     import torch
     from trl import SFTTrainer
@@ -81,7 +82,7 @@ def _weighted_trainer(**given: Any) -> Any:
     def collate(rows: Sequence[Row]) -> dict[str, Any]:
         longest = max(len(row["input_ids"]) for row in rows)
 
-        def padded(key: str, fill: float, dtype: Any) -> Any:
+        def padded(key: str, fill: float, dtype: torch.dtype) -> torch.Tensor:
             filled = [row[key] + [fill] * (longest - len(row[key])) for row in rows]
             return torch.tensor(filled, dtype=dtype)
 
