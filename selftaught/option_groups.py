@@ -85,6 +85,41 @@ class SamplingOptions:
 
 
 @dataclass(frozen=True)
+class SolverOptions(SamplingOptions, PromptOptions, ModelOptions):
+    """Options of best-of-n: with a verifier, or by majority voting without one."""
+
+    heading: ClassVar[str] = "choice"
+
+    model: str = "embedded"
+    """The generator: Hugging Face model name or model folder, or "embedded"."""
+    task: str = "arithmetic"
+    """Task whose prompt and grading rules are used."""
+    prompt: Prompt = "bare"
+    """Prompt style: "few_shot" (the task's worked examples before the question), "bare" (the question
+    alone) or "chat" (the model's chat template)."""
+    n: int = 16
+    """Number of candidates per question."""
+    verifier: str | None = None
+    """Model folder of a verifier, such as runs/vstar/verifier. Default: none; the answer of the
+    majority is chosen."""
+    by: Literal["best", "weighted"] = "best"
+    """With a verifier: choose the candidate with the highest score ("best"), or the answer with the
+    largest total weight, where a candidate's weight is the exponential of its score
+    ("weighted")."""
+    score: Literal["sum", "mean", "reward"] = "sum"
+    """Score of a candidate: the "sum" of its tokens' log-probabilities (as in the paper), their "mean",
+    or the implicit "reward" with respect to `--reference`."""
+    reference: str | None = None
+    """Model that the verifier was trained from, such as runs/vstar/sft/model. Required by `--score
+    reward`."""
+    seed: int = 0
+    """Random seed for sampling."""
+    sampler: str = "transformers"
+    """Sampling engine: "transformers" (in this process), "vllm", "ray", or "openai" (a server; requires
+    `--base-url URL`)."""
+
+
+@dataclass(frozen=True)
 class TrainingOptions:
     """Fine-tuning; the names are those of transformers and TRL."""
 

@@ -4,57 +4,34 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from jsonargparse import ArgumentParser, Namespace
 
 from selftaught.cli.arguments import Positional, add_options
 from selftaught.cli.output import progress_bar
-from selftaught.option_groups import ModelOptions, Prompt, PromptOptions, SamplingOptions
+from selftaught.option_groups import SolverOptions
 from selftaught.printable import printable
 from selftaught.runs.folder import ProgressReporter, read_rows
+
+if TYPE_CHECKING:
+    from selftaught.evaluation.best_of_n import Solution, Solver
+    from selftaught.records import Completion
 
 DONE, NO_ANSWER = 0, 3
 
 
 @dataclass(frozen=True)
-class SolveOptions(SamplingOptions, PromptOptions, ModelOptions):
+class SolveOptions(SolverOptions):
     """Options of best-of-n: with a verifier, or by majority voting without one."""
 
     heading: ClassVar[str] = "choice"
 
-    model: str = "embedded"
-    """The generator: Hugging Face model name or model folder, or "embedded"."""
-    task: str = "arithmetic"
-    """Task whose prompt and grading rules are used."""
-    prompt: Prompt = "bare"
-    """Prompt style: "few_shot" (the task's worked examples before the question), "bare" (the question
-    alone) or "chat" (the model's chat template)."""
-    n: int = 16
-    """Number of candidates per question."""
-    verifier: str | None = None
-    """Model folder of a verifier, such as runs/vstar/verifier. Default: none; the answer of the
-    majority is chosen."""
-    by: Literal["best", "weighted"] = "best"
-    """With a verifier: choose the candidate with the highest score ("best"), or the answer with the
-    largest total weight, where a candidate's weight is the exponential of its score
-    ("weighted")."""
-    score: Literal["sum", "mean", "reward"] = "sum"
-    """Score of a candidate: the "sum" of its tokens' log-probabilities (as in the paper), their "mean",
-    or the implicit "reward" with respect to `--reference`."""
-    reference: str | None = None
-    """Model that the verifier was trained from, such as runs/vstar/sft/model. Required by `--score
-    reward`."""
     file: Path | None = None
     """File of questions: JSONL with a column `question`, or text with one question per line."""
     out: Path | None = None
     """Output file (JSONL) for the answers to the questions of `--file`. Repeating the same command
     continues it. Default: runs/solved.jsonl."""
-    seed: int = 0
-    """Random seed for sampling."""
-    sampler: str = "transformers"
-    """Sampling engine: "transformers" (in this process), "vllm", "ray", or "openai" (a server; requires
-    `--base-url URL`)."""
 
 
 def add_arguments(command: str, parser: ArgumentParser, given: Sequence[str]) -> Sequence[type]:
@@ -82,7 +59,7 @@ def solve(values: dict[str, Any], bar: Callable[..., Any]) -> int:
     Raises:
         ValueError: an option, or the combination of options, is invalid.
     """
-    from selftaught.evaluation.best_of_n import Solver, read_questions, solve_file
+    from selftaught.evaluation.best_of_n import Solver, read_questions
 
     question: str | None = values.pop("question")
     ask = SolveOptions(**values)
@@ -97,7 +74,7 @@ def solve(values: dict[str, Any], bar: Callable[..., Any]) -> int:
     with Solver(**{one.name: getattr(ask, one.name) for one in fields(ask)
                    if one.name not in ("file", "out")}) as solver:  # fmt: skip
         if ask.file is not None:
-            return _solve_file(solver, read_questions(ask.file), ask, solve_file, bar)
+            return _solve_file(solver, read_questions(ask.file), ask, bar)
         solution = solver.solve(question or "", seen=lambda index, one: print(_candidate(index, one), flush=True))  # fmt: skip
     if solution.scores is not None:
         print("scores  " + " ".join(f"{score:.2f}" for score in solution.scores))
@@ -111,17 +88,14 @@ def solve(values: dict[str, Any], bar: Callable[..., Any]) -> int:
     return DONE
 
 
-def _candidate(index: int, completion: Any) -> str:
+def _candidate(index: int, completion: "Completion") -> str:
     return f"[{index + 1}] {printable(' '.join(completion.text.split())[:160])}"
 
 
 def _solve_file(
-    solver: Any,
-    questions: Sequence[Any],
-    ask: SolveOptions,
-    solve_file: Any,
-    bar: Callable[..., Any],
+    solver: "Solver", questions: Sequence[str], ask: SolveOptions, bar: Callable[..., Any]
 ) -> int:
+    from selftaught.evaluation.best_of_n import solve_file
     from selftaught.runs.folder import lock_folder, remember
     from selftaught.runs.status import status_file, tracked_status
 
@@ -132,7 +106,7 @@ def _solve_file(
         reporter.progress("solving", len(questions)) as advance,
     ):
 
-        def solved(one: Any) -> None:
+        def solved(one: "Solution") -> None:
             print(printable(f"{one.question[:60]}  ->  {one.answer}  ({one.support} of {len(one.completions)})"), flush=True)  # fmt: skip
             if advance is not None:
                 advance(1)

@@ -5,11 +5,12 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from selftaught.deprecation import renamed_parameter
 from selftaught.evaluation.candidates import vote
 from selftaught.models.embedded import embedded_model
+from selftaught.option_groups import SolverOptions
 from selftaught.records import Completion, Problem, parse_json_line, read_jsonl
 from selftaught.samplers import Closing, SamplingParams, open_sampler
 from selftaught.tasks import open_task
@@ -41,65 +42,40 @@ class Solver(Closing):
 
     Args:
         model: the generator: a model folder, a Hugging Face name, or "embedded".
-        verifier: model folder of a verifier. Without one, the most frequent answer is chosen.
-        n: number of candidates per question.
-        by: "best": the candidate with the highest score. "weighted": the answer with the largest
-            total weight, where a candidate's weight is the exponential of its score.
-        score, reference: score of the verifier and its reference model; see `Verifier`.
-        task, task_options, prompt: task whose prompt and grading rules are used, and the prompt
-            style.
-        system_prompt, chat_template_kwargs: system message and variables of the model's chat
-            template, for the prompt style "chat".
-        temperature, top_p, max_tokens, seed: sampling options; see `SamplingParams`. With n = 1 the
+        verifier: model folder of a verifier. None means that the most frequent answer is chosen.
+        options: the other fields of `SolverOptions`, such as `n` and `temperature`. With n = 1 the
             candidate is decoded greedily.
-        sampler, sampler_options: sampling engine and its options; see `open_sampler`.
 
     Raises:
         ValueError: n is below 1, or an option of the sampler, the task or the verifier is invalid.
     """
 
-    def __init__(
-        self,
-        model: str,
-        verifier: str | None = None,
-        *,
-        n: int = 16,
-        by: Literal["best", "weighted"] = "best",
-        score: Literal["sum", "mean", "reward"] = "sum",
-        reference: str | None = None,
-        task: str = "arithmetic",
-        task_options: dict[str, Any] | None = None,
-        prompt: str = "bare",
-        system_prompt: str | None = None,
-        chat_template_kwargs: dict[str, Any] | None = None,
-        temperature: float = 0.7,
-        top_p: float = 1.0,
-        max_tokens: int | None = None,
-        seed: int = 0,
-        sampler: str = "transformers",
-        sampler_options: dict[str, Any] | None = None,
-    ) -> None:
+    def __init__(self, model: str, verifier: str | None = None, **options: Any) -> None:
         from selftaught.evaluation.verifier import Verifier
 
-        self._task = open_task(task, **(task_options or {}))
+        self._options = given = SolverOptions(model=model, verifier=verifier, **options)
+        task_options, engine_options = given.task_options or {}, given.sampler_options or {}
+        self._task = open_task(given.task, **task_options)
         self._style = self._task.styled(
-            prompt,
-            system_prompt=system_prompt or "",
-            chat_template_kwargs=chat_template_kwargs,
+            given.prompt,
+            system_prompt=given.system_prompt or "",
+            chat_template_kwargs=given.chat_template_kwargs,
         )
-        self._by, self._score = by, score
-        self._task_options = {name: str(value) for name, value in (task_options or {}).items()}
-        self.n = n
+        self._task_options = {name: str(value) for name, value in task_options.items()}
+        self.n = given.n
         self.params = SamplingParams(
-            n=n, temperature=temperature if n > 1 else 0.0, top_p=top_p, seed=seed,
-            max_tokens=max_tokens or self._task.max_tokens, thought_marks=self._task.thought_marks,
+            n=given.n, temperature=given.temperature if given.n > 1 else 0.0, top_p=given.top_p,
+            seed=given.seed, max_tokens=given.max_tokens or self._task.max_tokens,
+            thought_marks=self._task.thought_marks,
         ).for_prompt(self._style.stop, self._style.chat_template_kwargs)  # fmt: skip
         named = str(embedded_model()) if model == "embedded" else model
-        self._sampler = open_sampler(sampler, named, **(sampler_options or {}))
+        self._sampler = open_sampler(given.sampler, named, **engine_options)
         known = ("dtype", "device")
-        where = {name: value for name, value in (sampler_options or {}).items() if name in known}
+        where = {name: value for name, value in engine_options.items() if name in known}
         self._verifier = (
-            Verifier(verifier, score=score, reference=reference, **where) if verifier else None
+            Verifier(verifier, score=given.score, reference=given.reference, **where)
+            if verifier
+            else None
         )
 
     @property
@@ -110,11 +86,11 @@ class Solver(Closing):
             **({"chat_template_kwargs": dict(options)} if options else {}),
             "generator": self._sampler.fingerprint,
             "verifier": self._verifier.fingerprint if self._verifier else None,
-            "score": self._score if self._verifier else None,
+            "score": self._options.score if self._verifier else None,
             "task": self._task.name,
             "task options": self._task_options,
             "prompt": self._style.digest([Problem("", "?", "")]),
-            "by": self._by,
+            "by": self._options.by,
             "n": self.n,
             "temperature": self.params.temperature,
             "top_p": self.params.top_p,
@@ -123,7 +99,7 @@ class Solver(Closing):
         }
 
     def solve(
-        self, question: str, *, seen: Callable[[int, Completion], Any] | None = None
+        self, question: str, *, seen: Callable[[int, Completion], None] | None = None
     ) -> Solution:
         """Return the answer to a question.
 
@@ -158,7 +134,7 @@ class Solver(Closing):
         if self._verifier is not None:
             rollouts = as_rollouts(problem, self._style(problem), completions, self._sampler.model)
             scores = self._verifier.score(rollouts, self._style)
-        at = best_candidate(votes, scores, weighted=self._by == "weighted")
+        at = best_candidate(votes, scores, weighted=self._options.by == "weighted")
         return Solution(
             problem.question, answers[at], completions[at].text,
             sum(one is not None and one == votes[at] for one in votes),
@@ -183,8 +159,8 @@ def best_candidate(
     score. On a tie, the first.
 
     Args:
-        votes: normalized answers of the candidates; None: no answer.
-        scores: scores of the candidates; None: a majority vote.
+        votes: normalized answers of the candidates. None means that a candidate has no answer.
+        scores: scores of the candidates. None means a majority vote.
         weighted: weight votes by the exponential of the scores.
     """
     import math
@@ -208,7 +184,7 @@ def solve(question: str, model: str, verifier: str | None = None, **options: Any
 
     Args:
         question: the question.
-        model, verifier, options: as in `Solver`.
+        model, verifier, options: see `Solver`.
     """
     with Solver(model, verifier, **options) as solver:
         return solver.solve(question)
@@ -251,7 +227,7 @@ def solve_file(
     questions: Sequence[str],
     out: Path,
     *,
-    on_solution: Callable[[Solution], Any] | None = None,
+    on_solution: Callable[[Solution], None] | None = None,
 ) -> int:
     """Solve every question and append each solution to a JSONL file; stored solutions are kept.
 
