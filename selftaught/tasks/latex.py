@@ -14,6 +14,8 @@ from selftaught.tasks.quantities import (
     quantity,
     same_quantity,
     unit_named,
+    without_stop,
+    without_wrapper,
 )
 from selftaught.tasks.retractions import Reading, numbers_in
 
@@ -39,7 +41,7 @@ def _formula(phrase: str) -> str:
     inline = phrase.count("$") - phrase.count("\\$")
     if inline >= 4 and inline % 2 == 0 and "$$" not in phrase:
         phrase = re.sub(r"(?<!\\)\$", " ", phrase)
-    return _without_stop(phrase.strip()).strip()
+    return without_stop(phrase.strip()).strip()
 
 
 def _formula_alone(text: str) -> str | None:
@@ -226,23 +228,14 @@ def normalised(text: str) -> str:
         text = pattern.sub(meant, text)
     if not re.search(r"[(\[{]", text):
         text = _THOUSANDS.sub(lambda match: re.sub("[, ]", "", match[0]), text)
-    return _without_stop(text.strip()).strip()
-
-
-def _without_stop(text: str) -> str:
-    """The text without one full stop at its end; an ellipsis stays, because it leaves a number open."""
-    return text[:-1] if text.endswith(".") and not text.endswith("..") else text
+    return without_stop(text.strip()).strip()
 
 
 def _unwrapped(text: str) -> str:
     for _ in range(8):  # deeper wrapping than this is no answer of anybody's
         before = text
-        text = _without_stop(text.strip().removesuffix(":")).strip()
-        for opened, closed in _WRAPPERS:
-            inner = text[len(opened) : len(text) - len(closed)]
-            whole = text.startswith(opened) and text.endswith(closed)
-            if whole and inner and opened not in inner and closed not in inner:
-                text = inner.strip()
+        text = without_stop(text.strip().removesuffix(":")).strip()
+        text = without_wrapper(text, _WRAPPERS)
         if text.startswith("\\boxed{") and closing_brace(text, 6) == len(text) - 1:
             text = text[7:-1]
         if text.startswith("{") and closing_brace(text, 0) == len(text) - 1:

@@ -9,6 +9,7 @@ Every pattern reads untrusted text in time linear in its length, and nothing rai
 """
 
 import re
+from collections.abc import Iterable
 from fractions import Fraction
 from itertools import pairwise
 from typing import NamedTuple
@@ -101,18 +102,30 @@ def plain_phrase(text: str) -> str | None:
     text = " ".join(money.replace("$", " ").replace("\x01", "$").split())
     for _ in range(8):  # deeper wrapping than this is no answer of anybody's
         before = text
-        text = text.strip(" \t\x00")
-        if text.endswith(".") and not text.endswith(".."):  # an ellipsis leaves the number open
-            text = text[:-1].rstrip()
-        for opened, closed in _QUOTES:
-            inner = text[len(opened) : len(text) - len(closed)]
-            whole = text.startswith(opened) and text.endswith(closed) and len(text) > 1
-            if whole and opened not in inner and closed not in inner:
-                text = inner.strip()
+        text = without_stop(text.strip(" \t\x00")).rstrip()
+        text = without_wrapper(text, _QUOTES)
         if text.startswith("{") and text.endswith("}") and _closes_at_end(text):
             text = text[1:-1]
         if text == before:
             break
+    return text
+
+
+def without_stop(text: str) -> str:
+    """Return the text without one full stop at its end.
+
+    An ellipsis stays, because it leaves a number open.
+    """
+    return text[:-1] if text.endswith(".") and not text.endswith("..") else text
+
+
+def without_wrapper(text: str, marks: Iterable[tuple[str, str]]) -> str:
+    """Return the text without the pairs of marks that enclose the whole of it, such as $ and $."""
+    for opened, closed in marks:
+        inner = text[len(opened) : len(text) - len(closed)]
+        whole = text.startswith(opened) and text.endswith(closed)
+        if whole and inner and opened not in inner and closed not in inner:
+            text = inner.strip()
     return text
 
 

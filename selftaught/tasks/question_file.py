@@ -102,41 +102,41 @@ def question_file(
     if template is not None:
         template = template.replace("\\n", "\n")
         _pieces(template)
-    columns = Columns(question, gold, id, rationale, template)
-    reading = _reading(kind)
+    columns, reading = Columns(question, gold, id, rationale, template), _reading(kind)
     examples = read_shots(Path(shots), columns, kind) if shots is not None else ()
-
-    @cache
-    def splits() -> dict[str, list[Problem]]:
-        local = is_file(path)
-        given = {"train": path if local else split, "validation": validation, "test": test}
-        loaded = {
-            name: _problems(
-                file_rows(Path(source)) if local else hub_rows(path, config, source),
-                columns,
-                reading,
-                name,
-            )
-            for name, source in given.items()
-            if source is not None
-        }
-        return held_out(_disjoint(loaded, examples), seed)
-
+    sources = {"train": split, "validation": validation, "test": test}
+    splits = cache(lambda: _splits(path, config, sources, columns, reading, examples, seed))
     return Task(
-        name="question_file",
-        problems=lambda name: split_named(splits, name, "question_file"),
-        prompt=PromptStyle(
-            name="few-shot" if examples else "zero-shot", shots=lambda problem: examples
-        ),
-        extract=reading.extract,
-        equal=reading.equal,
-        hint=answer_in_brackets,
-        prove=reading.prove,
-        direct=reading.direct,
+        "question_file", lambda name: split_named(splits, name, "question_file"),
+        PromptStyle("few-shot" if examples else "zero-shot", shots=lambda problem: examples),
+        reading.extract, reading.equal, answer_in_brackets, prove=reading.prove,
+        direct=reading.direct, max_tokens=max_tokens, facts=f"questions from {path}",
         instruction={"choice": LETTERED, "text": STATED}.get(kind, BOXED),
-        max_tokens=max_tokens,
-        facts=f"questions from {path}",
-    )
+    )  # fmt: skip
+
+
+def _splits(
+    path: str,
+    config: str | None,
+    sources: dict[str, str | None],
+    columns: Columns,
+    reading: Reading,
+    shots: Sequence[Problem],
+    seed: int,
+) -> dict[str, list[Problem]]:
+    """Read the problems of every split. A split without a source is drawn from "train"."""
+    local = is_file(path)
+    if local:
+        sources = sources | {"train": path}
+    loaded = {
+        name: _problems(
+            file_rows(Path(source)) if local else hub_rows(path, config, source),
+            columns, reading, name,
+        )
+        for name, source in sources.items()
+        if source is not None
+    }  # fmt: skip
+    return held_out(_disjoint(loaded, shots), seed)
 
 
 def read_shots(path: Path, columns: Columns, kind: Kind) -> Sequence[Problem]:
