@@ -16,6 +16,7 @@ from selftaught.models.embedded import embedded_model
 from selftaught.prompts import PromptStyle
 from selftaught.records import Completion, FinishReason, Problem, Rollout
 from selftaught.training import completion_ids, open_tokenizer
+from selftaught.training.completion_tokens import end_token
 
 STYLE = PromptStyle("bare")
 SUM, TOM = Problem("sum", "What is 12 + 7?", "19"), Problem("tom", "How many apples?", "43")
@@ -172,7 +173,7 @@ def test_the_end_token_of_a_turn_stays_where_it_is_not_that_of_a_text(tiny_model
     """Chat models end a turn with a token of their own; DPO and scores must see what was written."""
     tokenizer = open_tokenizer(str(tiny_model_dir))
     tokenizer.add_special_tokens({"additional_special_tokens": ["<turn>"]})
-    turn = tokenizer.convert_tokens_to_ids("<turn>")
+    turn, eos = tokenizer.get_vocab()["<turn>"], end_token(tokenizer)
     ids = tuple(tokenizer("12 + 7 = 19.")["input_ids"])
     problem = Problem("p", "q", "19")
 
@@ -181,8 +182,8 @@ def test_the_end_token_of_a_turn_stays_where_it_is_not_that_of_a_text(tiny_model
         return completion_ids(one, tokenizer)
 
     assert ended((turn,)) == (*ids, turn)
-    assert ended((tokenizer.eos_token_id,)) == (*ids, tokenizer.eos_token_id)
-    assert ended(()) == (*ids, tokenizer.eos_token_id)
+    assert ended((eos,)) == (*ids, eos)
+    assert ended(()) == (*ids, eos)
     assert ended((), "length") == ids
     newline = tuple(tokenizer("\n\n")["input_ids"])
-    assert ended(newline) == (*ids, tokenizer.eos_token_id)
+    assert ended(newline) == (*ids, eos)

@@ -33,7 +33,7 @@ class Candidates:
     """The candidates of every problem, as `[problem][candidate]`."""
 
     answers: list[list[str | None]]
-    """Normalized answers; see `vote`. None: the candidate has no answer."""
+    """Normalized answers; see `vote`. None means that the candidate has no answer."""
     right: list[list[bool]]
     """Whether each candidate is correct."""
     scores: list[list[float]] | None = None

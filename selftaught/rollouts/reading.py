@@ -14,8 +14,8 @@ def matching(
     Args:
         store: file of stored or graded completions, or a run folder; all graded files in it are
             read.
-        outcome: outcome of the completions; None: any.
-        problem: id of a problem; None: any.
+        outcome: outcome of the completions. None means any.
+        problem: id of a problem. None means any.
 
     Raises:
         ValueError: an outcome is given, but the completions are not graded; or the folder has no

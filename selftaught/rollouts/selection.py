@@ -275,7 +275,7 @@ def make_preferences(
         rollouts: graded rollouts.
         style: style of the prompts.
         ids: returns the token ids of a rollout's completion, including the end token.
-        at_most: maximum number of pairs per problem, drawn at random; None: all.
+        at_most: maximum number of pairs per problem, drawn at random. None means all.
         seed: random seed for drawing the pairs.
 
     Raises:

@@ -264,8 +264,8 @@ def truncated_pair(
         chosen: a whole correct completion of the same problem.
         decode: decodes token ids.
         end: id of the end token.
-        kept: number of steps of the chosen completion to keep; None: as many as the rejected side
-            has.
+        kept: number of steps of the chosen completion to keep. None means as many as the rejected
+            side has.
 
     Returns:
         The pair; None if both sides are equal or one is empty.

@@ -163,7 +163,7 @@ def choose(
         keep: filters, applied in order: "correct", "sound", "distinct".
         style: prompt style of the examples.
         distinct_by: criterion of "distinct"; see `keep_distinct`.
-        at_most: maximum number of rollouts per problem; None: no limit.
+        at_most: maximum number of rollouts per problem. None means no limit.
         workers: number of worker processes. Default: chosen from the size of the stores.
 
     Returns:

@@ -175,7 +175,7 @@ class ServerLine:
 
         Args:
             path: Path or URL of the request.
-            body: JSON body of a POST request. None: a GET request, which is retried at most twice
+            body: JSON body of a POST request. None means a GET request, retried at most twice
                 so that a wrong URL is reported soon.
             read: Parses the response; raises `Wrong` if it is invalid.
             key: Name of the prompt, for error messages; None if the request has no prompt.

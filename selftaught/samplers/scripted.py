@@ -18,7 +18,7 @@ class ScriptedSampler(Closing):
     Args:
         script: Function from prompt and sample index to a completion.
         continued: Function from prompt, prefix tokens and sample index to the whole completion.
-            None: prefix tokens are an error.
+            None means that prefix tokens are an error.
         model: Name of the model.
         fingerprint: Fingerprint of the model.
     """

@@ -96,7 +96,7 @@ def _takes_any(opened: Callable[..., Task]) -> bool:
 
 
 def _numbers(values: dict[Any, Any]) -> dict[Any, Any]:
-    """Nested values with numbers and true or false for their texts, as YAML reads them."""
+    """Return nested values with texts such as "3" and "true" converted as YAML reads them."""
     found = {}
     for key, value in values.items():
         if isinstance(value, dict):

@@ -668,9 +668,8 @@ def _read(phrase: str, nouns: bool) -> Quantity | None:
             return None  # -$-5
     else:
         sign = _SIGN_ONLY.match(phrase)
-        assert sign is not None
-        words = _IN_WORDS.match(phrase, sign.end())
-        if words is None:
+        words = _IN_WORDS.match(phrase, sign.end()) if sign else None
+        if sign is None or words is None:
             return None
         value = Fraction(_NUMBER_WORDS[_word_key(words[1])])
         end, money = words.end(), ""

@@ -410,7 +410,7 @@ def hub_rows(name: str, config: str | None, split: str) -> list[Row]:
 
     Args:
         name: name of the data set.
-        config: configuration of the data set; None: its default.
+        config: configuration of the data set. None means its default.
         split: split of the data set.
 
     Raises:
