@@ -40,3 +40,8 @@ def _is_emoji(text: str, at: int) -> bool:
     if at > 0 and text[at] == "\ufe0f":
         at -= 1
     return at >= 0 and unicodedata.category(text[at]) in ("So", "Sk")
+
+
+def counted(count: int, noun: str) -> str:
+    """Return a count with its noun, such as "1 step" or "1,000 steps"."""
+    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"

@@ -226,6 +226,7 @@ def test_options_of_samplers_are_checked_before_work(
     ("arguments", "told"),
     [
         (["star", "--no_such_option", "1"], "no-such-option"),
+        (["rft", "--k", "1,4"], "separated by spaces: --k 1 4; got '1,4'"),
         (["star", "--task", "nonsense", "--out", "r"], "Unknown task 'nonsense'"),
         (["star", "--task_options.digit", "3", "--out", "r"], "has no option 'digit'"),
         (["star", "--iterations", "0", "--out", "r"], "iterations must be at least 1"),

@@ -174,6 +174,12 @@ def _list(name: str, kind: Any, rest: list[str]) -> list[str]:
         values = list(takewhile(lambda value: value in get_args(kind), values))
     if not values or (len(values) == 1 and values[0].startswith("[")):
         return [f"--{name}"]  # without a value it is refused by the parser, in its own words
+    if kind in (int, float) and len(values) == 1 and "," in values[0]:
+        flag, separate = f"--{name.replace('_', '-')}", values[0].replace(",", " ").split()
+        raise ValueError(
+            f"{flag} takes its values separated by spaces: {flag} {' '.join(separate)}; got "
+            f"{values[0]!r}."
+        )
     del rest[: len(values)]
     return [f"--{name}={json.dumps([_value(value, kind) for value in values])}"]
 

@@ -17,7 +17,7 @@ from selftaught.evaluation.evaluator import Evaluation
 from selftaught.methods.catalog import METHODS, method_of_folder
 from selftaught.methods.config import MethodConfig
 from selftaught.methods.plan import plan
-from selftaught.printable import printable
+from selftaught.printable import counted, printable
 from selftaught.runs.folder import ProgressReporter, Row, check_config, read_json, read_rows
 
 
@@ -74,7 +74,7 @@ def stage_line(row: Row) -> str:
     parts = []
     if "training" in row:
         training = row["training"]
-        parts.append(f"{training['steps']} steps on {training['trained on']:,}, loss {training['loss']:.3f}")  # fmt: skip
+        parts.append(f"{counted(training['steps'], 'step')} on {training['trained on']:,}, loss {training['loss']:.3f}")  # fmt: skip
     if "test" in row:
         test = row["test"]
         parts.append(f"test {test['accuracy']:.1%} [{test['low']:.1%}, {test['high']:.1%}]")
@@ -90,13 +90,14 @@ def ending(config: MethodConfig, summary: Row) -> str:
         lines.append(f"Model   {summary['best model']}")
     if "verifier" in summary:
         lines.append(f"Verifier {summary['verifier']}")
-    return printable("\n".join([*lines, *_places(config.out)]))
+    next_command = f"Next    selftaught report {config.out} ANOTHER_RUN"
+    return printable("\n".join([*lines, *_places(config.out), next_command]))
 
 
 def _places(out: Path) -> list[str]:
     return [
         f"Page    {out / 'report.html'}",
-        f"Run     {out}  (all rollouts and metrics; repeat the command to continue)",
+        f"Run     {out}  (all rollouts and metrics)",
     ]
 
 

@@ -23,6 +23,7 @@ from selftaught.option_groups import (
     as_number,
     refuse_repeated,
 )
+from selftaught.printable import counted
 from selftaught.rollouts.selection import DistinctBy
 
 if TYPE_CHECKING:
@@ -263,7 +264,7 @@ def train(options: Namespace) -> int:
     remember(how, how.out)
     what = "examples" if kind == "sft" else "preferences"
     from_text = f", {done.from_text} tokenized from text" if done.from_text else ""
-    say(f"{done.steps} steps on {done.trained_on} {what} ({done.too_long} too long{from_text}), "
+    say(f"{counted(done.steps, 'step')} on {done.trained_on} {what} ({done.too_long} too long{from_text}), "
          f"loss {done.loss:.3f}: {done.model}")  # fmt: skip
     return DONE
 

@@ -36,6 +36,7 @@ from selftaught.methods.run import (
     write_summary,
 )
 from selftaught.option_groups import Auto, Prompt, as_number
+from selftaught.printable import counted
 from selftaught.prompts import PromptStyle, bare, hinted
 from selftaught.records import (
     OUTCOMES,
@@ -362,9 +363,9 @@ def why_stop(rows: Sequence[Row], config: StarConfig) -> str | None:
     if _value(rows[best]) >= 1:
         return "every validation problem is solved"
     if rows[-1]["iteration"] - best >= config.patience:
-        return f"no gain in {config.patience} iterations"
+        return f"no gain in {counted(config.patience, 'iteration')}"
     if rows[-1]["iteration"] >= config.iterations:
-        return f"the limit of {config.iterations} iterations"
+        return f"the limit of {counted(config.iterations, 'iteration')}"
     return None
 
 
