@@ -14,7 +14,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from selftaught.prompts import PromptStyle
-from selftaught.records import Problem, Rollout, Text, read_rollouts, rollout_from, to_json
+from selftaught.records import (
+    Problem,
+    Rollout,
+    Text,
+    read_rollouts,
+    rollout_from,
+    to_json,
+    write_jsonl,
+)
 from selftaught.rollouts import store as room
 from selftaught.rollouts import store_file
 from selftaught.rollouts.store import collect, collect_up_to, fill
@@ -460,3 +468,35 @@ def test_other_template_variables_are_another_experiment(tmp_path: Path, scripte
         collect(sampler, problems, on, SamplingParams(), store=store)
         with pytest.raises(ValueError, match="the sampling options"):
             collect(sampler, problems, off, SamplingParams(), store=store)
+
+
+def test_shown_completions_are_chosen_by_iteration_and_by_a_wrong_equation(tmp_path, capsys):
+    from selftaught.cli import main
+
+    problem = Problem("p", "3 + 4?", "7")
+    sound, guessed, wrong = (
+        Rollout(problem, "Q", text, "stop", "m", 0, answer=answer, outcome=outcome)
+        for text, answer, outcome in (
+            ("3 + 4 = 7. The answer is 7.", "7", "right"),
+            ("3 + 4 = 8. The answer is 7.", "7", "right"),
+            ("3 + 4 = 9. The answer is 9.", "9", "wrong"),
+        )
+    )
+    for iteration, rollouts in ((1, [sound, guessed]), (2, [wrong])):
+        folder = tmp_path / f"iteration-{iteration}"
+        folder.mkdir()
+        write_jsonl(folder / "rollouts.graded.jsonl", rollouts)
+    run = str(tmp_path)
+
+    def texts(*options: str) -> list[str]:
+        assert main(["show", run, "--as-json", *options]) == 0
+        return [json.loads(line)["completion"] for line in capsys.readouterr().out.splitlines()]
+
+    assert texts() == [sound.completion, guessed.completion, wrong.completion]
+    assert texts("--iteration", "2") == [wrong.completion]
+    assert texts("--wrong-equation") == [guessed.completion]
+    assert texts("--outcome", "wrong", "--iteration", "1") == []
+    assert main(["show", run, "--iteration", "3"]) == 2
+    assert "iteration-3" in capsys.readouterr().err
+    assert main(["show", run, "--n", "1"]) == 0
+    assert "1 completion shown; 2 more, see --n." in capsys.readouterr().out

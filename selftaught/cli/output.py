@@ -2,6 +2,8 @@
 
 import json
 import os
+import pydoc
+import shutil
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -16,6 +18,15 @@ if TYPE_CHECKING:
 
 
 DONE, FAILED, BAD_INPUT, NOTHING_LEARNED = 0, 1, 2, 3
+
+
+def in_pager(texts: Sequence[str]) -> None:
+    """Print texts; on a terminal that is too low for them, in its pager."""
+    text = "\n".join(texts)
+    if sys.stdout.isatty() and text.count("\n") >= shutil.get_terminal_size().lines:
+        pydoc.pager(text)
+    else:
+        print(text, flush=True)
 
 
 @contextmanager

@@ -11,7 +11,7 @@ from jsonargparse import ArgumentParser, Namespace
 
 from selftaught.cli.arguments import Positional, add_options
 from selftaught.cli.help import given_options
-from selftaught.cli.output import DONE, say
+from selftaught.cli.output import DONE, in_pager, say
 from selftaught.printable import printable
 
 
@@ -39,6 +39,10 @@ class ShowOptions:
     """Show only completions with this outcome. Default: all."""
     problem: str | None = None
     """Show only completions of the problem with this id. Default: all."""
+    iteration: int | None = None
+    """Show only completions of this iteration of a run folder; 0 is the base model. Default: all."""
+    wrong_equation: bool = False
+    """Show only correct completions with a wrong equation, which `--check-equations` drops."""
     n: int = 10
     """Maximum number of completions that are shown."""
     as_json: bool = False
@@ -125,15 +129,19 @@ def show(options: Namespace) -> int:
     from selftaught.records import to_json
     from selftaught.rollouts.reading import matching, shown
 
-    found = matching(Path(options.store), outcome=options.outcome, problem=options.problem)
-    count = 0
-    for path, one in islice(found, options.n):
-        count += 1
-        print(to_json(one) if options.as_json else printable(shown(one, path)))  # fmt: skip
-    if not options.as_json:
-        more = sum(1 for _ in found)
-        rest = f"; {more} more, see --n" if more else ""
-        say(f"{count} completion{'s' * (count != 1)} shown{rest}.")
+    found = matching(
+        Path(options.store), outcome=options.outcome, problem=options.problem,
+        iteration=options.iteration, wrong_equation=options.wrong_equation,
+    )  # fmt: skip
+    first = list(islice(found, options.n))
+    if options.as_json:
+        for _, one in first:
+            print(to_json(one))
+        return DONE
+    more = sum(1 for _ in found)
+    rest = f"; {more} more, see --n" if more else ""
+    texts = [printable(shown(one, path)) for path, one in first]
+    in_pager([*texts, f"{len(first)} completion{'s' * (len(first) != 1)} shown{rest}."])
     return DONE
 
 

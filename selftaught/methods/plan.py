@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from selftaught.methods.config import MethodConfig, SeededConfig
 from selftaught.methods.estimate import Cost, time_lines
 from selftaught.methods.run import Run
+from selftaught.metrics import wilson
 from selftaught.option_groups import as_number
 from selftaught.runs.folder import check_config
 from selftaught.samplers import as_seen
@@ -36,6 +37,7 @@ def plan(run: Run, work: Sequence[tuple[str, str]], cost: Cost, changeable: Sequ
         *([("Too long", f"{run.too_long} of {len(run.train)} training prompts leave no tokens for "
             f"a completion within max_length {config.max_length}; they are not used for training")]
           if run.too_long else []),
+        *_small_data(run),
         ("Folder", str(config.out)),
     ]  # fmt: skip
     return "\n".join(
@@ -47,6 +49,23 @@ def plan(run: Run, work: Sequence[tuple[str, str]], cost: Cost, changeable: Sequ
             "-" * 72,
         ]
     )
+
+
+def _small_data(run: Run) -> list[tuple[str, str]]:
+    """Return a note if there are so few problems that the result says little."""
+    notes = []
+    if len(run.train) < FEW_TRAINING:
+        notes.append(f"{len(run.train)} training problems are few; expect little gain")
+    if len(run.test) < FEW_TEST:
+        low, high = wilson(len(run.test) // 2, len(run.test))
+        notes.append(
+            f"with {len(run.test)} test problems, the 95% interval of an accuracy near 50% is "
+            f"{100 * (high - low):.0f} points wide"
+        )
+    return [("Note", "; ".join(notes))] if notes else []
+
+
+FEW_TRAINING, FEW_TEST = 50, 100
 
 
 def batches(config: MethodConfig) -> str:

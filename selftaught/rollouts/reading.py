@@ -4,10 +4,16 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from selftaught.records import Rollout, Text, iter_rollouts
+from selftaught.rollouts.selection import keep_sound
 
 
 def matching(
-    store: Path, *, outcome: str | None = None, problem: str | None = None
+    store: Path,
+    *,
+    outcome: str | None = None,
+    problem: str | None = None,
+    iteration: int | None = None,
+    wrong_equation: bool = False,
 ) -> Iterator[tuple[Path, Rollout]]:
     """Yield the stored completions with a given outcome, or of a given problem.
 
@@ -16,30 +22,40 @@ def matching(
             read.
         outcome: outcome of the completions. None means any.
         problem: id of a problem. None means any.
+        iteration: number of an iteration, for a run folder with folders `iteration-N`. None means
+            all files.
+        wrong_equation: only correct completions that contain a wrong equation.
 
     Raises:
         ValueError: an outcome is given, but the completions are not graded; or the folder has no
-            graded completions.
+            graded completions, or none of the iteration.
         OSError: the file does not exist.
     """
-    for file in _files(store):
+    graded = outcome is not None or wrong_equation
+    for file in _files(store, iteration):
         for one in iter_rollouts(file):
-            if outcome is not None and one.outcome is None:
+            if graded and one.outcome is None:
                 raise ValueError(
                     f"Expected graded completions in {store}, got completions without grades. Grade "
                     f"them first: selftaught grade {store}"
                 )
-            if outcome in (None, one.outcome) and problem in (None, one.problem.id):
+            if outcome not in (None, one.outcome) or problem not in (None, one.problem.id):
+                continue
+            if not wrong_equation or (one.correct and not keep_sound([one])):
                 yield file, one
 
 
-def _files(store: Path) -> list[Path]:
+def _files(store: Path, iteration: int | None) -> list[Path]:
     """Return the files to read; graded files, if there are any."""
     graded = store.with_name(f"{store.stem}.graded.jsonl")
+    if store.is_file() and iteration is not None:
+        raise ValueError(f"Expected a run folder with --iteration, got the file {store}.")
     if store.is_file():
         return [graded if graded.is_file() else store]
     if not store.is_dir():
         raise FileNotFoundError(2, "No such file or folder", str(store))
+    if iteration is not None:
+        store = store / f"iteration-{iteration}"
     found = sorted(store.rglob("*.graded.jsonl"))
     if not found:
         raise ValueError(
