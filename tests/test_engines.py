@@ -107,9 +107,9 @@ def test_an_adapter_without_its_base_is_refused_to_vllm(tmp_path: Path):
     ("printed", "advice"),
     [
         ("ValueError: Free memory on device cuda:0 (3.1/79.1 GiB) on startup is less than desired GPU "
-         "memory utilization (0.9, 71.2 GiB).", "gpu_memory_utilization"),
+         "memory utilization (0.9, 71.2 GiB).", "--sampler-options.gpu-memory-utilization"),
         ("torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 20.00 MiB.", "memory is in use"),
-        ("ValueError: No available memory for the cache blocks.", "max_model_len"),
+        ("ValueError: No available memory for the cache blocks.", "--sampler-options.max-model-len"),
         ("Unsupported CPU attention configuration: head_dim=24 isa=1 kv_cache_idx=0", "--sampler transformers"),
         ("something else altogether", ""),
     ],

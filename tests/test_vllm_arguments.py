@@ -47,6 +47,7 @@ def tree(tmp_path: Path, monkeypatch) -> None:
         path.parent.mkdir(parents=True)
         path.write_text(text)
     (tmp_path / "vllm" / "__init__.py").write_text("raise ImportError('not to be imported')")
+    monkeypatch.delitem(sys.modules, "vllm", raising=False)  # another test may have imported it
     monkeypatch.syspath_prepend(tmp_path)
     importlib.invalidate_caches()
 
