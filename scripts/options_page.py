@@ -7,11 +7,9 @@ A table stands between the lines `<!-- table: NAME -->` and `<!-- end -->`.
 """
 
 import re
-from dataclasses import MISSING, fields
 from pathlib import Path
-from typing import get_type_hints
 
-from selftaught.cli.help import option_help
+from selftaught.cli.help import options_in
 from selftaught.option_groups import PromptOptions
 from selftaught.options import Option, type_name
 from selftaught.quiet.config import QuietConfig
@@ -32,17 +30,8 @@ def tables() -> dict[str, list[Option]]:
     return (
         found
         | {name: sampler_help(name)[1] for name in SAMPLERS if name != "vllm"}
-        | {"prompt": _fields(PromptOptions), "quiet": _fields(QuietConfig)}
+        | {"prompt": options_in(PromptOptions), "quiet": options_in(QuietConfig)}
     )
-
-
-def _fields(options: type) -> list[Option]:
-    texts, hints = option_help(options), get_type_hints(options)
-    return [
-        Option(one.name, hints[one.name], "none" if one.default in (None, MISSING) else str(one.default),
-               texts[one.name])
-        for one in fields(options)
-    ]  # fmt: skip
 
 
 def table(prefix: str, options: list[Option]) -> str:

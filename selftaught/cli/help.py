@@ -71,7 +71,10 @@ def command_help(
                 plain = field.default_factory() if field.default_factory is not MISSING else None
             default = defaults.get(field.name, plain)
             line = (_flag(field.name, hints[field.name]), _text(texts[field.name], hints[field.name], default))  # fmt: skip
-            groups.setdefault(heading_of(one, field.name), []).append(line)
+            lines = groups.setdefault(heading_of(one, field.name), [])
+            lines.append(line)
+            if inner := field.metadata.get("fields_of"):
+                lines += _lines(field.name, options_in(inner))
     own = groups.pop("options", [])
     general = [
         (f"--{name.replace('_', '-')} {kind}".strip(), text)
@@ -148,6 +151,11 @@ def given_options(prefix: str, options: Iterable[Option]) -> str:
     Args:
         prefix: the mapping, such as "task-options".
     """
+    return group("options", _lines(prefix, options))
+
+
+def _lines(prefix: str, options: Iterable[Option]) -> list[tuple[str, str]]:
+    """The flag and the help text of each option of a mapping."""
     lines = []
     for one in options:
         flag = f"--{prefix}.{one.name.replace('_', '-')} {_given(one.hint)}"
@@ -155,7 +163,17 @@ def given_options(prefix: str, options: Iterable[Option]) -> str:
         meaning = one.meaning.rstrip(".")
         meaning = f"{meaning}." if meaning else ""
         lines.append((flag, f"{meaning} {default}".strip()))
-    return group("options", lines)
+    return lines
+
+
+def options_in(options: type) -> list[Option]:
+    """Return the fields of a dataclass as options of a mapping."""
+    texts, hints = option_help(options), get_type_hints(options)
+    return [
+        Option(one.name, hints[one.name], "none" if one.default in (None, MISSING) else str(one.default),
+               texts[one.name])
+        for one in fields(options)
+    ]  # fmt: skip
 
 
 def _given(hint: object) -> str:

@@ -11,6 +11,7 @@ from selftaught.cli.output import locked_run, say
 from selftaught.cli.quiet_model import ModelOptions, check_fits, check_least, device, open_trained
 from selftaught.cli.quiet_think import measured_table
 from selftaught.cli.texts import TextOptions, texts_of
+from selftaught.quiet.config import QuietConfig
 from selftaught.records import write_atomically
 
 if TYPE_CHECKING:
@@ -35,9 +36,9 @@ class PresetOptions:
     preset: Literal["default", "paper", "authors_code"] = "default"
     """Source of the Quiet-STaR options that `--quiet` does not set: the "default" values of this
     package (for small models), the "paper", or "authors_code"."""
-    quiet: dict[str, Any] = field(default_factory=dict)
-    """Any field of `QuietConfig`, such as `--quiet.thought_tokens 8` or `--quiet.positions
-    uniform`."""
+    quiet: dict[str, Any] = field(default_factory=dict, metadata={"fields_of": QuietConfig})
+    """Options of the thoughts and their training. The defaults shown below are those of the preset
+    "default"."""
 
 
 @dataclass(frozen=True)
@@ -217,7 +218,6 @@ def opened_to_train(how: TrainOptions) -> "tuple[QuietLM, PreTrainedTokenizerBas
     from selftaught.models.embedded import embedded_model
     from selftaught.options import check_names
     from selftaught.quiet.checkpoint import SETTINGS, make_quiet, open_quiet
-    from selftaught.quiet.config import QuietConfig
     from selftaught.samplers.weights import load_model
 
     if (Path(how.model) / SETTINGS).exists():
