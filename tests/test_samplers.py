@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 import torch
@@ -42,6 +43,12 @@ from selftaught.samplers.local.prefix_loop import CHUNK, SharedPrefixLoop, plan
 from selftaught.samplers.local.sampler import TransformersSampler
 from selftaught.samplers.local.token_choice import Decoding, choose, uniforms
 from selftaught.samplers.stopping import Ending
+
+if TYPE_CHECKING:
+    from selftaught.samplers.base import Sampler
+    from selftaught.samplers.openai_server import OpenAISampler
+    from selftaught.samplers.ray_pool import RaySampler
+    from selftaught.samplers.vllm_engine import VllmSampler
 
 Rows = list[tuple[int, ...]]
 SHAPE = {
@@ -571,3 +578,10 @@ def test_a_scripted_sampler_answers_by_its_script(scripted_sampler: Callable[...
         assert [one.text for each in both for one in each] == ["new", "b (7, 8) 0"]
     with scripted_sampler({"a": "1"}) as sampler:  # type: ignore
         assert sampler.sample(["a"], SamplingParams())[0][0] == Completion("1", "stop")
+
+
+def _are_samplers(
+    local: TransformersSampler, vllm: "VllmSampler", server: "OpenAISampler", pool: "RaySampler"
+) -> "list[Sampler]":
+    """pyright checks here that every sampler satisfies the protocol; this is never called."""
+    return [local, vllm, server, pool]

@@ -20,7 +20,6 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future, as_completed
 from dataclasses import dataclass, field, replace
-from functools import cached_property
 from pathlib import Path
 from typing import IO, Any
 
@@ -107,6 +106,7 @@ class VllmSampler(Closing):
             "dtype": dtype,
             **engine,
         }
+        self._fingerprint: str | None = None
         self._lock = threading.RLock()
         self._waiting: dict[int, _Request] = {}
         self._numbers = itertools.count()
@@ -125,10 +125,13 @@ class VllmSampler(Closing):
         self._reader = threading.Thread(target=self._read, name="vllm-answers", daemon=True)
         self._reader.start()
 
-    @cached_property
+    @property
     def fingerprint(self) -> str:
         """A hash of the weight files and their data type in the engine."""
-        return f"{folder_fingerprint(self.model)}-{self._child.settings['dtype']}"
+        if self._fingerprint is None:
+            files = folder_fingerprint(self.model)
+            self._fingerprint = f"{files}-{self._child.settings['dtype']}"
+        return self._fingerprint
 
     def sample(
         self,

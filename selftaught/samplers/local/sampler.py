@@ -6,7 +6,6 @@ The keys and values of tokens that prompts share, such as few-shot examples, are
 
 import logging
 from collections.abc import Callable, Sequence
-from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
@@ -94,11 +93,14 @@ class TransformersSampler(Closing):
         beside: int = getattr(self._model, "tokens_beside", 0)
         self._window = ContextWindow(loaded.name, loaded.tokenizer, loaded.context, beside)
         self._loop: SharedPrefixLoop | PlainLoop | None = None
+        self._fingerprint: str | None = None
 
-    @cached_property
+    @property
     def fingerprint(self) -> str:
         """A hash of the weights. It changes when a model is trained again into the same folder."""
-        return fingerprint(self._model)
+        if self._fingerprint is None:
+            self._fingerprint = fingerprint(self._model)
+        return self._fingerprint
 
     @torch.inference_mode()
     def sample(
