@@ -1,11 +1,13 @@
 """Language models that teach themselves to reason; the public names that need no torch.
 
 A name is imported when it is first used, so that `import selftaught` and the start of the command line
-take milliseconds.
+take milliseconds. Models that think are registered with transformers' auto classes; see `auto_classes`.
 """
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
+
+from selftaught.auto_classes import register
 
 if TYPE_CHECKING:
     from selftaught.evaluation.evaluator import Evaluation, evaluate
@@ -72,6 +74,9 @@ _MODULES = {
 }
 """The public names of each module."""
 _MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
+
+
+register()
 
 
 def __getattr__(name: str) -> Any:

@@ -27,6 +27,7 @@ LAYERS = (
     {"reports"},
     {"methods"},
     {"cli"},
+    {"auto_classes"},
     {"__init__", "__main__"},
 )
 """From the bottom to the top. A module imports from its own package and from lower layers only."""

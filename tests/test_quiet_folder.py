@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from narrowed import tensor
+from old_quiet import old_save
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
 from selftaught.quiet.checkpoint import make_quiet, open_quiet, save_quiet
@@ -46,20 +47,21 @@ def test_an_untrained_mixing_head_changes_no_prediction(tiny_model_dir: Path):
     torch.testing.assert_close(first, out.log_prob_without_BT[:, None, :-1].expand_as(first))
 
 
-def test_a_saved_model_comes_back_whole_and_its_base_alone(tiny_model_dir: Path, tmp_path: Path):
+def test_a_saved_model_comes_back_whole(tiny_model_dir: Path, tmp_path: Path):
     model, tokenizer = made(tiny_model_dir)
     torch.nn.init.normal_(tensor(model.mixing.layers[-1].weight))
     torch.nn.init.normal_(model.moved, std=0.01)
     ids = tokenizer("Q: What is 12 + 7?", return_tensors="pt").input_ids
+    attention = model.base.config._attn_implementation
     save_quiet(model, tokenizer, tmp_path / "quiet")
+    assert model.base.config._attn_implementation == attention == "sdpa"
     opened, its_tokenizer = open_quiet(tmp_path / "quiet")
     assert opened.quiet_config == model.quiet_config
     assert opened.marks.never == model.marks.never
     assert len(its_tokenizer) == len(tokenizer)
     with torch.no_grad():
         assert opened.eval()(ids, seed=0).loss.item() == model.eval()(ids, seed=0).loss.item()
-        base = AutoModelForCausalLM.from_pretrained(tmp_path / "quiet")
-        assert torch.equal(base(ids).logits, model.base(ids).logits)
+        assert torch.equal(opened.base(ids).logits, model.base(ids).logits)
     assert not list((tmp_path / "quiet").glob("*.bin"))
 
 
@@ -71,7 +73,7 @@ def test_tokens_that_are_there_already_are_refused(tiny_model_dir: Path, tmp_pat
 
 def test_a_folder_with_another_base_is_refused(tiny_model_dir: Path, tmp_path: Path):
     model, tokenizer = made(tiny_model_dir)
-    save_quiet(model, tokenizer, tmp_path / "quiet")
+    old_save(model, tokenizer, tmp_path / "quiet")
     with torch.no_grad():
         tensor(model.base.get_input_embeddings().weight)[0] += 1
     model.base.save_pretrained(tmp_path / "quiet")
@@ -79,5 +81,5 @@ def test_a_folder_with_another_base_is_refused(tiny_model_dir: Path, tmp_path: P
         open_quiet(tmp_path / "quiet")
     shutil.rmtree(tmp_path / "quiet")
     model.base.save_pretrained(tmp_path / "quiet")
-    with pytest.raises(ValueError, match=r"folder with quiet.json, .*make_quiet"):
+    with pytest.raises(ValueError, match=r"folder of a Quiet-STaR model, .*make_quiet"):
         open_quiet(tmp_path / "quiet")

@@ -102,7 +102,9 @@ def test_training_continues_to_the_same_weights(
     assert train(folder, tmp_path / "whole", **options) == whole  # done already
     with pytest.raises(ValueError, match="other options"):
         train(folder, tmp_path / "whole", learning_rate=1e-4, **options)
-    assert AutoModelForCausalLM.from_pretrained(tmp_path / "whole" / "model").config.use_cache
+    assert AutoModelForCausalLM.from_pretrained(
+        tmp_path / "whole" / "model"
+    ).config.base_config.use_cache
 
 
 @pytest.mark.slow

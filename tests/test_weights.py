@@ -340,6 +340,7 @@ def test_every_way_to_open_a_model_refuses_random_weights(renamed: Path, tmp_pat
 
 
 def test_a_quiet_folder_has_all_its_weights(tiny_model_dir: Path, tmp_path: Path):
+    from old_quiet import old_save
     from transformers import AutoTokenizer
 
     from selftaught.quiet.checkpoint import make_quiet, open_quiet, save_quiet
@@ -347,7 +348,12 @@ def test_a_quiet_folder_has_all_its_weights(tiny_model_dir: Path, tmp_path: Path
 
     tokenizer = AutoTokenizer.from_pretrained(tiny_model_dir)
     model = make_quiet(load_model(tiny_model_dir), tokenizer, QuietConfig(thought_tokens=2))
-    save_quiet(model, tokenizer, tmp_path / "q")
+    save_quiet(model, tokenizer, tmp_path / "new")
+    open_quiet(tmp_path / "new")
+    change(tmp_path / "new", without("quiet.base.model.norm.weight"))
+    with pytest.raises(ValueError, match=r"random: quiet\.base\.model\.norm\.weight"):
+        open_quiet(tmp_path / "new")
+    old_save(model, tokenizer, tmp_path / "q")
     heads = tmp_path / "q" / "mixing.safetensors"
     whole = heads.read_bytes()
     open_quiet(tmp_path / "q")

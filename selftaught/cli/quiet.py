@@ -1,6 +1,8 @@
-"""The command line of Quiet-STaR: `selftaught quiet train | evaluate | generate | explore`."""
+"""The command line of Quiet-STaR: `selftaught quiet train | evaluate | generate | explore |
+export-base`."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from jsonargparse import ArgumentParser, Namespace
 
@@ -9,9 +11,11 @@ from selftaught.cli.quiet_plan import show_plan
 from selftaught.cli.quiet_think import (
     EvaluateOptions,
     ExploreOptions,
+    ExportOptions,
     GenerateOptions,
     evaluate,
     explore,
+    export,
     generate,
 )
 from selftaught.cli.quiet_train import TrainOptions, train
@@ -32,6 +36,14 @@ SUBCOMMANDS = {
     "explore": Subcommand(
         "write an HTML page that shows the thought before every token of a text",
         (ExploreOptions,),
+    ),
+    "export-base": Subcommand(
+        "write the base model inside a trained model, without thoughts",
+        (ExportOptions,),
+        [
+            ("model", "Folder of a trained Quiet-STaR model.", None),
+            ("out", "Folder for the base model and its tokenizer. Must be missing or empty.", None),
+        ],
     ),
 }
 OPTIONS = {name: one.options[0] for name, one in SUBCOMMANDS.items()}
@@ -56,6 +68,8 @@ def run(command: str, options: Namespace) -> int:
         case "generate":
             prompt = values.pop("prompt")
             generate(GenerateOptions(**values), prompt)
+        case "export-base":
+            export(Path(values["model"]), Path(values["out"]))
         case _:
             explore(ExploreOptions(**values))
     return DONE

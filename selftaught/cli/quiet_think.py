@@ -1,4 +1,5 @@
-"""The commands for a trained Quiet-STaR model: `selftaught quiet evaluate | generate | explore`."""
+"""The commands for a trained Quiet-STaR model: `selftaught quiet evaluate | generate | explore
+| export-base`."""
 
 import json
 import sys
@@ -74,6 +75,11 @@ class ExploreOptions(ThinkOptions, TextOptions):
     """Maximum number of tokens of the text that are shown."""
     out: Path = Path("runs/thoughts.html")
     """HTML file to write."""
+
+
+@dataclass(frozen=True)
+class ExportOptions:
+    """Export of the base model; it has no options."""
 
 
 def evaluate(how: EvaluateOptions) -> None:
@@ -156,6 +162,17 @@ def explore(how: ExploreOptions) -> None:
     check_fits(model, how.tokens + 1, "--tokens")
     first, tokens, measured = explored(model, tokenizer, text, how.tokens, _thinking(how))
     print(explorer_page(how.out, Path(how.text).name, first, tokens, measured))
+
+
+def export(model: Path, out: Path) -> None:
+    """Write the base model inside a trained model, and its tokenizer."""
+    from transformers.utils import logging
+
+    from selftaught.quiet.checkpoint import export_base
+
+    logging.disable_progress_bar()
+    export_base(model, out)
+    print(out)
 
 
 def _thinking(how: ThinkOptions) -> "ThoughtParams":

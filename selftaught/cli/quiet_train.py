@@ -217,13 +217,13 @@ def opened_to_train(how: TrainOptions) -> "tuple[QuietLM, PreTrainedTokenizerBas
 
     from selftaught.models.embedded import embedded_model
     from selftaught.options import check_names
-    from selftaught.quiet.checkpoint import SETTINGS, make_quiet, open_quiet
+    from selftaught.quiet.checkpoint import is_quiet, make_quiet, open_quiet
     from selftaught.samplers.weights import load_model
 
-    if (Path(how.model) / SETTINGS).exists():
+    if is_quiet(Path(how.model)):
         if how.quiet or how.preset != "default":
             raise ValueError(
-                f"{how.model} is a trained Quiet-STaR model, whose options are in its {SETTINGS}. "
+                f"{how.model} is a trained Quiet-STaR model, which has its own options. "
                 "Leave out --preset and --quiet, or start from a model without thoughts."
             )
         opened, tokenizer = open_quiet(Path(how.model), dtype="float32")

@@ -163,9 +163,9 @@ def add_pause_token(model: str, out: Path) -> Path:
         return out
     from transformers import AutoTokenizer
 
-    from selftaught.samplers.weights import load_model
+    from selftaught.samplers.weights import load_plain_model
 
-    base = load_model(model, dtype="float32")
+    base = load_plain_model(model, dtype="float32")
     tokenizer = AutoTokenizer.from_pretrained(model)
     if tokenizer.add_tokens([PAUSE], special_tokens=True):
         old: Any = base.get_input_embeddings().weight

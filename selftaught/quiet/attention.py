@@ -120,8 +120,14 @@ AttentionMaskInterface.register(ATTENTION, _seen_by_rule)  # type: ignore[arg-ty
 
 @contextmanager
 def thoughtful(model: PreTrainedModel) -> Iterator[None]:
-    """Context manager: the model uses `quiet_attention` instead of its own attention."""
+    """Context manager: the model uses `quiet_attention` instead of its own attention.
+
+    It may be nested.
+    """
     own = model.config._attn_implementation or "eager"
+    if own == ATTENTION:  # already inside; setting it visits all layers
+        yield
+        return
     model.set_attn_implementation(ATTENTION)
     try:
         yield

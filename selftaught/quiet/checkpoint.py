@@ -1,32 +1,27 @@
 """Create, save and load Quiet-STaR models.
 
-A saved model is a regular Hugging Face model folder of the base model with two more files:
-`quiet.json` (settings, token ids and a hash of the base weights) and `mixing.safetensors` (the
-mixing head, the gate, and the offsets of the embeddings of the start and end tokens).
+A saved model is a model folder of transformers: `config.json` has the settings of the base model and
+of Quiet-STaR, and the weights of the base model and of the heads are in the same files. Folders of
+earlier versions (see `old_folder`) can be opened, too.
 """
 
-import hashlib
 import json
-from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
-from torch import Tensor
-from transformers import (
-    AutoTokenizer,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from selftaught.quiet.config import QuietConfig
+from selftaught.quiet.fingerprints import fingerprint
 from selftaught.quiet.model import QuietLM
+from selftaught.quiet.old_folder import is_old_folder, open_old
+from selftaught.quiet.pretrained_config import MODEL_TYPE
 from selftaught.quiet.support import check_attention
 from selftaught.quiet.thoughts import input_matrix, output_matrix
-from selftaught.samplers.weights import check_weights, load_model, read_header
+from selftaught.quiet.transformers_model import QuietForCausalLM
+from selftaught.samplers.weights import load_model
 
-SETTINGS, MIXING = "quiet.json", "mixing.safetensors"
+__all__ = ["export_base", "fingerprint", "is_quiet", "make_quiet", "open_quiet", "save_quiet"]
 
 
 def make_quiet(
@@ -71,88 +66,62 @@ def make_quiet(
 
 
 def save_quiet(model: QuietLM, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
-    """Save the base model, the tokenizer, the heads and the settings into one folder."""
-    model.base.save_pretrained(folder)
+    """Save a model and its tokenizer into one folder, which `AutoModelForCausalLM` opens."""
+    QuietForCausalLM.from_quiet(model).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    save_file(model.heads(), folder / MIXING)
-    settings = {
-        "config": asdict(model.quiet_config),
-        "start": model.marks.start,
-        "end": model.marks.end,
-        "never": model.marks.never,
-        "base": fingerprint(model.base),
-    }
-    (folder / SETTINGS).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+
+
+def is_quiet(folder: Path) -> bool:
+    """Return whether a folder is that of a Quiet-STaR model, of this or an earlier version."""
+    if is_old_folder(folder):
+        return True
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(config, dict) and config.get("model_type") == MODEL_TYPE
 
 
 def open_quiet(folder: Path, dtype: str = "auto") -> tuple[QuietLM, PreTrainedTokenizerBase]:
     """Load a saved Quiet-STaR model and its tokenizer.
 
     Args:
-        folder: a folder written by `save_quiet`.
+        folder: a folder written by `save_quiet` of this or an earlier version, or by
+            `QuietForCausalLM.save_pretrained`, with the tokenizer.
         dtype: data type of the weights. "auto" keeps that of the files.
 
     Raises:
-        ValueError: the folder was not written by `save_quiet`, or its base weights have changed
-        since.
+        ValueError: the folder is not that of a Quiet-STaR model, or a file is missing or damaged.
     """
-    if not (folder / SETTINGS).exists():
+    if is_old_folder(folder):
+        return open_old(folder, dtype)
+    if not is_quiet(folder):
         raise ValueError(
-            f"Expected a folder with {SETTINGS}, got {folder} without it. Make a Quiet-STaR model "
-            "from a base model with `selftaught quiet train` or make_quiet."
+            f"Expected a folder of a Quiet-STaR model, got {folder}. Make a Quiet-STaR model from a "
+            "base model with `selftaught quiet train` or make_quiet."
         )
-    settings = _settings(folder / SETTINGS)
-    read_header(folder / MIXING)
-    check_weights(str(folder))
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    base = load_model(folder, dtype=dtype)
-    if dtype == "auto" and (found := fingerprint(base)) != settings["base"]:
-        raise ValueError(
-            f"The mixing head in {folder} was trained with another base model: expected weights "
-            f"with the hash {settings['base']}, got {found}. Take all files from the same run."
-        )
-    model = QuietLM(
-        base,
-        settings["config"],
-        start=settings["start"],
-        end=settings["end"],
-        pad=_pad(tokenizer),
-    )
-    _load_heads(model, load_file(folder / MIXING))
-    return model, tokenizer
+    loaded = load_model(folder, dtype=dtype)
+    assert isinstance(loaded, QuietForCausalLM)
+    return loaded.quiet, AutoTokenizer.from_pretrained(folder)
 
 
-def _load_heads(model: QuietLM, weights: dict[str, Tensor]) -> None:
-    """Load the weights that `QuietLM.heads` returned.
+def export_base(folder: Path, out: Path) -> None:
+    """Write the base model inside a Quiet-STaR model, and the tokenizer.
+
+    The base has the embeddings of the start and end tokens, but never sees them as text.
+
+    Args:
+        folder: a folder of a Quiet-STaR model.
+        out: a folder that is missing or empty.
 
     Raises:
-        ValueError: names or shapes of the weights do not match the model.
+        ValueError: `folder` is not that of a Quiet-STaR model, or `out` has files.
     """
-    own = model.heads()
-    wrong = [
-        f"{name} (file: {list(weights[name].shape)}, model: {list(own[name].shape)})"
-        for name in sorted(set(own) & set(weights))
-        if own[name].shape != weights[name].shape
-    ]
-    if others := sorted(set(own) ^ set(weights)) + wrong:
-        raise ValueError(
-            f"The weights in {MIXING} do not match {SETTINGS}: {', '.join(others)}. Take {SETTINGS} "
-            f"and {MIXING} from the same run."
-        )
-    model.load_state_dict(weights, strict=False)
-
-
-def _settings(path: Path) -> dict[str, Any]:
-    """Return the settings that `save_quiet` wrote, with `config` as a `QuietConfig`."""
-    try:
-        settings = json.loads(path.read_text(encoding="utf-8"))
-        needed = {name: settings[name] for name in ("config", "start", "end", "base")}
-        return needed | {"config": QuietConfig(**needed["config"])}
-    except (ValueError, TypeError, KeyError) as error:
-        raise ValueError(
-            f"{path} is not a settings file that save_quiet writes ({error!r}). Copy the whole "
-            "model folder from its run again."
-        ) from error
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise ValueError(f"{out} exists and is not an empty folder. Choose another one.")
+    model, tokenizer = open_quiet(folder)
+    model.base.save_pretrained(out)
+    tokenizer.save_pretrained(out)
 
 
 def _id(tokenizer: PreTrainedTokenizerBase, token: str) -> int:
@@ -163,14 +132,3 @@ def _id(tokenizer: PreTrainedTokenizerBase, token: str) -> int:
 
 def _pad(tokenizer: PreTrainedTokenizerBase) -> int | None:
     return None if tokenizer.pad_token is None else _id(tokenizer, str(tokenizer.pad_token))
-
-
-def fingerprint(base: PreTrainedModel) -> str:
-    """Return a hash of the weights of a model, without those of a LoRA adapter."""
-    digest = hashlib.sha256()
-    for name, weight in sorted(base.state_dict().items()):
-        if "lora_" in name:
-            continue
-        digest.update(f"{name} {tuple(weight.shape)}".encode())
-        digest.update(weight.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
-    return digest.hexdigest()[:16]

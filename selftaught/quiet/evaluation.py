@@ -6,7 +6,6 @@ the paper's mixture of log-probabilities is not normalized.
 Shapes: B texts, T text tokens, J positions, N thoughts, S thought tokens, V vocabulary.
 """
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
@@ -15,17 +14,11 @@ import torch
 from torch import Tensor
 
 from selftaught.quiet.attention import thoughtful
-from selftaught.quiet.gating import GREEDY, ThoughtParams, wanted
+from selftaught.quiet.gating import GREEDY, ThoughtParams
 from selftaught.quiet.model import QuietLM
+from selftaught.quiet.next_token import mixed_at
 from selftaught.quiet.spans import padded
-from selftaught.quiet.thoughts import (
-    Prefix,
-    after_thought,
-    at_positions,
-    language_head,
-    read,
-    think,
-)
+from selftaught.quiet.thoughts import Prefix, at_positions, read
 
 DECILES = 10
 AT_ONCE = 32
@@ -107,33 +100,19 @@ def _scored(
     top: int,
 ) -> Scored:
     """Predict the next tokens at some positions; the arguments are those of `think` and `score`."""
-    base, head, marks = model.base, language_head(model.base), model.marks
-    texts, thoughts = uniform_BNJS.shape[:2]
     hidden_BJD = at_positions(prefix.hidden_BTD, position_BJ)
-    before_BJV = head(hidden_BJD).float().log_softmax(-1)
+    at = mixed_at(model, prefix, hidden_BJD, position_BJ, uniform_BNJS, how)
     target_BJ1 = at_positions(prefix.ids_BT, position_BJ + 1)[..., None]
-    thinks_BJ = wanted(model.gate, how.think_when, hidden_BJD, before_BJV)
-    thought_BNJS, _, thinking = think(
-        base, head, prefix, position_BJ, uniform_BNJS, marks, how.temperature
-    )
-    after_RD = after_thought(base, prefix, position_BJ, thinking, thought_BNJS, marks)
-    after_BJND = after_RD.view(texts, thoughts, *hidden_BJD.shape[1:]).transpose(1, 2)
-    hidden_BJND = hidden_BJD[:, :, None].expand_as(after_BJND)
-    each_XV = model.mixed_logits(hidden_BJND.flatten(0, 2), after_BJND.flatten(0, 2)[:, None])
-    each_BJNV = each_XV.view(*after_BJND.shape[:3], -1)
-    each_BJNV = torch.where(thinks_BJ[..., None, None], each_BJNV, before_BJV[:, :, None])
-    mixed_BJV = each_BJNV.logsumexp(2) - math.log(thoughts)
-    weight_BJN = model.mixing(hidden_BJND, after_BJND) * thinks_BJ[..., None]
-    each_target_BJN1 = target_BJ1[:, :, None].expand(-1, -1, thoughts, -1)
+    each_target_BJN1 = target_BJ1[:, :, None].expand(-1, -1, uniform_BNJS.shape[1], -1)
     return Scored(
-        without_BT=before_BJV.gather(2, target_BJ1)[..., 0],
-        with_BT=mixed_BJV.gather(2, target_BJ1)[..., 0],
-        each_BNT=each_BJNV.gather(3, each_target_BJN1)[..., 0].transpose(1, 2),
-        weight_BNT=weight_BJN.transpose(1, 2),
-        thought_BNTS=thought_BNJS,
-        thinks_BT=thinks_BJ,
-        top_without=_likeliest(before_BJV, top),
-        top_with=_likeliest(mixed_BJV, top),
+        without_BT=at.before_BJV.gather(2, target_BJ1)[..., 0],
+        with_BT=at.mixed_BJV.gather(2, target_BJ1)[..., 0],
+        each_BNT=at.each_BJNV.gather(3, each_target_BJN1)[..., 0].transpose(1, 2),
+        weight_BNT=at.weight_BJN.transpose(1, 2),
+        thought_BNTS=at.thought_BNJS,
+        thinks_BT=at.thinks_BJ,
+        top_without=_likeliest(at.before_BJV, top),
+        top_with=_likeliest(at.mixed_BJV, top),
     )
 
 

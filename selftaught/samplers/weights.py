@@ -350,6 +350,21 @@ def load_model(
     return loaded
 
 
+def load_plain_model(model: str | Path, **options: Any) -> Any:
+    """Load a causal language model, as `load_model` does, and raise if it thinks.
+
+    Raises:
+        ValueError: As `load_model`, or the model is a Quiet-STaR model.
+    """
+    loaded = load_model(model, **options)
+    if hasattr(loaded, "quiet"):
+        raise ValueError(
+            f"{model} is a Quiet-STaR model, which `selftaught quiet train` trains. To train its base "
+            f"model alone, write it with `selftaught quiet export-base {model} OUT` and use OUT."
+        )
+    return loaded
+
+
 def check_names(model: str) -> None:
     """Check that the weights in a model folder match its architecture, without reading them.
 

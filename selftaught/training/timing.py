@@ -4,7 +4,7 @@ import time
 
 import torch
 
-from selftaught.samplers.weights import load_model
+from selftaught.samplers.weights import load_plain_model
 
 
 def has_accelerator() -> bool:
@@ -29,7 +29,7 @@ def seconds_per_example(
     """
     device = torch.accelerator.current_accelerator() if has_accelerator() else None
     where = str(device or "cpu")
-    loaded = load_model(model, dtype=torch.float32).to(where).train()
+    loaded = load_plain_model(model, dtype=torch.float32).to(where).train()
     vocabulary: int = loaded.get_input_embeddings().weight.shape[0]
     # On a processor, one example takes about as long alone as in a batch.
     count = device_batch if device else 1

@@ -323,9 +323,9 @@ def _summary(
 
 def causal_lm(model: str) -> "PreTrainedModel":
     """Load a causal language model in float32 for training."""
-    from selftaught.samplers.weights import load_model
+    from selftaught.samplers.weights import load_plain_model
 
-    return load_model(model, dtype="float32")
+    return load_plain_model(model, dtype="float32")
 
 
 def _dataset(rows: Sequence[Row], part: int = 10_000) -> "Dataset":

@@ -57,6 +57,12 @@ def opened(
         tokenizer = tokenizer or load_tokenizer(name)
         loaded = _load_model(name, dtype, device)
         loaded.eval()
+        # A folder of a Quiet-STaR model: its QuietLM has the loop that samples it.
+        quiet = getattr(loaded, "quiet", None)
+        if isinstance(quiet, nn.Module):
+            base = getattr(quiet, "base", None)
+            assert isinstance(base, PreTrainedModel)
+            return Opened(name, tokenizer, quiet, base, _context(base))
         return Opened(name, tokenizer, loaded, loaded, _context(loaded))
     if tokenizer is None:
         raise ValueError("Expected a tokenizer with a loaded model, got none. Pass tokenizer=...")
