@@ -184,19 +184,19 @@ class _RolloutParser:
         return Rollout(**fields)
 
 
-def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
+def read_jsonl(path: Path | str) -> Iterator[dict[str, Any]]:
     """Yield the JSON objects of a JSONL file, one per non-empty line.
 
     Raises:
         ValueError: A line is not UTF-8 or not a JSON object. The message has file and line number.
     """
-    with path.open("rb") as file:
+    with Path(path).open("rb") as file:
         for number, line in enumerate(file, 1):
             if line.strip():
                 yield parse_json_line(line, f"{path}, line {number}")
 
 
-def read_examples(path: Path) -> list[Example]:
+def read_examples(path: Path | str) -> list[Example]:
     """Read the examples of a JSONL file.
 
     Raises:
@@ -354,7 +354,7 @@ def write_jsonl(path: Path, records: Iterable[Rollout | Example | Preference | P
     return count
 
 
-def read_rollouts(path: Path) -> list[Rollout]:
+def read_rollouts(path: Path | str) -> list[Rollout]:
     """Read the rollouts of a store or a graded file. A store's header line is skipped.
 
     Raises:
@@ -363,9 +363,9 @@ def read_rollouts(path: Path) -> list[Rollout]:
     return list(iter_rollouts(path))
 
 
-def iter_rollouts(path: Path) -> Iterator[Rollout]:
+def iter_rollouts(path: Path | str) -> Iterator[Rollout]:
     """Yield the rollouts of a file as `read_rollouts` does, without loading the whole file."""
-    with path.open("rb") as file:
+    with Path(path).open("rb") as file:
         yield from rollouts_in(file, f"{path}, line ")
 
 

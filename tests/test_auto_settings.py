@@ -48,14 +48,29 @@ def test_a_pass_has_at_least_forty_steps_where_the_limits_allow(problems, batch)
 
 
 @pytest.mark.parametrize("parameters", [2e5, 135e6, 7e9])
-@pytest.mark.parametrize("processes", [1, 2, 3, 8])
 @pytest.mark.parametrize("device", ["auto", 1, 4, 7])
 @pytest.mark.parametrize("suggested", [8, 16, 80, 128])
-def test_every_process_has_whole_batches(parameters, processes, device, suggested):
-    whole, each = auto_batches("auto", device, processes, int(parameters), suggested)
-    assert whole % (each * processes) == 0
+def test_an_optimizer_step_has_whole_batches(parameters, device, suggested):
+    whole, each = auto_batches("auto", device, int(parameters), suggested)
+    assert whole % each == 0
     assert device in ("auto", each)
-    assert abs(whole - suggested) <= each * processes
+    assert abs(whole - suggested) <= each
+    if device == "auto":
+        assert whole == suggested
+
+
+@pytest.mark.parametrize(("whole", "device"), [(0, "auto"), (-8, 4), ("auto", 0), (8, -1)])
+def test_batch_sizes_below_one_are_refused(whole, device):
+    with pytest.raises(ValueError, match="must be at least 1"):
+        auto_batches(whole, device, 10**9, 128)
+
+
+@pytest.mark.parametrize("processes", [1, 2, 3, 8])
+def test_settings_do_not_depend_on_the_number_of_processes(processes):
+    """So a run can be continued with another number of processes."""
+    config = StarConfig(launcher="torchrun", num_processes=processes, train_problems=1000)
+    found = config.resolved(facts(135e6, 3000))
+    assert (found.train_batch_size, found.per_device_train_batch_size) == (16, 16)
 
 
 def test_gradient_accumulation_means_what_it_means_in_trl():
@@ -64,7 +79,7 @@ def test_gradient_accumulation_means_what_it_means_in_trl():
     with pytest.raises(ValueError, match=r"4 \* 5 \* 3 = 60; got 64"):
         given_batches(64, 4, 5, 3)
     with pytest.raises(ValueError, match="multiple of per_device_train_batch_size, 16"):
-        auto_batches(24, 16, 1, 10**9, 128)
+        auto_batches(24, 16, 10**9, 128)
 
 
 def test_star_of_smollm2_gets_what_its_recipe_was_measured_with():

@@ -4,6 +4,7 @@ import ast
 import importlib
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -64,6 +65,7 @@ NO_TORCH = [
 ]  # fmt: skip
 
 
+@cache
 def modules() -> list[str]:
     names = []
     for path in sorted(PACKAGE.rglob("*.py")):
@@ -87,8 +89,9 @@ def imported(module: str) -> set[str]:
             assert node.level == 0, f"{module} has a relative import"
             base = node.module or ""
             names.add(base)
-            if base == "selftaught":
-                names |= {f"selftaught.{alias.name}" for alias in node.names}
+            if base.startswith("selftaught"):  # a name may be a module of the package
+                full = {f"{base}.{alias.name}" for alias in node.names}
+                names |= {name for name in full if name.removeprefix("selftaught.") in modules()}
     return names
 
 

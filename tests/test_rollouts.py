@@ -475,13 +475,11 @@ def test_shown_completions_are_chosen_by_iteration_and_by_a_wrong_equation(tmp_p
 
     problem = Problem("p", "3 + 4?", "7")
     sound, guessed, wrong = (
-        Rollout(problem, "Q", text, "stop", "m", 0, answer=answer, outcome=outcome)
-        for text, answer, outcome in (
-            ("3 + 4 = 7. The answer is 7.", "7", "right"),
-            ("3 + 4 = 8. The answer is 7.", "7", "right"),
-            ("3 + 4 = 9. The answer is 9.", "9", "wrong"),
+        Rollout(problem, "Q", text, "stop", "m", 0, answer=text[-2], outcome="right" if text[-2] == "7" else "wrong")
+        for text in (
+            "3 + 4 = 7. The answer is 7.", "3 + 4 = 8. The answer is 7.", "3 + 4 = 9. The answer is 9.",
         )
-    )
+    )  # fmt: skip
     for iteration, rollouts in ((1, [sound, guessed]), (2, [wrong])):
         folder = tmp_path / f"iteration-{iteration}"
         folder.mkdir()

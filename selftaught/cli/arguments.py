@@ -5,6 +5,7 @@ several values: `--k 1 3 6`. Every option may be written with hyphens or undersc
 """
 
 import json
+import re
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import fields
@@ -63,9 +64,40 @@ class CommandParser(ArgumentParser):
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Print an error and exit with code 2."""
         del ex
-        words = " ".join(message.split())
+        words = plain_error(" ".join(message.split()))
         print(printable(f"selftaught: error: {words}\nSee: {self.program} --help"), file=sys.stderr)
         raise SystemExit(BAD_INPUT)
+
+
+KINDS = {"int": "a whole number", "float": "a number", "bool": "true or false", "str": "text",
+         "NoneType": "null"}  # fmt: skip
+"""Types in the parser's messages, in words."""
+
+
+def plain_error(message: str) -> str:
+    """Return a message of the parser about a wrong value in words; other messages as they are.
+
+    For example, `Parser key "k": Expected a <class 'int'>. Got value: 1.5` becomes `--k must be a
+    whole number; got 1.5.`
+    """
+    found = re.match(r'Parser key "([\w.]+)": (.*?)(?:Got|Given) value: (.*)$', message)
+    if found is None:
+        return message
+    name, expected, value = found.groups()
+    kinds: list[str] = []
+    for kind, values in re.findall(
+        r"Expected a (?:<class '(\w+)'>|typing\.Literal\[(.*?)\])", expected
+    ):
+        kinds += (
+            [one.strip(" '\"") for one in values.split(",")]
+            if values
+            else [str(KINDS.get(kind, kind))]
+        )
+    if not kinds:
+        return message
+    distinct = list(dict.fromkeys(kinds))
+    either = " or ".join([", ".join(distinct[:-1]), distinct[-1]] if distinct[1:] else distinct)
+    return f"--{name.replace('_', '-')} must be {either}; got {value.rstrip('.')}."
 
 
 def parser_of(program: str, about: str, **options: Any) -> CommandParser:

@@ -28,7 +28,8 @@ class DryRun:
     heading: ClassVar[str] = "run"
 
     dry_run: bool = False
-    """Check all options and inputs, print the plan and the first prompt, and stop."""
+    """Check all options and inputs, print the plan, a time and the first prompt, and stop. For the
+    time, some prompts are sampled and one step is trained; nothing is stored."""
 
 
 def add_arguments(command: str, parser: ArgumentParser, given: Sequence[str]) -> Sequence[type]:
@@ -47,6 +48,7 @@ def run(command: str, options: Namespace) -> int:
             f"selftaught {named} --config FILE"
         )
     dry_run = values.pop("dry_run")
+    refuse_old_batches(options)
     config = method.config(**values)
     if dry_run:
         opened = method.open(config)
@@ -64,6 +66,26 @@ def run(command: str, options: Namespace) -> int:
     summary = method.run(config, reporter)
     print("\n" + (star_ending(config, summary) if command == "star" else ending(config, summary)))
     return DONE
+
+
+def refuse_old_batches(options: Namespace) -> None:
+    """Raise a `ValueError` if a --config file of an earlier version would get another batch size.
+
+    Earlier versions did not multiply gradient accumulation by the number of processes.
+    """
+    for path in options.get("config") or []:
+        given = yaml.safe_load(Path(str(path)).read_text(encoding="utf-8")) or {}
+        steps = given.get("gradient_accumulation_steps")
+        processes = given.get("num_processes", 1)
+        if steps is None or "train_batch_size" in given or processes == 1:
+            continue
+        size = given.get("per_device_train_batch_size", 8) * steps
+        raise ValueError(
+            f"{path} has gradient_accumulation_steps without train_batch_size. Up to now this meant "
+            f"{size} examples per optimizer step for any number of processes; as in TRL, it now "
+            f"means {size * processes} with {processes} processes. Replace it by train_batch_size: "
+            f"{size} or {size * processes}."
+        )
 
 
 def stage_line(row: Row) -> str:

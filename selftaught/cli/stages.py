@@ -285,7 +285,7 @@ def _with_settings(how: TrainOptions, *, preferences: bool) -> TrainOptions:
         how.train_batch_size, how.per_device_train_batch_size, how.gradient_accumulation_steps,
         how.num_processes,
     )  # fmt: skip
-    whole, device = auto_batches(*given, how.num_processes, parameters, suggested)
+    whole, device = auto_batches(*given, parameters, suggested)
     rate = how.learning_rate
     if rate == "auto":
         rate = auto_learning_rate(parameters, lora=how.use_peft, preferences=preferences)

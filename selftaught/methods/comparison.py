@@ -49,6 +49,7 @@ from selftaught.training.launch import PLACE
 
 Method = Literal["star", "rft", "vstar", "step_dpo"]
 NAMES = {"star": "STaR", "rft": "RFT", "vstar": "V-STaR", "step_dpo": "per-step DPO"}
+BATCHES = {"train_batch_size", "per_device_train_batch_size", "gradient_accumulation_steps"}
 PILOT = 64
 """Number of problems whose completions are sampled to measure the mean length."""
 
@@ -163,14 +164,14 @@ def work(run: Run[CompareConfig]) -> list[tuple[str, str]]:
 
 
 def cost(run: Run[CompareConfig]) -> Cost:
-    """Return the amounts of work of a comparison, for a dry run; the training of the methods, which
-    depends on the length of the completions, is not included."""
+    """Return the amounts of work of a comparison, for a dry run."""
     config = run.config
     each = (1 + config.candidates) * len(run.test)
     return seed_cost(run) + Cost(
         completions=PILOT + (1 + len(config.methods)) * each,
         tokens=config.budget * len(config.methods),
         scored=config.candidates * len(run.test) if "vstar" in config.methods else 0,
+        without="the methods' own training and measurements, which depend on the completions",
     )
 
 
@@ -207,6 +208,8 @@ def _pilot(run: Run[CompareConfig]) -> Pilot:
 def _shared(run: Run[CompareConfig], options: type, method: str) -> dict[str, Any]:
     """Return the options of the comparison that a method also has."""
     names = {one.name for one in fields(options)} & {one.name for one in fields(SeededConfig)}
+    if BATCHES & set(getattr(run.config, method)):
+        names -= BATCHES  # the method's own batch is not mixed with the others' batch
     return {name: getattr(run.config, name) for name in names} | {"out": run.config.out / method}
 
 

@@ -137,7 +137,7 @@ class MethodConfig(
             ValueError: the batch sizes contradict each other; the message says how.
         """
         whole, device = auto_batches(
-            *self._given_batches(), self.num_processes, facts.parameters,
+            *self._given_batches(), facts.parameters,
             self.tiny_train_batch_size if facts.tiny
             else auto_batch(facts.problems, self.max_train_batch_size),
         )  # fmt: skip
@@ -148,7 +148,9 @@ class MethodConfig(
         }
         if self.learning_rate == "auto":
             rate = auto_learning_rate(facts.parameters, lora=self.use_peft)
-            changes["learning_rate"] = self.tiny_learning_rate if facts.tiny else rate
+            changes["learning_rate"] = (
+                self.tiny_learning_rate if facts.tiny and not self.use_peft else rate
+            )
         return replace(self, **changes)
 
     def preference_rate(self, rate: float | Auto, facts: Facts) -> float:
@@ -171,12 +173,17 @@ class MethodConfig(
 
     @staticmethod
     def updated(stored: Mapping[str, Any]) -> Row:
-        """Return the options in the `config.yaml` of an earlier version under their present names."""
+        """Return the options of a `config.yaml` under their present names, to be compared."""
         row = dict(stored)
         steps = row.get("gradient_accumulation_steps")
         if "train_batch_size" not in row and steps and "per_device_train_batch_size" in row:
             row["train_batch_size"] = row["per_device_train_batch_size"] * steps
             row["gradient_accumulation_steps"] = None
+        if row.get("model") == "embedded":  # values of earlier versions that mean the same
+            if row.get("sampler_options") == {"batch_size": 512}:
+                row["sampler_options"] = {}
+            if row.get("validation_problems", 0) is None:
+                row["validation_problems"] = 500
         return row
 
     def refuse(self, *checks: tuple[str, bool, str]) -> None:

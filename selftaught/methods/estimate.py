@@ -6,6 +6,7 @@ The rates are measured on this machine, with some of the run's own prompts and t
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from statistics import fmean
 
 from selftaught.methods.run import Run
@@ -20,7 +21,7 @@ FIRST_PROMPTS, FIRST_TOKENS = 4, 8
 """Size of the first sample; its speed decides the size of the second."""
 PROMPTS, SECONDS = 512, 10.0
 """Maximum number of prompts of the second sample, and the most time that it should take."""
-MAX_PARAMETERS_ON_CPU = 2_000_000_000
+MAX_PARAMETERS_ON_CPU = 1_000_000_000
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,8 @@ class Cost:
     scored: int = 0
     """Completions that a verifier scores."""
 
+    without: str = ""
+    """What is not counted, in words."""
     rounds: int = 1
     """Number of equal parts after each of which the run may end, such as the iterations of STaR."""
 
@@ -43,6 +46,7 @@ class Cost:
         return Cost(
             self.completions + other.completions, self.examples + other.examples,
             self.tokens + other.tokens, self.scored + other.scored,
+            self.without or other.without,
         )  # fmt: skip
 
 
@@ -72,14 +76,15 @@ def time_lines(run: Run, cost: Cost) -> list[tuple[str, str]]:
         )
         if count
     ]
-    lines = [("At most", ", ".join(amounts))]
+    without = f" (without {cost.without})" if cost.without else ""
+    lines = [("At most", ", ".join(amounts) + without)]
     if why := why_not_measured(run):
         return [*lines, ("Time", f"not estimated: {why}")]
     try:
         rates = measured_rates(run)
     except RuntimeError as error:  # such as a lack of memory
         return [*lines, ("Time", f"not estimated: {' '.join(str(error).split())[:200]}")]
-    return [*lines, ("Time", in_words(cost, rates))]
+    return [*lines, ("Time", in_words(cost, rates) + without)]
 
 
 def in_words(cost: Cost, rates: Rates) -> str:
@@ -113,6 +118,8 @@ def why_not_measured(run: Run) -> str | None:
         )
     if run.config.launcher == "ray":
         return "rates are measured only on this machine, not on a Ray cluster"
+    if not Path(run.base).is_dir():
+        return "the model is not a folder on this machine, and a dry run downloads no weights"
     count = count_parameters(run.base)
     if count > MAX_PARAMETERS_ON_CPU and not has_accelerator():
         return f"this machine has no accelerator, and the model has {count / 1e9:.1f} billion parameters"
@@ -124,24 +131,14 @@ def measured_rates(run: Run) -> Rates:
     speed; nothing is stored."""
     from selftaught.training.timing import seconds_per_example
 
-    config, style = run.config, run.first_style
-    params = replace(run.params, n=1).for_prompt(style.stop, style.chat_template_kwargs)
-    sampler = run.engine.of(run.base)
-    first = [style(problem) for problem in _spread(run.train, FIRST_PROMPTS)]
-    short = replace(params, max_tokens=min(FIRST_TOKENS, params.max_tokens))
-    _timed(sampler, first[:1], replace(params, max_tokens=1))  # the first call takes longer
-    seconds, drawn = _timed(sampler, first, short)
-    affordable = int(SECONDS * sum(len(one.token_ids or ()) for one in drawn) / seconds)
-    count = min(PROMPTS, affordable // params.max_tokens)
-    if count > len(first):
-        prompts = [style(problem) for problem in _spread(run.train, count)]
-        seconds, drawn = _timed(sampler, prompts, params)
-    elif (tokens := min(params.max_tokens, affordable // len(first))) > short.max_tokens:
-        seconds, drawn = _timed(sampler, first, replace(params, max_tokens=tokens))
-    run.engine.close()
+    config = run.config
+    try:
+        seconds, drawn = _sampled(run)
+    finally:
+        run.engine.close()
     lengths = [len(one.token_ids or ()) for one in drawn]
     # A completion that was ended by a lower limit may be as long as the run's own limit.
-    whole = [params.max_tokens if one.finish_reason == "length" else n
+    whole = [run.params.max_tokens if one.finish_reason == "length" else n
              for one, n in zip(drawn, lengths, strict=True)]  # fmt: skip
     per_token = seconds / max(1, sum(lengths))
     mean = max(1.0, fmean(whole))
@@ -151,8 +148,27 @@ def measured_rates(run: Run) -> Rates:
         run.base, length=min(config.max_length, round(asked + mean)),
         device_batch=int(as_number(config.per_device_train_batch_size)),
         train_batch_size=int(as_number(config.train_batch_size)), bf16=config.bf16,
+        lora=config.use_peft,
     )  # fmt: skip
     return Rates(len(drawn), 1 / (per_token * mean), mean, 1 / per_example)
+
+
+def _sampled(run: Run) -> tuple[float, list[Completion]]:
+    """Return the seconds that sampling some of the run's prompts takes, and the completions."""
+    style = run.first_style
+    params = replace(run.params, n=1).for_prompt(style.stop, style.chat_template_kwargs)
+    sampler = run.engine.of(run.base)
+    first = [style(problem) for problem in _spread(run.train, FIRST_PROMPTS)]
+    short = replace(params, max_tokens=min(FIRST_TOKENS, params.max_tokens))
+    _timed(sampler, first[:1], replace(params, max_tokens=1))  # the first call takes longer
+    seconds, drawn = _timed(sampler, first, short)
+    affordable = int(SECONDS * sum(len(one.token_ids or ()) for one in drawn) / seconds)
+    count = min(PROMPTS, affordable // params.max_tokens)
+    if count > len(first):
+        return _timed(sampler, [style(one) for one in _spread(run.train, count)], params)
+    if (tokens := min(params.max_tokens, affordable // len(first))) > short.max_tokens:
+        return _timed(sampler, first, replace(params, max_tokens=tokens))
+    return seconds, drawn
 
 
 def _spread(problems: Sequence[Problem], count: int) -> Sequence[Problem]:

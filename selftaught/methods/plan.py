@@ -1,14 +1,17 @@
 """What a run would do: its plan, printed by `--dry-run`."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from math import ceil
+from typing import Any
 
 from selftaught.methods.config import MethodConfig, SeededConfig
 from selftaught.methods.estimate import Cost, time_lines
-from selftaught.methods.run import Run
+from selftaught.methods.run import Run, trainer_options
 from selftaught.metrics import wilson
 from selftaught.option_groups import as_number
 from selftaught.runs.folder import check_config
 from selftaught.samplers import as_seen
+from selftaught.training.trainer import shared_batch
 
 
 def plan(run: Run, work: Sequence[tuple[str, str]], cost: Cost, changeable: Sequence[str]) -> str:
@@ -70,30 +73,61 @@ FEW_TRAINING, FEW_TEST = 50, 100
 
 def batches(config: MethodConfig) -> str:
     """Describe the batch sizes, LoRA and other training options, for a dry run."""
-    device, steps = config.per_device_train_batch_size, config.accumulation
+    one_device = int(as_number(config.per_device_train_batch_size))
+    device, steps = shared_batch(one_device, config.accumulation, config.num_processes)
     processes = f" on {config.num_processes} processes" if config.num_processes > 1 else ""
     lora = f"; LoRA of rank {config.lora_r}" if config.use_peft else ""
     more = "".join(f"; {name} {value}" for name, value in config.training.items())
     return (
         f"{config.train_batch_size} examples per optimizer step: {device} per forward pass, "
-        f"{max(1, steps // config.num_processes)} accumulated{processes}{lora}{more}"
+        f"{steps} accumulated{processes}{lora}{more}"
     )
 
 
 def epochs_cost(config: SeededConfig, examples: int) -> int:
     """Return the number of training examples of one fine-tuning, counted once per pass."""
-    if config.max_steps > 0:
-        return config.max_steps * int(as_number(config.train_batch_size))
-    return round(config.num_train_epochs * examples)
+    return passes_cost(trainer_options(config), examples)
 
 
-def seed_cost(run: Run[SeededConfig], examples: int | None = None) -> Cost:
-    """Return the cost of the seed set and the fine-tuning on it, with its measurement."""
+def passes_cost(options: Mapping[str, Any], examples: int) -> int:
+    """Return the number of training examples of one training, counted once per pass.
+
+    Args:
+        options: training options under TRL's names.
+        examples: number of different examples.
+    """
+    if options.get("max_steps", -1) > 0:
+        size = options["per_device_train_batch_size"] * options["gradient_accumulation_steps"]
+        return options["max_steps"] * size
+    return ceil(options["num_train_epochs"] * examples)
+
+
+def preference_cost(options: Mapping[str, Any], pairs: int) -> int:
+    """Return the cost of a DPO training, in examples of supervised fine-tuning.
+
+    A pair has two completions, and the reference model scores both, which takes about a third of a
+    training step each.
+    """
+    return ceil(2 * (1 + 1 / 3) * passes_cost(options, pairs))
+
+
+def seed_size(run: Run[SeededConfig], problems: int) -> int:
+    """Return the largest number of examples that the seed set of so many problems can have."""
     own = any(problem.rationale is not None for problem in run.train)
-    drawn = 0 if own else len(run.train) * run.config.seed_samples
+    return problems if own else problems * run.config.seed_samples
+
+
+def seed_cost(run: Run[SeededConfig], problems: int | None = None) -> Cost:
+    """Return the cost of the seed set and the fine-tuning on it, with its measurement.
+
+    Args:
+        run: an opened run.
+        problems: number of training problems. None means all.
+    """
+    size = seed_size(run, len(run.train) if problems is None else problems)
+    own = any(problem.rationale is not None for problem in run.train)
     return Cost(
-        completions=drawn + len(run.test),
-        examples=epochs_cost(run.config, examples or max(drawn, len(run.train))),
+        completions=(0 if own else size) + len(run.test), examples=epochs_cost(run.config, size)
     )
 
 

@@ -20,7 +20,7 @@ from typing import Any, ClassVar, Self
 from selftaught.evaluation.evaluator import accuracy_of
 from selftaught.methods.config import Facts, SeededConfig, distinct_by_of
 from selftaught.methods.estimate import Cost
-from selftaught.methods.plan import epochs_cost, seed_cost, seed_work
+from selftaught.methods.plan import epochs_cost, seed_cost, seed_size, seed_work
 from selftaught.methods.run import (
     Run,
     distinct,
@@ -185,14 +185,13 @@ def work(run: Run[RftConfig]) -> list[tuple[str, str]]:
 def cost(run: Run[RftConfig]) -> Cost:
     """Return the amounts of work of a run, for a dry run."""
     config, problems = run.config, len(run.train)
-    gold = problems if run.train[0].rationale is not None else problems * config.seed_samples
-    ks = sorted(set(config.k))
-    models = [epochs_cost(config, gold + k * problems) for k in ks]
+    others = seed_size(run, problems) + len(run.read["pooled"])
+    models = [epochs_cost(config, others + k * problems) for k in sorted(set(config.k))]
     if config.baselines:
         models += 3 * models[-1:]
     first = Cost() if config.generator else seed_cost(run)
     return first + Cost(
-        completions=max(ks) * problems + len(models) * len(run.test), examples=sum(models)
+        completions=max(config.k) * problems + len(models) * len(run.test), examples=sum(models)
     )
 
 

@@ -16,7 +16,7 @@ import shutil
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from math import ceil
+from math import ceil, log
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
@@ -73,6 +73,7 @@ from selftaught.training import Training
 from selftaught.training.launch import PLACE
 
 PAPER = "Zelikman et al. 2022, arXiv:2203.14465"
+MAX_STEPS = 10**9
 PAPER_STEPS, PAPER_BATCH = 40, 80
 """Optimizer steps of the first iteration (Section 4.1), and examples per step (Appendix H)."""
 
@@ -195,7 +196,14 @@ class StarConfig(MethodConfig):
         """Return the optimizer steps of an iteration, counted from 1; -1 with "epochs"."""
         match self.schedule:
             case "grow":
-                return int(as_number(self.start_steps) * self.grow_steps ** (iteration - 1))
+                # Beyond a billion steps the number no longer matters, and a float would overflow.
+                growth = min((iteration - 1) * log(self.grow_steps), log(MAX_STEPS))
+                steps = (
+                    as_number(self.start_steps) * self.grow_steps ** (iteration - 1)
+                    if growth < log(MAX_STEPS)
+                    else MAX_STEPS
+                )
+                return int(min(steps, MAX_STEPS))
             case "add":
                 return int(as_number(self.start_steps)) + self.add_steps * (iteration - 1)
             case "epochs":
@@ -427,8 +435,8 @@ def work(star: Star) -> list[tuple[str, str]]:
          f"{again}"),
         ("Training", f"iteration 1: {steps} with {config.train_batch_size} examples each, from "
          f"{'the base model' if config.from_base else 'the previous model'}, "
-         f"learning rate {config.learning_rate:g}"),
-        ("Length", f"at most {config.iterations} iterations; stops after {config.patience} without a gain"),
+         f"learning rate {config.learning_rate:g} after a warm-up of {config.warmup_steps} steps"),
+        ("Length", f"at most {counted(config.iterations, 'iteration')}; stops after {config.patience} without a gain"),
         ("Work", f"per iteration up to {asked * (1 + config.rationalization)} completions for training "
          f"and {len(star.validation)} for validation; {every} optimizer steps in total"),
     ]  # fmt: skip
@@ -438,14 +446,16 @@ def cost(star: Star) -> Cost:
     """Return the amounts of work of a run, for a dry run."""
     config, drawn = star.config, len(star.problems(1)) * star.config.n
     each = drawn * (1 + config.rationalization) + len(star.validation)
-    trained = sum(
+    trained = [
         config.steps(at) * int(as_number(config.train_batch_size)) if config.schedule != "epochs"
-        else round(config.num_train_epochs * drawn)
+        else ceil(config.num_train_epochs * drawn * (1 + config.rationalization))
         for at in range(1, config.iterations + 1)
-    )  # fmt: skip
+    ]  # fmt: skip
     tests = (2 + 2 * config.baselines) * len(star.test)
     completions = config.iterations * each + len(star.validation) + tests
-    return Cost(completions, trained, rounds=config.iterations)
+    # Fine-tuning on direct answers has as many steps as the best model.
+    direct = (trained[-1] if config.from_base else sum(trained)) if config.baselines else 0
+    return Cost(completions, sum(trained) + direct, rounds=config.iterations)
 
 
 def _base_row(star: Star) -> Row:

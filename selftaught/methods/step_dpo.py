@@ -23,7 +23,13 @@ from typing import Any
 from selftaught.evaluation.evaluator import accuracy_of
 from selftaught.methods.config import distinct_by_of
 from selftaught.methods.estimate import Cost
-from selftaught.methods.plan import epochs_cost, seed_work
+from selftaught.methods.plan import (
+    epochs_cost,
+    preference_cost,
+    seed_cost,
+    seed_size,
+    seed_work,
+)
 from selftaught.methods.run import (
     Run,
     distinct,
@@ -57,7 +63,6 @@ from selftaught.methods.step_values import (
     samples,
     valued,
 )
-from selftaught.option_groups import as_number
 from selftaught.records import (
     Example,
     Rollout,
@@ -152,23 +157,22 @@ def work(run: Run[StepDpoConfig]) -> list[tuple[str, str]]:
 def cost(run: Run[StepDpoConfig]) -> Cost:
     """Return the amounts of work of a run, for a dry run."""
     config, tests = run.config, len(run.test)
-    found = Cost()
+    methods = dict.fromkeys(config.methods)
+    if config.start == "rft":
+        methods["rft"] = None
+    valued = config.wrong_per_problem
+    valued += config.right_per_problem if "advantage" in methods else 0
+    found = sum((seed_cost(run, count) for count in config.sft_sizes), Cost())
     for count in _sizes(run):
-        wrong = count * config.wrong_per_problem
-        drawn = count * config.n + wrong * config.most_steps * config.best_of * config.repeats
-        found += Cost(completions=drawn + (1 + len(config.methods)) * tests,
-                      examples=epochs_cost(config, count))  # fmt: skip
-        for method in config.methods:
+        onward = count * valued * config.most_steps * config.best_of * config.repeats
+        found += seed_cost(run, count)
+        found += Cost(completions=count * config.n + onward + len(methods) * tests)
+        for method in methods:
             if method in ("rft", "advantage"):
-                found += Cost(examples=epochs_cost(config, count * (1 + config.n)))
-            elif config.dpo_max_steps > 0:
-                found += Cost(
-                    examples=2 * config.dpo_max_steps * int(as_number(config.train_batch_size))
-                )
+                learned = epochs_cost(config, seed_size(run, count) + count * config.n)
             else:
-                found += Cost(examples=2 * round(config.dpo_epochs * wrong))
-    for count in config.sft_sizes:
-        found += Cost(completions=tests, examples=epochs_cost(config, count))
+                learned = preference_cost(_dpo_options(config), count * config.wrong_per_problem)
+            found += Cost(examples=learned)
     return found
 
 

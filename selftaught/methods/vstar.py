@@ -32,7 +32,14 @@ from selftaught.evaluation.candidates import (
 from selftaught.evaluation.evaluator import accuracy_of
 from selftaught.methods.config import Facts, SeededConfig, at_least
 from selftaught.methods.estimate import Cost
-from selftaught.methods.plan import epochs_cost, seed_cost, seed_work
+from selftaught.methods.plan import (
+    epochs_cost,
+    passes_cost,
+    preference_cost,
+    seed_cost,
+    seed_size,
+    seed_work,
+)
 from selftaught.methods.run import (
     Run,
     fit,
@@ -55,7 +62,7 @@ from selftaught.methods.run import (
     write_options,
     write_summary,
 )
-from selftaught.option_groups import Auto, as_number
+from selftaught.option_groups import Auto
 from selftaught.records import Example, Preference, Rollout, plain_fields, write_atomically
 from selftaught.reports.method_page import shown
 from selftaught.reports.vstar_page import report
@@ -227,23 +234,28 @@ def work(run: Run[VstarConfig]) -> list[tuple[str, str]]:
 def cost(run: Run[VstarConfig]) -> Cost:
     """Return the amounts of work of a run, for a dry run."""
     config, problems, tests = run.config, len(run.train), len(run.test)
-    each = config.k * problems
-    trained = sum(
-        epochs_cost(config, problems + at * each) for at in range(1, config.iterations + 1)
-    )
-    # Each verifier sees both completions of a pair, and its reference model scores them once.
-    pairs = problems * min(
-        config.pairs_per_problem or each, (config.k * config.iterations) ** 2 // 4
-    )
-    if config.verifier_max_steps > 0:
-        pairs = config.verifier_max_steps * int(as_number(config.train_batch_size))
+    each, seeds = config.k * problems, seed_size(run, problems)
+    everything = seeds + config.iterations * each
+    trained = sum(epochs_cost(config, seeds + at * each) for at in range(1, config.iterations + 1))
+    # The number of pairs is largest where half of a problem's completions are correct.
+    per_problem = (config.iterations * config.k + seeds // problems) ** 2 // 4
+    pairs = problems * min(config.pairs_per_problem or per_problem, per_problem)
+    verifier = preference_cost(_verifier_options(config), pairs)
     verifiers = config.iterations if config.table else 1
-    generators = config.iterations + 1 if config.table else 1
-    candidates = generators * config.candidates * tests
-    return seed_cost(run) + Cost(
+    candidates = (config.iterations + 1 if config.table else 1) * config.candidates * tests
+    found = seed_cost(run) + Cost(
         completions=config.iterations * (each + tests) + candidates,
-        examples=trained + 2 * verifiers * round(config.verifier_epochs * pairs),
+        examples=trained + verifiers * verifier,
         scored=verifiers * candidates,
+    )
+    if not config.baselines:
+        return found
+    more = config.candidates * tests
+    outcome = passes_cost(_outcome_options(config), everything)
+    return found + Cost(
+        completions=config.iterations * each + tests + 2 * more,
+        examples=epochs_cost(config, everything) + verifier + outcome,
+        scored=3 * more,
     )
 
 

@@ -125,7 +125,8 @@ def check_config(
         config: The configuration as plain values. A value of "auto" is not compared.
         changeable: Fields that may differ from the stored ones, because no stored result depends on
             them.
-        update: Returns the stored configuration of an earlier version under the present names.
+        update: Applied to both configurations before they are compared; it gives the fields of
+            earlier versions their present names.
 
     Raises:
         ValueError: The stored configuration differs, or stored rollouts were graded with other
@@ -136,6 +137,7 @@ def check_config(
     _refuse_other_grading(folder)
     path = folder / "config.yaml"
     if path.exists():
+        config = update(config)
         stored = dict(update(yaml.safe_load(path.read_text(encoding="utf-8")) or {}))
         stored.setdefault("method", config.get("method"))  # earlier versions did not write it
         differing = [

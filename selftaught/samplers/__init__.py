@@ -134,7 +134,9 @@ def _check(name: str, options: Mapping[str, object], here: bool, near: Sequence[
 
 
 def _no_sampler(name: str) -> ValueError:
-    close = get_close_matches(name, SAMPLERS, n=1)
+    if name == "quiet":
+        return ValueError("The sampler 'quiet' works with `sample` and `evaluate` only.")
+    close = get_close_matches(name, (*SAMPLERS, "quiet"), n=1)
     hint = f" Did you mean {close[0]!r}?" if close else ""
     return ValueError(f"No sampler is called {name!r}; there are: {', '.join(SAMPLERS)}.{hint}")
 

@@ -159,7 +159,10 @@ def stored_parameters(folder: Path) -> int:
         files = [] if weights is None else [weights]
     else:
         files = [folder / shard for shard in set(_json_object(weights)["weight_map"].values())]
-    return sum(math.prod(shape) for file in files for shape in read_header(file).values())
+    shapes = {name: shape for file in files for name, shape in read_header(file).items()}
+    if _json_object(folder / "config.json").get("tie_word_embeddings"):
+        shapes.pop("lm_head.weight", None)  # some folders contain tied weights twice
+    return sum(math.prod(shape) for shape in shapes.values())
 
 
 def _weights_of(folder: Path) -> Path | None:

@@ -61,6 +61,8 @@ def given_batches(
     """
     if steps is None:
         return whole, device
+    if steps < 1:
+        raise ValueError(f"gradient_accumulation_steps must be at least 1; got {steps}.")
     device = 8 if device == "auto" else device  # the default of transformers
     product = device * steps * num_processes
     if whole not in ("auto", product):
@@ -73,29 +75,37 @@ def given_batches(
 
 
 def auto_batches(
-    whole: int | Auto, device: int | Auto, num_processes: int, parameters: int, suggested: int
+    whole: int | Auto, device: int | Auto, parameters: int, suggested: int
 ) -> tuple[int, int]:
     """Return the global batch size and the number of examples per device and forward pass.
 
+    They do not depend on the number of processes, so that a run can be continued with another one;
+    with so many processes that a device has fewer examples, it takes these at once.
+
     Args:
-        whole, device, num_processes: see `given_batches`.
+        whole, device: see `given_batches`.
         parameters: number of parameters of the model. A forward pass has at most 64 examples for
             a model of a million, 16 for 300 million, 8 for 3 billion, and 2 for more than 15
             billion parameters.
-        suggested: global batch size where `whole` is "auto"; it is rounded to a multiple of the
-            number of examples of one forward pass on all devices.
+        suggested: global batch size where `whole` is "auto"; it is rounded to a multiple of
+            `device`.
 
     Raises:
-        ValueError: the global batch size is no multiple of that of a device.
+        ValueError: a size is below 1, or the global batch size is no multiple of that of a device.
     """
+    given: dict[str, int | Auto] = {
+        "train_batch_size": whole,
+        "per_device_train_batch_size": device,
+    }
+    for name, size in given.items():
+        if size != "auto" and size < 1:
+            raise ValueError(f'{name} must be at least 1, or "auto"; got {size}.')
     if whole == "auto":
-        at_once = num_processes * (1 if device == "auto" else device)
-        whole = at_once * max(1, round(suggested / at_once))
+        each = 1 if device == "auto" else device
+        whole = each * max(1, round(suggested / each))
     if device == "auto":
-        # A batch that the processes cannot share is refused when they are launched.
-        share = whole // num_processes if whole % num_processes == 0 else whole
-        most = min(share, DEVICE_BATCHES[bisect_right(SIZES, parameters)])
-        device = max(size for size in range(1, most + 1) if share % size == 0)
+        most = min(whole, DEVICE_BATCHES[bisect_right(SIZES, parameters)])
+        device = max(size for size in range(1, most + 1) if whole % size == 0)
     if whole % device:
         raise ValueError(
             f"train_batch_size must be a multiple of per_device_train_batch_size, {device}; got "

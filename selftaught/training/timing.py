@@ -13,7 +13,13 @@ def has_accelerator() -> bool:
 
 
 def seconds_per_example(
-    model: str, *, length: int, device_batch: int, train_batch_size: int, bf16: bool = False
+    model: str,
+    *,
+    length: int,
+    device_batch: int,
+    train_batch_size: int,
+    bf16: bool = False,
+    lora: bool = False,
 ) -> float:
     """Return the seconds of training for each example, measured with one step on random tokens.
 
@@ -26,15 +32,20 @@ def seconds_per_example(
         device_batch: number of examples per forward pass.
         train_batch_size: number of examples per optimizer step.
         bf16: the forward pass is computed in bfloat16.
+        lora: an adapter is trained. Its step is measured as one that trains the input embeddings
+            alone: gradients pass through all layers, and the other weights have none.
     """
     device = torch.accelerator.current_accelerator() if has_accelerator() else None
     where = str(device or "cpu")
     loaded = load_plain_model(model, dtype=torch.float32).to(where).train()
+    if lora:
+        loaded.requires_grad_(False)
+        loaded.get_input_embeddings().requires_grad_(True)
     vocabulary: int = loaded.get_input_embeddings().weight.shape[0]
     # On a processor, one example takes about as long alone as in a batch.
     count = device_batch if device else 1
     tokens = torch.randint(vocabulary, (count, length), device=where)
-    optimizer = torch.optim.AdamW(loaded.parameters(), lr=0.0)
+    optimizer = torch.optim.AdamW([one for one in loaded.parameters() if one.requires_grad], lr=0.0)
     seconds = []
     for _ in range(2):
         started = time.perf_counter()
