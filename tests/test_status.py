@@ -80,6 +80,25 @@ def test_the_given_reporter_is_called_too(tmp_path: Path):
     assert rows == [{"name": "SFT"}]
 
 
+def test_a_refused_command_leaves_the_status_of_a_finished_run(tmp_path: Path):
+    path = tmp_path / "status.json"
+    with tracked_status(path, "STaR") as reporter, reporter.progress("sampling", 2):
+        pass
+    before = path.read_bytes()
+    with pytest.raises(ValueError, match="other settings"), tracked_status(path, "STaR"):
+        raise ValueError("other settings")
+    found = json.loads(path.read_bytes())
+    assert found["state"] == "done"
+    assert found | {"updated": 0} == json.loads(before) | {"updated": 0}
+    with (
+        pytest.raises(ValueError, match="while sampling"),
+        tracked_status(path, "STaR") as reporter,
+        reporter.progress("sampling", 2),
+    ):
+        raise ValueError("while sampling")
+    assert json.loads(path.read_bytes())["state"] == "failed"
+
+
 def test_a_run_without_a_status_is_refused_in_words(tmp_path: Path):
     with pytest.raises(ValueError, match=r"status\.json; there is none"):
         read_status(tmp_path)

@@ -67,6 +67,8 @@ class Status:
         before = None
         with suppress(ValueError, OSError):
             before = read_json(path)
+        self._before: StatusRow | None = before
+        self._staged = False
         self._status: StatusRow = {
             "method": method, "state": "running", "stage": None,
             "iteration": (before or {}).get("iteration"), "done": 0,
@@ -90,6 +92,7 @@ class Status:
         The items are samples, or optimizer steps in a training stage.
         """
         with self._lock:
+            self._staged = True
             self._points = deque()
             self._status.update({
                 "stage": name, "done": 0, "total": total or None, "per_second": None,
@@ -123,6 +126,11 @@ class Status:
     def end(self, state: State, error: str | None = None) -> None:
         """Record how the run ended."""
         with self._lock:
+            before = self._before
+            if state == "failed" and not self._staged and before and before.get("state") == "done":
+                self._status = before  # a refused command leaves a finished run as it was
+                self._write()
+                return
             self._status["state"] = state
             if error is not None:
                 self._status["last_error"] = error
