@@ -32,7 +32,7 @@ def star(capsys, folder: Path, model: Path | str, questions: Path, *more: str) -
 
 
 @pytest.mark.parametrize(
-    ("content", "told"),
+    ("content", "message_text"),
     [
         (b"", "is empty: expected at least one row"),
         (b'{"question": "a?", "solution": "1"}\n', "solution"),
@@ -43,12 +43,14 @@ def star(capsys, folder: Path, model: Path | str, questions: Path, *more: str) -
     ],
     ids=["empty", "missing column", "broken JSON", "not UTF-8", "no object", "gold that is no number"],
 )  # fmt: skip
-def test_a_question_file_that_cannot_be_used(content, told, tmp_path, tiny_model_dir, capsys):
+def test_a_question_file_that_cannot_be_used(
+    content, message_text, tmp_path, tiny_model_dir, capsys
+):
     path = tmp_path / "questions.jsonl"
     path.write_bytes(content)
     code, words = star(capsys, tmp_path, tiny_model_dir, path)
     assert code == 2
-    assert told in words
+    assert message_text in words
     assert "questions.jsonl" in words
 
 
@@ -174,8 +176,8 @@ def test_the_dry_run_shows_the_first_prompt_and_writes_nothing(tmp_path, tiny_mo
         ["star", "--model", str(tiny_model_dir), "--task", "question_file", "--dry-run",
          "--task_options.path", str(questions), "--out", str(tmp_path / "run")]
     )  # fmt: skip
-    told = capsys.readouterr().out
+    message_text = capsys.readouterr().out
     assert code == 0
-    assert "\nQ: What is " in told
-    assert "?\nA:\n" in told
+    assert "\nQ: What is " in message_text
+    assert "?\nA:\n" in message_text
     assert not (tmp_path / "run").exists()

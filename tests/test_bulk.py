@@ -72,15 +72,17 @@ def orders() -> list[tuple[str, ...]]:
 @pytest.mark.parametrize("workers", [1, 2])
 def test_stores_are_graded_as_all_at_once(tmp_path: Path, workers: int):
     made = rollouts(60)
-    told = grade_stores(
+    message_text = grade_stores(
         stores(tmp_path, made), tmp_path / "g" / "g.jsonl", "arithmetic", {}, workers=workers
     )
     graded = grade(made, open_task("arithmetic"))
     write_jsonl(tmp_path / "naive.jsonl", graded)
     assert (tmp_path / "g" / "g.jsonl").read_bytes() == (tmp_path / "naive.jsonl").read_bytes()
     assert read_rollouts(tmp_path / "g" / "g.jsonl") == graded
-    assert told == {name: [one.outcome for one in graded].count(name) for name in told}
-    assert sum(told.values()) == 60
+    assert message_text == {
+        name: [one.outcome for one in graded].count(name) for name in message_text
+    }
+    assert sum(message_text.values()) == 60
     assert [path.name for path in (tmp_path / "g").iterdir()] == ["g.jsonl"]
 
 
@@ -171,11 +173,14 @@ def test_a_line_that_is_no_rollout_is_named_and_nothing_half_is_left(tmp_path: P
     paths, out = stores(tmp_path, rollouts(30)), tmp_path / "out.jsonl"
     out.write_text("as it was")
     lines = paths[1].read_bytes().splitlines(keepends=True)
-    for bad, told in ((b"garbage\n", "expected one JSON object"), (b"{}\n", "expected a rollout")):
+    for bad, message_text in (
+        (b"garbage\n", "expected one JSON object"),
+        (b"{}\n", "expected a rollout"),
+    ):
         paths[1].write_bytes(b"".join([*lines[:6], bad, *lines[6:]]))
-        with pytest.raises(ValueError, match=f"store 1.jsonl, line 7: {told}"):
+        with pytest.raises(ValueError, match=f"store 1.jsonl, line 7: {message_text}"):
             grade_stores(paths, out, "arithmetic", {}, workers=workers)
-        with pytest.raises(ValueError, match=f"store 1.jsonl, line 7: {told}"):
+        with pytest.raises(ValueError, match=f"store 1.jsonl, line 7: {message_text}"):
             choose(paths, out, ["sound"], STYLE, workers=workers)
     with pytest.raises(ValueError, match="Expected graded rollouts"):
         choose(paths, out, ["correct"], STYLE, workers=workers)
@@ -213,8 +218,10 @@ def test_proofs_are_made_in_processes_of_the_processes(tmp_path: Path, answer: s
     text = "\\boxed{\\frac{1+x}{2}}" if answer == "x" else "\\boxed{x+x+7}"
     made = [Rollout(problem, "Q", text, "stop", "m", index) for index in range(4)]
     write_jsonl(tmp_path / "r.jsonl", made)
-    told = grade_stores([tmp_path / "r.jsonl"], tmp_path / "g", "competition_math", {}, workers=2)
-    assert told == {"right" if answer == "x" else "wrong": 4}
+    message_text = grade_stores(
+        [tmp_path / "r.jsonl"], tmp_path / "g", "competition_math", {}, workers=2
+    )
+    assert message_text == {"right" if answer == "x" else "wrong": 4}
     assert {one.decided_by for one in read_rollouts(tmp_path / "g")} == {"symbolically_equal"}
 
 
@@ -238,8 +245,8 @@ params = SamplingParams(n=8, temperature=1.0)
 sampler.asked = type("Forgetful", (list,), {"append": lambda self, prompt: None})()
 assert fill(sampler, problems, style, params, store=folder / "r.jsonl") == rows
 assert fill(sampler, problems, style, params, store=folder / "r.jsonl") == rows
-told = grade_stores([folder / "r.jsonl"], folder / "g.jsonl", "arithmetic", {}, workers=2)
-assert sum(told.values()) == rows
+graded = grade_stores([folder / "r.jsonl"], folder / "g.jsonl", "arithmetic", {}, workers=2)
+assert sum(graded.values()) == rows
 kept, seen = choose([folder / "g.jsonl"], folder / "e.jsonl", ["correct", "sound", "distinct"],
                     PromptStyle("bare"), workers=2)
 assert seen == rows and kept
@@ -250,7 +257,7 @@ print(json.dumps([own / 1024, resource.getrusage(resource.RUSAGE_CHILDREN).ru_ma
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(sys.platform != "linux", reason="memory is told in other units")
+@pytest.mark.skipif(sys.platform != "linux", reason="memory is reported in other units")
 def test_fifty_thousand_rollouts_take_the_memory_of_a_few(tmp_path: Path):
     """Read at once they took 7 kB each, 350 MB."""
     done = subprocess.run(

@@ -115,11 +115,13 @@ def store(tmp_path: Path) -> Path:
 
 def test_stored_completions_are_shown_by_outcome_and_problem(store: Path, capsys):
     assert main(["show", str(store), "--outcome", "wrong", "-n", "2"]) == 0
-    told = capsys.readouterr().out
-    assert "p5 · wrong" in told and "p6 · wrong" in told and "p8" not in told
-    assert "gold: 7   answer: 5" in told and "shot" not in told
-    assert "\x1b" not in told  # control characters are spelled out
-    assert "2 completions shown; 1 more" in told
+    message_text = capsys.readouterr().out
+    assert (
+        "p5 · wrong" in message_text and "p6 · wrong" in message_text and "p8" not in message_text
+    )
+    assert "gold: 7   answer: 5" in message_text and "shot" not in message_text
+    assert "\x1b" not in message_text  # control characters are spelled out
+    assert "2 completions shown; 1 more" in message_text
     assert main(["show", str(store.parent.parent), "--problem", "p7"]) == 0
     assert "p7 · right" in capsys.readouterr().out
 
@@ -147,7 +149,7 @@ def test_a_comparison_may_return_a_bool(tmp_path: Path):
 
 
 @pytest.mark.parametrize(
-    ("given", "told"),
+    ("given", "message_text"),
     [
         (["rft", "--training.max_steps", "1"], "Give --max-steps instead"),
         (["star", "--training.learning_rate", "0.5"], "Give --learning-rate instead"),
@@ -155,11 +157,11 @@ def test_a_comparison_may_return_a_bool(tmp_path: Path):
     ],
 )
 def test_an_option_is_not_overridden_without_a_word(
-    given: list[str], told: str, tmp_path: Path, monkeypatch, capsys
+    given: list[str], message_text: str, tmp_path: Path, monkeypatch, capsys
 ):
     monkeypatch.chdir(tmp_path)
     assert main([*given, *(["--dry-run"] if given[0] != "train" else [])]) == 2
-    assert told in capsys.readouterr().err
+    assert message_text in capsys.readouterr().err
 
 
 def test_nested_options_of_a_task_are_numbers_where_they_look_so(capsys):

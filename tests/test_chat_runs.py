@@ -51,7 +51,7 @@ def test_a_dry_run_shows_the_chat_prompt_with_its_instruction(tmp_path: Path, ca
 
 
 @pytest.mark.parametrize(
-    ("template", "options", "told"),
+    ("template", "options", "message_text"),
     [
         (CHATML, OFF, "does not use enable_thinking"),
         (NO_SYSTEM, ["--system-prompt", "Be brief."], "System role not supported"),
@@ -60,12 +60,12 @@ def test_a_dry_run_shows_the_chat_prompt_with_its_instruction(tmp_path: Path, ca
     ],
 )  # fmt: skip
 def test_what_cannot_be_learned_is_refused_by_a_dry_run(
-    tmp_path: Path, capsys, template: str, options: list[str], told: str
+    tmp_path: Path, capsys, template: str, options: list[str], message_text: str
 ):
     model = chat_model(tmp_path / "m", template)
     asked = ["star", "--model", str(model), *questions(tmp_path), "--dry-run", *options]
     assert main(asked) == 2
-    assert told in capsys.readouterr().err
+    assert message_text in capsys.readouterr().err
 
 
 def test_rationales_without_a_thought_are_not_taught_inside_one(tmp_path: Path, capsys):

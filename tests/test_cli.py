@@ -46,40 +46,42 @@ def test_help_comes_within_a_second_and_without_torch(command: str, tmp_path: Pa
 
 
 def test_every_option_of_star_says_what_it_is_and_where_it_comes_from(tmp_path: Path):
-    told = " ".join(run("star", "--help", cwd=tmp_path).stdout.split())
-    assert told.count("--") > 40
+    message_text = " ".join(run("star", "--help", cwd=tmp_path).stdout.split())
+    assert message_text.count("--") > 40
     for source in ("Section 4.1", "Section 3.2", "Appendix H", "Section 4.3"):
-        assert source in told
+        assert source in message_text
 
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_help_is_one_usage_line_and_groups_of_options(command: str, tmp_path: Path):
     """The format is that of the style guide; the names and defaults are those of the dataclasses."""
-    told = run(command, "--help", cwd=tmp_path).stdout
-    usage, blank, about, *rest = told.splitlines()
+    message_text = run(command, "--help", cwd=tmp_path).stdout
+    usage, blank, about, *rest = message_text.splitlines()
     assert usage.startswith(f"usage: selftaught {command}")
     assert blank == "" and about.endswith(".")
     assert all(len(line) <= 100 for line in rest)
-    assert not re.search(r"--[a-z-]+_[a-z]+ ", told.replace("`", " "))  # one spelling is shown
-    assert "(type:" not in told and "NoneType" not in told
+    assert not re.search(
+        r"--[a-z-]+_[a-z]+ ", message_text.replace("`", " ")
+    )  # one spelling is shown
+    assert "(type:" not in message_text and "NoneType" not in message_text
     for line in rest:
         assert not line or line.startswith((" ", "See ")) or line.endswith(":")
 
 
 def test_the_groups_of_a_method_are_those_of_its_dataclasses(tmp_path: Path):
-    told = run("star", "--help", cwd=tmp_path).stdout
-    found = re.findall(r"^([A-Za-z ]+):$", told, re.MULTILINE)
+    message_text = run("star", "--help", cwd=tmp_path).stdout
+    found = re.findall(r"^([A-Za-z ]+):$", message_text, re.MULTILINE)
     assert found == [
         "STaR", "model and task", "prompt", "sampling", "selection", "training", "launching", "run",
         "options",
     ]  # fmt: skip
-    assert "--rationalization, --no-rationalization" in told
-    assert "--learning-rate FLOAT" in told
+    assert "--rationalization, --no-rationalization" in message_text
+    assert "--learning-rate FLOAT" in message_text
     assert "--k INT [INT ...]" in run("rft", "--help", cwd=tmp_path).stdout
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "message_text"),
     [
         (["star", "--itertions", "1"], "Did you mean --iterations?"),
         (["star", "--no-rationalisation"], "Did you mean --rationalization?"),
@@ -91,7 +93,7 @@ def test_the_groups_of_a_method_are_those_of_its_dataclasses(tmp_path: Path):
     ],
 )
 def test_a_misspelled_name_gets_a_suggestion(
-    arguments: list[str], told: str, tmp_path: Path, monkeypatch, capsys
+    arguments: list[str], message_text: str, tmp_path: Path, monkeypatch, capsys
 ):
     monkeypatch.chdir(tmp_path)
     try:
@@ -99,7 +101,7 @@ def test_a_misspelled_name_gets_a_suggestion(
     except SystemExit as stop:
         code = stop.code
     assert code == 2
-    assert told in capsys.readouterr().err
+    assert message_text in capsys.readouterr().err
 
 
 def test_tasks_and_the_options_of_each_are_listed(tmp_path: Path, capsys):
@@ -108,9 +110,11 @@ def test_tasks_and_the_options_of_each_are_listed(tmp_path: Path, capsys):
     assert names == list(TASKS)
     for name in names:
         assert main(["tasks", name]) == 0
-        told = capsys.readouterr().out
+        message_text = capsys.readouterr().out
         for option in signature(_opener(name)).parameters:
-            found = re.search(rf"--task-options\.{option.replace('_', '-')} \S+\s+(\S.*)", told)
+            found = re.search(
+                rf"--task-options\.{option.replace('_', '-')} \S+\s+(\S.*)", message_text
+            )
             assert found and len(found[1].split()) > 1, option
 
 
@@ -220,7 +224,7 @@ def test_options_of_samplers_are_checked_before_work(
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "message_text"),
     [
         (["star", "--no_such_option", "1"], "no-such-option"),
         (["rft", "--k", "1,4"], "separated by spaces: --k 1 4; got '1,4'"),
@@ -234,7 +238,7 @@ def test_options_of_samplers_are_checked_before_work(
     ],
 )
 def test_bad_arguments_are_explained_with_code_2(
-    arguments: list[str], told: str, tmp_path: Path, monkeypatch, capsys
+    arguments: list[str], message_text: str, tmp_path: Path, monkeypatch, capsys
 ):
     monkeypatch.chdir(tmp_path)
     try:
@@ -242,7 +246,7 @@ def test_bad_arguments_are_explained_with_code_2(
     except SystemExit as stop:
         code = stop.code
     assert code == 2
-    assert told in capsys.readouterr().err
+    assert message_text in capsys.readouterr().err
 
 
 def test_what_is_true_or_false_may_be_said_in_three_ways(tmp_path: Path, monkeypatch, capsys):
@@ -259,9 +263,9 @@ def test_what_is_true_or_false_may_be_said_in_three_ways(tmp_path: Path, monkeyp
     with pytest.raises(SystemExit) as stop:
         main(given)
     assert stop.value.code == 0
-    told = capsys.readouterr().out
+    message_text = capsys.readouterr().out
     for setting in ("table: false", "baselines: true", "distinct: false", "bf16: true"):
-        assert setting in told
+        assert setting in message_text
 
 
 @pytest.mark.slow

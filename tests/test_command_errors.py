@@ -87,7 +87,7 @@ def test_a_grading_worker_that_cannot_start_is_said_in_words(tmp_path: Path):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "message_text"),
     [
         (["star", *SMALL, "--sampler_options.batch_size", "many"], "'batch_size' of the sampler 'transformers' must be int or null; got 'many'"),
         (["star", *SMALL, "--sampler_options.dtype", "banana"], "must be 'auto' or 'float32' or 'bfloat16'"),
@@ -107,12 +107,12 @@ def test_a_grading_worker_that_cannot_start_is_said_in_words(tmp_path: Path):
     ],
 )  # fmt: skip
 def test_an_option_of_another_type_is_refused_by_name(
-    arguments: list[str], told: str | None, tmp_path: Path, monkeypatch, capsys
+    arguments: list[str], message_text: str | None, tmp_path: Path, monkeypatch, capsys
 ):
     monkeypatch.chdir(tmp_path)
     assert main(arguments) == 2
     printed = capsys.readouterr().err
-    assert told is None or told in printed
+    assert message_text is None or message_text in printed
     assert "did not expect" not in printed
 
 
@@ -140,8 +140,8 @@ def test_a_full_disk_names_the_path_and_ends_the_status(limit: int, tmp_path: Pa
     assert done.returncode == 2
     assert "r.jsonl" in done.stderr and "repeat the command" in done.stderr
     assert "Traceback" not in done.stderr
-    told = json.loads((tmp_path / "r.jsonl.status.json").read_text())
-    assert told["state"] == "failed"
+    message_text = json.loads((tmp_path / "r.jsonl.status.json").read_text())
+    assert message_text["state"] == "failed"
     done = run("sample", *many, "--out", "r.jsonl", cwd=tmp_path)
     assert done.returncode == 0 and "300 rollouts" in done.stdout
 
@@ -173,6 +173,9 @@ def test_ctrl_c_is_quiet_at_any_moment(module: str, tmp_path: Path):
         assert process.stdout is not None and process.stdout.read(7) == b"started"
         time.sleep(after)
         process.send_signal(signal.SIGINT)
-        _, told = process.communicate(timeout=60)
-        assert process.returncode == 130, (after, told)
-        assert told.startswith(b"Interrupted.") and told.count(b"\n") == 1, (after, told)
+        _, message_text = process.communicate(timeout=60)
+        assert process.returncode == 130, (after, message_text)
+        assert message_text.startswith(b"Interrupted.") and message_text.count(b"\n") == 1, (
+            after,
+            message_text,
+        )

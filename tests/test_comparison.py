@@ -9,11 +9,13 @@ def row(name: str, sampled: int, steps: int = 50, budget: int = 60_000) -> dict:
 
 def test_a_method_that_drew_more_or_less_than_the_budget_is_named():
     """The numbers of a run at 60,000 tokens: 66,999 is 112%, 27,216 is 45%, 59,863 is within a tenth."""
-    told = budget_notes([row("RFT", 59_863), row("V-STaR", 66_999), row("per-step DPO", 27_216, 1)])
-    assert "V-STaR sampled 66,999 tokens, 112% of the budget of 60,000." in told
-    assert "per-step DPO sampled 27,216 tokens, 45% of the budget" in told
-    assert "per-step DPO's last training had only 1 optimizer step." in told
-    assert "RFT" not in told
+    message_text = budget_notes(
+        [row("RFT", 59_863), row("V-STaR", 66_999), row("per-step DPO", 27_216, 1)]
+    )
+    assert "V-STaR sampled 66,999 tokens, 112% of the budget of 60,000." in message_text
+    assert "per-step DPO sampled 27,216 tokens, 45% of the budget" in message_text
+    assert "per-step DPO's last training had only 1 optimizer step." in message_text
+    assert "RFT" not in message_text
 
 
 def test_equal_budgets_and_old_rows_need_no_note():

@@ -51,15 +51,15 @@ def small_units(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_units_in_hand_at_once_are_stored_in_their_order(tmp_path: Path):
-    sampler, told = Several(), []
+    sampler, message_text = Several(), []
     params = SamplingParams(n=2, temperature=1.0)
     got = collect(
-        sampler, PROBLEMS, STYLE, params, store=tmp_path / "r.jsonl", progress=told.append
+        sampler, PROBLEMS, STYLE, params, store=tmp_path / "r.jsonl", progress=message_text.append
     )
     assert sampler.most == 3
     assert [one.completion for one in got] == [f"{n}/{i}" for n in range(60) for i in range(2)]
     assert read_rollouts(tmp_path / "r.jsonl") == got
-    assert sum(told) == 120
+    assert sum(message_text) == 120
 
 
 def test_a_unit_that_fails_leaves_the_ones_before_it_and_the_run_continues(tmp_path: Path):
@@ -68,11 +68,11 @@ def test_a_unit_that_fails_leaves_the_ones_before_it_and_the_run_continues(tmp_p
         collect(Several(fails_at="27"), PROBLEMS, STYLE, params, store=store)
     # units of five problems: 27 stands in the sixth, so five whole ones are there
     assert [one.completion for one in read_rollouts(store)] == [f"{n}/{i}" for n in range(25) for i in range(2)]  # fmt: skip
-    sampler, told = Several(), []
-    got = collect(sampler, PROBLEMS, STYLE, params, store=store, progress=told.append)
+    sampler, message_text = Several(), []
+    got = collect(sampler, PROBLEMS, STYLE, params, store=store, progress=message_text.append)
     assert [one.completion for one in got] == [f"{n}/{i}" for n in range(60) for i in range(2)]
-    assert told[0] == 50
-    assert sum(told) == 120
+    assert message_text[0] == 50
+    assert sum(message_text) == 120
     assert len(sampler.asked) == 35
 
 

@@ -205,8 +205,10 @@ def test_weights_that_are_spread_are_trained_and_gathered_as_in_one_process(
         launch(asked, how, stop)
     continued: list[int] = []
     two = launch(asked, how, continued.append)
-    told = (tmp_path / "two" / "model.log").read_text()
-    assert {"fsdp2": "DistributedType.FSDP", "zero3": "DistributedType.DEEPSPEED"}[by] in told
+    message_text = (tmp_path / "two" / "model.log").read_text()
+    assert {"fsdp2": "DistributedType.FSDP", "zero3": "DistributedType.DEEPSPEED"}[
+        by
+    ] in message_text
     assert continued[0] in range(2, 24, 2)  # a checkpoint of what was spread
     assert sum(continued) == 24
     assert_same(one, two, atol=1e-5)
@@ -345,10 +347,10 @@ def test_workers_end_with_the_process_that_started_them(
     assert workers(mark)
     below = psutil.Process(process.pid).children(recursive=True)
     process.send_signal(number)
-    _, told = process.communicate(timeout=60)
+    _, message_text = process.communicate(timeout=60)
     if number == signal.SIGINT:
         assert process.returncode == 130
-        assert "Interrupted" in told
+        assert "Interrupted" in message_text
     assert gone(mark)
     _, alive = psutil.wait_procs(below, timeout=60)  # Ray's own processes too
     assert not alive

@@ -229,8 +229,8 @@ def test_rows_of_earlier_versions_have_the_present_names():
 
 
 def test_the_page_of_rft_shows_accuracy_and_paths(rft: Path):
-    told = (rft / "report.md").read_text()
-    assert "RFT, k=4" in told and "distinct per problem" in told
+    message_text = (rft / "report.md").read_text()
+    assert "RFT, k=4" in message_text and "distinct per problem" in message_text
     page = (rft / "report.html").read_text()
     assert page.count("<svg") == 2
     assert "<script" not in page
@@ -286,17 +286,17 @@ def test_best_of_k_is_what_choosing_by_the_stored_scores_gives(vstar: Path):
     grouped: dict[str, list[tuple[float, bool]]] = {}
     for one, score in zip(candidates, scores, strict=True):
         grouped.setdefault(one.problem.id, []).append((score, bool(one.correct)))
-    told = rows_of(vstar)["choices: V-STaR"]["choices"]
+    message_text = rows_of(vstar)["choices: V-STaR"]["choices"]
     for k in (2, 5):
         for at, group in enumerate(grouped.values()):
             expected = brute_best_of([g[0] for g in group], [g[1] for g in group], k)
-            assert told["best"][str(k)][at] == pytest.approx(expected)
+            assert message_text["best"][str(k)][at] == pytest.approx(expected)
         any_right = [
             sum(any(group[i][1] for i in s) for s in itertools.combinations(range(5), k))
             / math.comb(5, k)
             for group in grouped.values()
         ]
-        assert told["pass"][str(k)] == pytest.approx(any_right)
+        assert message_text["pass"][str(k)] == pytest.approx(any_right)
 
 
 def test_scores_are_kept_by_the_weights_of_the_verifier_and_not_by_its_folder(
@@ -415,8 +415,8 @@ def test_tokens_sampled_are_the_new_ones(step_dpo: Path):
 
 
 def test_the_pages_of_per_step_dpo(step_dpo: Path):
-    told = (step_dpo / "report.md").read_text()
-    assert "SFT needs" in told and "advantage-weighted" in told
+    message_text = (step_dpo / "report.md").read_text()
+    assert "SFT needs" in message_text and "advantage-weighted" in message_text
     assert (step_dpo / "steps.html").stat().st_size > 1000
     assert 'href="steps.html"' in (step_dpo / "report.html").read_text()
 
@@ -480,8 +480,8 @@ def test_methods_side_by_side_count_their_tokens(tmp_path: Path):
     )
     for name in ("RFT", "V-STaR", "per-step DPO"):
         assert 0.6 < rows[name]["sampled tokens"] / (24 * 36 * 12 + 24 * 8 * 36) < 1.4, name
-    told = (out / "report.md").read_text()
-    assert "majority of 4" in told and "best of 4" in told
+    message_text = (out / "report.md").read_text()
+    assert "majority of 4" in message_text and "best of 4" in message_text
     before = {path: path.read_bytes() for path in out.rglob("*.safetensors")}
     run_compare(CompareConfig.small(
         **SMALL, out=out, budget=24 * 36 * 12 + 24 * 8 * 36, candidates=4,
@@ -503,18 +503,18 @@ def test_without_a_wrong_completion_there_is_nothing_to_prefer(command, tmp_path
     more = ["--task_options.digits", "2", "--temperature", "0.01", "--learning_rate", "1e-9"]
     more += ["--k", "2", "--candidates", "2"] if command == "vstar" else ["--n", "5"]
     code = main([command, "--out", str(tmp_path / "run"), *FLAGS, *more])
-    told = capsys.readouterr().err
+    message_text = capsys.readouterr().err
     assert code == 3
-    assert "nothing to learn from" in told
-    assert "wrong" in told and "8" in told
+    assert "nothing to learn from" in message_text
+    assert "wrong" in message_text and "8" in message_text
 
 
 def test_without_a_right_completion_the_seed_set_is_empty(tmp_path, capsys):
     code = main(["rft", "--out", str(tmp_path / "run"), *FLAGS, "--task_options.digits", "9",
                  "--k", "2"])  # fmt: skip
-    told = capsys.readouterr().err
+    message_text = capsys.readouterr().err
     assert code == 3
-    assert "none of the base model's 8 completions was kept" in told
+    assert "none of the base model's 8 completions was kept" in message_text
 
 
 def test_settings_that_cannot_be(tmp_path, capsys):

@@ -81,9 +81,9 @@ def run(
         cwd=folder, capture_output=True, text=True, timeout=900,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
-    told = json.loads(done.stdout.splitlines()[-1])
-    assert told["status"] == 0, done.stderr[-3000:]
-    return told["stages"], told["seconds"]
+    message_text = json.loads(done.stdout.splitlines()[-1])
+    assert message_text["status"] == 0, done.stderr[-3000:]
+    return message_text["stages"], message_text["seconds"]
 
 
 def outcome(folder: Path) -> dict[str, bytes]:

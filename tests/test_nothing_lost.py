@@ -72,10 +72,10 @@ def run(folder: Path, seed: int, kills: int) -> list[str]:
         cwd=folder, capture_output=True, text=True, timeout=1500,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
-    told = json.loads(done.stdout.splitlines()[-1])
-    assert told["status"] == 0, done.stderr[-3000:]
-    assert len(told["stages"]) == told["killed"]
-    return told["stages"]
+    message_text = json.loads(done.stdout.splitlines()[-1])
+    assert message_text["status"] == 0, done.stderr[-3000:]
+    assert len(message_text["stages"]) == message_text["killed"]
+    return message_text["stages"]
 
 
 def outcome(folder: Path) -> dict[str, bytes]:
@@ -137,8 +137,8 @@ def test_ctrl_c_says_how_to_continue(tmp_path: Path):
         time.sleep(0.05)
     time.sleep(random.Random(0).uniform(0.0, 2.0))
     process.send_signal(signal.SIGINT)
-    _, told = process.communicate(timeout=60)
+    _, message_text = process.communicate(timeout=60)
     # Python ends by the signal itself where it met the import of an extension; shells say 130 to both
     assert process.returncode in (130, -signal.SIGINT)
-    assert "continue with: selftaught star --out runs/a --iterations 1" in told
-    assert "Traceback" not in told
+    assert "continue with: selftaught star --out runs/a --iterations 1" in message_text
+    assert "Traceback" not in message_text

@@ -553,10 +553,10 @@ def test_requests_in_flight_are_bounded_over_all_threads():
 
 
 def test_progress_counts_every_completion():
-    told: list[int] = []
+    message_text: list[int] = []
     with serving() as server, opened(server) as sampler:
-        sampler.sample(["a", "b"], DRAWN, progress=told.append)
-    assert sum(told) == 8
+        sampler.sample(["a", "b"], DRAWN, progress=message_text.append)
+    assert sum(message_text) == 8
 
 
 def test_closing_ends_calls_in_other_threads_and_leaves_no_thread():
@@ -591,7 +591,7 @@ def test_closing_ends_calls_in_other_threads_and_leaves_no_thread():
 
 
 @pytest.mark.parametrize(
-    ("status", "words", "told"),
+    ("status", "words", "message_text"),
     [
         (401, "who are you", "401: who are you.*Set the environment variable OPENAI_API_KEY"),
         (403, "not you", "403: not you.*OPENAI_API_KEY"),
@@ -601,10 +601,10 @@ def test_closing_ends_calls_in_other_threads_and_leaves_no_thread():
         (400, "Array too long: 'stop' has 5", "5 stop strings were sent; many hosted servers allow 4"),
     ],
 )  # fmt: skip
-def test_what_is_refused_is_not_asked_again(status: int, words: str, told: str):
+def test_what_is_refused_is_not_asked_again(status: int, words: str, message_text: str):
     params = SamplingParams(max_tokens=16, stop=tuple("12345"))
     with serving(error(status, words)) as server, opened(server) as sampler:
-        with pytest.raises(ValueError, match=told):
+        with pytest.raises(ValueError, match=message_text):
             sampler.sample(["a"], params, keys=["x"])
         assert len(server.asked) == 1
 
@@ -631,7 +631,7 @@ def test_without_a_server_the_error_names_the_url(short_pauses: None):
 
 
 @pytest.mark.parametrize(
-    ("url", "told"),
+    ("url", "message_text"),
     [
         ("", "needs the URL of a server"),
         ("localhost:8000", "Expected a base URL such as"),
@@ -644,14 +644,14 @@ def test_without_a_server_the_error_names_the_url(short_pauses: None):
         ("http://[host/v1", "Expected a base URL such as"),
     ],
 )
-def test_a_base_url_is_one_without_secrets(url: str, told: str):
-    with pytest.raises(ValueError, match=told) as raised:
+def test_a_base_url_is_one_without_secrets(url: str, message_text: str):
+    with pytest.raises(ValueError, match=message_text) as raised:
         check_url(url)
     assert "hidden" not in str(raised.value)
 
 
 @pytest.mark.parametrize(
-    ("options", "told"),
+    ("options", "message_text"),
     [
         ({"concurrency": 0}, "concurrency must be a whole number of at least 1; got 0"),
         ({"retries": -1}, "retries must be a whole number of at least 0"),
@@ -661,8 +661,8 @@ def test_a_base_url_is_one_without_secrets(url: str, told: str):
         ({"no_such": 1}, "The sampler 'openai' has no option 'no_such'; its options are base_url"),
     ],
 )
-def test_options_are_checked(options: dict[str, Any], told: str):
-    with pytest.raises(ValueError, match=told):
+def test_options_are_checked(options: dict[str, Any], message_text: str):
+    with pytest.raises(ValueError, match=message_text):
         open_sampler("openai", "m", **{"base_url": "http://localhost:1/v1"} | options)
 
 
@@ -732,16 +732,16 @@ def test_the_key_is_nowhere_after_a_run(
         secret = server.url.replace("//", "//me:hidden-word@")
         assert main([*given, f"--base-url={secret}"]) == 2
     out = capfd.readouterr()
-    told = out.out + out.err + caplog.text
-    assert "bad [the key]" in told
-    assert "Incorrect API key provided: [the key]" in told
+    message_text = out.out + out.err + caplog.text
+    assert "bad [the key]" in message_text
+    assert "Incorrect API key provided: [the key]" in message_text
     files = [path for path in tmp_path.rglob("*") if path.is_file()]
     assert len(files) > 6
     for path in files:
         assert KEY.encode() not in path.read_bytes()
         assert b"hidden-word" not in path.read_bytes()
-    assert KEY not in told
-    assert "hidden-word" not in told
+    assert KEY not in message_text
+    assert "hidden-word" not in message_text
     assert server.keys == {f"Bearer {KEY}"}
 
 
@@ -761,10 +761,12 @@ def test_what_the_requests_came_to_is_printed_and_summed_over_continuations(
     capsys.readouterr()
     with serving(error(500)) as server:
         assert main([*given, f"--base-url={server.url}"]) == 0
-    told = capsys.readouterr().out
+    message_text = capsys.readouterr().out
     # 24 completions, each after three retries, beside the list of models; 10 and 5 tokens each
-    assert "Server: 97 requests (72 retries), 240 prompt tokens, 120 completion tokens" in told
-    assert "cost 0.0017" in told  # (240 * 2 + 120 * 10) / 1e6 = 0.00168
+    assert (
+        "Server: 97 requests (72 retries), 240 prompt tokens, 120 completion tokens" in message_text
+    )
+    assert "cost 0.0017" in message_text  # (240 * 2 + 120 * 10) / 1e6 = 0.00168
     summed = json.loads((tmp_path / "r.usage.json").read_text())
     assert summed["requests"] == 97 + failed["requests"]
     assert summed["cost"] == pytest.approx(0.00168)

@@ -129,9 +129,9 @@ def test_the_command_line_trains_both_ways_and_measures(
     ]
     assert main([*measure, "--pauses", "[0,3]"]) == 0
     assert main([*measure, "--pauses", "[3]", "--filler", "."]) == 0
-    told = capsys.readouterr().out
-    assert "2 steps on 8 rows" in told
-    assert "3 x ." in told
+    message_text = capsys.readouterr().out
+    assert "2 steps on 8 rows" in message_text
+    assert "3 x ." in message_text
     stored = (tmp_path / "test" / "pauses-3.jsonl").read_text()
     assert len(stored.splitlines()) == 1 + 4
     assert main(["pause", "train", "--out", str(tmp_path / "none")]) == 2
@@ -149,10 +149,10 @@ def test_the_dry_run_of_training_prints_the_plan_and_writes_nothing(
              "--out", str(tmp_path / "out"), "--per-device-train-batch-size", "4", "--num-train-epochs", "2",
              "--dry-run"]  # fmt: skip
     assert main(given) == 0
-    told = capsys.readouterr().out
-    assert "9 rows" in told and "27 of them pauses" in told
-    assert "6 optimizer steps, 4 rows per step" in told  # two passes over 3 batches
-    assert "Q: 0 + 1?\nA:" + PAUSE * 3 + " 1" in told
+    message_text = capsys.readouterr().out
+    assert "9 rows" in message_text and "27 of them pauses" in message_text
+    assert "6 optimizer steps, 4 rows per step" in message_text  # two passes over 3 batches
+    assert "Q: 0 + 1?\nA:" + PAUSE * 3 + " 1" in message_text
     assert {one.name for one in tmp_path.iterdir()} == {"examples.jsonl"}
     for more, error in (
         (["--max-length", "3"], "longer than max_length=3"),

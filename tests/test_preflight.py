@@ -55,14 +55,14 @@ def held_out(folder: Path) -> list[str]:
 
 def refused(command: str, model: Path, questions: Path, capsys, *more: str) -> str:
     """What both the dry run and the run say of options that they refuse."""
-    told = []
+    message_text = []
     for dry in (["--dry-run"], []):
         assert main([*arguments(command, model, questions, *more), *dry]) == 2
-        told.append(capsys.readouterr().err)
+        message_text.append(capsys.readouterr().err)
         assert not (questions.parent / "run" / "config.yaml").exists()
-    assert told[0] == told[1]
-    assert told[0].count("\n") <= 3 and "Traceback" not in told[0]
-    return told[0]
+    assert message_text[0] == message_text[1]
+    assert message_text[0].count("\n") <= 3 and "Traceback" not in message_text[0]
+    return message_text[0]
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -140,16 +140,16 @@ def test_a_package_that_is_not_installed_is_named(tiny_model_dir, questions, cap
     monkeypatch.setattr(
         importlib.util, "find_spec", lambda name, *a: None if name == "vllm" else found(name, *a)
     )
-    told = refused("star", tiny_model_dir, questions, capsys, "--sampler", "vllm")
-    assert 'pip install "selftaught[vllm]"' in told
+    message_text = refused("star", tiny_model_dir, questions, capsys, "--sampler", "vllm")
+    assert 'pip install "selftaught[vllm]"' in message_text
 
 
 def test_an_engine_argument_that_vllm_does_not_have_is_refused(tiny_model_dir, questions, capsys):
     pytest.importorskip("vllm")
     more = ["--sampler", "vllm", "--sampler_options.gpu_memory_utilisation", "0.5"]
-    told = refused("star", tiny_model_dir, questions, capsys, *more)
-    assert "no option 'gpu_memory_utilisation'" in told
-    assert "Did you mean 'gpu_memory_utilization'?" in told
+    message_text = refused("star", tiny_model_dir, questions, capsys, *more)
+    assert "no option 'gpu_memory_utilisation'" in message_text
+    assert "Did you mean 'gpu_memory_utilization'?" in message_text
 
 
 def test_ray_is_checked_with_the_sampler_in_it():
@@ -174,8 +174,8 @@ def test_a_model_that_writes_no_text_is_refused(tmp_path, tiny_model_dir, questi
     folder = shutil.copytree(tiny_model_dir, tmp_path / "encoder")
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | {"model_type": "t5"}))
-    told = refused("star", folder, questions, capsys)
-    assert "Expected a causal language model" in told and "T5Config" in told
+    message_text = refused("star", folder, questions, capsys)
+    assert "Expected a causal language model" in message_text and "T5Config" in message_text
 
 
 @pytest.mark.parametrize("where", [0, 20, 39])
@@ -190,8 +190,11 @@ def test_one_prompt_among_all_that_does_not_fit_is_found(
     path = tmp_path / "q.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     given = [*held_out(tmp_path), "--task_options.kind", "text"]
-    told = refused("star", tiny_model_dir, path, capsys, *given)
-    assert f"The prompt of 'train-{where}' has" in told and "the 512 tokens in the context" in told
+    message_text = refused("star", tiny_model_dir, path, capsys, *given)
+    assert (
+        f"The prompt of 'train-{where}' has" in message_text
+        and "the 512 tokens in the context" in message_text
+    )
 
 
 def test_some_prompts_longer_than_max_length_are_counted_and_all_are_refused(
@@ -251,13 +254,13 @@ def test_escape_sequences_of_a_question_do_not_reach_the_terminal(tmp_path, tiny
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     for command in COMMANDS:
         assert main([*arguments(command, tiny_model_dir, path), "--dry-run"]) == 0
-        told = capsys.readouterr().out
-        assert "\\x1b[31mRED\\x1b]0;PWN\\x07 [U+202E] [U+2066] {{7*7}} {0} %s" in told
-        assert not {"\x1b", "\x07", "\u202e", "\u2066"} & set(told)
+        message_text = capsys.readouterr().out
+        assert "\\x1b[31mRED\\x1b]0;PWN\\x07 [U+202E] [U+2066] {{7*7}} {0} %s" in message_text
+        assert not {"\x1b", "\x07", "\u202e", "\u2066"} & set(message_text)
     path.write_text('{"question": "a", "answer": "\x1b[31m\u202e"}\n'.replace("\x1b", "\\u001b"))
     assert main(arguments("star", tiny_model_dir, path)) == 2
-    told = capsys.readouterr().err
-    assert not {"\x1b", "\u202e"} & set(told)
+    message_text = capsys.readouterr().err
+    assert not {"\x1b", "\u202e"} & set(message_text)
 
 
 def test_fifty_thousand_prompts_are_checked_within_seconds(tiny_model_dir):

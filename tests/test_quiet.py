@@ -36,8 +36,8 @@ GOLDEN = Path(__file__).parent / "golden" / "quiet_star_official"
 
 def official(case: str, **changes: int) -> tuple[QuietLM, dict]:
     """The tiny model of a case, in float64, and what the authors' code returned for it."""
-    told = json.loads((GOLDEN / case / "expected.json").read_text())
-    sizes = told["config"]
+    message_text = json.loads((GOLDEN / case / "expected.json").read_text())
+    sizes = message_text["config"]
     weights = load_file(GOLDEN / case / "weights.safetensors")
     base = MistralForCausalLM(
         MistralConfig(
@@ -61,29 +61,31 @@ def official(case: str, **changes: int) -> tuple[QuietLM, dict]:
         reinforce_weight=sizes["policy_beta"],
         **changes,
     )
-    model = QuietLM(base, config, start=told["start_id"], end=told["end_id"], pad=None)
+    model = QuietLM(
+        base, config, start=message_text["start_id"], end=message_text["end_id"], pad=None
+    )
     model.mixing.layers.load_state_dict(
         {name.removeprefix("mixing_head."): weight for name, weight in mixing.items()}
     )
-    return model.train(), told
+    return model.train(), message_text
 
 
 @pytest.mark.parametrize("positions_per_chunk", [1, 5, 100])
 @pytest.mark.parametrize("case", ["one_thought_one_token", "two_thoughts", "three_thoughts_padded"])
 def test_the_authors_numbers_come_out(case: str, positions_per_chunk: int):
-    model, told = official(case, positions_per_chunk=positions_per_chunk)
+    model, message_text = official(case, positions_per_chunk=positions_per_chunk)
     out = model(
-        torch.tensor(told["input_ids"]),
-        torch.tensor(told["attention_mask"]),
-        thoughts=torch.tensor(told["thought_tokens"]),
+        torch.tensor(message_text["input_ids"]),
+        torch.tensor(message_text["attention_mask"]),
+        thoughts=torch.tensor(message_text["thought_tokens"]),
     )
     out.loss.backward()
     near = partial(pytest.approx, rel=1e-5)
-    assert out.loss.item() == near(told["loss"])
-    assert out.nll_without.item() == near(told["base_nll"])
-    assert out.nll_with_K.tolist() == near(told["talk_nll"])
-    assert out.reward.item() == near(told["policy_reward_mean"])
-    assert out.reinforce.item() == near(told["policy_loss"])
+    assert out.loss.item() == near(message_text["loss"])
+    assert out.nll_without.item() == near(message_text["base_nll"])
+    assert out.nll_with_K.tolist() == near(message_text["talk_nll"])
+    assert out.reward.item() == near(message_text["policy_reward_mean"])
+    assert out.reinforce.item() == near(message_text["policy_loss"])
     norms = {
         name.removeprefix("base.").replace("mixing.layers", "mixing_head"): tensor(value.grad)
         .norm()
@@ -91,7 +93,9 @@ def test_the_authors_numbers_come_out(case: str, positions_per_chunk: int):
         for name, value in model.named_parameters()
     }
     norms["start_embedding"], norms["end_embedding"] = tensor(model.moved.grad).norm(dim=1).tolist()
-    assert {name: norms[name] for name in told["grad_norms"]} == near(told["grad_norms"])
+    assert {name: norms[name] for name in message_text["grad_norms"]} == near(
+        message_text["grad_norms"]
+    )
 
 
 # --- one ordinary forward pass for every thought -------------------------------------------------
@@ -388,7 +392,7 @@ def test_texts_that_do_not_fit_the_context_are_refused():
 
 
 @pytest.mark.parametrize(
-    ("changes", "told"),
+    ("changes", "message_text"),
     [
         (
             {"thoughts": 1},
@@ -403,17 +407,17 @@ def test_texts_that_do_not_fit_the_context_are_refused():
         ({}, None),
     ],
 )
-def test_settings_that_reinforce_nothing_give_a_warning(changes: dict, told: str | None):
+def test_settings_that_reinforce_nothing_give_a_warning(changes: dict, message_text: str | None):
     """An advantage is 0 where a thought is compared with itself or with its equals."""
     config = small(**changes)
     model, ids = quiet(tiny(), config), texts([9])[0]
-    assert (told is None) == (config.without_reinforcement is None)
-    if told is None:
+    assert (message_text is None) == (config.without_reinforcement is None)
+    if message_text is None:
         out = model(ids, seed=0)
     else:
-        with pytest.warns(UserWarning, match=told):
+        with pytest.warns(UserWarning, match=message_text):
             out = model(ids, seed=0)
-    if told is not None:
+    if message_text is not None:
         assert out.positive == 0 and out.reinforce == 0
 
 

@@ -46,9 +46,9 @@ def test_training_leaves_a_model_a_page_and_the_numbers(
     assert "Gain by token difficulty" in page
     assert not re.search(r"(src|href)=[\"']?(https?:)?//", page)
     assert main(training(tiny_model_dir, texts, run)) == 0  # done already
-    told = capsys.readouterr().out
-    assert "1 texts were too short" in told
-    assert "| after |" in told
+    message_text = capsys.readouterr().out
+    assert "1 texts were too short" in message_text
+    assert "| after |" in message_text
     assert main(training(tiny_model_dir, texts, run, "--learning_rate", "1e-3")) == 2
     assert "other options" in capsys.readouterr().err
 
@@ -76,13 +76,13 @@ def test_a_trained_model_is_measured_writes_and_answers(
         )
         == 0
     )
-    told = json.loads(out.read_text())
-    assert told["texts"] == 5 and told["tokens"] > 5 * 10
-    assert told["thinking"] == 1
+    message_text = json.loads(out.read_text())
+    assert message_text["texts"] == 5 and message_text["tokens"] > 5 * 10
+    assert message_text["thinking"] == 1
     assert main(["quiet", "evaluate", "--model", model, "--text", str(texts), "--limit", "5", "--think_when", "entropy",
                  "--threshold", "99", "--out", str(out)]) == 0  # fmt: skip
-    told = json.loads(out.read_text())
-    assert told["gain"] == told["thinking"] == 0
+    message_text = json.loads(out.read_text())
+    assert message_text["gain"] == message_text["thinking"] == 0
     capsys.readouterr()
     write = [
         "quiet",
@@ -120,12 +120,12 @@ REFUSED = [
 ]
 
 
-@pytest.mark.parametrize(("changes", "told"), REFUSED)
+@pytest.mark.parametrize(("changes", "message_text"), REFUSED)
 def test_bad_input_is_refused_in_words(
-    changes: list[str], told: str, tiny_model_dir: Path, texts: Path, tmp_path: Path, capsys
+    changes: list[str], message_text: str, tiny_model_dir: Path, texts: Path, tmp_path: Path, capsys
 ):
     assert main(training(tiny_model_dir, texts, tmp_path / "out", *changes)) == 2
-    assert told in capsys.readouterr().err
+    assert message_text in capsys.readouterr().err
 
 
 def test_a_model_that_does_not_think_is_refused(tiny_model_dir: Path, texts: Path, capsys):
@@ -145,7 +145,7 @@ def test_several_stop_strings_may_be_given(run: Path, capsys):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("more", "told"),
+    ("more", "message_text"),
     [
         (["generate", "Q", "--max_new_tokens", "0"], "--max_new_tokens must be at least 1; got 0"),
         (
@@ -166,14 +166,14 @@ def test_several_stop_strings_may_be_given(run: Path, capsys):
     ],
 )
 def test_wrong_input_ends_in_a_line_that_says_what_to_change(
-    more: list[str], told: str, run: Path, texts: Path, tmp_path: Path, capsys
+    more: list[str], message_text: str, run: Path, texts: Path, tmp_path: Path, capsys
 ):
     (tmp_path / "binary.txt").write_bytes(bytes(range(256)))
     places = {"TEXTS": str(texts), "BINARY": str(tmp_path / "binary.txt")}
     given = [places.get(one, one) for one in more]
     assert main(["quiet", *given, "--model", str(run / "model")]) == 2
     said = capsys.readouterr().err
-    assert told in said and "Traceback" not in said
+    assert message_text in said and "Traceback" not in said
 
 
 WRONG = [
@@ -189,13 +189,13 @@ WRONG = [
 ]
 
 
-@pytest.mark.parametrize(("more", "told"), WRONG)
+@pytest.mark.parametrize(("more", "message_text"), WRONG)
 def test_wrong_training_options_end_in_a_line(
-    more: list[str], told: str, tiny_model_dir: Path, texts: Path, tmp_path: Path, capsys
+    more: list[str], message_text: str, tiny_model_dir: Path, texts: Path, tmp_path: Path, capsys
 ):
     assert main(training(tiny_model_dir, texts, tmp_path / "run", *more)) == 2
     said = capsys.readouterr().err
-    assert told in said and "Traceback" not in said
+    assert message_text in said and "Traceback" not in said
 
 
 def test_a_quiet_folder_that_is_damaged_is_named(tmp_path: Path, capsys):
@@ -219,17 +219,17 @@ MORE = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("more", "told"), [*REFUSED, *WRONG, *MORE])
+@pytest.mark.parametrize(("more", "message_text"), [*REFUSED, *WRONG, *MORE])
 def test_the_dry_run_refuses_what_the_training_refuses(
-    more: list[str], told: str, tiny_model_dir: Path, texts: Path, tmp_path: Path, capsys
+    more: list[str], message_text: str, tiny_model_dir: Path, texts: Path, tmp_path: Path, capsys
 ):
     given = training(tiny_model_dir, texts, tmp_path / "out", *more)
     assert main([*given, "--dry-run"]) == 2
     assert not (tmp_path / "out").exists()
     dry = capsys.readouterr().err
-    assert told in dry and "Traceback" not in dry
+    assert message_text in dry and "Traceback" not in dry
     assert main(given) == 2
-    assert told in capsys.readouterr().err
+    assert message_text in capsys.readouterr().err
 
 
 def test_the_dry_run_prints_the_plan_and_writes_nothing(
@@ -245,15 +245,19 @@ def test_the_dry_run_prints_the_plan_and_writes_nothing(
     )  # fmt: skip
     assert main(given) == 0
     assert {one.name for one in tmp_path.iterdir()} == {"texts.jsonl"}
-    told = capsys.readouterr().out
-    assert "21 training texts" in told and "4 held-out texts" in told  # 26, one of them too short
-    assert "1 texts too short" in told
+    message_text = capsys.readouterr().out
+    assert (
+        "21 training texts" in message_text and "4 held-out texts" in message_text
+    )  # 26, one of them too short
+    assert "1 texts too short" in message_text
     # 11 positions, 2 thoughts of 2 tokens, 8 spans per step.
-    assert "at most 352 thought tokens per optimizer step" in told
-    assert "8 spans per step, learning rate 1e-05" in told
-    assert "2 of 2 tokens at every position, 4 lookahead tokens" in told
-    assert re.search(r"about [\d,]+ MiB for the activations of a chunk of 11 positions", told)
-    first = told.split("-" * 72 + "\n")[1].rstrip("\n")
+    assert "at most 352 thought tokens per optimizer step" in message_text
+    assert "8 spans per step, learning rate 1e-05" in message_text
+    assert "2 of 2 tokens at every position, 4 lookahead tokens" in message_text
+    assert re.search(
+        r"about [\d,]+ MiB for the activations of a chunk of 11 positions", message_text
+    )
+    first = message_text.split("-" * 72 + "\n")[1].rstrip("\n")
     assert first and first in rows[0]
 
 

@@ -183,8 +183,8 @@ def test_a_loss_that_is_no_number_names_step_batch_and_checkpoint(
         tensor(model.mixing.layers[0].weight).fill_(float("nan"))
     arguments = quiet_arguments(tmp_path / "checkpoints", max_steps=1, use_cpu=True)
     texts = spans(TEXTS, tokenizer, length=24, least=4)
-    told = r"The loss is nan at step 1, in the batch of texts \[.*There is no checkpoint yet; lower learning_rate"
-    with pytest.raises(ValueError, match=told):
+    message_text = r"The loss is nan at step 1, in the batch of texts \[.*There is no checkpoint yet; lower learning_rate"
+    with pytest.raises(ValueError, match=message_text):
         train_quiet(model, tokenizer, texts, arguments, out=tmp_path)
 
 
@@ -290,17 +290,17 @@ def test_texts_come_from_jsonl_plain_files_folders_and_parquet(tmp_path: Path):
 
 
 @pytest.mark.parametrize(
-    ("content", "told"),
+    ("content", "message_text"),
     [
         ('{"body": "one"}\n', r"row 1: expected a text in the column 'text', got NoneType. Columns of this row: body"),
         ('{"text": "one"}\n{"text": 3}\n', r"row 2: expected a text.*got int"),
         ('{"text": "one"\n', r"line 1: not JSON"),
     ],
 )  # fmt: skip
-def test_rows_without_a_text_are_named(content: str, told: str, tmp_path: Path):
+def test_rows_without_a_text_are_named(content: str, message_text: str, tmp_path: Path):
     path = tmp_path / "a.jsonl"
     path.write_text(content)
-    with pytest.raises(ValueError, match=told):
+    with pytest.raises(ValueError, match=message_text):
         list(read_texts(str(path)))
 
 
@@ -332,7 +332,7 @@ def test_short_texts_are_skipped_and_counted(tiny_model_dir: Path):
 
 
 @pytest.mark.parametrize(
-    ("name", "content", "told"),
+    ("name", "content", "message_text"),
     [
         ("a.txt", b"ab\xff\xfe", r"UTF-8 in .*a\.txt.*byte 2 is not UTF-8"),
         ("a.bin", b"ab\0cd", r"UTF-8 in .*a\.bin.*character 2 is NUL"),
@@ -344,9 +344,11 @@ def test_short_texts_are_skipped_and_counted(tiny_model_dir: Path):
         ("a.parquet", b"PAR1 and no more", r"a\.parquet could not be read as Parquet"),
     ],
 )
-def test_files_that_are_no_text_are_refused(name: str, content: bytes, told: str, tmp_path: Path):
+def test_files_that_are_no_text_are_refused(
+    name: str, content: bytes, message_text: str, tmp_path: Path
+):
     (tmp_path / name).write_bytes(content)
-    with pytest.raises(ValueError, match=told):
+    with pytest.raises(ValueError, match=message_text):
         list(read_texts(str(tmp_path / name)))
 
 

@@ -35,7 +35,7 @@ def test_a_node_killed_in_mid_run_loses_nothing(tmp_path: Path, kind, params):
             whole = collected(pool, tmp_path / "whole.jsonl", params)
 
             due = threading.Event()
-            progress, told = once_after(len(whole) // 3, due.set)
+            progress, message_text = once_after(len(whole) // 3, due.set)
             with ThreadPoolExecutor(1) as other:
                 store = tmp_path / "killed.jsonl"
                 running = other.submit(collected, pool, store, params, progress=progress)
@@ -43,7 +43,7 @@ def test_a_node_killed_in_mid_run_loses_nothing(tmp_path: Path, kind, params):
                 nodes.remove_node(second, allow_graceful=False)
                 nodes.add_node(num_cpus=1)
                 rollouts = running.result(timeout=240)
-            assert told == {"finished": len(whole), "done": 1}
+            assert message_text == {"finished": len(whole), "done": 1}
             assert rollouts == whole
             assert read_rollouts(tmp_path / "killed.jsonl") == whole
     finally:

@@ -64,18 +64,18 @@ def pool() -> Iterator:
 
 def once_after(count: int, do: Callable[[], None]) -> tuple[Callable[[int], None], Counter]:
     """A progress that does something once when so many completions have been finished."""
-    told: Counter = Counter()
+    message_text: Counter = Counter()
     lock = threading.Lock()
 
     def progress(finished: int) -> None:
         with lock:
-            told["finished"] += finished
-            due = told["finished"] >= count and not told["done"]
-            told["done"] += due
+            message_text["finished"] += finished
+            due = message_text["finished"] >= count and not message_text["done"]
+            message_text["done"] += due
         if due:
             do()
 
-    return progress, told
+    return progress, message_text
 
 
 def same_words(some: list[Rollout], others: list[Rollout]) -> int:
@@ -88,10 +88,10 @@ def same_words(some: list[Rollout], others: list[Rollout]) -> int:
 @pytest.mark.parametrize(("kind", "params"), [("greedy", GREEDY), ("drawn", DRAWN)])
 def test_a_pool_gives_what_one_sampler_gives(pool, undisturbed, tmp_path: Path, kind, params):
     """Batches differ, so a rounding may; the draws do not."""
-    told: list[int] = []
-    rollouts = collected(pool, tmp_path / "pool.jsonl", params, progress=told.append)
+    message_text: list[int] = []
+    rollouts = collected(pool, tmp_path / "pool.jsonl", params, progress=message_text.append)
     assert same_words(rollouts, undisturbed[kind]) >= 0.998 * len(rollouts)
-    assert sum(told) == len(rollouts)
+    assert sum(message_text) == len(rollouts)
     assert len(set(pool.processes)) == 2
 
 
@@ -105,11 +105,11 @@ def test_an_actor_killed_in_mid_run_is_replaced_and_nothing_changes(
     def kill() -> None:
         os.kill(before[0], signal.SIGKILL)
 
-    progress, told = once_after(len(whole) // 3, kill)
+    progress, message_text = once_after(len(whole) // 3, kill)
     rollouts = collected(pool, tmp_path / "killed.jsonl", params, progress=progress)
-    assert told["done"] == 1
+    assert message_text["done"] == 1
     assert rollouts == whole  # to the last token: chunks are cut by order alone
-    assert told["finished"] == len(whole)  # nothing was finished twice
+    assert message_text["finished"] == len(whole)  # nothing was finished twice
     assert read_rollouts(tmp_path / "killed.jsonl") == whole
     assert before[0] not in pool.processes
 

@@ -95,8 +95,8 @@ def test_only_some_equations_of_the_training_file_have_a_solution(tmp_path: Path
     equations = recipe("guessed_equations", monkeypatch)
     monkeypatch.setattr(equations, "WITH_RATIONALE", 4)
     equations.questions(tmp_path, train=9, validation=2, test=2, seed=0)
-    told = [row["rationale"] is not None for row in rows(tmp_path, "train")]
-    assert told == [True] * 4 + [False] * 5
+    message_text = [row["rationale"] is not None for row in rows(tmp_path, "train")]
+    assert message_text == [True] * 4 + [False] * 5
 
 
 def test_guesses_in_the_pre_training_text_are_near_and_worked_out_as_they_are(monkeypatch):

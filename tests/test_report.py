@@ -148,9 +148,9 @@ def fake_run(folder: Path, *, iterations=4, ended=True, seed=0, text=None, rate=
                         ("test, best", (40, 40, 39, 38, 33), "iteration-3/model"),  # 190: 95.0%
                         ("direct answers, fine-tuned", (40, 30, 20, 10, 2), "direct/model"),  # 51%
                     )]  # fmt: skip
-        told = [each.to_dict() for each in measured]
+        message_text = [each.to_dict() for each in measured]
         summary = {"best": 3, "why stopped": "no gain in 1 iteration", "best model": "iteration-3/model",
-                   "test": {"base": told[0], "best": told[1]}, "comparisons": told[2:],
+                   "test": {"base": message_text[0], "best": message_text[1]}, "comparisons": message_text[2:],
                    "minutes": 4.2}  # fmt: skip
         (folder / "summary.json").write_text(json.dumps(summary))
     return folder
@@ -276,8 +276,8 @@ def test_comparisons_stand_beside_the_test_results(page):
 
 def test_config_and_versions_are_on_the_page(page):
     assert any("warm_up: 100" in pre for pre in page.pres)
-    for told in ("2.13.0", "3.11.9", "abc1234", "selftaught star"):
-        assert told in page.text
+    for message_text in ("2.13.0", "3.11.9", "abc1234", "selftaught star"):
+        assert message_text in page.text
 
 
 def test_the_page_loads_nothing_and_runs_nothing(page):

@@ -33,7 +33,7 @@ def test_the_page_of_quiet_star_is_left_as_its_training_wrote_it(tmp_path: Path,
 
 
 @pytest.mark.parametrize(
-    ("config", "files", "told"),
+    ("config", "files", "message_text"),
     [
         (None, {"status__json": json.dumps({"method": "Quiet-STaR"})}, "has not finished"),
         (PAUSE, {"pauses-10__jsonl": "", "run__lock": ""}, "measurements with pause tokens"),
@@ -45,12 +45,12 @@ def test_the_page_of_quiet_star_is_left_as_its_training_wrote_it(tmp_path: Path,
     ],
 )  # fmt: skip
 def test_any_other_folder_is_refused_by_what_it_is(
-    config, files, told: str, tmp_path: Path, capsys
+    config, files, message_text: str, tmp_path: Path, capsys
 ):
     made = folder(tmp_path, config, **files)
     before = {path.name: path.read_bytes() for path in made.iterdir()}
     assert main(["report", str(made)]) == 2
-    assert told in " ".join(capsys.readouterr().err.split())
+    assert message_text in " ".join(capsys.readouterr().err.split())
     assert {path.name: path.read_bytes() for path in made.iterdir()} == before
 
 

@@ -91,7 +91,7 @@ def test_progress_counts_what_was_stored_before(tmp_path: Path):
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "message_text"),
     [
         ({"sampler": ScriptedSampler(lambda p, i: "", fingerprint="other")}, "the model's weights"),
         ({"prompt": replace(STYLE, question="Question: {question}")}, "the prompts"),
@@ -101,12 +101,14 @@ def test_progress_counts_what_was_stored_before(tmp_path: Path):
         ({"origin": "rationalized"}, "as a hint"),
     ],
 )
-def test_a_store_made_otherwise_is_refused_and_says_what_differs(tmp_path: Path, change, told):
+def test_a_store_made_otherwise_is_refused_and_says_what_differs(
+    tmp_path: Path, change, message_text
+):
     store = tmp_path / "rollouts.jsonl"
     collect(echo(), PROBLEMS, STYLE, TWO, store=store)
     before = store.read_bytes()
     asked = {"sampler": echo(), "problems": PROBLEMS, "prompt": STYLE, "params": TWO} | change
-    with pytest.raises(ValueError, match=told):
+    with pytest.raises(ValueError, match=message_text):
         collect(store=store, **asked)
     assert store.read_bytes() == before
 

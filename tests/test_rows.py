@@ -245,11 +245,13 @@ def test_parquet_with_more_rows_or_bytes_than_the_limits_is_refused_unread(tmp_p
 def test_parquet_rows_with_equal_missing_and_nested_values_are_read_as_they_are(tmp_path):
     pyarrow = pytest.importorskip("pyarrow")
     parquet = pytest.importorskip("pyarrow.parquet")
-    told = [
+    message_text = [
         {"q": f"text {n % 7}" if n % 5 else None, "n": n / 4, "tags": [str(n)]} for n in range(5000)
     ]
-    parquet.write_table(pyarrow.Table.from_pylist(told), tmp_path / "q.parquet", row_group_size=700)
-    assert [row.values for row in file_rows(tmp_path / "q.parquet")] == told
+    parquet.write_table(
+        pyarrow.Table.from_pylist(message_text), tmp_path / "q.parquet", row_group_size=700
+    )
+    assert [row.values for row in file_rows(tmp_path / "q.parquet")] == message_text
 
 
 # --- templates -----------------------------------------------------------------------------------
@@ -267,10 +269,10 @@ def test_a_template_with_more_than_columns_is_refused_when_the_task_is_opened(te
 
 def test_backslash_n_in_a_template_is_a_line_break_and_double_braces_are_braces(tmp_path):
     path = tmp_path / "q.jsonl"
-    told = [
+    message_text = [
         {"context": f"Tom has {n} {{x}}.", "question": "How many?", "answer": n} for n in range(4)
     ]
-    path.write_text("".join(json.dumps(row) + "\n" for row in told), encoding="utf-8")
+    path.write_text("".join(json.dumps(row) + "\n" for row in message_text), encoding="utf-8")
     task = open_task(
         "question_file", path=str(path), template="{{{context}}}\\n{question}\n{context}"
     )

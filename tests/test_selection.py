@@ -323,8 +323,8 @@ def test_a_problems_own_rationale_is_a_right_rollout():
     right, wrong = rolled(worked, "4", "right"), rolled(worked, "5", "wrong")
     found = make_preferences([gold, right, wrong], BARE, spelled)
     assert pairs_of(found) == list(product([" 2 and 2 are 4.", "4"], ["5"]))
-    (told,) = gold_rollouts([worked], chat(BARE))
-    assert told.completion == "2 and 2 are 4."
+    (message_text,) = gold_rollouts([worked], chat(BARE))
+    assert message_text.completion == "2 and 2 are 4."
 
 
 # The tokens that were sampled go with an example

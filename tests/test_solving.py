@@ -38,13 +38,13 @@ def test_the_embedded_model_adds_two_numbers():
 @pytest.mark.parametrize("verifier", [None, VERIFIER])
 @pytest.mark.parametrize("n", [1, 2, 3, 4, 9])
 def test_candidates_streamed_are_those_drawn_at_once(n: int, verifier: str | None):
-    told: list[tuple[int, Completion]] = []
+    message_text: list[tuple[int, Completion]] = []
     with Solver("embedded", verifier, n=n, temperature=1.0) as solver:
         at_once = solver.solve(QUESTION)
-        streamed = solver.solve(QUESTION, seen=lambda *one: told.append(one))
+        streamed = solver.solve(QUESTION, seen=lambda *one: message_text.append(one))
     assert replace(streamed, scores=None) == replace(at_once, scores=None)
-    assert [number for number, _ in told] == list(range(n))
-    assert [one.text for _, one in told] == at_once.completions
+    assert [number for number, _ in message_text] == list(range(n))
+    assert [one.text for _, one in message_text] == at_once.completions
     assert len(at_once.completions) == n
     if verifier:
         assert streamed.scores == pytest.approx(at_once.scores, abs=1e-4)
@@ -149,14 +149,14 @@ QUESTIONS = ["one", "two\nlines", "three \ud800"]
 
 
 def test_a_file_of_solutions_has_a_header_and_a_row_for_each(tmp_path: Path):
-    out, told = tmp_path / "new" / "out.jsonl", []
-    assert solve_file(Scripted(), QUESTIONS, out, on_solution=told.append) == 3
+    out, message_text = tmp_path / "new" / "out.jsonl", []
+    assert solve_file(Scripted(), QUESTIONS, out, on_solution=message_text.append) == 3
     header, *rows = map(json.loads, out.read_text().splitlines())
     assert header == {"format": "selftaught solutions 1", "n": 2}
     assert [row["question"] for row in rows] == QUESTIONS
     assert rows[0] == {"question": "one", "answer": "one!", "support": 2, "completion": "a\u2028b\r",
                        "completions": ["a", "b"], "scores": [-0.5, -1.0]}  # fmt: skip
-    assert [one.question for one in told] == QUESTIONS
+    assert [one.question for one in message_text] == QUESTIONS
 
 
 @pytest.mark.parametrize("left", ["nothing", "header", "one", "one and a half", "all", "all but the end"])  # fmt: skip

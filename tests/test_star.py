@@ -155,7 +155,7 @@ def test_a_run_stops_at_the_plateau_and_names_the_best(rights: list[int], best: 
 
 
 @pytest.mark.parametrize(
-    ("option", "told"),
+    ("option", "message_text"),
     [
         ({"iterations": 0}, "iterations must be at least 1; got 0"),
         ({"rationalized_share": 1.5}, "rationalized_share must be from 0 to 1"),
@@ -165,8 +165,8 @@ def test_a_run_stops_at_the_plateau_and_names_the_best(rights: list[int], best: 
         ({"learning_rate": 0.0}, "learning_rate must be above 0"),
     ],
 )
-def test_settings_that_cannot_be_are_refused(option: dict, told: str):
-    with pytest.raises(ValueError, match=told):
+def test_settings_that_cannot_be_are_refused(option: dict, message_text: str):
+    with pytest.raises(ValueError, match=message_text):
         StarConfig(**option)
 
 
@@ -196,6 +196,8 @@ def test_the_direct_answer_baseline_trains_as_long_as_the_best_model(
     assert names == ["direct answers, base", "direct answers, fine-tuned"]
     best = max(summary["best"], 1)
     lengths = [6, 8][:best]  # 6 steps, then 2 more
-    told = json.loads((tmp_path / "run" / f"direct-{best}" / "model" / "training.json").read_text())
-    assert told["steps"] == (lengths[-1] if from_base else sum(lengths))
-    assert told["trained_on"] == len(open_star(config, ProgressReporter()).train)
+    message_text = json.loads(
+        (tmp_path / "run" / f"direct-{best}" / "model" / "training.json").read_text()
+    )
+    assert message_text["steps"] == (lengths[-1] if from_base else sum(lengths))
+    assert message_text["trained_on"] == len(open_star(config, ProgressReporter()).train)

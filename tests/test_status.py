@@ -15,7 +15,7 @@ from selftaught.runs.folder import ProgressReporter, lock_folder
 from selftaught.runs.status import Status, read_status, status_file, status_lines, tracked_status
 
 
-def told(path: Path) -> dict:
+def message_text(path: Path) -> dict:
     return json.loads(path.read_text(encoding="utf-8"))
 
 
@@ -27,12 +27,12 @@ def test_a_stage_counts_what_is_done_and_what_is_left(tmp_path: Path, monkeypatc
     with status.stage("iteration 1: rollouts", 200) as advance:
         clock[0] += 10.0  # the model is loaded
         advance(40)  # stored before: no rate
-        assert told(path)["per_second"] is None
+        assert message_text(path)["per_second"] is None
         for _ in range(4):
             clock[0] += 2.0
             advance(10)
     # 40 samples in 8 s; 200 - 80 = 120 are left
-    assert {name: told(path)[name] for name in ("stage", "done", "total", "per_second", "seconds_left")} == {
+    assert {name: message_text(path)[name] for name in ("stage", "done", "total", "per_second", "seconds_left")} == {
         "stage": "iteration 1: rollouts", "done": 80, "total": 200, "per_second": 5.0, "seconds_left": 24,
     }  # fmt: skip
 
@@ -45,7 +45,7 @@ def test_a_rate_is_that_of_the_last_minute(tmp_path: Path, monkeypatch):
         for second in range(1, 301):
             clock[0] = float(second)
             advance(1 if second <= 200 else 9)
-    assert told(tmp_path / "status.json")["per_second"] == pytest.approx(9.0, rel=0.02)
+    assert message_text(tmp_path / "status.json")["per_second"] == pytest.approx(9.0, rel=0.02)
 
 
 def test_the_status_says_how_a_run_ended(tmp_path: Path):
@@ -63,11 +63,11 @@ def test_the_status_says_how_a_run_ended(tmp_path: Path):
                     raise error
         except BaseException as raised:
             assert raised is error
-        assert told(path)["state"] == state
-    assert told(tmp_path / "c.json")["last_error"] == "ValueError: no such model"
+        assert message_text(path)["state"] == state
+    assert message_text(tmp_path / "c.json")["last_error"] == "ValueError: no such model"
     with tracked_status(tmp_path / "c.json", "RFT"):
-        assert told(tmp_path / "c.json")["last_error"] == "ValueError: no such model"
-    assert told(tmp_path / "c.json")["last_error"] is None
+        assert message_text(tmp_path / "c.json")["last_error"] == "ValueError: no such model"
+    assert message_text(tmp_path / "c.json")["last_error"] is None
 
 
 def test_the_given_reporter_is_called_too(tmp_path: Path):
@@ -76,7 +76,7 @@ def test_the_given_reporter_is_called_too(tmp_path: Path):
         tmp_path / "status.json", "RFT", ProgressReporter(iteration=rows.append)
     ) as reporter:
         reporter.iteration({"name": "SFT"})
-        assert told(tmp_path / "status.json")["iteration"] == "SFT"
+        assert message_text(tmp_path / "status.json")["iteration"] == "SFT"
     assert rows == [{"name": "SFT"}]
 
 
@@ -159,6 +159,6 @@ def test_status_is_read_while_another_process_runs(tmp_path: Path):
 def test_a_stage_command_writes_its_status_beside_its_output(tmp_path: Path, capsys):
     store = tmp_path / "r.jsonl"
     assert main(["sample", "--limit", "3", "--max_tokens", "8", "--out", str(store)]) == 0
-    assert told(tmp_path / "r.jsonl.status.json")["state"] == "done"
+    assert message_text(tmp_path / "r.jsonl.status.json")["state"] == "done"
     assert main(["status", str(store)]) == 0
     assert "sample  done" in capsys.readouterr().out

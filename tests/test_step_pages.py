@@ -32,8 +32,13 @@ def valued(name="apples", lines=LINES, rights=RIGHTS, *, k=1, index=0, **fields)
     """A completion of these lines, with values from 8 continuations each; none at its end."""
     ids = (*encode("".join(lines)), END)
     problem = Problem(name, fields.pop("question", "How many apples?"), fields.pop("gold", "45"))
-    told: dict[str, Any] = {"answer": "81", "outcome": "right" if rights[-1] else "wrong"} | fields
-    rollout = Rollout(problem, "Q", "".join(lines), "stop", "m", index, token_ids=ids, **told)
+    message_text: dict[str, Any] = {
+        "answer": "81",
+        "outcome": "right" if rights[-1] else "wrong",
+    } | fields
+    rollout = Rollout(
+        problem, "Q", "".join(lines), "stop", "m", index, token_ids=ids, **message_text
+    )
     values = tuple(step_value(right, 8, k) for right in rights)
     counts = (*((right, 8) for right in rights[:-1]), (0, 0))
     return ValuedRollout(rollout, tuple(split_steps(ids, decode)), values, counts)
@@ -99,14 +104,14 @@ def test_the_page_opens_with_counts_over_all_rollouts(page):
 
 def test_every_step_shows_its_value_and_advantage_in_words_and_signs(page):
     """6 of 8 are 0.75, 8 are 1.00, 2 are 0.25: advantages 0, +0.25, -0.75, -0.25."""
-    for told in (
+    for message_text in (
         "Before any step: value 0.75, 6 of 8 right.",
         "Step 1 of 4: advantage 0.00, value 0.75, 6 of 8 right.",
         "Step 2 of 4: advantage plus 0.25, value 1.00, 8 of 8 right.",
         "Step 3 of 4: advantage minus 0.75, value 0.25, 2 of 8 right.",
         "Step 4 of 4, the first pit: advantage minus 0.25, value 0.00, known.",
     ):
-        assert told in page.text
+        assert message_text in page.text
     assert "0.00 3 * 12 = 36" in page.text
     assert "\N{MINUS SIGN}0.75 2 * 27 = 54" in page.text
     assert "\N{MINUS SIGN}0.25 first pit 27 + 54 = 81" in page.text

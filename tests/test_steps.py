@@ -471,18 +471,18 @@ def test_a_step_pair_shares_the_prefix_before_the_pit_and_has_one_step_each():
 
 
 def test_a_truncated_pair_ends_neither_side_unless_all_is_kept():
-    told = {"decode": character_decode, "end": END}
-    pair = truncated_pair(valued(), 1, RIGHT, **told)
+    message_text = {"decode": character_decode, "end": END}
+    pair = truncated_pair(valued(), 1, RIGHT, **message_text)
     assert pair is not None and pair.prefix_tokens == ()
     assert (pair.chosen, pair.rejected) == ("40 + 3\n= 43\n", "40 - 3\n= 37\n")
     assert pair.chosen_ids is not None and pair.rejected_ids is not None
     assert END not in (*pair.chosen_ids, *pair.rejected_ids)
-    shorter = truncated_pair(valued(), 1, RIGHT, kept=1, **told)
+    shorter = truncated_pair(valued(), 1, RIGHT, kept=1, **message_text)
     assert shorter is not None and shorter.chosen == "40 + 3\n"
-    whole = truncated_pair(valued(), 1, Chosen(RIGHT_IDS[:-1], (7, 12, 18)), kept=9, **told)
+    whole = truncated_pair(valued(), 1, Chosen(RIGHT_IDS[:-1], (7, 12, 18)), kept=9, **message_text)
     assert whole is not None and whole.chosen_ids == RIGHT_IDS
     with pytest.raises(ValueError, match="kept must be at least 1 step"):
-        truncated_pair(valued(), 1, RIGHT, kept=0, **told)
+        truncated_pair(valued(), 1, RIGHT, kept=0, **message_text)
 
 
 def test_two_sides_that_are_the_same_make_no_preference():
@@ -496,25 +496,25 @@ def test_two_sides_that_are_the_same_make_no_preference():
 def test_every_right_text_makes_a_preference_in_each_form():
     going_on = Chosen((*characters("= 47\nno: 43\n"), END), (5, 13))
     same = Chosen((*characters("40 - 3\nno: 43\n"), END), (7, 15))
-    told = {"rule": "lowest_advantage", "decode": character_decode, "end": END}
-    pairs = step_preferences(valued(), form="step", chosen=[RIGHT, going_on, same], **told)
+    message_text = {"rule": "lowest_advantage", "decode": character_decode, "end": END}
+    pairs = step_preferences(valued(), form="step", chosen=[RIGHT, going_on, same], **message_text)
     assert [(p.prefix_tokens, p.chosen, p.rejected) for p in pairs] == [
         ((), "40 + 3\n", "40 - 3\n"),
         ((), "= 47\n", "40 - 3\n"),
     ]
-    (pair,) = step_preferences(valued(), form="prefix", chosen=[RIGHT], **told)
+    (pair,) = step_preferences(valued(), form="prefix", chosen=[RIGHT], **message_text)
     assert pair == prefix_pair(valued(), 0, RIGHT, decode=character_decode, end=END)
-    (pair,) = step_preferences(valued(), form="truncated", chosen=[RIGHT], kept=2, **told)
+    (pair,) = step_preferences(valued(), form="truncated", chosen=[RIGHT], kept=2, **message_text)
     assert (pair.chosen, pair.rejected) == ("40 + 3\n= 43\n", "40 - 3\n")
     with pytest.raises(ValueError, match="form must be one of prefix, step, truncated; got 'both'"):
-        step_preferences(valued(), form="both", chosen=[], **told)  # pyright: ignore[reportArgumentType]
+        step_preferences(valued(), form="both", chosen=[], **message_text)  # pyright: ignore[reportArgumentType]
 
 
 def test_a_completion_without_a_pit_makes_no_preference():
     row = valued().to_dict() | {"values": (0.5, 0.6, 0.7, 1.0)}
     one = ValuedRollout.from_dict(row)
-    told = {"rule": "lowest_value", "decode": character_decode, "end": END}
-    assert step_preferences(one, form="prefix", chosen=[RIGHT], **told) == []
+    message_text = {"rule": "lowest_value", "decode": character_decode, "end": END}
+    assert step_preferences(one, form="prefix", chosen=[RIGHT], **message_text) == []
 
 
 def test_a_chat_is_answered_by_a_message():

@@ -613,7 +613,7 @@ def outcome_options(folder: Path, **options):
     return outcome_config(folder / "checkpoints", **(given | options))
 
 
-def judged(folder: Path, several: list[tuple[str, str, bool]]) -> list[LabeledCompletion]:
+def labeled(folder: Path, several: list[tuple[str, str, bool]]) -> list[LabeledCompletion]:
     return [
         LabeledCompletion(prompt, tokens(folder, text), right) for prompt, text, right in several
     ]
@@ -633,7 +633,7 @@ def test_the_loss_of_an_outcome_model_is_the_cross_entropy_by_hand(
         per_device_train_batch_size=4 // parts, gradient_accumulation_steps=parts,
     )  # fmt: skip
     done = train_outcome(
-        tiny_model_dir, judged(tiny_model_dir, MIXED), settings, out=tmp_path / "m"
+        tiny_model_dir, labeled(tiny_model_dir, MIXED), settings, out=tmp_path / "m"
     )
     set_seed(3)
     start = AutoModelForSequenceClassification.from_pretrained(tiny_model_dir, num_labels=1)
@@ -656,7 +656,7 @@ def test_the_loss_of_an_outcome_model_is_the_cross_entropy_by_hand(
 def test_an_outcome_model_learns_to_tell_right_from_wrong(
     tiny_model_dir: Path, tmp_path: Path, lora: bool
 ):
-    several = judged(
+    several = labeled(
         tiny_model_dir,
         [(f"{a}+{b}=", f"{a + b}" if right else f"it is {a + b}.", right)
          for a in range(3) for b in range(3) for right in (True, False)],
@@ -678,12 +678,12 @@ def test_an_outcome_model_learns_to_tell_right_from_wrong(
 
 def test_completions_of_one_kind_are_no_outcomes_to_learn(tiny_model_dir: Path, tmp_path: Path):
     out = tmp_path / "model"
-    right = judged(tiny_model_dir, [("1+2=", "3", True), ("2+2=", "4", True)])
+    right = labeled(tiny_model_dir, [("1+2=", "3", True), ("2+2=", "4", True)])
     with pytest.raises(ValueError, match="both right and wrong completions to train on, got 2"):
         train_outcome(tiny_model_dir, right, outcome_options(tmp_path), out=out)
     long = LabeledCompletion("1+2=", (5,) * 40, False)
     done = train_outcome(
-        tiny_model_dir, [*judged(tiny_model_dir, MIXED), long], outcome_options(tmp_path), out=out
+        tiny_model_dir, [*labeled(tiny_model_dir, MIXED), long], outcome_options(tmp_path), out=out
     )
     assert (done.trained_on, done.too_long) == (4, 1)
     with pytest.raises(ValueError, match="of those that fit max_length=32 tokens"):
@@ -785,12 +785,14 @@ def test_a_training_is_known_by_the_hash_of_all_it_is_made_of(tmp_path: Path):
     """As trainings made before are: of one JSON text, records as their files have them."""
     options = config(tmp_path)
     preference = Preference("p\ud800", "c", "r", (1, 2), chosen_ids=(3,))
-    judged = LabeledCompletion("p", (1, 2), True)
+    labeled = LabeledCompletion("p", (1, 2), True)
     talk = Example([{"role": "user", "content": "\u00e9"}], [{"role": "assistant", "content": "2"}])
-    for made_of in ([*EXAMPLES, talk], [preference] * 2, [judged], [], ()):
+    for made_of in ([*EXAMPLES, talk], [preference] * 2, [labeled], [], ()):
         plain = [json.loads(json.dumps(plain_fields(one))) for one in made_of]
-        told = {name: getattr(options, name) for name in model_folder.DECIDING}
-        text = json.dumps(["m", plain, told, None], ensure_ascii=True, default=str, sort_keys=True)
+        message_text = {name: getattr(options, name) for name in model_folder.DECIDING}
+        text = json.dumps(
+            ["m", plain, message_text, None], ensure_ascii=True, default=str, sort_keys=True
+        )
         wanted = hashlib.sha256(text.encode()).hexdigest()[:16]
         assert model_folder.made_from("some/m", made_of, options, None) == wanted
         assert model_folder.made_from("m", plain, options, None) == wanted

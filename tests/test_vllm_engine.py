@@ -132,9 +132,9 @@ def test_many_long_prompts_with_seeds_do_not_bring_the_engine_down(engine):
 
 
 def test_progress_counts_every_completion_once(engine):
-    told = []
-    engine.sample(PROMPTS, DRAWN, progress=told.append)
-    assert sum(told) == 3 * len(PROMPTS)
+    message_text = []
+    engine.sample(PROMPTS, DRAWN, progress=message_text.append)
+    assert sum(message_text) == 3 * len(PROMPTS)
 
 
 def test_calls_from_several_threads_get_their_own_answers(engine):
@@ -165,14 +165,14 @@ def test_an_engine_that_dies_is_started_once_more_and_asked_for_what_is_missing(
     problems = [Problem(f"p{number}", f"What is {number} + 1?", str(number + 1)) for number in range(160)]  # fmt: skip
     style = PromptStyle("plain", stop=())
     params = SamplingParams(n=6, temperature=1.0, max_tokens=100, seed=3)
-    told: list[int] = []
+    message_text: list[int] = []
     with open_sampler("vllm", str(wide_model_dir), dtype="float32") as sampler:
         undisturbed = collect(sampler, problems, style, params, store=tmp_path / "a.jsonl")
         first = session_of(sampler)
 
         def advance(count: int) -> None:
-            told.append(count)
-            if sum(told) == 100:  # in mid-run, its worker goes
+            message_text.append(count)
+            if sum(message_text) == 100:  # in mid-run, its worker goes
                 os.kill(max(processes(first)), signal.SIGKILL)
 
         disturbed = collect(
@@ -181,7 +181,7 @@ def test_an_engine_that_dies_is_started_once_more_and_asked_for_what_is_missing(
         second = session_of(sampler)
         assert first != second
         assert not processes(first)
-        assert sum(told) == len(disturbed) == 960  # nothing twice
+        assert sum(message_text) == len(disturbed) == 960  # nothing twice
         same = [a.token_ids == b.token_ids for a, b in zip(disturbed, undisturbed, strict=True)]
         assert sum(same) >= 940  # batches differ, so may a rounding
         assert read_rollouts(tmp_path / "b.jsonl") == disturbed

@@ -78,7 +78,7 @@ F32 = {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}
 
 
 @pytest.mark.parametrize(
-    ("entries", "size", "told"),
+    ("entries", "size", "message_text"),
     [
         (b"\x00garbage", 8, "header is not valid JSON"),
         (b"[1]", 8, "header is not a JSON object"),
@@ -94,9 +94,9 @@ F32 = {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}
         ({"a": F32}, 7, r"cut off: its header lists 8 bytes of tensors, but the file has 7"),
     ],
 )
-def test_a_damaged_header_is_named(folder: Path, entries: object, size: int, told: str):
+def test_a_damaged_header_is_named(folder: Path, entries: object, size: int, message_text: str):
     write(folder / FILE, entries, bytes(size))
-    with pytest.raises(ValueError, match=rf"model\.safetensors.*{told}"):
+    with pytest.raises(ValueError, match=rf"model\.safetensors.*{message_text}"):
         check_weights(str(folder))
 
 
@@ -213,9 +213,9 @@ CASES: dict[str, tuple[Callable[[dict[str, Tensor]], dict[str, Tensor]], str]] =
 
 @pytest.mark.parametrize("case", CASES)
 def test_weights_of_another_model_are_refused(folder: Path, case: str):
-    how, told = CASES[case]
+    how, message_text = CASES[case]
     change(folder, how)
-    with pytest.raises(ValueError, match=told):
+    with pytest.raises(ValueError, match=message_text):
         load_model(folder)
 
 
@@ -223,9 +223,9 @@ def test_weights_of_another_model_are_refused(folder: Path, case: str):
                                   and "part" not in name])  # fmt: skip
 def test_names_are_checked_without_reading_the_weights(folder: Path, case: str):
     check_names(str(folder))
-    how, told = CASES[case]
+    how, message_text = CASES[case]
     change(folder, how)
-    with pytest.raises(ValueError, match=told):
+    with pytest.raises(ValueError, match=message_text):
         check_names(str(folder))
 
 

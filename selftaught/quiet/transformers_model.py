@@ -110,7 +110,7 @@ class QuietForCausalLM(PreTrainedModel, GenerationMixin):
 
     Attributes:
         quiet: the model that thinks.
-        thinking: how the model thinks where `forward` and `generate` are not told otherwise: one
+        thinking: how the model thinks unless `forward` and `generate` get other values: one
             greedy thought before every token.
     """
 

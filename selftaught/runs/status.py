@@ -67,7 +67,7 @@ class Status:
         before = None
         with suppress(ValueError, OSError):
             before = read_json(path)
-        self._before: StatusRow | None = before
+        self._before = cast("StatusRow | None", before)
         self._staged = False
         self._status: StatusRow = {
             "method": method, "state": "running", "stage": None,

@@ -62,7 +62,7 @@ def outcome_config(output_dir: Path, /, *, max_length: int, **options: Any) -> "
 
 def train_outcome(
     model: str | Path,
-    judged: Sequence[LabeledCompletion],
+    labeled: Sequence[LabeledCompletion],
     config: "TrainingArguments",
     *,
     out: Path,
@@ -73,7 +73,7 @@ def train_outcome(
 
     Args:
         model: Model folder or name on the Hugging Face Hub.
-        judged: Labeled completions, of both labels.
+        labeled: Labeled completions, of both labels.
         config: Made with `outcome_config`.
         out: Model folder to write.
         peft_config: LoRA configuration. None trains all weights.
@@ -82,7 +82,7 @@ def train_outcome(
     Raises:
         ValueError: Only one label occurs, or no completion fits `max_length`.
     """
-    _check_both([completion.right for completion in judged])
+    _check_both([completion.right for completion in labeled])
     max_length: int = config.max_length  # type: ignore[attr-defined]
 
     def rows(tokenizer: "PreTrainedTokenizerBase") -> tuple[list[Row], int]:
@@ -94,13 +94,13 @@ def train_outcome(
                 ],
                 "labels": [float(completion.right)],
             }
-            for completion in judged
+            for completion in labeled
         ]
         kept, too_long = fitting(all_rows, max_length, "completions")
         _check_both([row["labels"][0] for row in kept], f" of those that fit {max_length=} tokens")
         return kept, too_long
 
-    recipe = Recipe(rows, list(judged), _trainer, _classifier)
+    recipe = Recipe(rows, list(labeled), _trainer, _classifier)
     return fit(model, recipe, config, out=out, peft_config=peft_config, progress=progress)
 
 
