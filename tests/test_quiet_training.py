@@ -15,7 +15,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenize
 from selftaught.quiet.checkpoint import make_quiet, open_quiet
 from selftaught.quiet.config import QuietConfig
 from selftaught.quiet.model import QuietLM
+from selftaught.quiet.outputs import QuietOutput
 from selftaught.quiet.spans import Spans, consecutive, read_texts, spans
+from selftaught.quiet.trainer import signals
 from selftaught.quiet.training import check_run, quiet_arguments, train_quiet, with_lora
 
 TEXTS = [f"Q: What is {a} + {b}?\nA: {a + b}. And {b} + {a}?\nA: {a + b}." for a in range(4) for b in range(5)]  # fmt: skip
@@ -373,3 +375,54 @@ def test_training_without_any_advantage_is_refused(tiny_model_dir: Path, tmp_pat
     arguments = quiet_arguments(tmp_path / "c", max_steps=1, use_cpu=True)
     with pytest.raises(ValueError, match=r"thoughts=1.*Set thoughts=2, or baseline='mean_log'"):
         train_quiet(model, tokenizer, Spans([[1] * 9], 8), arguments, out=tmp_path)
+
+
+def test_signals_are_the_differences_between_thoughts():
+    """Against loops over positions and thoughts; padding does not count."""
+    texts, thoughts, positions, lookahead = 2, 3, 4, 2
+    generator = torch.Generator().manual_seed(0)
+    log_prob = -torch.rand(texts, thoughts, positions, lookahead, generator=generator)
+    tokens = torch.randint(2, (texts, thoughts, positions, 2), generator=generator)
+    mask = torch.tensor([[1, 1, 1, 1, 1], [1, 1, 1, 0, 0]])
+    out = QuietOutput(
+        log_prob_with_BNJK=log_prob, thought_BNJS=tokens, position_BJ=torch.arange(4)[None]
+    )
+    spread: list[float] = []
+    distinct: list[float] = []
+    for text in range(texts):
+        for position in range(positions):
+            if not mask[text, position + 1]:
+                continue
+            rewards = [float(log_prob[text, one, position].sum()) for one in range(thoughts)]
+            mean = sum(rewards) / thoughts
+            spread.append((sum((one - mean) ** 2 for one in rewards) / thoughts) ** 0.5)
+            different = {tuple(tokens[text, one, position].tolist()) for one in range(thoughts)}
+            distinct.append(len(different) / thoughts)
+    found = signals(out, {"attention_mask": mask})
+    assert found["reward_spread"] == pytest.approx(sum(spread) / len(spread), rel=1e-6)
+    assert found["distinct_thoughts"] == pytest.approx(sum(distinct) / len(distinct), rel=1e-6)
+    one = QuietOutput(
+        log_prob_with_BNJK=log_prob[:, :1], thought_BNJS=tokens[:, :1],
+        position_BJ=torch.arange(4)[None],
+    )  # fmt: skip
+    assert signals(one, {"attention_mask": mask}) == {}
+
+
+@pytest.mark.parametrize(("head_rate", "warned"), [(1e-6, True), (300.0, False)])
+def test_a_training_without_signal_says_so(
+    head_rate: float, warned: bool, tiny_model_dir: Path, tmp_path: Path, monkeypatch, caplog
+):
+    """A mixing head that does not learn leaves every thought with weight 0."""
+    monkeypatch.setattr("selftaught.quiet.trainer.WARN_AFTER", 4)
+    model, tokenizer = thinking(tiny_model_dir, head_rate=head_rate)
+    arguments = quiet_arguments(
+        tmp_path / "checkpoints", max_steps=6, learning_rate=1e-3, per_device_train_batch_size=2,
+        use_cpu=True, warmup_steps=1,
+    )  # fmt: skip
+    with caplog.at_level("WARNING", logger="selftaught.quiet.trainer"):
+        log = train_quiet(
+            model, tokenizer, spans(TEXTS, tokenizer, length=24, least=4), arguments, out=tmp_path
+        )
+    messages = [one.getMessage() for one in caplog.records if "no signal" in one.getMessage()]
+    assert len(messages) == warned, [row.get("reward_spread") for row in log]
+    assert 0 < log[-1]["distinct_thoughts"] <= 1

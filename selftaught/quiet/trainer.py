@@ -1,6 +1,7 @@
 """transformers' `Trainer` for Quiet-STaR: seeds of thoughts, learning rates of heads, and metrics."""
 
 import json
+import logging
 import random
 import sys
 import time
@@ -25,6 +26,11 @@ from selftaught.quiet.evaluation import DECILES
 from selftaught.quiet.model import QuietOutput
 from selftaught.quiet.spans import Spans, padded
 
+logger = logging.getLogger(__name__)
+
+WARN_AFTER, LEAST_SPREAD = 50, 1e-3
+"""A warning is logged from this step on if thoughts differ by fewer nats."""
+
 
 class QuietTrainer(Trainer):
     """transformers' Trainer with a separate random seed for the thoughts of every batch, and
@@ -36,6 +42,7 @@ class QuietTrainer(Trainer):
         self._sums: dict[str, list[float]] = defaultdict(list)
         self._gains: list[Tensor] = []
         self._micro = (-1, 0)
+        self._warned = False
         self._tokens, self._since = 0, time.perf_counter()
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
@@ -92,6 +99,8 @@ class QuietTrainer(Trainer):
         ):  # fmt: skip
             if value is not None:
                 self._sums[name].append(float(value))
+        for name, value in signals(out, inputs).items():
+            self._sums[name].append(value)
         self._gains.append(_gains(out, inputs))
         self._tokens += int(inputs["attention_mask"].sum())
 
@@ -107,10 +116,28 @@ class QuietTrainer(Trainer):
             now = time.perf_counter()
             logs["tokens_per_second"] = self._tokens / (now - self._since)
             logs["peak_memory_gb"] = peak_memory()
+            self._warn_without_signal(logs)
             self._sums.clear()
             self._gains.clear()
             self._tokens, self._since = 0, now
         super().log(logs, start_time)
+
+    def _warn_without_signal(self, logs: dict[str, float]) -> None:
+        """Warn once if REINFORCE has had nothing to learn from since the last log entry."""
+        quiet: Any = self.accelerator.unwrap_model(self.model)
+        spread = logs.get("reward_spread")
+        if self._warned or not quiet.quiet_config.reinforce_weight or spread is None:
+            return
+        if self.state.global_step >= WARN_AFTER and spread < LEAST_SPREAD:
+            self._warned = True
+            logger.warning(
+                "REINFORCE has no signal at step %d: the thoughts of a position change the "
+                "log-probability of the next tokens by %.1e nats, so none is better than another. "
+                "Mean mixing weight %.3f, share of distinct thoughts %.2f. Raise the learning rate or "
+                "head_rate if the weight is near 0, and the temperature if thoughts are equal.",
+                self.state.global_step, spread, logs.get("mixing_weight", 0.0),
+                logs["distinct_thoughts"],
+            )  # fmt: skip
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         """Save the weights of a checkpoint, with tied weights once.
@@ -171,6 +198,33 @@ class SpanEpochs(TrainerCallback):
     ) -> None:
         if self.progress:
             self.progress(1)
+
+
+def signals(out: QuietOutput, inputs: dict[str, Any]) -> dict[str, float]:
+    """Return how much the thoughts of a position differ; REINFORCE learns from these differences.
+
+    Returns:
+        `reward_spread`, the standard deviation over the thoughts of a position of the
+        log-probability of its lookahead tokens, in nats, and `distinct_thoughts`, the number of
+        different thoughts divided by the number of thoughts; both are means over the positions of
+        the text. Empty with one thought per position.
+    """
+    assert out.log_prob_with_BNJK is not None and out.thought_BNJS is not None
+    assert out.position_BJ is not None
+    thoughts = out.thought_BNJS.shape[1]
+    if thoughts == 1 or out.thought_BNJS.shape[-1] == 0:
+        return {}
+    position_BJ = out.position_BJ.expand(len(out.thought_BNJS), -1)
+    known_BJ = inputs["attention_mask"].gather(1, position_BJ + 1).bool()
+    spread_BJ = out.log_prob_with_BNJK.detach().float().sum(-1).std(1, correction=0)
+    equal_BNNJ = (out.thought_BNJS[:, :, None] == out.thought_BNJS[:, None]).all(-1)
+    before_NN = torch.ones(thoughts, thoughts, dtype=torch.bool, device=equal_BNNJ.device).tril(-1)
+    repeated_BNJ = (equal_BNNJ & before_NN[None, :, :, None]).any(2)
+    distinct_BJ = 1 - repeated_BNJ.float().mean(1)
+    return {
+        "reward_spread": float(spread_BJ[known_BJ].mean()),
+        "distinct_thoughts": float(distinct_BJ[known_BJ].mean()),
+    }
 
 
 def _gains(out: QuietOutput, inputs: dict[str, Any]) -> Tensor:
