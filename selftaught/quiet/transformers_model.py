@@ -287,34 +287,26 @@ class QuietForCausalLM(PreTrainedModel, GenerationMixin):
                 `thinking` does not fit the model.
         """
         del token_type_ids
-        quiet = self.quiet
         if labels is not None and self.training:
             if past_key_values is not None or thinking is not None:
                 raise ValueError(
                     "Training takes neither past_key_values nor thinking. Call model.eval() to "
                     "evaluate, or leave them out."
                 )
-            out = CausalLMOutputWithPast(loss=quiet(input_ids, attention_mask, labels).loss)
-            return out if return_dict is not False else out.to_tuple()
+            loss = self.quiet(input_ids, attention_mask, labels).loss
+            return _returned(CausalLMOutputWithPast(loss=loss), return_dict)
         how = self.thinking if thinking is None else thinking
-        cache = past_key_values
-        if cache is not None and not isinstance(cache, QuietCache):
-            raise ValueError(
-                f"Expected the cache of a Quiet-STaR model, got {type(cache).__name__}. Pass what "
-                "an earlier call with use_cache=True returned as past_key_values."
-            )
-        if cache is None and use_cache:
-            cache = QuietCache(how.seed)
+        cache = _cache(past_key_values, use_cache, how.seed)
         seen = 0 if cache is None else cache.get_seq_length()
         if attention_mask is None:
             size = (len(input_ids), seen + input_ids.shape[1])
             attention_mask = torch.ones(size, dtype=torch.long, device=input_ids.device)
-        quiet.check_length(attention_mask, attention_mask)
-        with torch.no_grad(), thoughtful(quiet.base):
+        self.quiet.check_length(attention_mask, attention_mask)
+        with torch.no_grad(), thoughtful(self.quiet.base):
             logits: Any = self._logits(input_ids, attention_mask, cache, logits_to_keep, how)
-        loss: Any = None if labels is None else _mean_nll(logits, labels)
-        out = CausalLMOutputWithPast(loss=loss, logits=logits, past_key_values=cache)
-        return out if return_dict is not False else out.to_tuple()
+        nll: Any = None if labels is None else _mean_nll(logits, labels)
+        out = CausalLMOutputWithPast(loss=nll, logits=logits, past_key_values=cache)
+        return _returned(out, return_dict)
 
     def _logits(
         self,
@@ -445,6 +437,28 @@ class _Asked:
         """Return the ids of the tokens that end a text."""
         ends = self.value("eos_token_id")
         return [] if ends is None else torch.as_tensor(ends).view(-1).tolist()
+
+
+def _returned(
+    out: CausalLMOutputWithPast, return_dict: bool | None
+) -> CausalLMOutputWithPast | tuple[Any, ...]:
+    return out.to_tuple() if return_dict is False else out
+
+
+def _cache(given: object, use_cache: bool | None, seed: int) -> QuietCache | None:
+    """Return the cache of a call: the given one, a new one, or none.
+
+    Raises:
+        ValueError: the given cache is not that of a Quiet-STaR model.
+    """
+    if given is None:
+        return QuietCache(seed) if use_cache else None
+    if not isinstance(given, QuietCache):
+        raise ValueError(
+            f"Expected the cache of a Quiet-STaR model, got {type(given).__name__}. Pass what an "
+            "earlier call with use_cache=True returned as past_key_values."
+        )
+    return given
 
 
 def _mean_nll(logits_BTV: Tensor, labels_BT: Tensor) -> Tensor:
