@@ -35,7 +35,7 @@ pytestmark = pytest.mark.slow
 
 SMALL = {
     "task_options": {"digits": "3", "train": 24, "validation": 4, "test": 16},
-    "seed_samples": 8, "max_steps": 12, "temperature": 1.0, "per_device_train_batch_size": 16,
+    "seed_samples": 8, "max_steps": 12, "temperature": 1.0, "train_batch_size": 16,
 }  # fmt: skip
 
 
@@ -520,7 +520,11 @@ def test_without_a_right_completion_the_seed_set_is_empty(tmp_path, capsys):
 def test_settings_that_cannot_be(tmp_path, capsys):
     for command, flags, words in (
         ("rft", ["--k", "0"], "k must be one or more numbers of at least 1"),
-        ("rft", ["--distinct_by", "taste"], "distinct_by"),
+        (
+            "rft",
+            ["--distinct_by", "taste"],
+            "--distinct-by must be text, equations, numbers, edits or auto",
+        ),
         ("vstar", ["--k", "1"], "k must be at least 2"),
         ("step-dpo", ["--n", "3"], "n must be at least 2 and at least best_of"),
         ("step-dpo", ["--sizes", "9999"], "the number of training problems; got 9999"),

@@ -56,7 +56,7 @@ print(json.dumps({"status": status, "stages": stages, "seconds": time.monotonic(
 SMALL = {
     "task_options": {"digits": "3", "train": 20, "validation": 4, "test": 10},
     "seed_samples": 8, "max_steps": 12, "save_steps": 3, "temperature": 1.0,
-    "per_device_train_batch_size": 16,
+    "train_batch_size": 16,
 }  # fmt: skip
 METHODS = {
     "rft": {"k": [2, 3], "baselines": True},
