@@ -22,6 +22,7 @@ from typing import Any
 SMALL = [
     "--task_options.digits", "3", "--task_options.train", "24", "--task_options.validation", "4",
     "--task_options.test", "16", "--per_device_train_batch_size", "16",
+    "--gradient_accumulation_steps", "1",
 ]  # fmt: skip
 SHARED = [*SMALL, "--seed_samples", "8", "--max_steps", "6", "--temperature", "1.0"]
 RUNS = {
