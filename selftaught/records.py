@@ -81,7 +81,7 @@ class Example:
     prompt: Text
     completion: Text
     completion_ids: tuple[int, ...] | None = None
-    """The sampled token ids, including the ending. None: the text is tokenized."""
+    """The sampled token ids, including the ending. None means the text is tokenized."""
     chat_template_kwargs: Mapping[str, Any] | None = None
     """Variables of the chat template. Used only for messages."""
 

@@ -134,10 +134,11 @@ def test_parameters_are_counted_from_headers(tiny_model_dir):
 
 
 def test_the_estimate_is_the_work_divided_by_the_rates():
-    cost = Cost(completions=1000, examples=600, tokens=5000, scored=300, rounds=4)
+    cost = Cost(completions=1000, examples=600, tokens=5000, scored=300, first=Cost(100, 60))
+    # first iteration: 100 / 10 + 60 / 2 = 40 s
     # sampling 1000 / 10 + 5000 / (10 * 50) = 110 s; scoring 300 / (3 * 2) = 50 s; training 300 s
     text = in_words(cost, Rates(prompts=32, completions=10, tokens=50, examples=2))
-    assert "about 1.9 min per iteration, at most 7.7 min" in text
+    assert "about 40.0 s for the first iteration, at most 7.7 min" in text
     assert "sampling 1.8 min, scoring 50.0 s, training 5.0 min" in text
     assert "10 completions/s of 50 tokens and 2 training examples/s" in text
 

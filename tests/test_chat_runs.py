@@ -42,7 +42,15 @@ def questions(folder: Path, **more: str) -> list[str]:
 
 def test_a_dry_run_shows_the_chat_prompt_with_its_instruction(tmp_path: Path, capsys):
     model = chat_model(tmp_path / "m", THINKING)
-    asked = ["star", "--model", str(model), *questions(tmp_path), "--dry-run"]
+    asked = [
+        "star",
+        "--model",
+        str(model),
+        *questions(tmp_path),
+        "--dry-run",
+        "--out",
+        str(tmp_path / "run"),
+    ]
     assert main([*asked, "--system-prompt", "Be brief.", *OFF]) == 0
     shown = capsys.readouterr().out
     assert "<|im_start|>system\nBe brief.<|im_end|>" in shown

@@ -1,5 +1,6 @@
 """A model that thinks, made of an ordinary one, saved, opened, and refused when its parts do not fit."""
 
+import importlib.util
 import shutil
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenize
 from selftaught.quiet.checkpoint import make_quiet, open_quiet, save_quiet
 from selftaught.quiet.config import QuietConfig
 from selftaught.quiet.model import QuietLM
+from selftaught.samplers import open_sampler, open_scorer
 
 SMALL = QuietConfig.paper(thought_tokens=2, lookahead=2)
 
@@ -83,3 +85,26 @@ def test_a_folder_with_another_base_is_refused(tiny_model_dir: Path, tmp_path: P
     model.base.save_pretrained(tmp_path / "quiet")
     with pytest.raises(ValueError, match=r"folder of a Quiet-STaR model, .*make_quiet"):
         open_quiet(tmp_path / "quiet")
+
+
+def test_a_folder_of_an_earlier_version_is_not_sampled_as_its_base(
+    tiny_model_dir: Path, tmp_path: Path
+):
+    """transformers reads it as the base model, whose completions have no thoughts."""
+    model, tokenizer = made(tiny_model_dir)
+    old_save(model, tokenizer, tmp_path / "quiet")
+    AutoModelForCausalLM.from_pretrained(tmp_path / "quiet")
+    for name in ("transformers", "vllm"):
+        if importlib.util.find_spec(name) is not None:
+            with pytest.raises(ValueError, match="would be sampled without thoughts"):
+                open_sampler(name, str(tmp_path / "quiet"))
+    with pytest.raises(ValueError, match="would be sampled without thoughts"):
+        open_scorer(str(tmp_path / "quiet"))
+
+
+@pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vLLM is not installed")
+def test_vllm_is_not_started_for_a_model_that_thinks(tiny_model_dir: Path, tmp_path: Path):
+    model, tokenizer = made(tiny_model_dir)
+    save_quiet(model, tokenizer, tmp_path / "quiet")
+    with pytest.raises(ValueError, match="Quiet-STaR model, which vLLM cannot run"):
+        open_sampler("vllm", str(tmp_path / "quiet"))

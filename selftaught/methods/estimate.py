@@ -39,8 +39,8 @@ class Cost:
 
     without: str = ""
     """What is not counted, in words."""
-    rounds: int = 1
-    """Number of equal parts after each of which the run may end, such as the iterations of STaR."""
+    first: "Cost | None" = None
+    """The first iteration, if the run may end after any."""
 
     def __add__(self, other: "Cost") -> "Cost":
         return Cost(
@@ -89,23 +89,32 @@ def time_lines(run: Run, cost: Cost) -> list[tuple[str, str]]:
 
 def in_words(cost: Cost, rates: Rates) -> str:
     """Return the estimated time of an amount of work, with the rates from which it follows."""
-    sampling = cost.completions / rates.completions
-    sampling += cost.tokens / (rates.completions * rates.tokens)
-    training = cost.examples / rates.examples
-    # A forward pass takes about a third of a training step.
-    scoring = cost.scored / (3 * rates.examples)
+    sampling, scoring, training = _seconds(cost, rates)
     parts = [
         f"{what} {duration(seconds)}"
         for what, seconds in (("sampling", sampling), ("scoring", scoring), ("training", training))
         if seconds
     ]
-    each = sampling + scoring + training
-    first = f"about {duration(each / cost.rounds)} per iteration, " if cost.rounds > 1 else ""
+    first = ""
+    if cost.first is not None:
+        first = f"about {duration(sum(_seconds(cost.first, rates)))} for the first iteration, "
     return (
-        f"{first}at most {duration(each)} ({', '.join(parts)}), at "
-        f"{rates.completions:,.3g} completions/s of {rates.tokens:.0f} tokens and {rates.examples:,.3g} "
+        f"{first}at most {duration(sampling + scoring + training)} ({', '.join(parts)}), at "
+        f"{_rate(rates.completions)} completions/s of {rates.tokens:.0f} tokens and {_rate(rates.examples)} "
         f"training examples/s, measured now with {rates.prompts} prompts on this machine"
     )
+
+
+def _rate(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def _seconds(cost: Cost, rates: Rates) -> tuple[float, float, float]:
+    """Return the seconds of sampling, scoring and training."""
+    sampling = cost.completions / rates.completions
+    sampling += cost.tokens / (rates.completions * rates.tokens)
+    # A forward pass takes about a third of a training step.
+    return sampling, cost.scored / (3 * rates.examples), cost.examples / rates.examples
 
 
 def why_not_measured(run: Run) -> str | None:

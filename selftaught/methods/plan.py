@@ -112,7 +112,7 @@ def preference_cost(options: Mapping[str, Any], pairs: int) -> int:
 
 
 def seed_size(run: Run[SeededConfig], problems: int) -> int:
-    """Return the largest number of examples that the seed set of so many problems can have."""
+    """Return the maximum number of examples in the seed set of `problems` problems."""
     own = any(problem.rationale is not None for problem in run.train)
     return problems if own else problems * run.config.seed_samples
 

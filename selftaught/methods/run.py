@@ -361,7 +361,7 @@ def fit(
         run: the run.
         examples: training examples; they are written to `out / "examples.jsonl"`.
         out: output folder.
-        start: model to fine-tune; None: the base model.
+        start: model to fine-tune; None means the base model.
         own: training options that override the fields of the config, but not `config.training`.
         changes: training options that override all others.
     """

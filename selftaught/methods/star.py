@@ -455,7 +455,7 @@ def cost(star: Star) -> Cost:
     completions = config.iterations * each + len(star.validation) + tests
     # Fine-tuning on direct answers has as many steps as the best model.
     direct = (trained[-1] if config.from_base else sum(trained)) if config.baselines else 0
-    return Cost(completions, sum(trained) + direct, rounds=config.iterations)
+    return Cost(completions, sum(trained) + direct, first=Cost(each, trained[0]))
 
 
 def _base_row(star: Star) -> Row:

@@ -50,7 +50,7 @@ class Child:
         Args:
             message: Any JSON value except None.
             data: Bytes sent after the message.
-            seconds: Time limit, after which the worker is killed. None: no limit.
+            seconds: Time limit, after which the worker is killed. None means no limit.
         """
         stdin, stdout = self._process.stdin, self._process.stdout
         assert stdin is not None and stdout is not None

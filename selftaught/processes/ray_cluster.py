@@ -20,7 +20,7 @@ def connect(address: str | None = None) -> bool:
     """Connect to a Ray cluster.
 
     Args:
-        address: Address of the cluster's head node, such as "10.0.0.1:6379". None: the cluster in
+        address: Address of the cluster's head node, such as "10.0.0.1:6379". None means the cluster in
             RAY_ADDRESS, or one on this machine, or a new local instance.
 
     Returns:

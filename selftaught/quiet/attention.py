@@ -58,7 +58,7 @@ def quiet_attention(
         key_BKTD: keys.
         value_BKTD: values.
         attention_mask: mask rule and pass.
-        scaling: factor of the scores. None: the inverse square root of the head width.
+        scaling: factor of the scores. None means the inverse square root of the head width.
         options: `softcap` and `s_aux` (attention sinks) are applied; see `Form`. `dropout` is
             ignored.
 

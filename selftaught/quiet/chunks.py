@@ -120,7 +120,7 @@ def in_chunks(
         chunks: the positions of each chunk.
         prefix: the text.
         without_BT: log-probabilities without thoughts.
-        gradients: receives the gradients for the keys and values of the text. None: no gradients
+        gradients: receives the gradients for the keys and values of the text. None means no gradients
             are needed, and the losses are only summed.
         parameters: parameters that may get a gradient.
     """

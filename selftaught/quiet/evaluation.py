@@ -64,7 +64,7 @@ def score(
     Args:
         model: a Quiet-STaR model.
         ids_BT: token ids of the texts.
-        mask_BT: 1 for text and 0 for padding. None: no padding.
+        mask_BT: 1 for text and 0 for padding. None means no padding.
         how: how the model thinks. Default: one greedy thought at every position.
         top: number of most likely next tokens to return.
         changes: fields of `ThoughtParams` by name. They take precedence over `how`.

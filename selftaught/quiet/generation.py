@@ -80,7 +80,7 @@ class GenerateOptions:
 
     generation_config: GenerationConfig | None = None
     """Supported fields are `max_new_tokens`, `max_length`, `do_sample`, `temperature` (0 means
-    greedy decoding), `top_k`, `top_p`, `min_p` (None: no limit), `stop_strings`,
+    greedy decoding), `top_k`, `top_p`, `min_p` (None means no limit), `stop_strings`,
     `num_return_sequences`, `eos_token_id` and `pad_token_id`. Other fields that would change the
     result are refused. Default: a configuration with the end tokens of the base model."""
     tokenizer: PreTrainedTokenizerBase | None = None
@@ -149,7 +149,7 @@ def generate(
     Args:
         model: a Quiet-STaR model.
         input_ids: token ids of the prompts, `[B, T]`, padded on the left.
-        attention_mask: 1 for text and 0 for padding. None: no padding.
+        attention_mask: 1 for text and 0 for padding. None means no padding.
         options: fields of `GenerateOptions` by name, such as `thoughts=4`, and fields of the
             generation configuration, such as `max_new_tokens=100`, which take precedence over
             `generation_config`.

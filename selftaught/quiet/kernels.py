@@ -26,10 +26,10 @@ class Form:
     scale: float
     """Factor of the scores."""
     softcap: float | None = None
-    """Soft cap of the scores. None: no cap."""
+    """Soft cap of the scores. None means no cap."""
     sink_H: Tensor | None = None
     """Attention sink: a learned score per head that takes part in the softmax but has no value
-    (gpt_oss). None: no sink."""
+    (gpt_oss). None means no sink."""
 
     @property
     def plain(self) -> bool:

@@ -58,7 +58,7 @@ class QuietLM(nn.Module):
         config: options of Quiet-STaR.
         start: id of the token that starts a thought.
         end: id of the token that ends a thought.
-        pad: id of the padding token, which thoughts cannot contain. None: there is none.
+        pad: id of the padding token, which thoughts cannot contain. None means that there is none.
         check: first compare a few thoughts with regular forward passes of the same tokens. Takes at
             most a second.
 
@@ -153,7 +153,7 @@ class QuietLM(nn.Module):
 
         Args:
             input_ids: token ids, `[B, T]`.
-            attention_mask: 1 for text and 0 for padding. None: no padding.
+            attention_mask: 1 for text and 0 for padding. None means no padding.
             labels: token ids, not shifted, with -100 where there is no loss. Default: `input_ids`.
             thoughts: token ids of thoughts, `[B, N, T, S]`, to use instead of sampling them.
             seed: random seed for positions and thoughts. Results do not depend on the size of
@@ -217,7 +217,7 @@ class QuietLM(nn.Module):
 
         Args:
             ids_BT: token ids.
-            mask_BT: 1 for text and 0 for padding. None: no padding.
+            mask_BT: 1 for text and 0 for padding. None means no padding.
             more: number of additional tokens, such as new tokens in generation.
 
         Raises:

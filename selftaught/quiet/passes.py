@@ -65,7 +65,7 @@ class Reading:
     """The pass over the text. Stores the keys and values of every layer."""
 
     real_BT: Tensor | None
-    """Which tokens are text and not padding. None: there is no padding before a text token."""
+    """Which tokens are text and not padding. None means that there is no padding before a text token."""
     keep: bool = False
     """Whether later passes continue the text of earlier ones, as with a key-value cache."""
     key_BKTD: dict[int, Tensor] = field(default_factory=dict)

@@ -11,8 +11,8 @@ from typing import Any, ClassVar
 from transformers.configuration_utils import PreTrainedConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING, AutoConfig
 
-MODEL_TYPE = "selftaught_quiet"
-"""The `model_type` in config.json."""
+from selftaught.samplers.weights import QUIET_MODEL_TYPE as MODEL_TYPE
+
 HOW_TO_OPEN = (
     "This model thinks before every token (Quiet-STaR). Run `pip install selftaught`, and "
     "`import selftaught` before transformers opens this folder. `selftaught quiet export-base` "
@@ -26,10 +26,10 @@ class QuietForCausalLMConfig(PreTrainedConfig):
 
     Args:
         base_config: configuration of the base model, or its fields with `model_type`.
-        quiet_config: fields of `QuietConfig`. None: the defaults.
+        quiet_config: fields of `QuietConfig`. None means the defaults.
         thought_start_id: id of the token that starts a thought.
         thought_end_id: id of the token that ends a thought.
-        thought_pad_id: id of the padding token, which thoughts cannot contain. None: there is none.
+        thought_pad_id: id of the padding token, which thoughts cannot contain. None means that there is none.
         options: fields of every configuration of transformers.
     """
 

@@ -170,7 +170,7 @@ class _Found:
         Args:
             names: for each gradient, the name of its parameter, or the token ids if it is the
                 gradient of embeddings.
-            got: the gradients. None: no gradient.
+            got: the gradients. None means no gradient.
         """
         known = torch.cat([example.text_T, example.thought_S])
         known = torch.cat([known, known.new_tensor([example.start, example.end])]).unique()

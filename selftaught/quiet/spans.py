@@ -35,7 +35,7 @@ def read_texts(
         column: column that contains the text.
         split: split of a Hub dataset.
         subset: configuration of a Hub dataset. None: its default one.
-        limit: maximum number of texts. None: all.
+        limit: maximum number of texts. None means all.
 
     Raises:
         ValueError: the source does not exist, a file is not text, a row has no text in the column,

@@ -50,7 +50,7 @@ def text_targets(
 
     Args:
         ids_BT: token ids.
-        mask_BT: 1 for text and 0 for padding. None: no padding.
+        mask_BT: 1 for text and 0 for padding. None means no padding.
         labels_BT: token ids, not shifted, with `IGNORED` where there is no loss. None: `ids_BT`.
         config: options of Quiet-STaR.
 

@@ -53,7 +53,7 @@ class Prefix:
     position_BT: Tensor
     """Position ids."""
     real_BT: Tensor | None
-    """Which tokens are text and not padding. None: there is no padding before a text token."""
+    """Which tokens are text and not padding. None means that there is no padding before a text token."""
 
 
 def input_matrix(base: PreTrainedModel) -> nn.Embedding:
@@ -141,7 +141,7 @@ def read(
     Args:
         base: the base model, inside `thoughtful(base)`.
         ids_BT: token ids.
-        mask_BT: 1 for text and 0 for padding. None: no padding.
+        mask_BT: 1 for text and 0 for padding. None means no padding.
         gradients: gradients that are added to those of the keys and values in the backward pass.
     """
     real_BT = torch.ones_like(ids_BT) if mask_BT is None else mask_BT

@@ -267,7 +267,7 @@ class QuietForCausalLM(PreTrainedModel, GenerationMixin):
 
         Args:
             input_ids: token ids, `[B, T]`.
-            attention_mask: 1 for text and 0 for padding, on either side, `[B, T]`. None: no padding.
+            attention_mask: 1 for text and 0 for padding, on either side, `[B, T]`. None means no padding.
                 With a cache, the mask includes the tokens of the cache.
             labels: token ids, not shifted, with -100 where there is no loss.
             past_key_values: the cache that an earlier call returned.
@@ -416,7 +416,7 @@ class _Asked:
     def refuse(self) -> None:
         """Raise ValueError if an option is set that cannot be honoured."""
         wrong = [
-            f"{name}={value!r}" for name, neutral in REFUSED.items()
+            f"{name}={value!r}" if isinstance(value, bool | int | float | str) else name for name, neutral in REFUSED.items()
             if (value := self.value(name)) is not None and value is not False
             and not any(value is one or value == one for one in neutral)
         ]  # fmt: skip

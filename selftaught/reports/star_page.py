@@ -54,7 +54,7 @@ class Run:
     validations: list[Evaluation]
     """Validation results, one per row."""
     summary: Row | None
-    """Contents of `summary.json`. None: the run has not ended."""
+    """Contents of `summary.json`. None means the run has not ended."""
     config: str
     """Text of `config.yaml`."""
     versions: Row
@@ -86,7 +86,7 @@ class Run:
     def base_and_best(self) -> tuple[Evaluation, Evaluation] | None:
         """Evaluations of the base model and of the best iteration.
 
-        On the test split if the run has ended, else on the validation split. None: no results yet.
+        On the test split if the run has ended, else on the validation split. None means no results yet.
         """
         if self.summary is not None and "test" in self.summary:
             test = self.summary["test"]
@@ -438,7 +438,7 @@ def _evenly(groups: Sequence[Sequence[T]], limit: int) -> list[T]:
 
 
 def _run_plots(run: Run) -> dict[str, object]:
-    """Return the plots of the page of a run. None: no data yet."""
+    """Return the plots of the page of a run. None means no data yet."""
     plots: dict[str, object] = {
         "accuracy_plot": None,
         "group_plot": None,
@@ -469,7 +469,7 @@ def _line(run: Run, pick: Callable[[Evaluation], Tally | Evaluation | None]) -> 
     """Return a line of an accuracy plot.
 
     Args:
-        pick: selects the value to plot from a validation result. None: the iteration has no point.
+        pick: selects the value to plot from a validation result. None means the iteration has no point.
     """
     picked = [(at, pick(each)) for at, each in zip(run.iterations, run.validations, strict=True)]
     found = [(at, tally) for at, tally in picked if tally is not None]
@@ -497,7 +497,8 @@ def headline(run: Run) -> str:
     if run.base_and_best is None:
         return "There are no results yet: the validation of the base model has not ended."
     base, best = (each.group_mean for each in run.base_and_best)
-    model, groups = run.base_and_best[0].model, len(run.base_and_best[0].groups)
+    groups = len(run.base_and_best[0].groups)
+    model = run.options.get("model", run.base_and_best[0].model)
     split = "test" if run.measured else "validation"
     over = f", the mean of {groups} groups" if groups > 1 else ""
     done = run.iterations[-1]

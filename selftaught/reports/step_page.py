@@ -110,7 +110,7 @@ class Worked:
     after: int
     """Number of steps after the window."""
     pit: int | None
-    """Number of the first pit, from 1. None: no pit."""
+    """Number of the first pit, from 1. None means no pit."""
 
     @property
     def count(self) -> int:

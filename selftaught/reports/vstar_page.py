@@ -83,7 +83,7 @@ def _difference(values: Row, n: int) -> str:
 
 
 def _table_of(choices: Mapping[str, Row]) -> Table | None:
-    """Return the table of generators by verifiers. None: no such results."""
+    """Return the table of generators by verifiers. None means no such results."""
     cells = {
         tuple(name.split(" with ")): row["choices"]["best"]
         for name, row in choices.items()

@@ -29,7 +29,7 @@ class StatusRow(TypedDict):
     """Name of the method or command."""
     state: State
     stage: str | None
-    """The stage that is running. None: no stage."""
+    """The stage that is running. None means no stage."""
     iteration: int | str | None
     """The last finished iteration, or the name of the last finished part of a run."""
     done: int

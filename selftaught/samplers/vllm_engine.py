@@ -46,7 +46,12 @@ from selftaught.samplers.tokens import (
     load_tokenizer,
 )
 from selftaught.samplers.vllm_arguments import DEFAULTS, check_engine
-from selftaught.samplers.weights import check_names, refuse_adapter
+from selftaught.samplers.weights import (
+    QUIET_MODEL_TYPE,
+    check_names,
+    refuse_adapter,
+    refuse_old_quiet,
+)
 
 ON_A_CPU = {"VLLM_CPU_KVCACHE_SPACE": "2", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
 """Environment of the child without an accelerator; the caller's environment overrides it."""
@@ -94,8 +99,14 @@ class VllmSampler(Closing):
         check_engine({"dtype": dtype, **engine})
         self.model = str(model)
         folder = Path(self.model)
+        refuse_old_quiet(folder)
         if not (folder / "config.json").exists():  # vLLM reads a folder that has both as a model
             refuse_adapter(folder)
+        elif _model_type(folder) == QUIET_MODEL_TYPE:
+            raise ValueError(
+                f"{self.model} is a Quiet-STaR model, which vLLM cannot run. Use the sampler "
+                "transformers, or the base model alone (`selftaught quiet export-base`)."
+            )
         if engine.get("load_format", "auto") in ("auto", "safetensors"):
             check_names(self.model)
         self._tokenizer = load_tokenizer(self.model)
@@ -366,6 +377,13 @@ def _completion(ending: Ending, drawn: _Drawn) -> Completion:
     if stopped and not ending.ignored(drawn.ids):
         return replace(completion, finish_reason="stop")
     return completion
+
+
+def _model_type(folder: Path) -> object:
+    """Return the `model_type` in a model folder's `config.json`; None if it cannot be read."""
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        return json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type")
+    return None
 
 
 def _generation_config(model: str) -> GenerationConfig:

@@ -24,6 +24,8 @@ BITS = {
 }  # fmt: skip
 """Bits per element of each safetensors dtype."""
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+QUIET_MODEL_TYPE = "selftaught_quiet"
+"""The `model_type` of Quiet-STaR models in their `config.json`."""
 NAMED = 4
 """Maximum number of tensors or files named in an error message."""
 
@@ -202,6 +204,19 @@ def refuse_adapter(folder: Path) -> None:
         f"{folder} is a PEFT adapter, not a whole model; merge it into its base model"
         f"{f' ({base})' if base else ''} with merge_and_unload() and save_pretrained(folder)."
     )
+
+
+def refuse_old_quiet(folder: Path) -> None:
+    """Raise a `ValueError` if a folder is that of a Quiet-STaR model of an earlier version.
+
+    transformers and vLLM read such a folder as its base model, which does not think.
+    """
+    if all((folder / name).is_file() for name in ("quiet.json", "mixing.safetensors")):
+        raise ValueError(
+            f"{folder} is a Quiet-STaR model of an earlier version, which would be sampled without "
+            "thoughts. Use --sampler quiet, or convert it in Python: "
+            "QuietForCausalLM.from_pretrained(folder).save_pretrained(new_folder)."
+        )
 
 
 def _without_weights(folder: Path) -> str:

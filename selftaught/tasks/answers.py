@@ -30,7 +30,7 @@ version are computed again."""
 
 
 class Verdict(NamedTuple):
-    """Return whether two answers are the same, and the stage that decided it; None: not decided here."""
+    """Answer equivalence and the stage that decided it. None means that it is not decided here."""
 
     equal: bool | None
     decided_by: str

@@ -555,7 +555,7 @@ _MOST_TOKENS = 100
 
 
 def false_equation(phrase: str) -> bool:
-    """Return whether two neighbouring sides of an equation are arithmetic with different values: "2 + 2 = 6".
+    """Return True if an equation of plain arithmetic does not hold: "2 + 2 = 6".
 
     A right side with decimals may be cut or rounded in its last one. A side that holds anything but
     numbers and operations is not judged, nor are sides with different words, as in "1 hour = 60 minutes".
@@ -739,7 +739,7 @@ def _power(root: int, power: str) -> Fraction | None:
 
 
 def same_quantity(gold: Quantity, answer: Quantity) -> bool:
-    """Return whether two quantities are the same number with units that agree."""
+    """Equality of two quantities: the same number, with units that agree."""
     return gold.value == answer.value and units_agree(gold, answer)
 
 

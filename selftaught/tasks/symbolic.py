@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 def symbolically_equal(gold: str, answer: str) -> bool:
-    """Return whether two LaTeX answers are algebraically equal. Slow, and may hang: call it by `grade`.
+    """Algebraic equivalence of two LaTeX answers. Slow, and may hang: call it by `grade`.
 
     Raises:
         ValueError: the gold answer cannot be parsed, so nothing can be said.
@@ -274,7 +274,7 @@ def _parsed(text: str) -> "tuple[Basic, ...]":
 
 
 def _same(gold: "Basic", answer: "Basic") -> bool:
-    """Return whether two parsed answers are exactly equal."""
+    """Exact equality of two parsed answers."""
     from sympy import And, Eq, Expr, MatrixBase
     from sympy.core.relational import Relational
 

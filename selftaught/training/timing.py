@@ -6,6 +6,9 @@ import torch
 
 from selftaught.samplers.weights import load_plain_model
 
+CPU_TOKENS = 2048
+"""Maximum number of tokens of a timed step without an accelerator."""
+
 
 def has_accelerator() -> bool:
     """Return whether this machine has a GPU or another accelerator."""
@@ -42,8 +45,8 @@ def seconds_per_example(
         loaded.requires_grad_(False)
         loaded.get_input_embeddings().requires_grad_(True)
     vocabulary: int = loaded.get_input_embeddings().weight.shape[0]
-    # On a processor, one example takes about as long alone as in a batch.
-    count = device_batch if device else 1
+    # On a processor, more tokens at a time are not faster, and a step may take minutes.
+    count = device_batch if device else max(1, min(device_batch, CPU_TOKENS // length))
     tokens = torch.randint(vocabulary, (count, length), device=where)
     optimizer = torch.optim.AdamW([one for one in loaded.parameters() if one.requires_grad], lr=0.0)
     seconds = []

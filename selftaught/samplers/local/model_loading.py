@@ -17,7 +17,12 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from selftaught.samplers.tokens import context_in_words, load_tokenizer
-from selftaught.samplers.weights import check_weights, load_model, stored_parameters
+from selftaught.samplers.weights import (
+    check_weights,
+    load_model,
+    refuse_old_quiet,
+    stored_parameters,
+)
 
 
 @dataclass(frozen=True)
@@ -53,6 +58,7 @@ def opened(
     """
     if not isinstance(model, nn.Module):
         name = str(model)
+        refuse_old_quiet(Path(name))
         check_weights(name)
         tokenizer = tokenizer or load_tokenizer(name)
         loaded = _load_model(name, dtype, device)
