@@ -3,10 +3,13 @@
     python benchmarks/quiet_step.py
     python benchmarks/quiet_step.py --lengths 256 --dtypes bfloat16 --model models/smollm2 --repeats 0
 
-Efficiency is what the same tokens would cost at the plain language model's rates, over what they
-did: (L / train_rate + thoughts x positions x (sampled / forward_rate + scored / train_rate)) /
-measured. Peak memory is that of a process of its own, Python and torch included. All rates are the best
-of several rounds in which everything takes turns. With --repeats 0 one step is made, for its memory.
+Efficiency is the time that the tokens of the step take at the plain model's rates, over the measured time. The
+rates are those of the same run, separately for the body of the model and for its head, each with and without gradients,
+at the number of tokens that the thoughts of a chunk have. A text token is charged body and head with gradients. A
+thought is charged, without gradients, body and head for every sampled token; with gradients, the body for every token
+of the second pass (start, thought, end, lookahead), and the head for the lookahead tokens and, where the advantage
+is positive, for the thought. Peak memory is that of a separate process, with Python and torch. All rates are
+the best of several rounds in which everything takes turns. With --repeats 0 one step is made, for its memory.
 """
 
 import argparse
@@ -22,8 +25,11 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, MistralConfig, MistralForCausalLM, PreTrainedModel
 
+from selftaught.quiet.chunks import positions_per_chunk
 from selftaught.quiet.config import QuietConfig
+from selftaught.quiet.losses import log_probs
 from selftaught.quiet.model import QuietLM
+from selftaught.quiet.thoughts import decoder, language_head
 
 SAMPLED, LOOKAHEAD, THOUGHTS = 9, 4, 2
 
@@ -62,6 +68,56 @@ def seconds(runs: list[tuple[Callable[[], object], int]], rounds: int) -> list[f
     return best
 
 
+class Plain:
+    """The parts of a plain model, run on as many tokens as the thoughts of a chunk have.
+
+    Args:
+        base: the plain model.
+        length: tokens of a text.
+        tokens: tokens of all thoughts of a chunk; at least one text is run.
+    """
+
+    def __init__(self, base: PreTrainedModel, length: int, tokens: int) -> None:
+        self.base, self.head = base, language_head(base)
+        self.ids_BT = torch.randint(
+            0,
+            base.config.vocab_size - 2,
+            (max(1, round(tokens / length)), length),
+            device=base.device,
+        )
+        with torch.no_grad():
+            self.hidden_XD = self._body().flatten(0, 1)
+
+    @property
+    def tokens(self) -> int:
+        """Number of tokens per call."""
+        return self.ids_BT.numel()
+
+    def _body(self) -> torch.Tensor:
+        return decoder(self.base)(input_ids=self.ids_BT, use_cache=False).last_hidden_state
+
+    @torch.no_grad()
+    def body(self) -> None:
+        """Run the body without gradients."""
+        self._body()
+
+    @torch.no_grad()
+    def logits(self) -> None:
+        """Run the head without gradients."""
+        self.head(self.hidden_XD)
+
+    def body_with_gradients(self) -> None:
+        """Run the body and its backward pass."""
+        self.base.zero_grad(set_to_none=True)
+        self._body().sum().backward()
+
+    def loss(self) -> None:
+        """Run the head and the loss of every token, and their backward pass."""
+        self.base.zero_grad(set_to_none=True)
+        hidden_XD = self.hidden_XD.detach().requires_grad_()
+        log_probs(self.head, hidden_XD, self.ids_BT.flatten()).sum().backward()
+
+
 def measure(args: argparse.Namespace, length: int, dtype: str) -> dict[str, float]:
     """One row of the table, in this process."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -87,10 +143,6 @@ def measure(args: argparse.Namespace, length: int, dtype: str) -> dict[str, floa
         base.zero_grad(set_to_none=True)
         base(input_ids=ids, labels=ids, use_cache=False).loss.backward()
 
-    @torch.no_grad()
-    def forward() -> None:
-        base(input_ids=ids, use_cache=False)
-
     start = time.perf_counter()
     quiet()
     first = time.perf_counter() - start
@@ -114,16 +166,26 @@ def measure(args: argparse.Namespace, length: int, dtype: str) -> dict[str, floa
         share.zero_grad(set_to_none=True)
         share(ids).loss.backward()
 
-    measured, quarter_s, train_s, forward_s = seconds(
-        [(quiet, 1), (quarter, 1), (train, 5), (forward, 5)], args.repeats
+    positive = model(ids).positive
+    assert positive is not None
+    second_pass = SAMPLED + 2 + LOOKAHEAD - 1
+    at_once = min(length - 1, positions_per_chunk(base, config, 1)) * THOUGHTS
+    plain = Plain(base, length, at_once * second_pass)
+    runs = [(quiet, 1), (quarter, 1), (train, 5)]
+    parts = [plain.body, plain.logits, plain.body_with_gradients, plain.loss]
+    measured, quarter_s, train_s, *part_s = seconds(
+        [*runs, *((part, 2) for part in parts)], args.repeats
     )
-    train_rate, forward_rate = length / train_s, length / forward_s
-    scored = SAMPLED + 2 + LOOKAHEAD - 1
-    rows = THOUGHTS * (length - 1)
-    ideal = length / train_rate + rows * (SAMPLED / forward_rate + scored / train_rate)
+    body_s, head_s, body_gradients_s, loss_s = (time / plain.tokens for time in part_s)
+    per_thought = (
+        SAMPLED * (body_s + head_s)
+        + second_pass * body_gradients_s
+        + (LOOKAHEAD + SAMPLED * positive.item()) * loss_s
+    )
+    ideal = train_s + THOUGHTS * (length - 1) * per_thought
     return {
-        "seconds": measured, "efficiency": ideal / measured, "train_rate": train_rate,
-        "forward_rate": forward_rate, "quarter": measured / quarter_s, "peak_gb": peak / 1024**2,
+        "seconds": measured, "efficiency": ideal / measured, "train_rate": length / train_s,
+        "forward_rate": 1 / (body_s + head_s), "quarter": measured / quarter_s, "peak_gb": peak / 1024**2,
     }  # fmt: skip
 
 
