@@ -1,4 +1,4 @@
-"""The command line of Quiet-STaR: `selftaught quiet train | evaluate | generate | explore |
+"""The command line of Quiet-STaR: `selftaught quiet train | distill | evaluate | generate | explore |
 export-base`."""
 
 from collections.abc import Sequence
@@ -7,6 +7,7 @@ from pathlib import Path
 from jsonargparse import ArgumentParser, Namespace
 
 from selftaught.cli.output import DONE
+from selftaught.cli.quiet_distill import DistillOptions, distill
 from selftaught.cli.quiet_plan import show_plan
 from selftaught.cli.quiet_think import (
     EvaluateOptions,
@@ -24,6 +25,10 @@ from selftaught.cli.subcommands import DryRun, Subcommand, add_subcommands, chos
 SUBCOMMANDS = {
     "train": Subcommand(
         "train a model to think before every token, on plain text", (TrainOptions, DryRun)
+    ),
+    "distill": Subcommand(
+        "train a plain model to predict what a trained model predicts with thoughts",
+        (DistillOptions,),
     ),
     "evaluate": Subcommand(
         "measure the loss in nats per token without and with thoughts", (EvaluateOptions,)
@@ -63,6 +68,8 @@ def run(command: str, options: Namespace) -> int:
         case "train":
             dry_run = values.pop("dry_run")
             (show_plan if dry_run else train)(TrainOptions(**values))
+        case "distill":
+            distill(DistillOptions(**values))
         case "evaluate":
             evaluate(EvaluateOptions(**values))
         case "generate":

@@ -29,7 +29,8 @@ def show_plan(how: TrainOptions) -> None:
     peft_model = adapted(how, ready.model)
     check_writable(how.out)
     made_from = run_hash(ready.model, ready.spans, ready.arguments, peft_model)
-    finished = check_run(how.out, made_from)
+    # The arguments are those of the first stage of a curriculum.
+    finished = check_run(how.out / "stage-1" if len(ready.stages) > 1 else how.out, made_from)
     lines = [
         ("Model", f"{how.model} ({parameters:,} parameters, context {ready.model.context} tokens)"),
         ("Texts", _texts(ready)),
@@ -69,6 +70,7 @@ def _training(ready: Prepared, *, adapted: bool) -> list[tuple[str, str]]:
     needed = chunk * texts * config.thoughts * bytes_per_thought(model.base, config)
     kind = f"LoRA of rank {ready.how.lora_r}, " if adapted else ""
     return [
+        *([("Stages", _stages(ready))] if ready.stages else []),
         ("Training", f"{kind}{training_steps(len(ready.spans), arguments)} optimizer steps, "
          f"{batch} spans per step, learning rate {arguments.learning_rate:g}"),
         ("Thoughts", f"{config.thoughts} of {config.thought_tokens} tokens at {_where(config)}, "
@@ -78,6 +80,11 @@ def _training(ready: Prepared, *, adapted: bool) -> list[tuple[str, str]]:
         ("Memory", f"about {needed / 2**20:,.0f} MiB for the activations of a chunk of {chunk} "
          "positions, in addition to the model, its gradients and the optimizer"),
     ]  # fmt: skip
+
+
+def _stages(ready: Prepared) -> str:
+    stages = ", ".join(f"{one.thought_tokens}/{one.lookahead}" for one in ready.stages)
+    return f"{stages} thought tokens/lookahead; the lines below describe the first"
 
 
 def _where(config: "QuietConfig") -> str:

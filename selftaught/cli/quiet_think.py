@@ -92,7 +92,7 @@ def evaluate(how: EvaluateOptions) -> None:
     check_fits(model, how.length, "--length")
     cut = consecutive(spans(texts_of(how), tokenizer, length=how.length, least=2))
     with progress_bar("measuring", len(cut)) as advance:
-        found = measure(model, cut, _thinking(how), batch_size=how.batch_size, progress=advance)
+        found = measure(model, cut, thinking(how), batch_size=how.batch_size, progress=advance)
     if how.out is not None:
         how.out.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(how.out, json.dumps(found.to_dict(), indent=2) + "\n")
@@ -128,7 +128,7 @@ def generate(how: GenerateOptions, prompt: str) -> None:
         if how.stop
         else PrintableStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
     )  # type: ignore[arg-type]
-    when = _thinking(how)
+    when = thinking(how)
     whole = model.generate(
         ids.input_ids, ids.attention_mask, max_new_tokens=how.max_new_tokens,
         do_sample=how.temperature > 0, temperature=how.temperature or 1.0,
@@ -160,7 +160,7 @@ def explore(how: ExploreOptions) -> None:
     model, tokenizer = open_trained(how.model)
     text = next(texts_of(how), "")
     check_fits(model, how.tokens + 1, "--tokens")
-    first, tokens, measured = explored(model, tokenizer, text, how.tokens, _thinking(how))
+    first, tokens, measured = explored(model, tokenizer, text, how.tokens, thinking(how))
     print(explorer_page(how.out, Path(how.text).name, first, tokens, measured))
 
 
@@ -175,7 +175,8 @@ def export(model: Path, out: Path) -> None:
     print(out)
 
 
-def _thinking(how: ThinkOptions) -> "ThoughtParams":
+def thinking(how: ThinkOptions) -> "ThoughtParams":
+    """Return how the model thinks by the options."""
     from selftaught.quiet.gating import ThinkWhen, ThoughtParams
 
     when = ThinkWhen(how.think_when, how.threshold)

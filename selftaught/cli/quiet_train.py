@@ -3,7 +3,7 @@
 import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -17,6 +17,7 @@ from selftaught.records import write_atomically
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase, TrainingArguments
 
+    from selftaught.quiet.curriculum import Stage
     from selftaught.quiet.evaluation import Measured
     from selftaught.quiet.model import QuietLM
     from selftaught.quiet.spans import Spans
@@ -59,8 +60,8 @@ class RunOptions:
 
 
 @dataclass(frozen=True)
-class TrainOptions(RunOptions, PresetOptions, ModelOptions, TextOptions):
-    """Training; other options go to transformers by `--training`."""
+class StepOptions:
+    """Optimizer steps; other options go to transformers by `--training`."""
 
     heading: ClassVar[str] = "training"
 
@@ -77,6 +78,21 @@ class TrainOptions(RunOptions, PresetOptions, ModelOptions, TextOptions):
     """Number of batches per optimizer step."""
     bf16: bool = False
     """Compute in bfloat16. The weights stay in float32."""
+    training: dict[str, Any] = field(default_factory=dict)
+    """Any other field of transformers' `TrainingArguments`, such as `--training.report_to
+    tensorboard`."""
+
+
+@dataclass(frozen=True)
+class TrainOptions(StepOptions, RunOptions, PresetOptions, ModelOptions, TextOptions):
+    """Training."""
+
+    heading: ClassVar[str] = "training"
+
+    curriculum: list[str] = field(default_factory=list)
+    """Stages as THOUGHT_TOKENS/LOOKAHEAD, such as `16/8 12/4 8/4` (Fast Quiet-STaR). Each stage has
+    `max_steps` steps and starts from the model of the stage before; the learning rate of
+    all stages after the first is half of `learning_rate`."""
     use_peft: bool = False
     """Train a LoRA adapter and the embeddings of the two thought tokens, and merge them into the
     model, instead of training all weights."""
@@ -86,9 +102,6 @@ class TrainOptions(RunOptions, PresetOptions, ModelOptions, TextOptions):
     """Scaling factor of the LoRA adapter."""
     lora_target_modules: str = "all-linear"
     """Layers that get an adapter: "all-linear", or layer names separated by commas."""
-    training: dict[str, Any] = field(default_factory=dict)
-    """Any other field of transformers' `TrainingArguments`, such as `--training.report_to
-    tensorboard`."""
 
 
 @dataclass(frozen=True)
@@ -103,6 +116,8 @@ class Prepared:
     held_out: "Spans"
     """The texts that are used only for evaluation."""
     arguments: "TrainingArguments"
+    stages: "list[Stage]"
+    """The stages of the curriculum, if there is one."""
 
 
 def prepared(how: TrainOptions) -> Prepared:
@@ -125,26 +140,56 @@ def prepared(how: TrainOptions) -> Prepared:
               save_steps=how.save_steps, lora_r=how.lora_r)  # fmt: skip
     set_seed(how.seed)
     model, tokenizer = opened_to_train(how)
+    stages = _stages(how, model)
     config = model.quiet_config
     if why := config.without_reinforcement:
         raise ValueError(why)
     check_fits(model, how.length + config.lookahead, "--length or --quiet.thought_tokens")
-    least = config.lookahead + 2
+    least = max([config.lookahead, *(stage.lookahead for stage in stages)]) + 2
     texts = spans(texts_of(how), tokenizer, length=how.length, least=least, seed=how.seed)
     taught = len(texts.texts) - min(how.held_out, len(texts.texts) // 5)
     train_spans = Spans(texts.texts[:taught], how.length, how.seed, skipped=texts.skipped)
     held_out = Spans(texts.texts[taught:], how.length)
     arguments = quiet_arguments(how.out / "checkpoints", **_trainer_options(how))
-    return Prepared(how, model, tokenizer, train_spans, held_out, arguments)
+    return Prepared(how, model, tokenizer, train_spans, held_out, arguments, stages)
+
+
+def _stages(how: TrainOptions, model: "QuietLM") -> "list[Stage]":
+    """Return the stages of the curriculum, and give the model the thoughts of the first."""
+    from selftaught.quiet.curriculum import check_stages, stages_of
+
+    stages = stages_of(how.curriculum)
+    if not stages:
+        return []
+    if how.use_peft:
+        raise ValueError(
+            "--curriculum trains all weights, because every stage starts from the merged model of the "
+            "stage before. Leave out --use-peft, or train the stages one by one with --model."
+        )
+    if given := sorted({"thought_tokens", "lookahead"} & set(how.quiet)):
+        raise ValueError(
+            f"--curriculum sets thought_tokens and lookahead; got --quiet.{given[0]}, too. Leave it out."
+        )
+    check_stages(model, stages, how.length)
+    first = stages[0]
+    model.quiet_config = replace(model.quiet_config, thought_tokens=first.thought_tokens, lookahead=first.lookahead)  # fmt: skip
+    return stages
+
+
+def trainer_options(how: StepOptions, rate: float) -> dict[str, Any]:
+    """Return the options that transformers' `TrainingArguments` takes.
+
+    Args:
+        how: options of a command, of which `seed` and `save_steps` are taken, too.
+        rate: the default learning rate.
+    """
+    names = {one.name for one in fields(StepOptions)} - {"training"} | {"seed", "save_steps"}
+    options = {name: value for name, value in asdict(how).items() if name in names}
+    return options | {"learning_rate": how.learning_rate or rate} | how.training
 
 
 def _trainer_options(how: TrainOptions) -> dict[str, Any]:
-    """Return the options that transformers' `TrainingArguments` takes."""
-    own = {"text", "column", "split", "subset", "limit", "length", "model", "out", "preset", "quiet", "held_out",
-           "use_peft", "lora_r", "lora_alpha", "lora_target_modules", "training"}  # fmt: skip
-    rate = how.learning_rate or (1e-5 if how.preset == "default" else 1e-6)
-    options = {name: value for name, value in asdict(how).items() if name not in own}
-    return options | {"learning_rate": rate} | how.training
+    return trainer_options(how, 1e-5 if how.preset == "default" else 1e-6)
 
 
 def adapted(how: TrainOptions, model: "QuietLM") -> "PeftModel | None":
@@ -160,6 +205,7 @@ def adapted(how: TrainOptions, model: "QuietLM") -> "PeftModel | None":
 
 def train(how: TrainOptions) -> None:
     """Train a model, measure it, write its page, and print a summary."""
+    from selftaught.quiet.curriculum import train_stages
     from selftaught.quiet.evaluation import measure
     from selftaught.quiet.gating import ThinkWhen
     from selftaught.quiet.spans import consecutive
@@ -174,12 +220,21 @@ def train(how: TrainOptions) -> None:
     if held_out and main:
         before = measure(model, held_out, think_when=ThinkWhen("never"))
     peft_model = adapted(how, model)
-    total = max(how.max_steps, 0)
-    with _tracked(how.out, main=main) as reporter, reporter.progress("training", total) as advance:
-        log = train_quiet(
-            model, ready.tokenizer, ready.spans, ready.arguments, out=how.out,
-            peft_model=peft_model, progress=advance,
-        )  # fmt: skip
+    total = max(how.max_steps, 0) * max(1, len(ready.stages))
+    with (
+        tracked(how.out, "Quiet-STaR", main=main) as reporter,
+        reporter.progress("training", total) as advance,
+    ):
+        if ready.stages:
+            log = train_stages(
+                model, ready.tokenizer, ready.spans, ready.stages, _stage_arguments(how),
+                out=how.out, progress=advance,
+            )  # fmt: skip
+        else:
+            log = train_quiet(
+                model, ready.tokenizer, ready.spans, ready.arguments, out=how.out,
+                peft_model=peft_model, progress=advance,
+            )  # fmt: skip
     if not main:
         return
     if held_out:
@@ -194,11 +249,24 @@ def train(how: TrainOptions) -> None:
     _print_summary(how.out, log, measured, skipped)
 
 
+def _stage_arguments(how: TrainOptions) -> "Callable[[Path, float], TrainingArguments]":
+    """Return what makes the training arguments of a stage from its folder and factor of the rate."""
+    from selftaught.quiet.training import quiet_arguments
+
+    options = _trainer_options(how)
+
+    def arguments(folder: Path, factor: float) -> "TrainingArguments":
+        rate = options["learning_rate"] * factor
+        return quiet_arguments(folder, **(options | {"learning_rate": rate}))
+
+    return arguments
+
+
 @contextmanager
-def _tracked(out: Path, *, main: bool) -> "Iterator[ProgressReporter]":
+def tracked(out: Path, method: str, *, main: bool) -> "Iterator[ProgressReporter]":
     """Lock the run folder and yield progress callbacks. Only the main process does anything."""
     if main:
-        with locked_run(out, "Quiet-STaR") as reporter:
+        with locked_run(out, method) as reporter:
             yield reporter
         return
     from selftaught.runs.folder import ProgressReporter

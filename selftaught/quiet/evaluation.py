@@ -6,7 +6,7 @@ the paper's mixture of log-probabilities is not normalized.
 Shapes: B texts, T text tokens, J positions, N thoughts, S thought tokens, V vocabulary.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
@@ -16,9 +16,9 @@ from torch import Tensor
 from selftaught.quiet.attention import thoughtful
 from selftaught.quiet.gating import GREEDY, ThoughtParams
 from selftaught.quiet.model import QuietLM
-from selftaught.quiet.next_token import mixed_at
+from selftaught.quiet.next_token import Mixed, mixed_at
 from selftaught.quiet.spans import padded
-from selftaught.quiet.thoughts import Prefix, at_positions, read
+from selftaught.quiet.thoughts import at_positions, read
 
 DECILES = 10
 AT_ONCE = 32
@@ -74,6 +74,21 @@ def score(
             thoughts at temperature 0.
     """
     how = replace(how, **changes)
+    return _joined([
+        _scored(ids_BT, position_BJ, at, top)
+        for position_BJ, at in predictions(model, ids_BT, mask_BT, how)
+    ])  # fmt: skip
+
+
+@torch.no_grad()
+def predictions(
+    model: QuietLM, ids_BT: Tensor, mask_BT: Tensor | None, how: ThoughtParams
+) -> Iterator[tuple[Tensor, Mixed]]:
+    """Yield positions of the texts, `[1, J]`, and the predictions of the token after each.
+
+    All positions except the last come in ascending order, `AT_ONCE` at a time: the predictions are
+    over the whole vocabulary. The arguments are those of `score`.
+    """
     model.check_length(ids_BT, mask_BT)
     learning = model.training
     model.eval()
@@ -81,29 +96,21 @@ def score(
     shape = (texts, length - 1, how.thoughts, model.quiet_config.thought_tokens)
     draw = torch.Generator().manual_seed(how.seed)
     uniform_BTNS = torch.rand(shape, generator=draw).to(ids_BT.device)
-    parts: list[Scored] = []
     with thoughtful(model.base):
         prefix = read(model.base, ids_BT, mask_BT)
-        for position_BJ in torch.arange(length - 1, device=ids_BT.device)[None].split(AT_ONCE, 1):
-            uniform_BNJS = at_positions(uniform_BTNS, position_BJ).transpose(1, 2)
-            parts.append(_scored(model, prefix, position_BJ, uniform_BNJS, how, top))
+    for position_BJ in torch.arange(length - 1, device=ids_BT.device)[None].split(AT_ONCE, 1):
+        uniform_BNJS = at_positions(uniform_BTNS, position_BJ).transpose(1, 2)
+        hidden_BJD = at_positions(prefix.hidden_BTD, position_BJ)
+        with thoughtful(model.base):
+            at = mixed_at(model, prefix, hidden_BJD, position_BJ, uniform_BNJS, how)
+        yield position_BJ, at
     model.train(learning)
-    return _joined(parts)
 
 
-def _scored(
-    model: QuietLM,
-    prefix: Prefix,
-    position_BJ: Tensor,
-    uniform_BNJS: Tensor,
-    how: ThoughtParams,
-    top: int,
-) -> Scored:
-    """Predict the next tokens at some positions; the arguments are those of `think` and `score`."""
-    hidden_BJD = at_positions(prefix.hidden_BTD, position_BJ)
-    at = mixed_at(model, prefix, hidden_BJD, position_BJ, uniform_BNJS, how)
-    target_BJ1 = at_positions(prefix.ids_BT, position_BJ + 1)[..., None]
-    each_target_BJN1 = target_BJ1[:, :, None].expand(-1, -1, uniform_BNJS.shape[1], -1)
+def _scored(ids_BT: Tensor, position_BJ: Tensor, at: Mixed, top: int) -> Scored:
+    """Return what is kept of the predictions at some positions."""
+    target_BJ1 = at_positions(ids_BT, position_BJ + 1)[..., None]
+    each_target_BJN1 = target_BJ1[:, :, None].expand(-1, -1, at.each_BJNV.shape[2], -1)
     return Scored(
         without_BT=at.before_BJV.gather(2, target_BJ1)[..., 0],
         with_BT=at.mixed_BJV.gather(2, target_BJ1)[..., 0],
@@ -232,7 +239,7 @@ def _columns(scored: Scored, text_B: Tensor, known_BT: Tensor) -> Tensor:
 def _summed(rows: Tensor) -> Measured:
     text, without, mixed, weight, thinks = rows
     gain = mixed - without
-    low, high = _interval(text.long(), gain)
+    low, high = ratio_interval(text.long(), gain, torch.ones_like(gain))
     hard = (-without).argsort(stable=True)
     return Measured(
         tokens=len(gain),
@@ -250,16 +257,22 @@ def _summed(rows: Tensor) -> Measured:
     )  # fmt: skip
 
 
-def _interval(text: Tensor, gain: Tensor) -> tuple[float, float]:
-    """Return the 95% confidence interval of the mean gain.
+def ratio_interval(text: Tensor, part: Tensor, whole: Tensor) -> tuple[float, float]:
+    """Return the 95% confidence interval of the ratio of two sums over tokens.
 
-    The tokens of a text form one cluster (linearized ratio of sums).
+    The tokens of a text form one cluster (linearized ratio of sums). NaN for a single text.
+
+    Args:
+        text: number of the text of each token, `[X]`.
+        part: values of the numerator, `[X]`.
+        whole: values of the denominator, `[X]`; ones for a mean.
     """
-    mean = gain.mean()
+    ratio, total = part.sum() / whole.sum(), float(whole.sum())
     _, place = text.unique(return_inverse=True)
-    sums = torch.zeros(int(place.max()) + 1, dtype=gain.dtype).index_add(0, place, gain - mean)
+    sums = torch.zeros(int(place.max()) + 1, dtype=part.dtype)
+    sums = sums.index_add(0, place, part - ratio * whole)
     count = len(sums)
     if count < 2:
         return float("nan"), float("nan")
-    error = 1.96 * float(((sums**2).sum() * count / (count - 1)).sqrt() / len(gain))
-    return float(mean) - error, float(mean) + error
+    error = 1.96 * float(((sums**2).sum() * count / (count - 1)).sqrt()) / abs(total)
+    return float(ratio) - error, float(ratio) + error

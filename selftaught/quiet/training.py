@@ -8,12 +8,18 @@ thoughts and the optimizer state depend only on the seed and the step.
 import hashlib
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from transformers import PreTrainedTokenizerBase, PrinterCallback, TrainingArguments
+from transformers import (
+    PreTrainedTokenizerBase,
+    PrinterCallback,
+    Trainer,
+    TrainingArguments,
+)
 from transformers.trainer_utils import set_seed
 
 from selftaught.quiet.checkpoint import fingerprint, save_quiet
@@ -112,9 +118,7 @@ def train_quiet(
     log, made_from = out / "log.json", run_hash(model, spans, arguments, peft_model)
     if check_run(out, made_from):
         return json.loads(log.read_text(encoding="utf-8"))
-    if arguments.process_index == 0:
-        out.mkdir(parents=True, exist_ok=True)
-        write_atomically(out / "made_from.json", json.dumps({"made_from": made_from}) + "\n")
+    start_run(out, made_from, arguments)
     set_seed(arguments.seed)
     trainer = QuietTrainer(
         model=model,
@@ -123,20 +127,29 @@ def train_quiet(
         data_collator=lambda rows: collated(rows, filler_of(tokenizer)),
         callbacks=[SpanEpochs(spans, progress)],
     )
-    trainer.remove_callback(PrinterCallback)
-    _fit(trainer, last_checkpoint(out / "checkpoints"))
+    fit(trainer, out)
     history = [entry for entry in trainer.state.log_history if "nll_with" in entry]
     if not trainer.is_world_process_zero():
         return history
     if peft_model is not None:
         peft_model.merge_and_unload()
-    write_atomically(log, json.dumps(history) + "\n")
-    _save(model, tokenizer, out)
+    model.base.config.use_cache = True  # the Trainer has disabled it
+    with written_model(out, history) as partial:
+        save_quiet(model, tokenizer, partial)
     return history
 
 
-def _fit(trainer: QuietTrainer, checkpoint: str | None) -> None:
-    """Train from a checkpoint, or from the start if it is None."""
+def start_run(out: Path, made_from: str, arguments: TrainingArguments) -> None:
+    """Write the hash of a training into its run folder."""
+    if arguments.process_index == 0:
+        out.mkdir(parents=True, exist_ok=True)
+        write_atomically(out / "made_from.json", json.dumps({"made_from": made_from}) + "\n")
+
+
+def fit(trainer: Trainer, out: Path) -> None:
+    """Train from the last complete checkpoint in the run folder, or from the start."""
+    trainer.remove_callback(PrinterCallback)
+    checkpoint = last_checkpoint(out / "checkpoints")
     if checkpoint is not None and 0 < trainer.args.max_steps <= _steps(checkpoint):
         # Training had finished, but the process stopped before it saved the model.
         trainer._load_from_checkpoint(checkpoint)
@@ -145,13 +158,17 @@ def _fit(trainer: QuietTrainer, checkpoint: str | None) -> None:
         trainer.train(resume_from_checkpoint=checkpoint)
 
 
-def _save(model: QuietLM, tokenizer: PreTrainedTokenizerBase, out: Path) -> None:
-    """Save the model in `out/model`, which is never incomplete, and remove the checkpoints."""
-    model.base.config.use_cache = True  # the Trainer has disabled it
+@contextmanager
+def written_model(out: Path, history: list[dict[str, float]]) -> Iterator[Path]:
+    """Write the log, and yield a folder for the model, which then becomes `out/model`.
+
+    So `out/model` is never incomplete. Checkpoints are removed.
+    """
+    write_atomically(out / "log.json", json.dumps(history) + "\n")
     partial = out / "model.partial"
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir()
-    save_quiet(model, tokenizer, partial)
+    yield partial
     partial.rename(out / "model")
     shutil.rmtree(out / "checkpoints", ignore_errors=True)
 
