@@ -34,6 +34,7 @@ from selftaught.methods.pause import PAUSE, add_pause_token
 from selftaught.models.embedded import character_tokenizer
 from selftaught.quiet.checkpoint import make_quiet, open_quiet
 from selftaught.quiet.config import QuietConfig
+from selftaught.quiet.distillation import distill
 from selftaught.quiet.evaluation import score
 from selftaught.quiet.model import QuietLM
 from selftaught.quiet.spans import padded, spans
@@ -50,9 +51,11 @@ METHODS = (
     "untrained", "continued", f"pause-{TERMS + 2}",
     *(f"weight-{weight}" for weight in WEIGHTS),
     *(f"weight-{weight}-thoughts-{count}" for count in THOUGHTS for weight in ("0", "10")),
+    "distilled-kl", "distilled-reward",
 )  # fmt: skip
 """What is run, with `weight-0` before what is compared with it. "untrained" predicts with the thoughts of the base model alone. "weight-10" has four thoughts
-per position, "weight-10-thoughts-2" two. All have the loss without thoughts (`base_nll_weight=1`), except
+per position, "weight-10-thoughts-2" two. "distilled-kl" is a plain model that learned for as many steps what
+"weight-10" predicts after a greedy thought (docs/methods/fast_quiet_star.md). All have the loss without thoughts (`base_nll_weight=1`), except
 names that end in "-alone"."""
 PRETRAINING = {"steps": 800, "batch": 64, "learning_rate": 3e-3, "warmup": 30}
 CONTINUED = {"max_steps": 200, "per_device_train_batch_size": 16, "learning_rate": 3e-4, "warmup_steps": 10}  # fmt: skip
@@ -217,12 +220,20 @@ def run(method: str, base: Path, out: Path, seed: int) -> list[dict[str, float]]
         model, tokenizer = with_thoughts(base, seed, quiet_config("weight-0"))
         model.mixing = Trusting()  # type: ignore[assignment]
         return measure_thoughts(model, tokenizer)
-    if method.startswith("weight"):
-        model, tokenizer = with_thoughts(base, seed, quiet_config(method))
+    if method.startswith(("weight", "distilled")):
+        taught = "weight-10" if method.startswith("distilled") else method
+        model, tokenizer = with_thoughts(base, seed, quiet_config(taught))
         arguments = quiet_arguments(out / "checkpoints", seed=seed, save_steps=1000, **CONTINUED)
         learned = spans(texts, tokenizer, length=64, least=4, seed=seed)
         train_quiet(model, tokenizer, learned, arguments, out=out)
-        return measure_thoughts(*open_quiet(out / "model"))
+        model, tokenizer = open_quiet(out / "model")
+        if method == taught:
+            return measure_thoughts(model, tokenizer)
+        loss = "kl" if method == "distilled-kl" else "reward"
+        arguments = quiet_arguments(out / "student" / "checkpoints", seed=seed, save_steps=1000, **CONTINUED)  # fmt: skip
+        distill(model, tokenizer, learned, arguments, out=out / "student", loss=loss)
+        plain = AutoModelForCausalLM.from_pretrained(out / "student" / "model")
+        return measure_plain(plain, tokenizer, "")
     pauses = int(method.partition("-")[2] or 0)
     start = add_pause_token(str(base), out / "start")
     options = {"weight_decay": 0.001, "seed": seed, "save_steps": 1000} | CONTINUED
