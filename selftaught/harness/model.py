@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from lm_eval.api.registry import register_model
+from lm_eval.models.huggingface import HFLM
 from tqdm import tqdm
 from transformers import PreTrainedModel
 
@@ -22,15 +24,6 @@ from selftaught.quiet.old_folder import is_old_folder
 from selftaught.quiet.pretrained_config import MODEL_TYPE
 from selftaught.quiet.thoughts import decoder
 from selftaught.quiet.transformers_model import QuietForCausalLM
-
-try:
-    from lm_eval.api.registry import register_model
-    from lm_eval.models.huggingface import HFLM
-except ModuleNotFoundError as error:
-    raise ModuleNotFoundError(
-        f"{error.name} is not installed, which evaluation with lm-evaluation-harness needs: "
-        'pip install "selftaught[lm-eval]".'
-    ) from error
 
 logger = logging.getLogger("lm_eval.selftaught")
 """A child of the logger whose messages lm_eval shows."""
