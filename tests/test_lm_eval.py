@@ -1,6 +1,8 @@
 """The model of lm-evaluation-harness, beside its own `hf`, our scoring and our generation."""
 
+import json
 import logging
+import re
 import subprocess
 import sys
 import tomllib
@@ -12,19 +14,23 @@ import pytest
 
 pytest.importorskip("lm_eval", reason="needs the extra lm-eval")
 
+import lm_eval
 import torch
 from lm_eval.api.instance import Instance
 from lm_eval.api.registry import get_model
-from lm_eval.models.huggingface import HFLM
+from lm_eval.models import huggingface
+from lm_eval.tasks import TaskManager
 from old_quiet import old_save
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from selftaught.harness import SelfTaughtLM
+from selftaught.models.embedded import embedded_model
 from selftaught.quiet.checkpoint import export_base, make_quiet, open_quiet, save_quiet
 from selftaught.quiet.config import QuietConfig
 from selftaught.quiet.evaluation import score
 from selftaught.quiet.gating import GREEDY, ThoughtParams
 
+HFLM: Any = huggingface.HFLM  # its type is hidden by a decorator
 ROOT = Path(__file__).resolve().parent.parent
 LENGTH, BESIDE = 3, 5
 """Tokens of a thought, without and with its start and end."""
@@ -37,12 +43,10 @@ PAIRS = [
 ]
 
 
-@pytest.fixture(scope="module")
-def thinking_dir(wide_model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A Quiet-STaR model with a chat template, whose thoughts have a weight of about a half."""
-    folder = tmp_path_factory.mktemp("thinking")
-    tokenizer = AutoTokenizer.from_pretrained(wide_model_dir)
-    base = AutoModelForCausalLM.from_pretrained(wide_model_dir)
+def thinking_model(base_dir: Path, folder: Path) -> Path:
+    """Make the folder of a Quiet-STaR model whose thoughts have a weight of about a half."""
+    tokenizer = AutoTokenizer.from_pretrained(base_dir)
+    base = AutoModelForCausalLM.from_pretrained(base_dir)
     config = QuietConfig(thought_tokens=LENGTH, initial_text="=")
     model = make_quiet(base, tokenizer, config)
     head: Any = model.mixing.layers[-1].weight
@@ -55,15 +59,27 @@ def thinking_dir(wide_model_dir: Path, tmp_path_factory: pytest.TempPathFactory)
     return folder
 
 
+@pytest.fixture(scope="module")
+def thinking_dir(wide_model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A thinking model with random weights and a chat template."""
+    return thinking_model(wide_model_dir, tmp_path_factory.mktemp("thinking"))
+
+
+@pytest.fixture(scope="module")
+def adding_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A thinking model made of the model in this package, which writes sums."""
+    return thinking_model(embedded_model(), tmp_path_factory.mktemp("adding"))
+
+
 def asked(request_type: Any, *arguments: tuple[Any, ...]) -> list[Instance]:
     return [Instance(request_type, {}, one, number) for number, one in enumerate(arguments)]
 
 
-def likelihoods(model: HFLM, pairs: list[tuple[str, str]]) -> list[tuple[float, bool]]:
+def likelihoods(model: Any, pairs: list[tuple[str, str]]) -> list[tuple[float, bool]]:
     return model.loglikelihood(asked("loglikelihood", *pairs), disable_tqdm=True)
 
 
-def completions(model: HFLM, contexts: list[str], **options: Any) -> list[str]:
+def completions(model: Any, contexts: list[str], **options: Any) -> list[str]:
     requests = asked("generate_until", *((context, options) for context in contexts))
     return model.generate_until(requests, disable_tqdm=True)
 
@@ -107,7 +123,7 @@ def test_sampled_thoughts_depend_on_the_seed_and_not_on_the_batch(thinking_dir: 
 def test_a_greedy_completion_is_marked_greedy(thinking_dir: Path):
     model = SelfTaughtLM(str(thinking_dir))
     context = model.tok_encode("Tom has 3 apples and")
-    whole = model.model.generate(torch.tensor([context]), max_new_tokens=4, do_sample=False)  # type: ignore[operator]
+    whole = model.model.generate(torch.tensor([context]), max_new_tokens=4, do_sample=False)
     written = whole[0, len(context) :].tolist()
     other = [*written[:-1], (written[-1] + 1) % 300]
     found = model._loglikelihood_tokens([(None, context, written), (None, context, other)])
@@ -289,3 +305,97 @@ def test_a_missing_lm_eval_is_an_error_that_says_what_to_install():
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 1
     assert 'pip install "selftaught[lm-eval]"' in done.stderr
+
+
+@pytest.fixture
+def local_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The files that the tasks in recipes/harness read, with five questions."""
+    golden = Path(__file__).parent / "golden"
+    for task, split, parts in [
+        ("commonsense_qa", "dev", ("dev", "train")),
+        ("gsm8k", "train", ("train",)),
+        ("gsm8k", "test", ("train",)),
+    ]:
+        file = tmp_path / "data" / task / f"{split}.jsonl"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        lines = [(golden / f"{task}_{part}.jsonl").read_text(encoding="utf-8") for part in parts]
+        file.write_text("".join(lines), encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "data"
+
+
+def rows(file: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines() if line]
+
+
+def test_local_tasks_give_the_numbers_of_our_own_evaluation(adding_dir: Path, local_data: Path):
+    questions = rows(local_data / "gsm8k" / "test.jsonl")
+    model: Any = AutoModelForCausalLM.from_pretrained(adding_dir)
+    tokenizer: Any = AutoTokenizer.from_pretrained(adding_dir)
+    written = []
+    for row in questions:
+        ids = tokenizer(f"Question: {row['question']}\nAnswer:", return_tensors="pt").input_ids
+        whole = model.generate(ids, max_new_tokens=12, do_sample=False)
+        written.append(tokenizer.decode(whole[0, ids.shape[1] :], skip_special_tokens=True))
+    # The last number of the first completion becomes its gold answer, so that one is right.
+    last = re.findall(r"\d+", written[0])[-1]
+    questions[0]["answer"] = f"#### {last}"
+    questions[1]["answer"] = "#### 123456"
+    text = "".join(json.dumps(row) + "\n" for row in questions)
+    (local_data / "gsm8k" / "test.jsonl").write_text(text, encoding="utf-8")
+
+    library: Any = lm_eval
+    found = library.simple_evaluate(
+        model="selftaught",
+        model_args={"pretrained": str(adding_dir)},
+        tasks=["commonsense_qa_local", "gsm8k_local"],
+        task_manager=TaskManager(include_path=str(ROOT / "recipes" / "harness")),
+        num_fewshot=0,
+        batch_size=2,
+        gen_kwargs={"max_gen_toks": 12},
+        bootstrap_iters=0,
+    )
+    samples = found["samples"]
+    assert [one["resps"][0][0] for one in samples["gsm8k_local"]] == written * 2  # two filters
+    assert found["results"]["gsm8k_local"]["exact_match,flexible-extract"] == 1 / len(questions)
+
+    right = []
+    for row, one in zip(
+        rows(local_data / "commonsense_qa" / "dev.jsonl"),
+        samples["commonsense_qa_local"],
+        strict=True,
+    ):
+        context = f"Question: {row['question']['stem']}\nAnswer:"
+        own = [
+            alone(adding_dir, context, f" {choice['text']}", GREEDY)[0]
+            for choice in row["question"]["choices"]
+        ]
+        assert [float(one[0][0]) for one in one["resps"]] == pytest.approx(own, abs=1e-4)
+        right.append("ABCDE"[own.index(max(own))] == row["answerKey"])
+    assert found["results"]["commonsense_qa_local"]["acc,none"] == sum(right) / len(right)
+    cost = found["config"]["selftaught"]["cost"]
+    assert cost["loglikelihood"]["requests"] == 15 and cost["loglikelihood"]["thoughts"] >= 15
+    assert cost["generate_until"]["requests"] == len(questions)
+
+
+@pytest.mark.slow
+def test_the_command_writes_thoughts_and_cost_into_its_results(
+    thinking_dir: Path, local_data: Path, tmp_path: Path
+):
+    command = [
+        sys.executable, "-m", "selftaught.harness", "--model", "selftaught",
+        "--model_args", f"pretrained={thinking_dir},thoughts=2,thought_temperature=1.0,seed=3",
+        "--include_path", str(ROOT / "recipes" / "harness"), "--tasks", "commonsense_qa_local",
+        "--batch_size", "2", "--output_path", str(tmp_path / "out"),
+    ]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "loglikelihood: 15 requests" in done.stderr and "acc_norm" in done.stdout
+    (file,) = (tmp_path / "out").rglob("results_*.json")
+    config = json.loads(file.read_text(encoding="utf-8"))["config"]
+    assert config["model"] == "selftaught"
+    assert config["selftaught"]["thinking"]["thoughts"] == 2
+    assert config["selftaught"]["thinking"]["seed"] == 3
+    cost = config["selftaught"]["cost"]["loglikelihood"]
+    assert cost["thought_tokens"] == cost["thoughts"] * BESIDE > 0

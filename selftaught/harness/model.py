@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from lm_eval.api.registry import register_model
-from lm_eval.models.huggingface import HFLM
+from lm_eval.models import huggingface
 from tqdm import tqdm
 from transformers import PreTrainedModel
 
@@ -25,6 +25,8 @@ from selftaught.quiet.pretrained_config import MODEL_TYPE
 from selftaught.quiet.thoughts import decoder
 from selftaught.quiet.transformers_model import QuietForCausalLM
 
+HFLM: Any = huggingface.HFLM
+"""The class of the model `hf`. `Any`, because the decorator that registers it hides its type."""
 logger = logging.getLogger("lm_eval.selftaught")
 """A child of the logger whose messages lm_eval shows."""
 Encoded = tuple[tuple[str, str] | None, list[int], list[int]]
@@ -32,7 +34,6 @@ Encoded = tuple[tuple[str, str] | None, list[int], list[int]]
 its continuation."""
 
 
-@register_model("selftaught")
 class SelfTaughtLM(HFLM):
     """A model of lm-evaluation-harness: a Quiet-STaR model, or any other model that `hf` opens.
 
@@ -78,16 +79,16 @@ class SelfTaughtLM(HFLM):
             _refuse_old(pretrained)
         if options.get("device") is None:
             options["device"] = "cuda" if torch.cuda.is_available() else "cpu"
-        super().__init__(pretrained, **options)  # type: ignore[arg-type]
+        super().__init__(pretrained, **options)
         loaded = self.model
         self._quiet = loaded.quiet if isinstance(loaded, QuietForCausalLM) else None
         self._how = _thinking(**given)
         if self._quiet is None:
             self._check_plain(given)
-            self._meter = CostMeter(loaded)  # type: ignore[arg-type]
+            self._meter = CostMeter(loaded)
         else:
             self._check_quiet(self._quiet)
-            loaded.thinking = self._how  # type: ignore[union-attr]
+            loaded.thinking = self._how
             self._meter = CostMeter(decoder(self._quiet.base), self._quiet.tokens_beside)
 
     @property
@@ -131,7 +132,7 @@ class SelfTaughtLM(HFLM):
     ) -> list[tuple[float, bool]]:
         """Score encoded requests; a Quiet-STaR model thinks before the continuations only."""
         if self._quiet is None:
-            return super()._loglikelihood_tokens(requests, disable_tqdm, override_bs)  # type: ignore[arg-type]
+            return super()._loglikelihood_tokens(requests, disable_tqdm, override_bs)
         bar = tqdm(
             total=len(requests),
             desc="Running loglikelihood requests",
@@ -220,6 +221,9 @@ class SelfTaughtLM(HFLM):
                 f"token; {type(self.model).__name__} does not think. Leave it out, or give the "
                 "folder of a Quiet-STaR model."
             )
+
+
+register_model("selftaught")(SelfTaughtLM)  # not a decorator, which would hide the type
 
 
 def _thinking(
