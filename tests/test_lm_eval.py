@@ -130,6 +130,19 @@ def test_a_greedy_completion_is_marked_greedy(thinking_dir: Path):
     assert [greedy for _, greedy in found] == [True, False]
 
 
+def test_answers_are_passed_to_the_cache_of_the_library(thinking_dir: Path):
+    stored = {}
+
+    class Recorder:
+        def add_partial(self, request_type: str, texts: Any, answer: Any) -> None:
+            stored[request_type, texts] = answer
+
+    model = SelfTaughtLM(str(thinking_dir))
+    model.set_cache_hook(Recorder())
+    found = likelihoods(model, PAIRS)
+    assert stored == {("loglikelihood", pair): one for pair, one in zip(PAIRS, found, strict=True)}
+
+
 @pytest.mark.parametrize("batch_size", [1, 3])
 def test_a_plain_model_gives_exactly_the_results_of_hf(tiny_model_dir: Path, batch_size: int):
     results = []

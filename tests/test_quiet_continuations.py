@@ -3,6 +3,7 @@
 import pytest
 import torch
 from naive_quiet import quiet, texts, tiny
+from narrowed import tensor
 
 from selftaught.quiet.config import QuietConfig
 from selftaught.quiet.continuations import Continuation, score_continuations
@@ -21,7 +22,13 @@ HOW = {
 
 @pytest.fixture(scope="module")
 def model() -> QuietLM:
-    return quiet(tiny(), QuietConfig(thought_tokens=2))
+    """A model whose thoughts have a weight of about a half at every position."""
+    model = quiet(tiny(), QuietConfig(thought_tokens=2))
+    head = tensor(model.mixing.layers[-1].weight)
+    torch.nn.init.constant_(head, 1e-3)
+    weight = score(model, texts([9])[0]).weight_BNT.mean().item()
+    torch.nn.init.constant_(head, 5e-4 / weight)
+    return model
 
 
 def requests(lengths: list[int]) -> list[Continuation]:
@@ -67,14 +74,20 @@ def test_thoughts_change_the_likelihoods_so_the_comparison_says_something(model:
     assert rule.any() and not rule.all()
 
 
-def test_a_continuation_of_most_likely_tokens_is_greedy_and_no_other(model: QuietLM):
-    text = [4, 5, 6]
-    for _ in range(3):
+def continued(model: QuietLM, text: list[int], count: int) -> list[int]:
+    """Append the most likely tokens."""
+    for _ in range(count):
         found = score(model, torch.tensor([[*text, 0]]), top=1)
         assert found.top_with is not None
-        text.append(int(found.top_with[0, 0, -1, 0]))
-    changed = [[*text[:3], (text[3] + 1) % 34, *text[4:]], [*text[:5], (text[5] + 1) % 34]]
-    asked = [Continuation(tuple(one), 3) for one in (text, *changed)]
+        text = [*text, int(found.top_with[0, 0, -1, 0])]
+    return text
+
+
+def test_a_continuation_of_most_likely_tokens_is_greedy_and_no_other(model: QuietLM):
+    text = continued(model, [4, 5, 6], 3)
+    first_differs = continued(model, [4, 5, 6, (text[3] + 1) % 34], 2)
+    last_differs = [*text[:5], (text[5] + 1) % 34]
+    asked = [Continuation(tuple(one), 3) for one in (text, first_differs, last_differs)]
     found = score_continuations(model, asked)
     assert [one.greedy for one in found] == [True, False, False]
 
