@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 import tomllib
+from functools import cache
 from importlib.metadata import EntryPoint
 from pathlib import Path
 from typing import Any
@@ -84,10 +85,13 @@ def completions(model: Any, contexts: list[str], **options: Any) -> list[str]:
     return model.generate_until(requests, disable_tqdm=True)
 
 
+opened = cache(open_quiet)
+
+
 def alone(folder: Path, context: str, continuation: str, how: ThoughtParams) -> tuple[float, bool]:
     """Log-likelihood by `score`. The boundary is that of lm_eval's guide: spaces at the end of a context
     belong to the continuation, and an empty context is the end token."""
-    model, tokenizer = open_quiet(folder)
+    model, tokenizer = opened(folder)
     stripped = context.rstrip()
     ids = tokenizer(context + continuation).input_ids
     first = len(tokenizer(stripped).input_ids) if stripped else 1
@@ -363,7 +367,9 @@ def test_local_tasks_give_the_numbers_of_our_own_evaluation(adding_dir: Path, lo
         model="selftaught",
         model_args={"pretrained": str(adding_dir)},
         tasks=["commonsense_qa_local", "gsm8k_local"],
-        task_manager=TaskManager(include_path=str(ROOT / "recipes" / "harness")),
+        task_manager=TaskManager(
+            include_path=str(ROOT / "recipes" / "harness"), include_defaults=False
+        ),
         num_fewshot=0,
         batch_size=2,
         gen_kwargs={"max_gen_toks": 12},
