@@ -22,6 +22,7 @@ from lm_eval.api.registry import get_model
 from lm_eval.models import huggingface
 from lm_eval.tasks import TaskManager
 from old_quiet import old_save
+from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from selftaught.harness import SelfTaughtLM
@@ -299,6 +300,10 @@ def test_options_that_have_no_effect_are_refused(
     ]:
         with pytest.raises(ValueError, match=message):
             SelfTaughtLM(str(thinking_dir), **options)
+    thinking: Any = AutoModelForCausalLM.from_pretrained(thinking_dir)
+    adapted: Any = get_peft_model(thinking, LoraConfig(target_modules=["q_proj"]))
+    with pytest.raises(ValueError, match="got one inside of a PeftModel"):
+        SelfTaughtLM(adapted, tokenizer=AutoTokenizer.from_pretrained(thinking_dir))
     with pytest.raises(ValueError, match="seed, thoughts is for Quiet-STaR models"):
         SelfTaughtLM(str(tiny_model_dir), thoughts=1, seed=1)
     model, tokenizer = open_quiet(thinking_dir)

@@ -212,8 +212,8 @@ class SelfTaughtLM(HFLM):
         """Raise `ValueError` if an option does not go with a model that does not think."""
         if getattr(self.config, "model_type", None) == MODEL_TYPE:
             raise ValueError(
-                f"Expected a Quiet-STaR model, got it inside of {type(self.model).__name__}. Leave "
-                "out peft, delta and quantization."
+                f"Expected a Quiet-STaR model, got one inside of a {type(self.model).__name__}. "
+                "Merge the adapter into the model first, and leave out peft, autogptq and gptqmodel."
             )
         if given:
             raise ValueError(
