@@ -24,7 +24,7 @@ LAYERS = (
     {"rollouts"},
     {"models"},
     {"runs"},
-    {"evaluation"},
+    {"evaluation", "harness"},
     {"reports"},
     {"methods"},
     {"cli"},
@@ -36,10 +36,12 @@ USERS: dict[str, set[str]] = {
     "trl": {"training"},
     "peft": {"training", "quiet"},
     "datasets": {"tasks", "training", "quiet"},
-    "torch": {"samplers", "training", "models", "quiet", "cli.quiet_model", "evaluation.verifier"},
+    "torch": {
+        "samplers", "training", "models", "quiet", "cli.quiet_model", "evaluation.verifier", "harness",
+    },
     "transformers": {
         "samplers", "training", "models", "quiet", "cli.pause", "cli.quiet_model", "cli.quiet_think",
-        "cli.quiet_train", "evaluation.verifier", "methods.pause",
+        "cli.quiet_train", "evaluation.verifier", "harness", "methods.pause",
     },
     "math_verify": {"tasks.symbolic"},
     "jsonargparse": {"cli"},
@@ -51,6 +53,7 @@ USERS: dict[str, set[str]] = {
     "vllm": {"samplers.vllm_engine"},
     "ray": {"processes.ray_cluster", "samplers.ray_pool"},
     "openai": {"samplers.openai_client"},
+    "lm_eval": {"harness"},
     "accelerate": {"training"},
 }  # fmt: skip
 """The packages and modules that import a third-party library."""
@@ -135,6 +138,8 @@ def test_no_module_is_named_like_one_of_the_standard_library():
 
 @pytest.mark.parametrize("module", [m for m in modules() if m != "__init__"])
 def test_every_module_imports(module: str):
+    if module.split(".")[0] == "harness":
+        pytest.importorskip("lm_eval", reason="needs the extra lm-eval")
     importlib.import_module(f"selftaught.{module}")
 
 

@@ -114,6 +114,11 @@ def under(quiet_pass: Pass) -> Iterator[None]:
         _CURRENT.reset(token)
 
 
+def current_pass() -> Pass | None:
+    """Return the pass that forward passes of the model use now. None outside of `under`."""
+    return _CURRENT.get(None)
+
+
 AttentionInterface.register(ATTENTION, quiet_attention)
 AttentionMaskInterface.register(ATTENTION, _seen_by_rule)  # type: ignore[arg-type]
 
