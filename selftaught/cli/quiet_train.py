@@ -33,9 +33,10 @@ class PresetOptions:
 
     heading: ClassVar[str] = "thinking"
 
-    preset: Literal["default", "paper", "authors_code"] = "default"
+    preset: Literal["default", "paper", "authors_code", "rlp"] = "default"
     """Source of the Quiet-STaR options that `--quiet` does not set: the "default" values of this
-    package (for small models), the "paper", or "authors_code"."""
+    package (for small models), the "paper", "authors_code", or "rlp" (RLP, a successor of
+    Quiet-STaR, with a constant learning rate)."""
     quiet: dict[str, Any] = field(default_factory=dict, metadata={"fields_of": QuietConfig})
     """Options of the thoughts and their training. The defaults shown below are those of the preset
     "default"."""
@@ -144,7 +145,9 @@ def _trainer_options(how: TrainOptions) -> dict[str, Any]:
            "use_peft", "lora_r", "lora_alpha", "lora_target_modules", "training"}  # fmt: skip
     rate = how.learning_rate or (1e-5 if how.preset == "default" else 1e-6)
     options = {name: value for name, value in asdict(how).items() if name not in own}
-    return options | {"learning_rate": rate} | how.training
+    # RLP has a constant learning rate (arXiv:2510.01265).
+    schedule = {"lr_scheduler_type": "constant"} if how.preset == "rlp" else {}
+    return options | {"learning_rate": rate} | schedule | how.training
 
 
 def adapted(how: TrainOptions, model: "QuietLM") -> "PeftModel | None":

@@ -9,7 +9,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +17,9 @@ from transformers import PreTrainedTokenizerBase, PrinterCallback, TrainingArgum
 from transformers.trainer_utils import set_seed
 
 from selftaught.quiet.checkpoint import fingerprint, save_quiet
+from selftaught.quiet.config import QuietConfig
 from selftaught.quiet.model import QuietLM
+from selftaught.quiet.moving_average import AverageUpdates, MovingAverage
 from selftaught.quiet.spans import Spans
 from selftaught.quiet.trainer import QuietTrainer, SpanEpochs, collated, filler_of, last_checkpoint
 from selftaught.records import write_atomically
@@ -36,6 +38,11 @@ DECIDING = (
     "lr_scheduler_kwargs", "dataloader_drop_last", "world_size", "label_smoothing_factor",
 )  # fmt: skip
 """Training arguments that change the resulting weights."""
+ADDED_LATER = (
+    "drop_zero_losses", "thought_may_end", "ema_decay", "advantages", "clip_low", "clip_high",
+)  # fmt: skip
+"""Options of Quiet-STaR that earlier versions did not have. At their defaults, they do not change
+the hash of a run."""
 
 
 def quiet_arguments(output_dir: Path, /, **options: Any) -> TrainingArguments:
@@ -104,8 +111,9 @@ def train_quiet(
         The logged metrics, one dictionary per logging step.
 
     Raises:
-        ValueError: `out` belongs to another training, a loss is not finite, or the settings make
-            all advantages of REINFORCE 0.
+        ValueError: `out` belongs to another training, a loss is not finite, the settings make all
+            advantages of REINFORCE 0, or the memory is too small for the moving average of
+            `baseline="ema"`.
     """
     if why := model.quiet_config.without_reinforcement:
         raise ValueError(why)
@@ -124,7 +132,9 @@ def train_quiet(
         callbacks=[SpanEpochs(spans, progress)],
     )
     trainer.remove_callback(PrinterCallback)
+    _add_average(trainer, model)
     _fit(trainer, last_checkpoint(out / "checkpoints"))
+    model.average = None
     history = [entry for entry in trainer.state.log_history if "nll_with" in entry]
     if not trainer.is_world_process_zero():
         return history
@@ -133,6 +143,14 @@ def train_quiet(
     write_atomically(log, json.dumps(history) + "\n")
     _save(model, tokenizer, out)
     return history
+
+
+def _add_average(trainer: QuietTrainer, model: QuietLM) -> None:
+    """Give the model a moving average of its weights, if its rewards are measured against one."""
+    config = model.quiet_config
+    if config.baseline == "ema" and config.ema_decay > 0:
+        model.average = MovingAverage(model.base, config.ema_decay)
+        trainer.add_callback(AverageUpdates(model.average))
 
 
 def _fit(trainer: QuietTrainer, checkpoint: str | None) -> None:
@@ -194,8 +212,10 @@ def run_hash(
     settings = asdict(model.quiet_config)
     for name in ("positions_per_chunk", "chunk_megabytes"):
         settings.pop(name)  # changes memory use, not results
-    if not settings["drop_zero_losses"]:
-        settings.pop("drop_zero_losses")  # the same hash as before this option existed
+    defaults = {one.name: one.default for one in fields(QuietConfig)}
+    for name in ADDED_LATER:
+        if settings[name] == defaults[name]:
+            settings.pop(name)
     options = {name: getattr(arguments, name) for name in DECIDING}
     first = [fingerprint(model.base), model.moved.detach().cpu().tolist()]
     whole = [settings, options, [_adapter(peft_model)], first, spans.length, spans.seed]
