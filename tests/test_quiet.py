@@ -262,7 +262,9 @@ def test_bfloat16_is_near_float32(preset: str):
 
 
 def test_what_cannot_be_is_refused():
-    with pytest.raises(ValueError, match=r"mix must be 'log_probs' or 'hidden'; got 'hiden'"):
+    with pytest.raises(
+        ValueError, match=r"mix must be 'log_probs' or 'hidden' or 'none'; got 'hiden'"
+    ):
         QuietConfig(mix="hiden")  # pyright: ignore[reportArgumentType]
     with pytest.raises(ValueError, match=r"lookahead must be at least 1; got 0"):
         QuietConfig(lookahead=0)

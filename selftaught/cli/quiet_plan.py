@@ -1,5 +1,6 @@
 """The plan of `selftaught quiet train --dry-run`, after all checks of the training."""
 
+from dataclasses import fields
 from typing import TYPE_CHECKING
 
 from selftaught.cli.output import plan_text, say
@@ -27,6 +28,7 @@ def show_plan(how: TrainOptions) -> None:
     text = ready.tokenizer.decode(first["input_ids"], clean_up_tokenization_spaces=False)
     parameters = sum(one.numel() for one in ready.model.parameters())
     peft_model = adapted(how, ready.model)
+    average = _average(ready)
     check_writable(how.out)
     made_from = run_hash(ready.model, ready.spans, ready.arguments, peft_model)
     # The arguments are those of the first stage of a curriculum.
@@ -35,7 +37,9 @@ def show_plan(how: TrainOptions) -> None:
         ("Model", f"{how.model} ({parameters:,} parameters, context {ready.model.context} tokens)"),
         ("Texts", _texts(ready)),
         ("Spans", f"{len(ready.spans)} per epoch, at most {how.length} tokens each"),
+        *_options(ready),
         *_training(ready, adapted=peft_model is not None),
+        *average,
         ("Folder", f"{how.out}{' (contains the finished model)' if finished else ''}"),
     ]
     title = f"First span (text {first['text'] + 1}, {len(first['input_ids'])} tokens)"
@@ -50,6 +54,36 @@ def _texts(ready: Prepared) -> str:
         f"{len(held_out)} held-out texts ({sum(map(len, held_out)):,} tokens)"
         + (f", {skipped} texts too short and skipped" if skipped else "")
     )
+
+
+def _options(ready: Prepared) -> list[tuple[str, str]]:
+    """Return the line on the options of Quiet-STaR that differ from the defaults."""
+    from selftaught.quiet.config import QuietConfig
+
+    config = ready.model.quiet_config
+    changed = [
+        f"{one.name} {value:g}" if isinstance(value, float) else f"{one.name} {value}"
+        for one in fields(QuietConfig)
+        if (value := getattr(config, one.name)) != one.default
+    ]
+    preset = [] if ready.how.preset == "default" else [f"preset {ready.how.preset}"]
+    return [("Options", ", ".join(preset + changed))] if preset + changed else []
+
+
+def _average(ready: Prepared) -> list[tuple[str, str]]:
+    """Return the line on the moving average of the weights, if the training needs one.
+
+    Raises:
+        ValueError: the memory is too small for it.
+    """
+    from selftaught.quiet.moving_average import average_bytes, check_memory
+
+    config = ready.model.quiet_config
+    if config.baseline != "ema" or config.ema_decay == 0:
+        return []
+    check_memory(ready.model.base)
+    needed = average_bytes(ready.model.base)
+    return [("Average", f"moving average of the trained weights, {needed:,} bytes")]
 
 
 def _training(ready: Prepared, *, adapted: bool) -> list[tuple[str, str]]:
@@ -68,12 +102,13 @@ def _training(ready: Prepared, *, adapted: bool) -> list[tuple[str, str]]:
     sampled = batch * positions * config.thoughts * config.thought_tokens
     chunk = min(positions, positions_per_chunk(model.base, config, texts))
     needed = chunk * texts * config.thoughts * bytes_per_thought(model.base, config)
+    most = "at most " if config.thought_may_end else ""
     kind = f"LoRA of rank {ready.how.lora_r}, " if adapted else ""
     return [
         *([("Stages", _stages(ready))] if ready.stages else []),
         ("Training", f"{kind}{training_steps(len(ready.spans), arguments)} optimizer steps, "
          f"{batch} spans per step, learning rate {arguments.learning_rate:g}"),
-        ("Thoughts", f"{config.thoughts} of {config.thought_tokens} tokens at {_where(config)}, "
+        ("Thoughts", f"{config.thoughts} of {most}{config.thought_tokens} tokens at {_where(config)}, "
          f"{config.lookahead} lookahead tokens, mix {config.mix}, REINFORCE weight "
          f"{config.reinforce_weight:g}"),
         ("Sampled", f"at most {sampled:,} thought tokens per optimizer step"),

@@ -34,9 +34,10 @@ class PresetOptions:
 
     heading: ClassVar[str] = "thinking"
 
-    preset: Literal["default", "paper", "authors_code"] = "default"
+    preset: Literal["default", "paper", "authors_code", "rlp"] = "default"
     """Source of the Quiet-STaR options that `--quiet` does not set: the "default" values of this
-    package (for small models), the "paper", or "authors_code"."""
+    package (for small models), the "paper", "authors_code", or "rlp" (RLP, a successor of
+    Quiet-STaR, with a constant learning rate)."""
     quiet: dict[str, Any] = field(default_factory=dict, metadata={"fields_of": QuietConfig})
     """Options of the thoughts and their training. The defaults shown below are those of the preset
     "default"."""
@@ -189,7 +190,10 @@ def trainer_options(how: StepOptions, rate: float) -> dict[str, Any]:
 
 
 def _trainer_options(how: TrainOptions) -> dict[str, Any]:
-    return trainer_options(how, 1e-5 if how.preset == "default" else 1e-6)
+    options = trainer_options(how, 1e-5 if how.preset == "default" else 1e-6)
+    # RLP has a constant learning rate (arXiv:2510.01265).
+    schedule = {"lr_scheduler_type": "constant"} if how.preset == "rlp" else {}
+    return options | schedule | how.training
 
 
 def adapted(how: TrainOptions, model: "QuietLM") -> "PeftModel | None":

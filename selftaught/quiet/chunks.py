@@ -66,8 +66,12 @@ def positions_within(budget: int, rows_per_position: int, row: int) -> int:
 def bytes_per_thought(base: PreTrainedModel, config: QuietConfig) -> int:
     """Estimate the activation memory in bytes that a thought of these options needs."""
     tokens = config.thought_tokens + 1 + config.lookahead
-    # About half of the thoughts have an advantage. Logits of the others are not computed.
-    predicted = config.lookahead + (config.thought_tokens + 1) // 2
+    # About half of the thoughts have a positive advantage. If only these are used, the logits of
+    # the others are not computed.
+    scored = (
+        config.thought_tokens if config.advantages == "both" else (config.thought_tokens + 1) // 2
+    )
+    predicted = config.lookahead + scored
     return bytes_per_row(base, tokens, predicted)
 
 

@@ -16,7 +16,8 @@ needs less memory per position than the loss."""
 class QuietConfig:
     """Options of Quiet-STaR (Zelikman et al. 2024, arXiv:2403.09629).
 
-    `paper()` and `authors_code()` return the two published settings. The defaults come from
+    `paper()` and `authors_code()` return the two published settings; `rlp()` returns those of RLP, a
+    successor of Quiet-STaR. The defaults come from
     `recipes/quiet_scratchpad.py`: they train a small model at a learning rate of 2e-4, where the
     published REINFORCE weight dominates all other loss terms.
     """
@@ -26,6 +27,10 @@ class QuietConfig:
     the paper."""
     lookahead: int = 4
     """Number of true tokens predicted after a thought. 4 in quiet-star-train.py."""
+    thought_may_end: bool = False
+    """Whether a thought may end before `thought_tokens` tokens: the end token can be sampled after
+    at least one other token. A sampled end token counts as a token of the thought in REINFORCE; it
+    is False in Quiet-STaR, whose thoughts all have the same length."""
     thoughts: int = 2
     """Number of thoughts sampled per position. 2 in quiet-star-train.py (`n_passes`)."""
     start_token: str = "<|startofthought|>"
@@ -39,9 +44,10 @@ class QuietConfig:
     """Factor by which the learned offset of the start and end embeddings is multiplied. It scales
     their gradient and, because Adam ignores the size of gradients, their update by this factor. 100
     in Appendix A and in the authors' code, which implements it in the same way."""
-    mix: Literal["log_probs", "hidden"] = "hidden"
+    mix: Literal["log_probs", "hidden", "none"] = "hidden"
     """What the mixing head interpolates: "hidden" states (the authors' code) or "log_probs"
-    (Algorithm 1)."""
+    (Algorithm 1). "none": there is no mixing head, and the prediction is the one after the thought
+    (RLP)."""
     mixing_range: Literal["unit", "free"] = "unit"
     """Range of the mixing weight of a thought: "unit" (0 to 1) or "free" (any number, the authors'
     code). `mix="log_probs"` requires "unit": that mixture is not normalized, so its loss has no
@@ -49,10 +55,25 @@ class QuietConfig:
     head_rate: float = 10.0
     """Learning rate of the mixing head and of the gate, as a multiple of `learning_rate`. 1 in both
     published settings."""
-    baseline: Literal["log_mean", "mean_log"] = "log_mean"
+    baseline: Literal["log_mean", "mean_log", "ema"] = "log_mean"
     """Baseline of the advantage in REINFORCE: "log_mean" (log of the mean probability over the
-    thoughts of a position, Algorithm 1) or "mean_log" (mean of the log-probabilities, the authors'
-    code). See `losses.rewards`."""
+    thoughts of a position, Algorithm 1), "mean_log" (mean of the log-probabilities, the authors'
+    code) or "ema" (RLP: the reward is the gain over the prediction of a moving average of the
+    weights without a thought, and its mean over the thoughts is subtracted). See
+    `losses.rewards`."""
+    ema_decay: float = 0.999
+    """Decay of the moving average of the weights per optimizer step, in [0, 1). 0 means that the
+    average is the model itself, and no copy is made. Used if `baseline` is "ema"."""
+    advantages: Literal["positive", "both"] = "positive"
+    """Which thoughts REINFORCE uses: those with a "positive" advantage (Algorithm 1), or those with
+    an advantage of "both" signs (RLP)."""
+    clip_low: float | None = None
+    """Use probability ratios in REINFORCE instead of log-probabilities, clipped below at
+    1 - `clip_low`. Needs `clip_high`. None: log-probabilities. The ratio is that to the weights
+    with which the thoughts were sampled. It is 1 in `selftaught quiet train`, which samples
+    thoughts for every optimizer step, so clipping has no effect there."""
+    clip_high: float | None = None
+    """Upper limit of the ratios: 1 + `clip_high`. Needs `clip_low`."""
     temperature: float = 1.0
     """Sampling temperature of thoughts in training. 1 in the paper."""
     reinforce_temperature: float = 1.0
@@ -63,7 +84,7 @@ class QuietConfig:
     rate of 1e-6. 0 disables REINFORCE."""
     reinforce_reduction: Literal["sum", "mean"] = "sum"
     """Reduction over the tokens of a thought: "sum" (the log-probability of the whole thought,
-    Algorithm 1) or "mean" (the authors' code)."""
+    Algorithm 1) or "mean" (the authors' code and RLP)."""
     nll_weight: float = 1.0
     """Weight of the next-token loss with thoughts. 1 in Algorithm 1, 0.5 in the authors' code."""
     base_nll_weight: float = 0.0
@@ -92,9 +113,10 @@ class QuietConfig:
 
     def __post_init__(self) -> None:
         for name, allowed in (
-            ("mix", ("log_probs", "hidden")),
+            ("mix", ("log_probs", "hidden", "none")),
             ("mixing_range", ("unit", "free")),
-            ("baseline", ("log_mean", "mean_log")),
+            ("baseline", ("log_mean", "mean_log", "ema")),
+            ("advantages", ("positive", "both")),
             ("reinforce_reduction", ("sum", "mean")),
             ("positions", ("all", "uniform", "entropy")),
         ):
@@ -127,6 +149,32 @@ class QuietConfig:
             )
         if not 0 < self.positions_share <= 1:
             raise ValueError(f"positions_share must be in (0, 1]; got {self.positions_share}.")
+        self._check_rlp()
+
+    def _check_rlp(self) -> None:
+        """Check the options that RLP adds."""
+        if self.mix == "none" and self.mixing_range == "free":
+            raise ValueError(
+                "mix='none' has no mixing head, so mixing_range='free' would have no effect. Leave "
+                "out mixing_range, or set mix='hidden'."
+            )
+        if self.baseline == "ema" and self.thoughts < 2:
+            raise ValueError(
+                f"baseline='ema' needs at least 2 thoughts per position, got {self.thoughts}: an "
+                "advantage compares a thought with the mean over the thoughts. Set thoughts=2 or "
+                "more."
+            )
+        if not 0 <= self.ema_decay < 1:
+            raise ValueError(f"ema_decay must be in [0, 1); got {self.ema_decay:g}.")
+        if (self.clip_low is None) != (self.clip_high is None):
+            raise ValueError(
+                "clip_low and clip_high must be set together; got "
+                f"clip_low={self.clip_low} and clip_high={self.clip_high}."
+            )
+        if self.clip_low is not None and not 0 < self.clip_low <= 1:
+            raise ValueError(f"clip_low must be in (0, 1]; got {self.clip_low:g}.")
+        if self.clip_high is not None and not self.clip_high > 0:
+            raise ValueError(f"clip_high must be positive; got {self.clip_high:g}.")
 
     @property
     def without_reinforcement(self) -> str | None:
@@ -197,5 +245,41 @@ class QuietConfig:
             "base_nll_weight": 0.5,
             "last_position_learns": False,
             "drop_zero_losses": True,
+        }
+        return cls(**(preset | changes))
+
+    @classmethod
+    def rlp(cls, **changes: Any) -> "QuietConfig":
+        """Return the settings of RLP (Hatamizadeh et al. 2025, arXiv:2510.01265), Algorithm 1.
+
+        The paper gives 16 thoughts at temperature 0.7, a decay of 0.999, weight 1 of the loss and no
+        next-token loss. It does not give the clipping range (0.2 here, as in PPO) or a temperature
+        of the ratio (here that of sampling). Its thoughts have up to 2,048 tokens and one position
+        of a context thinks; see docs/methods/rlp.md for `thought_tokens` and `positions_share`.
+
+        Args:
+            changes: fields that replace those of the preset.
+        """
+        preset: dict[str, Any] = {
+            "thought_tokens": 24,
+            "thought_may_end": True,
+            "lookahead": 1,
+            "thoughts": 16,
+            "embedding_scale": 1.0,
+            "mix": "none",
+            "head_rate": 1.0,
+            "baseline": "ema",
+            "ema_decay": 0.999,
+            "advantages": "both",
+            "clip_low": 0.2,
+            "clip_high": 0.2,
+            "temperature": 0.7,
+            "reinforce_temperature": 0.7,
+            "reinforce_weight": 1.0,
+            "reinforce_reduction": "mean",
+            "nll_weight": 0.0,
+            "base_nll_weight": 0.0,
+            "positions": "uniform",
+            "positions_share": 1 / 32,
         }
         return cls(**(preset | changes))

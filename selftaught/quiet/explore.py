@@ -8,6 +8,7 @@ from torch import Tensor
 
 from selftaught.quiet.evaluation import Measured, Scored, measured, score
 from selftaught.quiet.gating import GREEDY, ThoughtParams
+from selftaught.quiet.thought_ends import content_lengths
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -71,15 +72,19 @@ def explored(
         raise ValueError(f"Expected a text of at least two tokens to explore, got {len(ids)}.")
     ids_1T = torch.tensor([ids], device=model.base.device)
     scored = score(model, ids_1T, None, how, top=TOP)
-    shown = [_token(tokenizer, scored, ids, at) for at in range(len(ids) - 1)]
+    length_NT = content_lengths(scored.thought_BNTS[0], model.marks.end)
+    shown = [_token(tokenizer, scored, ids, length_NT, at) for at in range(len(ids) - 1)]
     return _text(tokenizer, ids[:1]), shown, measured(scored)
 
 
 def _token(
-    tokenizer: "PreTrainedTokenizerBase", scored: Scored, ids: list[int], at: int
+    tokenizer: "PreTrainedTokenizerBase", scored: Scored, ids: list[int], length_NT: Tensor, at: int
 ) -> Explored:
     without, mixed = float(scored.without_BT[0, at]), float(scored.with_BT[0, at])
-    thoughts = scored.thought_BNTS[0, :, at].tolist()
+    thoughts = [
+        thought[:length] for thought, length
+        in zip(scored.thought_BNTS[0, :, at].tolist(), length_NT[:, at].tolist(), strict=True)
+    ]  # fmt: skip
 
     def top(found: Tensor | None) -> list[tuple[str, float]]:
         assert found is not None

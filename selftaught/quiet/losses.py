@@ -16,8 +16,10 @@ from torch.utils.checkpoint import checkpoint  # pyright: ignore[reportUnknownVa
 
 from selftaught.quiet.config import QuietConfig
 from selftaught.quiet.mixing import MixingHead
+from selftaught.quiet.rlp import clipped_ratios, group_advantages
 from selftaught.quiet.targets import IGNORED
-from selftaught.quiet.thoughts import Head
+from selftaught.quiet.thought_ends import sampled_tokens
+from selftaught.quiet.thoughts import Head, SpecialTokens
 
 
 def log_probs(head: Head, hidden_XD: Tensor, target_X: Tensor) -> Tensor:
@@ -62,7 +64,7 @@ def thought_log_probs(
     head: Head,
     hidden_RSD: Tensor,
     thought_RS: Tensor,
-    never: tuple[int, ...],
+    marks: SpecialTokens,
     temperature: float,
 ) -> Tensor:
     """Return the log-probability of each thought token at a temperature, `[R, S]`.
@@ -73,13 +75,16 @@ def thought_log_probs(
         head: maps hidden states to logits.
         hidden_RSD: hidden states that predict the thought tokens (R thoughts).
         thought_RS: ids of the thought tokens.
-        never: ids of tokens that a thought cannot contain. Their probability is 0.
+        marks: the special tokens. The probability of tokens that cannot be sampled is 0.
         temperature: temperature of the log-probabilities.
     """
     logits_RSV = _precise(head(hidden_RSD)) / temperature
     banned_V = logits_RSV.new_zeros(logits_RSV.shape[-1])
-    banned_V[list(never)] = -torch.inf
-    total_RS = (logits_RSV + banned_V).logsumexp(-1)
+    banned_V[marks.banned(1)] = -torch.inf
+    scores_RSV = logits_RSV + banned_V
+    if marks.may_end:  # but not with the first token
+        scores_RSV[:, :1, marks.end] = -torch.inf
+    total_RS = scores_RSV.logsumexp(-1)
     return logits_RSV.gather(-1, thought_RS[..., None])[..., 0] - total_RS
 
 
@@ -97,12 +102,12 @@ def mixed_log_probs(
     With "log_probs" the mixture is `w log p_with + (1 - w) log p_without`, not normalized again
     (Algorithm 1 of Zelikman et al. 2024, arXiv:2403.09629; there, w is the weight of the prediction
     without the thought). With "hidden" the hidden states are interpolated and passed through the
-    head once, as in the authors' code.
+    head once, as in the authors' code. With "none" the prediction is that after the thought.
 
     Args:
         head: maps hidden states to logits.
         mixing: the mixing head.
-        mix: "log_probs" or "hidden".
+        mix: "log_probs", "hidden" or "none".
         without_BJKD: hidden states without a thought.
         without_log_prob_BJK: log-probabilities of the true tokens without a thought.
         with_BNJKD: hidden states after each thought.
@@ -120,6 +125,8 @@ def mixed_log_probs(
         log_prob_X = log_probs(head, states_BNJKD.flatten(0, 3), target_BNJK.flatten())
         return log_prob_X.view(target_BNJK.shape)
 
+    if mix == "none":
+        return predicted(with_BNJKD), weight_BNJK
     if mix == "hidden":
         # Under autocast the mixing weight has a 16-bit type and the hidden states do not.
         weight_BNJK1 = weight_BNJK[..., None].to(with_BNJKD.dtype)
@@ -136,18 +143,23 @@ class Rewards:
     reward_BNJ: Tensor
     """Gain in log-probability over the prediction without a thought."""
     advantage_BNJ: Tensor
-    """Gain over the baseline, clipped below at 0. Detached from the autograd graph."""
+    """Gain over the baseline. Detached from the autograd graph. If only positive advantages are
+    used, the others are 0."""
 
 
-def rewards(baseline: str, without_BJK: Tensor, mixed_BNJK: Tensor) -> Rewards:
+def rewards(
+    baseline: str, without_BJK: Tensor, mixed_BNJK: Tensor, advantages: str = "positive"
+) -> Rewards:
     """Compute rewards and advantages for REINFORCE from log-probabilities of the true tokens.
 
     Args:
         baseline: "log_mean" (the log of the mean probability of each token over the thoughts,
-            Algorithm 1) or "mean_log" (the mean of the log-probabilities over the thoughts; with
-            one thought per position, the prediction without it; the authors' code).
-        without_BJK: log-probabilities without a thought.
+            Algorithm 1), "mean_log" (the mean of the log-probabilities over the thoughts; with
+            one thought per position, the prediction without it; the authors' code) or "ema" (the
+            mean of the rewards over the other thoughts; see `rlp.group_advantages`).
+        without_BJK: log-probabilities without a thought. With "ema", those of the moving average.
         mixed_BNJK: log-probabilities of the mixture with each thought.
+        advantages: "positive" (negative advantages become 0) or "both".
     """
     without_BJK, mixed_BNJK = without_BJK.detach(), mixed_BNJK.detach()
     reward_BNJ = (mixed_BNJK - without_BJK[:, None]).sum(-1)
@@ -155,6 +167,8 @@ def rewards(baseline: str, without_BJK: Tensor, mixed_BNJK: Tensor) -> Rewards:
         thoughts = mixed_BNJK.shape[1]
         mean_BJK = mixed_BNJK.logsumexp(1) - math.log(thoughts)
         advantage_BNJ = (mixed_BNJK - mean_BJK[:, None]).sum(-1)
+    elif baseline == "ema":
+        advantage_BNJ = group_advantages(reward_BNJ)
     elif mixed_BNJK.shape[1] > 1:
         advantage_BNJ = reward_BNJ - reward_BNJ.mean(1, keepdim=True)
     else:
@@ -163,7 +177,8 @@ def rewards(baseline: str, without_BJK: Tensor, mixed_BNJK: Tensor) -> Rewards:
     # which a REINFORCE weight of 1e6 would amplify.
     size_BNJ = (mixed_BNJK.abs() + math.log(mixed_BNJK.shape[1])).sum(-1)
     noise_BNJ = 4 * torch.finfo(mixed_BNJK.dtype).eps * size_BNJ
-    return Rewards(reward_BNJ, advantage_BNJ * (advantage_BNJ > noise_BNJ))
+    size_BNJ = advantage_BNJ if advantages == "positive" else advantage_BNJ.abs()
+    return Rewards(reward_BNJ, advantage_BNJ * (size_BNJ > noise_BNJ))
 
 
 def reinforce(
@@ -171,26 +186,69 @@ def reinforce(
     coefficient_R: Tensor,
     hidden_RSD: Tensor,
     thought_RS: Tensor,
-    never: tuple[int, ...],
+    old_log_prob_RS: Tensor | None,
+    marks: SpecialTokens,
     config: QuietConfig,
 ) -> Tensor:
     """Return the REINFORCE loss of thoughts, a sum over thoughts (Algorithm 1, line 9).
+
+    With `clip_low` and `clip_high` it is the clipped objective of RLP; see `rlp.clipped_ratios`.
 
     Args:
         head: maps hidden states to logits.
         coefficient_R: advantage of each thought times its weight in the loss (R thoughts).
         hidden_RSD: hidden states that predict the thought tokens.
         thought_RS: ids of the thought tokens.
-        never: ids of tokens that a thought cannot contain.
+        old_log_prob_RS: log-probabilities under the weights that sampled the thoughts. None: those
+            of the current weights.
+        marks: the special tokens.
         config: options of Quiet-STaR.
     """
     # Thoughts with advantage 0 do not contribute. Skipping them saves time: the head takes a
     # third of the computation.
     row_X = coefficient_R.nonzero()[:, 0]
-    log_prob_XS = thought_log_probs(
-        head, hidden_RSD[row_X], thought_RS[row_X], never, config.reinforce_temperature
+    thought_XS, coefficient_X = thought_RS[row_X], coefficient_R[row_X]
+    value_XS = thought_log_probs(
+        head, hidden_RSD[row_X], thought_XS, marks, config.reinforce_temperature
     )
-    per_thought_X = log_prob_XS.sum(-1)
+    if config.clip_low is not None and config.clip_high is not None:
+        old_XS = value_XS.detach() if old_log_prob_RS is None else old_log_prob_RS[row_X]
+        value_XS = clipped_ratios(
+            value_XS, old_XS, coefficient_X, config.clip_low, config.clip_high
+        )
+    length_X: Tensor | int = max(1, config.thought_tokens)
+    if marks.may_end:
+        sampled_XS = sampled_tokens(thought_XS, marks.end)
+        value_XS, length_X = value_XS.masked_fill(~sampled_XS, 0), sampled_XS.sum(-1).clamp(min=1)
+    per_thought_X = value_XS.sum(-1)
     if config.reinforce_reduction == "mean":
-        per_thought_X = per_thought_X / max(1, config.thought_tokens)
-    return -(coefficient_R[row_X] * per_thought_X).sum()
+        per_thought_X = per_thought_X / length_X
+    return -(coefficient_X * per_thought_X).sum()
+
+
+def mixed_next_log_probs(
+    head: Head, mixing: MixingHead, mix: str, without_BD: Tensor, with_BND: Tensor
+) -> Tensor:
+    """Return log-probabilities of the next token at inference, `[B, V]`.
+
+    The mixture is normalized, and the probabilities are averaged over thoughts.
+
+    Args:
+        head: maps hidden states to logits.
+        mixing: the mixing head.
+        mix: "log_probs", "hidden" or "none"; see `mixed_log_probs`.
+        without_BD: hidden states without a thought.
+        with_BND: hidden states after each thought.
+    """
+    without_BND = without_BD[:, None].expand_as(with_BND)
+    weight_BN1 = mixing(without_BND, with_BND)[..., None]
+    if mix == "none":
+        mixed_BNV = head(with_BND).float()
+    elif mix == "hidden":
+        mixed_BND = torch.lerp(without_BND, with_BND, weight_BN1.to(with_BND.dtype))
+        mixed_BNV = head(mixed_BND).float()
+    else:
+        log_prob_BNV = head(with_BND).float().log_softmax(-1)
+        without_BNV = head(without_BND).float().log_softmax(-1)
+        mixed_BNV = torch.lerp(without_BNV, log_prob_BNV, weight_BN1.float())
+    return mixed_BNV.log_softmax(-1).logsumexp(1) - math.log(with_BND.shape[1])

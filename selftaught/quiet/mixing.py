@@ -3,6 +3,7 @@
 Shapes: D hidden width; `...` any leading dimensions.
 """
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -46,6 +47,20 @@ class MixingHead(nn.Module):
         """
         weight = self.layers(torch.cat([without_D, with_D], -1))[..., 0]
         return bounded(weight) if self.bounded else weight
+
+
+class WholeThought(MixingHead):
+    """Stands in for the mixing head if there is none: the weight of every thought is 1.
+
+    It has no parameters.
+    """
+
+    def __init__(self) -> None:
+        nn.Module.__init__(self)
+
+    def forward(self, without_D: Tensor, with_D: Tensor) -> Tensor:
+        """Return weights of 1, `[...]`, for hidden states `[..., D]`."""
+        return with_D.new_ones(with_D.shape[:-1])
 
 
 def bounded(weight: Tensor) -> Tensor:
@@ -92,3 +107,30 @@ class Gate(nn.Module):
     def forward(self, hidden_D: Tensor) -> Tensor:
         """Return the predicted gain in nats, `[...]`, for hidden states `[..., D]`."""
         return self.layers(hidden_D)[..., 0]
+
+
+def check_mixing_head(mix: str, missing: Iterable[str], unexpected: Iterable[str]) -> None:
+    """Check that loaded weights have a mixing head if the configuration has one, and only then.
+
+    Args:
+        mix: `mix` of the configuration.
+        missing: names of the weights that the files do not have.
+        unexpected: names of the weights that the model does not have.
+
+    Raises:
+        ValueError: this is not the case.
+    """
+    missing, head = list(missing), "quiet.mixing."
+    # Without any weight of Quiet-STaR, the files are those of a base model.
+    if missing and all(name.startswith(head) for name in missing):
+        raise ValueError(
+            f"The configuration has mix={mix!r}, which needs a mixing head, but the weights have "
+            "none: this model was trained with mix='none', as RLP is. Take config.json and the "
+            "weights from the same training."
+        )
+    if mix == "none" and any(name.startswith(head) for name in unexpected):
+        raise ValueError(
+            "The configuration has mix='none' (no mixing head, as in RLP), but the weights have a "
+            "mixing head: this model mixes its predictions with it. Take config.json and the weights "
+            "from the same training."
+        )

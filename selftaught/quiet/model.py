@@ -9,7 +9,6 @@ Shapes: B texts, T text tokens, N thoughts per position, J positions of a chunk,
 K lookahead tokens, D hidden width, V vocabulary.
 """
 
-import math
 import warnings
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -22,16 +21,19 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from selftaught.quiet.attention import thoughtful
 from selftaught.quiet.chunks import even_chunks, in_chunks, positions_per_chunk
-from selftaught.quiet.config import HEAD_TOKENS, SAMPLED_AT_ONCE, QuietConfig
+from selftaught.quiet.config import HEAD_TOKENS, QuietConfig
+from selftaught.quiet.drawn import Drawn, draw_thoughts, given_thoughts
 from selftaught.quiet.generation import generate
 from selftaught.quiet.losses import (
     mixed_log_probs,
+    mixed_next_log_probs,
     reinforce,
     rewards,
     text_entropy,
     text_log_probs,
 )
-from selftaught.quiet.mixing import Gate, MixingHead
+from selftaught.quiet.mixing import Gate, MixingHead, WholeThought
+from selftaught.quiet.moving_average import MovingAverage
 from selftaught.quiet.outputs import Learned, Means, QuietOutput, gathered
 from selftaught.quiet.passes import Gradients
 from selftaught.quiet.positions import Positions, choose, thinking_positions
@@ -46,7 +48,6 @@ from selftaught.quiet.thoughts import (
     output_matrix,
     read,
     talk,
-    think,
 )
 
 
@@ -61,6 +62,10 @@ class QuietLM(nn.Module):
         pad: id of the padding token, which thoughts cannot contain. None means that there is none.
         check: first compare a few thoughts with regular forward passes of the same tokens. Takes at
             most a second.
+
+    Attributes:
+        average: moving average of the base model's weights, for `baseline="ema"`. `train_quiet` sets
+            it. None: the weights themselves, as before the first optimizer step.
 
     Raises:
         UnsupportedModel: thoughts cannot be computed in parallel with this model; names the layer.
@@ -81,14 +86,17 @@ class QuietLM(nn.Module):
         self.base = base
         self.quiet_config = config
         never = {start, end} | ({pad} if pad is not None else set())
-        self._ids = SpecialTokens(start, end, tuple(sorted(never)))
+        may_end = config.thought_may_end
+        self._ids = SpecialTokens(start, end, tuple(sorted(never)), may_end=may_end)
+        self.average: MovingAverage | None = None
         if check:
             self_check(base, self._ids)
         width = output_matrix(base).weight.shape[1]
         shape = 2, input_matrix(base).weight.shape[1]
         self.moved = nn.Parameter(torch.zeros(shape, device=base.device, dtype=base.dtype))
         bounded = config.mixing_range == "unit"
-        self.mixing = MixingHead(width, bounded=bounded).to(base.device, base.dtype)
+        head = WholeThought() if config.mix == "none" else MixingHead(width, bounded=bounded)
+        self.mixing: MixingHead = head.to(base.device, base.dtype)
         self.gate = Gate(width).to(base.device, base.dtype) if config.gate_weight > 0 else None
 
     @property
@@ -147,6 +155,7 @@ class QuietLM(nn.Module):
         labels: Tensor | None = None,
         *,
         thoughts: Tensor | None = None,
+        old_log_probs: Tensor | None = None,
         seed: int | None = None,
     ) -> QuietOutput:
         """Compute the loss and metrics of a batch of texts.
@@ -156,13 +165,13 @@ class QuietLM(nn.Module):
             attention_mask: 1 for text and 0 for padding. None means no padding.
             labels: token ids, not shifted, with -100 where there is no loss. Default: `input_ids`.
             thoughts: token ids of thoughts, `[B, N, T, S]`, to use instead of sampling them.
+            old_log_probs: their log-probabilities when sampled (`clip_low`). Default: as now.
             seed: random seed for positions and thoughts. Results do not depend on the size of
                 chunks. Default: drawn from torch's global random generator.
 
         Raises:
-            ValueError: texts of fewer than two tokens, texts that are longer than the model's
-                context together with a thought, labels that are all ignored, or too little chunk
-                memory for one position.
+            ValueError: texts of fewer than two tokens, or longer than the context together with a
+                thought; labels that are all ignored; too little chunk memory for one position.
         """
         self._check(input_ids, attention_mask, sampled=thoughts is None)
         config = self.quiet_config
@@ -171,25 +180,25 @@ class QuietLM(nn.Module):
         targets = text_targets(input_ids, attention_mask, labels, config)
         with thoughtful(self.base):
             gradients = Gradients([], []) if torch.is_grad_enabled() else None
+            average_BT = self._average(input_ids, attention_mask, targets)
             prefix = read(self.base, input_ids, attention_mask, gradients)
             head = language_head(self.base)
             without_BT = text_log_probs(head, prefix.hidden_BTD, targets.next_BT, HEAD_TOKENS)
             if config.drop_zero_losses:
                 targets = targets.counted(text=(without_BT != 0).sum().clamp(min=1))
             chosen = self._positions(prefix, targets, draw)
-            thought_BNJS, neg_log_prob = self._think(prefix, chosen.position_BJ, draw, thoughts)
+            drawn = self._drawn(prefix, chosen.position_BJ, draw, thoughts, old_log_probs)
+            drawn = replace(drawn, baseline_BT=average_BT)
             size = positions_per_chunk(self.base, config, len(input_ids))
             chunks = even_chunks(chosen.position_BJ.shape[1], size)
             if config.drop_zero_losses:
-                counted_K = self._nonzero_losses(
-                    prefix, without_BT, chosen, chunks, thought_BNJS, targets
-                )
+                counted_K = self._nonzero_losses(prefix, without_BT, chosen, chunks, drawn, targets)
                 targets = targets.counted(lookahead_K=counted_K)
             parts: list[Learned] = []
 
             def learn(chunk: slice, prefix: Prefix, without_BT: Tensor) -> Tensor:
-                part, thought = chosen.part(chunk), thought_BNJS[:, :, chunk]
-                learned = self._learn(part, prefix, without_BT, thought, targets)
+                part = chosen.part(chunk)
+                learned = self._learn(part, prefix, without_BT, drawn.part(chunk), targets)
                 # Detached, so that the autograd graph of this chunk can be freed.
                 parts.append(replace(learned, loss=learned.loss.detach()))
                 return learned.loss
@@ -197,8 +206,29 @@ class QuietLM(nn.Module):
             loss = in_chunks(learn, chunks, prefix, without_BT, gradients, list(self.parameters()))
         nll_without = -(without_BT * self._counted(without_BT)).sum() / targets.counts.text
         loss = loss + config.base_nll_weight * nll_without
-        means = Means(loss, nll_without, neg_log_prob)
-        return gathered(parts, means, without_BT, chosen.position_BJ, thought_BNJS)
+        means = Means(loss, nll_without, drawn.entropy, drawn.length)
+        return gathered(parts, means, without_BT, chosen.position_BJ, drawn.thought_BNJS)
+
+    def _average(self, ids_BT: Tensor, mask_BT: Tensor | None, targets: Targets) -> Tensor | None:
+        """Return the log-probability of each next token under the moving average, `[B, T]`."""
+        if self.average is None:
+            return None
+        return self.average.log_probs(self.base, ids_BT, mask_BT, targets.next_BT)
+
+    def _drawn(
+        self,
+        prefix: Prefix,
+        position_BJ: Tensor,
+        draw: torch.Generator,
+        given: Tensor | None,
+        old: Tensor | None,
+    ) -> Drawn:
+        """Return the given thoughts at the positions that think, or sample thoughts."""
+        if given is not None:
+            return given_thoughts(given, old, position_BJ)
+        if old is not None:
+            raise ValueError("old_log_probs needs thoughts, whose log-probabilities they are.")
+        return draw_thoughts(self.base, self.quiet_config, self.marks, prefix, position_BJ, draw)
 
     def _check(self, ids_BT: Tensor, mask_BT: Tensor | None, *, sampled: bool) -> None:
         """Check the texts, and warn if REINFORCE has no effect on thoughts that are sampled."""
@@ -247,7 +277,7 @@ class QuietLM(nn.Module):
         without_BT: Tensor,
         chosen: Positions,
         chunks: Sequence[slice],
-        thought_BNJS: Tensor,
+        drawn: Drawn,
         targets: Targets,
     ) -> Tensor:
         """Count the losses with thoughts that are not exactly 0, for each lookahead token:
@@ -256,8 +286,8 @@ class QuietLM(nn.Module):
             self.quiet_config.lookahead, dtype=without_BT.dtype, device=without_BT.device
         )
         for chunk in chunks:
-            part, thought = chosen.part(chunk), thought_BNJS[:, :, chunk]
-            learned = self._learn(part, prefix, without_BT, thought, targets)
+            part = chosen.part(chunk)
+            learned = self._learn(part, prefix, without_BT, drawn.part(chunk), targets)
             known_BJK = at_positions(targets.lookahead_BTK, part.position_BJ) != IGNORED
             counts_BNJK = (learned.log_prob_BNJK != 0) & known_BJK[:, None]
             total += (counts_BNJK * part.factor_BJ[:, None, :, None]).sum((0, 1, 2))
@@ -272,17 +302,8 @@ class QuietLM(nn.Module):
             without_BD: hidden states without a thought.
             with_BND: hidden states after each thought.
         """
-        head = language_head(self.base)
-        without_BND = without_BD[:, None].expand_as(with_BND)
-        weight_BN1 = self.mixing(without_BND, with_BND)[..., None]
-        if self.quiet_config.mix == "hidden":
-            mixed_BND = torch.lerp(without_BND, with_BND, weight_BN1.to(with_BND.dtype))
-            mixed_BNV = head(mixed_BND).float()
-        else:
-            log_prob_BNV = head(with_BND).float().log_softmax(-1)
-            without_BNV = head(without_BND).float().log_softmax(-1)
-            mixed_BNV = torch.lerp(without_BNV, log_prob_BNV, weight_BN1.float())
-        return mixed_BNV.log_softmax(-1).logsumexp(1) - math.log(with_BND.shape[1])
+        head, mix = language_head(self.base), self.quiet_config.mix
+        return mixed_next_log_probs(head, self.mixing, mix, without_BD, with_BND)
 
     def generate(
         self, input_ids: Tensor, attention_mask: Tensor | None = None, **options: Any
@@ -308,39 +329,12 @@ class QuietLM(nn.Module):
             weight_BT = weight_BT * (entropy_BT + 0.1 * mean_B1 + 1e-6)
         return Positions(*choose(weight_BT, count, uniform_B))
 
-    def _think(
-        self, prefix: Prefix, position_BJ: Tensor, draw: torch.Generator, given: Tensor | None
-    ) -> tuple[Tensor, Tensor | None]:
-        """Sample thoughts for every position, or take the given ones.
-
-        Returns:
-            Token ids, and the mean negative log-probability of sampled tokens. None if there are
-            none.
-        """
-        config, texts = self.quiet_config, len(prefix.ids_BT)
-        if given is not None:
-            position_BX = position_BJ.expand(texts, -1)
-            return at_positions(given.transpose(1, 2), position_BX).transpose(1, 2), None
-        length = prefix.ids_BT.shape[1]
-        shape = (texts, length, config.thoughts, config.thought_tokens)
-        uniform_BTNS = torch.rand(shape, generator=draw).to(position_BJ.device)
-        head, thoughts, neg_log_probs = language_head(self.base), [], []
-        # Without gradients, only keys, values and logits of the current token are in memory.
-        wide = SAMPLED_AT_ONCE * positions_per_chunk(self.base, config, texts)
-        for position_BC in position_BJ.split(wide, 1):
-            uniform_BNCS = at_positions(uniform_BTNS, position_BC).transpose(1, 2)
-            thought, neg_log_prob, _ = think(self.base, head, prefix, position_BC, uniform_BNCS, self.marks, config.temperature)  # fmt: skip
-            thoughts.append(thought)
-            neg_log_probs.append(neg_log_prob)
-        neg_log_prob = torch.cat(neg_log_probs, 2).mean() if config.thought_tokens else None
-        return torch.cat(thoughts, 2), neg_log_prob
-
     def _learn(
         self,
         chosen: Positions,
         prefix: Prefix,
         without_BT: Tensor,
-        thought_BNJS: Tensor,
+        drawn: Drawn,
         targets: Targets,
     ) -> Learned:
         """Predict after the thoughts of a chunk of positions, and compute its loss.
@@ -348,8 +342,9 @@ class QuietLM(nn.Module):
         The loss is already divided by the total counts.
         """
         config, head, counts = self.quiet_config, language_head(self.base), targets.counts
+        thought_BNJS, marks = drawn.thought_BNJS, self.marks
         thinking_RSD, talking_RKD = talk(
-            self.base, prefix, chosen.position_BJ, thought_BNJS, config.lookahead, self.marks
+            self.base, prefix, chosen.position_BJ, thought_BNJS, config.lookahead, marks
         )
         last = prefix.ids_BT.shape[1] - 1
         ahead_K = torch.arange(config.lookahead, device=without_BT.device)
@@ -359,36 +354,38 @@ class QuietLM(nn.Module):
         without_BJK = at_positions(without_BT, ahead_BJK) * known_BJK
         with_BNJKD = talking_RKD.view(*thought_BNJS.shape[:3], *talking_RKD.shape[1:])
         hidden_BJKD = at_positions(prefix.hidden_BTD, ahead_BJK)
-        log_prob_BNJK, weight_BNJK = mixed_log_probs(
-            head, self.mixing, config.mix, hidden_BJKD, without_BJK, with_BNJKD, target_BJK
-        )
+        # Without a mixing head and a next-token loss, nothing learns from this prediction.
+        learns = torch.is_grad_enabled() and not (config.mix == "none" and config.nll_weight == 0)
+        with torch.set_grad_enabled(learns):
+            log_prob_BNJK, weight_BNJK = mixed_log_probs(
+                head, self.mixing, config.mix, hidden_BJKD, without_BJK, with_BNJKD, target_BJK
+            )
         log_prob_BNJK = log_prob_BNJK * known_BJK[:, None]
         factor_BNJ = chosen.factor_BJ[:, None].to(log_prob_BNJK.dtype)
         share_BNJK = factor_BNJ[..., None] * known_BJK[:, None] * self._counted(log_prob_BNJK)
         nll_K = -(log_prob_BNJK * share_BNJK).sum((0, 1, 2)) / counts.lookahead_K
         loss = config.nll_weight * nll_K.mean()
-        gained = rewards(config.baseline, without_BJK, log_prob_BNJK)
+        average_BT = without_BT if drawn.baseline_BT is None else drawn.baseline_BT
+        average_BJK = at_positions(average_BT, ahead_BJK) * known_BJK
+        gained = rewards(config.baseline, average_BJK, log_prob_BNJK, config.advantages)
         factor_BNJ = factor_BNJ * at_positions(targets.reinforced_BT, chosen.position_BJ)[:, None]
-        coefficient_R = (gained.advantage_BNJ * factor_BNJ).flatten()
-        thought_RS = thought_BNJS.flatten(0, 2)
         reinforced = reinforce(
-            head, coefficient_R, thinking_RSD, thought_RS, self.marks.never, config
-        )
-        reinforced = reinforced / counts.reinforced
+            head, (gained.advantage_BNJ * factor_BNJ).flatten(), thinking_RSD,
+            thought_BNJS.flatten(0, 2), drawn.old_log_prob_RS, marks, config,
+        ) / counts.reinforced  # fmt: skip
         loss = loss + config.reinforce_weight * reinforced
         if self.gate is not None:
             gain_BJ = (log_prob_BNJK - without_BJK[:, None]).detach()[..., 0].mean(1)
             expected_BJ = self.gate(hidden_BJKD[:, :, 0].detach())
             error_BJ = (expected_BJ - gain_BJ) ** 2 * known_BJK[..., 0]
             loss = loss + config.gate_weight * (error_BJ * chosen.factor_BJ).sum() / counts.text
-        weight_BNJK = weight_BNJK.detach()
         return Learned(
             loss,
             nll_K.detach(),
             reinforced.detach(),
             (gained.reward_BNJ * factor_BNJ).sum() / counts.reinforced,
             ((gained.advantage_BNJ > 0) * factor_BNJ).sum() / counts.reinforced,
-            (weight_BNJK * share_BNJK).sum() / counts.lookahead_K.sum(),
+            (weight_BNJK.detach() * share_BNJK).sum() / counts.lookahead_K.sum(),
             log_prob_BNJK.detach(),
-            weight_BNJK,
+            weight_BNJK.detach(),
         )  # fmt: skip

@@ -93,10 +93,8 @@ def mixed_at(
     texts, thoughts = uniform_BNJS.shape[:2]
     before_BJV = head(hidden_BJD).float().log_softmax(-1)
     thinks_BJ = wanted(model.gate, how.think_when, hidden_BJD, before_BJV)
-    thought_BNJS, _, thinking = think(
-        base, head, prefix, position_BJ, uniform_BNJS, marks, how.temperature
-    )
-    after_RD = after_thought(base, prefix, position_BJ, thinking, thought_BNJS, marks)
+    sampled = think(base, head, prefix, position_BJ, uniform_BNJS, marks, how.temperature)
+    after_RD = after_thought(base, prefix, position_BJ, sampled, marks)
     after_BJND = after_RD.view(texts, thoughts, *hidden_BJD.shape[1:]).transpose(1, 2)
     hidden_BJND = hidden_BJD[:, :, None].expand_as(after_BJND)
     each_XV = model.mixed_logits(hidden_BJND.flatten(0, 2), after_BJND.flatten(0, 2)[:, None])
@@ -107,7 +105,7 @@ def mixed_at(
         mixed_BJV=each_BJNV.logsumexp(2) - math.log(thoughts),
         each_BJNV=each_BJNV,
         weight_BJN=model.mixing(hidden_BJND, after_BJND) * thinks_BJ[..., None],
-        thought_BNJS=thought_BNJS,
+        thought_BNJS=sampled.thought_BNJS,
         thinks_BJ=thinks_BJ,
     )
 
@@ -145,8 +143,8 @@ def read_and_predict(
     if len(row_X):
         some = prefix if len(row_X) == len(new_BT) else _rows(prefix, row_X)
         last = torch.tensor([[real_BT.shape[1] - 1]], device=new_BT.device)
-        thought, _, thinking = think(base, head, some, last, uniform[row_X], marks, how.temperature)
-        after_RD = after_thought(base, some, last, thinking, thought, marks)
+        sampled = think(base, head, some, last, uniform[row_X], marks, how.temperature)
+        after_RD = after_thought(base, some, last, sampled, marks)
         after_XND = after_RD.view(len(row_X), how.thoughts, -1)
         logits_BV[row_X] = model.mixed_logits(without_BD[row_X], after_XND)
     return logits_BV

@@ -35,6 +35,8 @@ class QuietOutput(ModelOutput):
     """Share of thoughts with a positive advantage."""
     entropy: Tensor | None = None
     """Mean negative log-probability of the sampled thought tokens, an estimate of their entropy."""
+    length: Tensor | None = None
+    """Mean number of sampled tokens per thought. None if all thoughts have the same length."""
     position_BJ: Tensor | None = None
     """Positions that think, in ascending order. The following fields are for these positions."""
     log_prob_with_BNJK: Tensor | None = None
@@ -42,7 +44,7 @@ class QuietOutput(ModelOutput):
     weight_BNJK: Tensor | None = None
     """Mixing weight of each thought at each true token."""
     thought_BNJS: Tensor | None = None
-    """Token ids of the thoughts."""
+    """Token ids of the thoughts. After a sampled end token, they are the end token."""
 
 
 @dataclass(frozen=True)
@@ -70,6 +72,7 @@ class Means:
     loss: Tensor
     nll_without: Tensor
     entropy: Tensor | None
+    length: Tensor | None = None
 
 
 def gathered(
@@ -83,7 +86,8 @@ def gathered(
 
     Args:
         parts: the chunks, in ascending order of positions.
-        means: loss, mean loss of the next token without thoughts, and entropy of the thoughts.
+        means: loss, mean loss of the next token without thoughts, and entropy and length of the
+            thoughts.
         without_BT: log-probability of each next token without thoughts.
         position_BJ: positions that think.
         thought_BNJS: token ids of the thoughts.
@@ -98,6 +102,7 @@ def gathered(
         log_prob_without_BT=without_BT.detach(),
         positive=torch.stack([part.positive for part in parts]).sum(),
         entropy=means.entropy,
+        length=means.length,
         position_BJ=position_BJ,
         log_prob_with_BNJK=torch.cat([part.log_prob_BNJK for part in parts], 2),
         weight_BNJK=torch.cat([part.weight_BNJK for part in parts], 2),

@@ -18,6 +18,7 @@ from transformers import PreTrainedModel
 from selftaught.quiet.attention import Pass, under
 from selftaught.quiet.passes import Gradients, Reading, Thinking
 from selftaught.quiet.support import layer_name, unsupported
+from selftaught.quiet.thought_ends import Endings, after_ends, compacted, content_lengths
 
 Head = Callable[[Tensor], Tensor]
 """Function from hidden states to logits."""
@@ -36,6 +37,26 @@ class SpecialTokens:
     moved_2D: Tensor | None = None
     """Learned offsets that are added to the base model's embeddings of start and end. None:
     zero."""
+    may_end: bool = False
+    """Whether the end token can be sampled after the first token of a thought."""
+
+    def banned(self, slot: int) -> list[int]:
+        """Return the ids that cannot be sampled in a slot of a thought, counted from 0."""
+        return [one for one in self.never if one != self.end or slot == 0 or not self.may_end]
+
+
+@dataclass(frozen=True)
+class Sampled:
+    """Thoughts that `think` has sampled."""
+
+    thought_BNJS: Tensor
+    """Token ids. After a sampled end token, all slots contain the end token."""
+    neg_log_prob_BNJS: Tensor
+    """Negative log-probability of each token in nats. 0 in slots after a sampled end token."""
+    thinking: Thinking
+    """The pass, which `after_thought` continues."""
+    endings: Endings | None
+    """Thoughts that have ended themselves. None if thoughts cannot."""
 
 
 @dataclass(frozen=True)
@@ -223,7 +244,7 @@ def think(
     uniform_BNJS: Tensor,
     marks: SpecialTokens,
     temperature: float,
-) -> tuple[Tensor, Tensor, Thinking]:
+) -> Sampled:
     """Generate thoughts after the given positions, with one forward pass per thought token.
 
     Each token is sampled by inverse transform sampling with one given uniform random number. A
@@ -237,26 +258,30 @@ def think(
         uniform_BNJS: one uniform random number per thought token.
         marks: the special tokens.
         temperature: sampling temperature. 0 means greedy decoding.
-
-    Returns:
-        Token ids of the thoughts and the negative log-probability of each token in nats, both
-        `[B, N, J, S]`, and the pass, which `after_thought` continues.
     """
     thoughts, length = uniform_BNJS.shape[1], uniform_BNJS.shape[3]
     uniform_RS = uniform_BNJS.flatten(0, 2)
     thinking = _thinking(prefix, position_BJ, thoughts, keep=True)
     ids_R = torch.full((len(uniform_RS),), marks.start, device=prefix.ids_BT.device)
-    thought_RS = torch.empty_like(uniform_RS, dtype=torch.long)
-    neg_log_prob_RS = torch.empty_like(uniform_RS)
+    endings = Endings.none(len(ids_R), marks.end, ids_R.device) if marks.may_end else None
+    thought_RS = torch.full_like(uniform_RS, marks.end, dtype=torch.long)
+    neg_log_prob_RS = torch.zeros_like(uniform_RS)
     for step in range(length):
         position_R1 = _row_position(prefix, position_BJ, thoughts, step, 1)
         hidden_R1D = _run(base, _embedded(base, ids_R[:, None], marks), position_R1, thinking)
         thinking.next(1)
+        if endings is not None:
+            endings.read(hidden_R1D[:, 0])
+            if endings.all_read:
+                break
         logits_RV = head(hidden_R1D[:, 0]).float()
-        logits_RV[:, list(marks.never)] = -torch.inf
-        ids_R, neg_log_prob_RS[:, step] = draw(logits_RV, uniform_RS[:, step], temperature)
-        thought_RS[:, step] = ids_R
-    return thought_RS.view_as(uniform_BNJS), neg_log_prob_RS.view_as(uniform_BNJS), thinking
+        logits_RV[:, marks.banned(step)] = -torch.inf
+        ids_R, neg_log_prob_R = draw(logits_RV, uniform_RS[:, step], temperature)
+        if endings is not None:
+            ids_R, neg_log_prob_R = endings.sampled(ids_R, neg_log_prob_R)
+        thought_RS[:, step], neg_log_prob_RS[:, step] = ids_R, neg_log_prob_R
+    thoughts_and_probs = thought_RS.view_as(uniform_BNJS), neg_log_prob_RS.view_as(uniform_BNJS)
+    return Sampled(*thoughts_and_probs, thinking, endings)
 
 
 @torch.no_grad()
@@ -264,23 +289,30 @@ def after_thought(
     base: PreTrainedModel,
     prefix: Prefix,
     position_BJ: Tensor,
-    thinking: Thinking,
-    thought_BNJS: Tensor,
+    sampled: Sampled,
     marks: SpecialTokens,
 ) -> Tensor:
     """Return the hidden states at the end tokens of new thoughts, `[R, D]`.
 
     Args:
-        thinking: the pass that `think` returned.
-        thought_BNJS: the thoughts that `think` returned.
+        base: the base model, inside `thoughtful(base)`.
+        prefix: the texts.
+        position_BJ: positions of the thoughts.
+        sampled: the thoughts that `think` returned.
+        marks: the special tokens.
     """
+    thought_BNJS, endings = sampled.thought_BNJS, sampled.endings
+    if endings is not None and endings.all_read:
+        assert endings.hidden_RD is not None
+        return endings.hidden_RD
     thoughts, length = thought_BNJS.shape[1], thought_BNJS.shape[-1]
     rows = thought_BNJS.shape[:3].numel()
     start_R1 = torch.full((rows, 1), marks.start, device=thought_BNJS.device)
     last_R1 = thought_BNJS[..., -1:].flatten(0, 2) if length else start_R1
     ids_RU = torch.cat([last_R1, torch.full_like(last_R1, marks.end)], 1)
     position_RU = _row_position(prefix, position_BJ, thoughts, length, 2)
-    return _run(base, _embedded(base, ids_RU, marks), position_RU, thinking)[:, -1]
+    hidden_RUD = _run(base, _embedded(base, ids_RU, marks), position_RU, sampled.thinking)
+    return hidden_RUD[:, -1] if endings is None or not length else endings.last(hidden_RUD)
 
 
 def draw(logits_RV: Tensor, uniform_R: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
@@ -322,7 +354,8 @@ def talk(
         base: the base model, inside `thoughtful(base)`.
         prefix: the texts.
         position_BJ: positions of the thoughts.
-        thought_BNJS: token ids of the thoughts.
+        thought_BNJS: token ids of the thoughts. With `marks.may_end`, a thought ends at its first
+            end token.
         lookahead: number of true tokens to predict after a thought (K).
         marks: the special tokens.
 
@@ -339,7 +372,12 @@ def talk(
     one = torch.ones((texts, thoughts, positions, 1), dtype=torch.long, device=position_BJ.device)
     parts = [one * marks.start, thought_BNJS, one * marks.end, true_BNJK]
     ids_RU = torch.cat(parts, -1).view(texts * thoughts * positions, -1)
+    length_R = content_lengths(thought_BNJS, marks.end).flatten() if marks.may_end else None
+    if length_R is not None:
+        ids_RU = compacted(ids_RU, length_R, length)
     position_RU = _row_position(prefix, position_BJ, thoughts, 0, ids_RU.shape[1])
     thinking = _thinking(prefix, position_BJ, thoughts, keep=False)
     hidden_RUD = _run(base, _embedded(base, ids_RU, marks), position_RU, thinking)
+    if length_R is not None:
+        return hidden_RUD[:, :length], after_ends(hidden_RUD, length_R, lookahead)
     return hidden_RUD[:, :length], hidden_RUD[:, length + 1 :]

@@ -96,6 +96,7 @@ class QuietTrainer(Trainer):
             ("nll_with_lookahead", out.nll_with_K.mean()), ("reward", out.reward),
             ("positive_advantages", out.positive), ("mixing_weight", out.weight),
             ("thought_entropy", out.entropy), ("reinforce", out.reinforce),
+            ("thought_length", out.length),
         ):  # fmt: skip
             if value is not None:
                 self._sums[name].append(float(value))
@@ -140,7 +141,7 @@ class QuietTrainer(Trainer):
             )  # fmt: skip
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
-        """Save the weights of a checkpoint, with tied weights once.
+        """Save the weights of a checkpoint, with tied weights once, and their moving average.
 
         The Trainer's own method refuses tied weights here.
         """
@@ -148,6 +149,17 @@ class QuietTrainer(Trainer):
         folder.mkdir(parents=True, exist_ok=True)
         model = self.accelerator.unwrap_model(self.model)
         save_model(model, str(folder / "model.safetensors"), metadata={"format": "pt"})
+        if model.average is not None:
+            model.average.save(folder)
+
+    def _load_from_checkpoint(
+        self, resume_from_checkpoint: str, model: nn.Module | None = None
+    ) -> None:
+        """Load the weights of a checkpoint, and the moving average if there is one."""
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
+        average = self.accelerator.unwrap_model(self.model).average
+        if average is not None:
+            average.load(Path(resume_from_checkpoint))
 
     def _issue_warnings_after_load(self, load_result: Any) -> None:
         """Check the loaded weights. Only duplicates of tied weights may be missing in a

@@ -10,7 +10,7 @@ import json
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +23,9 @@ from transformers import (
 from transformers.trainer_utils import set_seed
 
 from selftaught.quiet.checkpoint import fingerprint, save_quiet
+from selftaught.quiet.config import QuietConfig
 from selftaught.quiet.model import QuietLM
+from selftaught.quiet.moving_average import AverageUpdates, MovingAverage
 from selftaught.quiet.spans import Spans
 from selftaught.quiet.trainer import QuietTrainer, SpanEpochs, collated, filler_of, last_checkpoint
 from selftaught.records import write_atomically
@@ -42,6 +44,11 @@ DECIDING = (
     "lr_scheduler_kwargs", "dataloader_drop_last", "world_size", "label_smoothing_factor",
 )  # fmt: skip
 """Training arguments that change the resulting weights."""
+ADDED_LATER = (
+    "drop_zero_losses", "thought_may_end", "ema_decay", "advantages", "clip_low", "clip_high",
+)  # fmt: skip
+"""Options of Quiet-STaR that earlier versions did not have. At their defaults, they do not change
+the hash of a run."""
 
 
 def quiet_arguments(output_dir: Path, /, **options: Any) -> TrainingArguments:
@@ -110,8 +117,9 @@ def train_quiet(
         The logged metrics, one dictionary per logging step.
 
     Raises:
-        ValueError: `out` belongs to another training, a loss is not finite, or the settings make
-            all advantages of REINFORCE 0.
+        ValueError: `out` belongs to another training, a loss is not finite, the settings make all
+            advantages of REINFORCE 0, or the memory is too small for the moving average of
+            `baseline="ema"`.
     """
     if why := model.quiet_config.without_reinforcement:
         raise ValueError(why)
@@ -127,7 +135,9 @@ def train_quiet(
         data_collator=lambda rows: collated(rows, filler_of(tokenizer)),
         callbacks=[SpanEpochs(spans, progress)],
     )
+    _add_average(trainer, model)
     fit(trainer, out)
+    model.average = None
     history = [entry for entry in trainer.state.log_history if "nll_with" in entry]
     if not trainer.is_world_process_zero():
         return history
@@ -137,6 +147,14 @@ def train_quiet(
     with written_model(out, history) as partial:
         save_quiet(model, tokenizer, partial)
     return history
+
+
+def _add_average(trainer: QuietTrainer, model: QuietLM) -> None:
+    """Give the model a moving average of its weights, if its rewards are measured against one."""
+    config = model.quiet_config
+    if config.baseline == "ema" and config.ema_decay > 0:
+        model.average = MovingAverage(model.base, config.ema_decay)
+        trainer.add_callback(AverageUpdates(model.average))
 
 
 def start_run(out: Path, made_from: str, arguments: TrainingArguments) -> None:
@@ -211,8 +229,10 @@ def run_hash(
     settings = asdict(model.quiet_config)
     for name in ("positions_per_chunk", "chunk_megabytes"):
         settings.pop(name)  # changes memory use, not results
-    if not settings["drop_zero_losses"]:
-        settings.pop("drop_zero_losses")  # the same hash as before this option existed
+    defaults = {one.name: one.default for one in fields(QuietConfig)}
+    for name in ADDED_LATER:
+        if settings[name] == defaults[name]:
+            settings.pop(name)
     options = {name: getattr(arguments, name) for name in DECIDING}
     first = [fingerprint(model.base), model.moved.detach().cpu().tolist()]
     whole = [settings, options, [_adapter(peft_model)], first, spans.length, spans.seed]

@@ -32,6 +32,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from selftaught.quiet.attention import thoughtful
 from selftaught.quiet.config import QuietConfig
 from selftaught.quiet.gating import GREEDY, ThoughtParams
+from selftaught.quiet.mixing import check_mixing_head
 from selftaught.quiet.model import QuietLM
 from selftaught.quiet.next_token import banned_tokens, mixed_at, read_and_predict
 from selftaught.quiet.old_folder import is_old_folder, open_old
@@ -190,6 +191,7 @@ class QuietForCausalLM(PreTrainedModel, GenerationMixin):
 
         Raises:
             ValueError: a folder of an earlier version is opened with options other than `dtype`.
+            ValueError: the configuration has a mixing head and the weights have none, or the reverse.
             UnsupportedModel: thoughts cannot be computed in parallel with this model.
         """
         if is_old_folder(Path(str(pretrained_model_name_or_path))):
@@ -203,20 +205,26 @@ class QuietForCausalLM(PreTrainedModel, GenerationMixin):
             dtype = str(dtype).removeprefix("torch.")
             old, _ = open_old(Path(str(pretrained_model_name_or_path)), dtype)
             return cls.from_quiet(old).eval()
-        loaded: Any = super().from_pretrained(pretrained_model_name_or_path, *model_args, **kwargs)
-        model: QuietForCausalLM = loaded[0] if isinstance(loaded, tuple) else loaded
+        with_info = kwargs.pop("output_loading_info", False)
+        parent: Any = super()
+        model, info = parent.from_pretrained(
+            pretrained_model_name_or_path, *model_args, output_loading_info=True, **kwargs
+        )
+        mix = model.quiet.quiet_config.mix
+        check_mixing_head(mix, info["missing_keys"], info["unexpected_keys"])
         if check and not any(weight.is_meta for weight in model.parameters()):
             self_check(model.quiet.base, replace(model.quiet.marks, moved_2D=None))
-        return loaded
+        return (model, info) if with_info else model
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         """Initialize weights that are not in the files."""
         super()._init_weights(module)
-        heads = [one for one in (self.quiet.mixing, self.quiet.gate) if one is not None]
+        heads: list[Any] = [self.quiet.mixing, self.quiet.gate]
+        last = [one.layers[-1] for one in heads if one is not None and list(one.children())]
         if module is self.quiet:
             init.zeros_(self.quiet.moved)
-        elif any(module is head.layers[-1] for head in heads):
+        elif any(module is one for one in last):
             init.zeros_(module.weight)  # type: ignore[arg-type]
 
     def get_input_embeddings(self) -> nn.Module:

@@ -25,6 +25,7 @@ CURVES = (
     ("Share of distinct thoughts per position", ("distinct_thoughts",), True),
     ("Mean mixing weight of thoughts", ("mixing_weight",), True),
     ("Entropy of thought tokens (nats)", ("thought_entropy",), True),
+    ("Mean length of thoughts (sampled tokens)", ("thought_length",), True),
     ("Gain of the hardest and the easiest tenth of tokens (nats)", ("gain_decile_10", "gain_decile_1"), True),
     ("Text tokens per second", ("tokens_per_second",), True),
 )  # fmt: skip
