@@ -16,9 +16,10 @@ from torch import Tensor
 from selftaught.quiet.attention import thoughtful
 from selftaught.quiet.gating import GREEDY, ThoughtParams
 from selftaught.quiet.model import QuietLM
-from selftaught.quiet.next_token import mixed_at
+from selftaught.quiet.next_token import Mixed, mixed_at
 from selftaught.quiet.spans import padded
-from selftaught.quiet.thoughts import Prefix, at_positions, read
+from selftaught.quiet.thoughts import at_positions, read
+from selftaught.quiet.where import matcher_of
 
 DECILES = 10
 AT_ONCE = 32
@@ -65,16 +66,18 @@ def score(
         model: a Quiet-STaR model.
         ids_BT: token ids of the texts.
         mask_BT: 1 for text and 0 for padding. None means no padding.
-        how: how the model thinks. Default: one greedy thought at every position.
+        how: how the model thinks. Default: one greedy thought where the model was trained to think.
         top: number of most likely next tokens to return.
         changes: fields of `ThoughtParams` by name. They take precedence over `how`.
 
     Raises:
-        ValueError: the texts with a thought are longer than the model's context, or several
-            thoughts at temperature 0.
+        ValueError: the texts with a thought are longer than the model's context, several thoughts
+            at temperature 0, or a rule that reads the text without a tokenizer.
     """
     how = replace(how, **changes)
     model.check_length(ids_BT, mask_BT)
+    matcher = matcher_of(how.think_when, model.quiet_config)
+    matches_BT = None if matcher is None else matcher.masks(ids_BT, mask_BT)
     learning = model.training
     model.eval()
     texts, length = ids_BT.shape
@@ -86,24 +89,19 @@ def score(
         prefix = read(model.base, ids_BT, mask_BT)
         for position_BJ in torch.arange(length - 1, device=ids_BT.device)[None].split(AT_ONCE, 1):
             uniform_BNJS = at_positions(uniform_BTNS, position_BJ).transpose(1, 2)
-            parts.append(_scored(model, prefix, position_BJ, uniform_BNJS, how, top))
+            matches_BJ = None if matches_BT is None else matches_BT[:, position_BJ[0]]
+            hidden_BJD = at_positions(prefix.hidden_BTD, position_BJ)
+            at = mixed_at(model, prefix, hidden_BJD, position_BJ, uniform_BNJS, how, matches_BJ)
+            target_BJ = at_positions(prefix.ids_BT, position_BJ + 1)
+            parts.append(_scored(at, target_BJ, top))
     model.train(learning)
     return _joined(parts)
 
 
-def _scored(
-    model: QuietLM,
-    prefix: Prefix,
-    position_BJ: Tensor,
-    uniform_BNJS: Tensor,
-    how: ThoughtParams,
-    top: int,
-) -> Scored:
-    """Predict the next tokens at some positions; the arguments are those of `think` and `score`."""
-    hidden_BJD = at_positions(prefix.hidden_BTD, position_BJ)
-    at = mixed_at(model, prefix, hidden_BJD, position_BJ, uniform_BNJS, how)
-    target_BJ1 = at_positions(prefix.ids_BT, position_BJ + 1)[..., None]
-    each_target_BJN1 = target_BJ1[:, :, None].expand(-1, -1, uniform_BNJS.shape[1], -1)
+def _scored(at: Mixed, target_BJ: Tensor, top: int) -> Scored:
+    """Return the predictions of the true tokens `target_BJ`; `top` is that of `score`."""
+    target_BJ1 = target_BJ[..., None]
+    each_target_BJN1 = target_BJ1[:, :, None].expand(-1, -1, at.each_BJNV.shape[2], -1)
     return Scored(
         without_BT=at.before_BJV.gather(2, target_BJ1)[..., 0],
         with_BT=at.mixed_BJV.gather(2, target_BJ1)[..., 0],
@@ -184,7 +182,7 @@ def measure(
         model: a Quiet-STaR model.
         spans: spans as (number of the text, token ids). Spans of a text form one cluster for the
             confidence interval.
-        how: how the model thinks. Default: one greedy thought at every position.
+        how: how the model thinks. Default: one greedy thought where the model was trained to think.
         batch_size: number of spans per forward pass.
         progress: called with the number of spans after every batch.
         changes: fields of `ThoughtParams` by name. They take precedence over `how`.

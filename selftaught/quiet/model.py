@@ -23,6 +23,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from selftaught.quiet.attention import thoughtful
 from selftaught.quiet.chunks import even_chunks, in_chunks, positions_per_chunk
 from selftaught.quiet.config import HEAD_TOKENS, SAMPLED_AT_ONCE, QuietConfig
+from selftaught.quiet.gating import TRAINED
 from selftaught.quiet.generation import generate
 from selftaught.quiet.losses import (
     mixed_log_probs,
@@ -34,9 +35,9 @@ from selftaught.quiet.losses import (
 from selftaught.quiet.mixing import Gate, MixingHead
 from selftaught.quiet.outputs import Learned, Means, QuietOutput, gathered
 from selftaught.quiet.passes import Gradients
-from selftaught.quiet.positions import Positions, choose, thinking_positions
+from selftaught.quiet.positions import Positions, choose, given_positions, thinking_positions
 from selftaught.quiet.self_check import self_check
-from selftaught.quiet.targets import IGNORED, Targets, text_targets
+from selftaught.quiet.targets import IGNORED, Targets, only_at, text_targets
 from selftaught.quiet.thoughts import (
     Prefix,
     SpecialTokens,
@@ -66,6 +67,9 @@ class QuietLM(nn.Module):
         UnsupportedModel: thoughts cannot be computed in parallel with this model; names the layer.
             It is a ValueError.
     """
+
+    think_when = TRAINED
+    """Where `generate` thinks unless it gets another rule."""
 
     def __init__(
         self,
@@ -146,6 +150,7 @@ class QuietLM(nn.Module):
         attention_mask: Tensor | None = None,
         labels: Tensor | None = None,
         *,
+        think_mask: Tensor | None = None,
         thoughts: Tensor | None = None,
         seed: int | None = None,
     ) -> QuietOutput:
@@ -155,20 +160,24 @@ class QuietLM(nn.Module):
             input_ids: token ids, `[B, T]`.
             attention_mask: 1 for text and 0 for padding. None means no padding.
             labels: token ids, not shifted, with -100 where there is no loss. Default: `input_ids`.
+            think_mask: 1 where the model thinks, `[B, T]`; see `where.Matcher.masks`. Required for
+                `positions="pattern"` and "answer". Default: decided by `positions`.
             thoughts: token ids of thoughts, `[B, N, T, S]`, to use instead of sampling them.
             seed: random seed for positions and thoughts. Results do not depend on the size of
                 chunks. Default: drawn from torch's global random generator.
 
         Raises:
             ValueError: texts of fewer than two tokens, texts that are longer than the model's
-                context together with a thought, labels that are all ignored, or too little chunk
-                memory for one position.
+                context together with a thought, labels that are all ignored, a missing or
+                wrong `think_mask`, or too little chunk memory for one position.
         """
         self._check(input_ids, attention_mask, sampled=thoughts is None)
         config = self.quiet_config
-        seed = int(torch.randint(2**62, ())) if seed is None else seed
-        draw = torch.Generator().manual_seed(seed)
+        draw = torch.Generator().manual_seed(
+            int(torch.randint(2**62, ())) if seed is None else seed
+        )
         targets = text_targets(input_ids, attention_mask, labels, config)
+        targets, think_BT = only_at(targets, think_mask, config)
         with thoughtful(self.base):
             gradients = Gradients([], []) if torch.is_grad_enabled() else None
             prefix = read(self.base, input_ids, attention_mask, gradients)
@@ -176,15 +185,13 @@ class QuietLM(nn.Module):
             without_BT = text_log_probs(head, prefix.hidden_BTD, targets.next_BT, HEAD_TOKENS)
             if config.drop_zero_losses:
                 targets = targets.counted(text=(without_BT != 0).sum().clamp(min=1))
-            chosen = self._positions(prefix, targets, draw)
-            thought_BNJS, neg_log_prob = self._think(prefix, chosen.position_BJ, draw, thoughts)
+            chosen = self._positions(prefix, targets, draw, think_BT)
+            thought_BNJS, entropy = self._think(prefix, chosen, draw, thoughts)
             size = positions_per_chunk(self.base, config, len(input_ids))
             chunks = even_chunks(chosen.position_BJ.shape[1], size)
             if config.drop_zero_losses:
-                counted_K = self._nonzero_losses(
-                    prefix, without_BT, chosen, chunks, thought_BNJS, targets
-                )
-                targets = targets.counted(lookahead_K=counted_K)
+                given = prefix, without_BT, chosen, chunks, thought_BNJS, targets
+                targets = targets.counted(lookahead_K=self._nonzero_losses(*given))
             parts: list[Learned] = []
 
             def learn(chunk: slice, prefix: Prefix, without_BT: Tensor) -> Tensor:
@@ -197,8 +204,8 @@ class QuietLM(nn.Module):
             loss = in_chunks(learn, chunks, prefix, without_BT, gradients, list(self.parameters()))
         nll_without = -(without_BT * self._counted(without_BT)).sum() / targets.counts.text
         loss = loss + config.base_nll_weight * nll_without
-        means = Means(loss, nll_without, neg_log_prob)
-        return gathered(parts, means, without_BT, chosen.position_BJ, thought_BNJS)
+        means = Means(loss, nll_without, entropy)
+        return gathered(parts, means, without_BT, chosen, thought_BNJS)
 
     def _check(self, ids_BT: Tensor, mask_BT: Tensor | None, *, sampled: bool) -> None:
         """Check the texts, and warn if REINFORCE has no effect on thoughts that are sampled."""
@@ -287,11 +294,15 @@ class QuietLM(nn.Module):
     def generate(
         self, input_ids: Tensor, attention_mask: Tensor | None = None, **options: Any
     ) -> Tensor:
-        """Generate text with a thought before every token; see `generation.generate`."""
+        """Generate text with thoughts; see `generation.generate`."""
         return generate(self, input_ids, attention_mask, **options)
 
-    def _positions(self, prefix: Prefix, targets: Targets, draw: torch.Generator) -> Positions:
-        """Return the positions that think."""
+    def _positions(
+        self, prefix: Prefix, targets: Targets, draw: torch.Generator, think_BT: Tensor | None
+    ) -> Positions:
+        """Return the positions that think: the given ones, or all or a sample by `positions`."""
+        if think_BT is not None:
+            return given_positions(think_BT)
         config, device = self.quiet_config, prefix.ids_BT.device
         positions = prefix.ids_BT.shape[1] - 1
         count = thinking_positions(config, prefix.ids_BT.shape[1])
@@ -309,7 +320,7 @@ class QuietLM(nn.Module):
         return Positions(*choose(weight_BT, count, uniform_B))
 
     def _think(
-        self, prefix: Prefix, position_BJ: Tensor, draw: torch.Generator, given: Tensor | None
+        self, prefix: Prefix, chosen: Positions, draw: torch.Generator, given: Tensor | None
     ) -> tuple[Tensor, Tensor | None]:
         """Sample thoughts for every position, or take the given ones.
 
@@ -317,7 +328,7 @@ class QuietLM(nn.Module):
             Token ids, and the mean negative log-probability of sampled tokens. None if there are
             none.
         """
-        config, texts = self.quiet_config, len(prefix.ids_BT)
+        config, texts, position_BJ = self.quiet_config, len(prefix.ids_BT), chosen.position_BJ
         if given is not None:
             position_BX = position_BJ.expand(texts, -1)
             return at_positions(given.transpose(1, 2), position_BX).transpose(1, 2), None
@@ -332,8 +343,7 @@ class QuietLM(nn.Module):
             thought, neg_log_prob, _ = think(self.base, head, prefix, position_BC, uniform_BNCS, self.marks, config.temperature)  # fmt: skip
             thoughts.append(thought)
             neg_log_probs.append(neg_log_prob)
-        neg_log_prob = torch.cat(neg_log_probs, 2).mean() if config.thought_tokens else None
-        return torch.cat(thoughts, 2), neg_log_prob
+        return torch.cat(thoughts, 2), chosen.mean_of(torch.cat(neg_log_probs, 2))
 
     def _learn(
         self,
@@ -380,7 +390,7 @@ class QuietLM(nn.Module):
             gain_BJ = (log_prob_BNJK - without_BJK[:, None]).detach()[..., 0].mean(1)
             expected_BJ = self.gate(hidden_BJKD[:, :, 0].detach())
             error_BJ = (expected_BJ - gain_BJ) ** 2 * known_BJK[..., 0]
-            loss = loss + config.gate_weight * (error_BJ * chosen.factor_BJ).sum() / counts.text
+            loss = loss + config.gate_weight * (error_BJ * chosen.factor_BJ).sum() / counts.gated
         weight_BNJK = weight_BNJK.detach()
         return Learned(
             loss,

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 from transformers.utils import ModelOutput
 
+from selftaught.quiet.positions import Positions
+
 
 @dataclass
 class QuietOutput(ModelOutput):
@@ -37,6 +39,8 @@ class QuietOutput(ModelOutput):
     """Mean negative log-probability of the sampled thought tokens, an estimate of their entropy."""
     position_BJ: Tensor | None = None
     """Positions that think, in ascending order. The following fields are for these positions."""
+    factor_BJ: Tensor | None = None
+    """Weight of each position in the loss; 0 for those that fill up a text with fewer of them."""
     log_prob_with_BNJK: Tensor | None = None
     """Log-probability of each true token with each thought."""
     weight_BNJK: Tensor | None = None
@@ -76,7 +80,7 @@ def gathered(
     parts: Sequence[Learned],
     means: Means,
     without_BT: Tensor,
-    position_BJ: Tensor,
+    chosen: Positions,
     thought_BNJS: Tensor,
 ) -> QuietOutput:
     """Return the output of a forward pass.
@@ -85,7 +89,7 @@ def gathered(
         parts: the chunks, in ascending order of positions.
         means: loss, mean loss of the next token without thoughts, and entropy of the thoughts.
         without_BT: log-probability of each next token without thoughts.
-        position_BJ: positions that think.
+        chosen: positions that think.
         thought_BNJS: token ids of the thoughts.
     """
     return QuietOutput(
@@ -98,7 +102,8 @@ def gathered(
         log_prob_without_BT=without_BT.detach(),
         positive=torch.stack([part.positive for part in parts]).sum(),
         entropy=means.entropy,
-        position_BJ=position_BJ,
+        position_BJ=chosen.position_BJ,
+        factor_BJ=chosen.factor_BJ,
         log_prob_with_BNJK=torch.cat([part.log_prob_BNJK for part in parts], 2),
         weight_BNJK=torch.cat([part.weight_BNJK for part in parts], 2),
         thought_BNJS=thought_BNJS,

@@ -20,6 +20,7 @@ from selftaught.quiet.checkpoint import fingerprint, save_quiet
 from selftaught.quiet.model import QuietLM
 from selftaught.quiet.spans import Spans
 from selftaught.quiet.trainer import QuietTrainer, SpanEpochs, collated, filler_of, last_checkpoint
+from selftaught.quiet.where import check_matches, training_matcher
 from selftaught.records import write_atomically
 from selftaught.training.options import checked_config
 
@@ -104,8 +105,8 @@ def train_quiet(
         The logged metrics, one dictionary per logging step.
 
     Raises:
-        ValueError: `out` belongs to another training, a loss is not finite, or the settings make
-            all advantages of REINFORCE 0.
+        ValueError: `out` belongs to another training, a loss is not finite, the settings make all
+            advantages of REINFORCE 0, or no text matches the pattern of `positions`.
     """
     if why := model.quiet_config.without_reinforcement:
         raise ValueError(why)
@@ -115,17 +116,20 @@ def train_quiet(
     if arguments.process_index == 0:
         out.mkdir(parents=True, exist_ok=True)
         write_atomically(out / "made_from.json", json.dumps({"made_from": made_from}) + "\n")
+    matcher = training_matcher(model.quiet_config, tokenizer)
+    if matcher is not None:
+        check_matches(matcher, tokenizer, spans.texts)
     set_seed(arguments.seed)
     trainer = QuietTrainer(
         model=model,
         args=arguments,
         train_dataset=spans,
-        data_collator=lambda rows: collated(rows, filler_of(tokenizer)),
+        data_collator=lambda rows: collated(rows, filler_of(tokenizer), matcher),
         callbacks=[SpanEpochs(spans, progress)],
     )
     trainer.remove_callback(PrinterCallback)
     _fit(trainer, last_checkpoint(out / "checkpoints"))
-    history = [entry for entry in trainer.state.log_history if "nll_with" in entry]
+    history = [entry for entry in trainer.state.log_history if "tokens_per_second" in entry]
     if not trainer.is_world_process_zero():
         return history
     if peft_model is not None:
@@ -194,8 +198,9 @@ def run_hash(
     settings = asdict(model.quiet_config)
     for name in ("positions_per_chunk", "chunk_megabytes"):
         settings.pop(name)  # changes memory use, not results
-    if not settings["drop_zero_losses"]:
-        settings.pop("drop_zero_losses")  # the same hash as before this option existed
+    for name in ("drop_zero_losses", "positions_pattern"):
+        if not settings[name]:
+            settings.pop(name)  # the same hash as before this option existed
     options = {name: getattr(arguments, name) for name in DECIDING}
     first = [fingerprint(model.base), model.moved.detach().cpu().tolist()]
     whole = [settings, options, [_adapter(peft_model)], first, spans.length, spans.seed]
