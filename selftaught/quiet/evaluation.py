@@ -162,6 +162,11 @@ class Measured:
     """Gain in ten equally large groups of tokens, from the lowest loss without thoughts to the
     highest."""
 
+    @property
+    def gain_where_thinking(self) -> float:
+        """Gain per token with a thought. The gain of other tokens is 0. NaN without thoughts."""
+        return self.gain / self.thinking if self.thinking else float("nan")
+
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as a dictionary for JSON."""
         return asdict(self)

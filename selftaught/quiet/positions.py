@@ -85,7 +85,7 @@ def given_positions(think_BT: Tensor) -> Positions:
     count_B1 = think_BT.sum(1, keepdim=True)
     number_1J = torch.arange(max(1, int(count_B1.max())), device=think_BT.device)[None]
     # In a stable descending order, the positions of the mask come first, in ascending order.
-    order_BT = think_BT.int().argsort(1, descending=True, stable=True)
+    order_BT = think_BT.int().sort(dim=1, descending=True, stable=True).indices
     position_BJ = order_BT.gather(1, torch.minimum(number_1J, (count_B1 - 1).clamp(min=0)))
     factor_BJ = (number_1J < count_B1).to(torch.get_default_dtype())
     return Positions(position_BJ, factor_BJ)

@@ -79,7 +79,7 @@ def only_at(
             f"{list(think_mask.shape)}. Give one value per token."
         )
     known_BTK = (targets.lookahead_BTK != IGNORED) & think_mask.bool()[..., None]
-    reinforced_BT = targets.reinforced_BT & think_mask.bool()
+    reinforced_BT = targets.reinforced_BT & known_BTK.any(-1)
     only = replace(targets, reinforced_BT=reinforced_BT).counted(
         lookahead_K=known_BTK.sum((0, 1)).clamp(min=1) * config.thoughts,
         reinforced=reinforced_BT.sum().clamp(min=1) * config.thoughts,

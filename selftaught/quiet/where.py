@@ -262,7 +262,7 @@ def check_matches(
         ValueError: no text matches.
     """
     found = sum(
-        matcher.found_in(str(tokenizer.decode(ids, clean_up_tokenization_spaces=False)))
+        matcher.found_in(str(tokenizer.decode(list(ids), clean_up_tokenization_spaces=False)))
         for ids in texts
     )
     if not found:
