@@ -10,13 +10,19 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from naive_quiet import assert_equal_to_naive, drawn, quiet, texts, tiny
 from narrowed import tensor
 from small_tokenizers import byte_level, sentencepiece_like
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from torch import Tensor
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
+)
 
 from selftaught.cli import main
 from selftaught.models.embedded import embedded_model
@@ -51,6 +57,9 @@ BODIES = st.recursive(
 
 
 @settings(max_examples=400, deadline=None)
+@example("(?m)", "^a", "ba\na\nba")
+@example("", "^a", "a\na")
+@example("(?i)", "\\bA\\B", "ab a")
 @given(
     st.sampled_from(["", "(?i)", "(?m)", "(?s)", "(?ims)", "(?a)"]),
     BODIES,
@@ -112,15 +121,27 @@ def test_options_that_do_not_fit_are_refused():
 
 # --- positions of a text -------------------------------------------------------------------------
 
-SAMPLES = ["The answer is 42.", "Привет, мир! 你好世界", "#### 72 = é", "x=1\ny=2 🙂🙂=", "答案是 7。", "7 + 7 = 14 hehe", "<|im_end|>="]  # fmt: skip
+SAMPLES = ["The answer is 42.", "the answer is 你=你", "Привет, мир! 你好世界", "#### 72 = é", "x=1\ny=2 🙂🙂=", "答案是 7。", "7 + 7 = 14 hehe", "<|im_end|>="]  # fmt: skip
 PATTERNS = ["=", "the", "[\u0430-я]+", "你", "世界|🙂", "is ?", "\\d", "#{4}", "\\w=", "^.", "h.", "。|7", "<\\|im_end\\|>"]  # fmt: skip
 SIGNS = r"[\s:$*(\[{\"'`]+"
+
+
+def split_characters() -> PreTrainedTokenizerBase:
+    """A byte-level BPE tokenizer with tokens of a space and the first byte of a character."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    merges = [("Ġ", "ä"), ("Ġ", "å"), ("=", "ä"), ("i", "s")]  # ä and å stand for E4 and E5
+    names = [*alphabet, *("".join(pair) for pair in merges)]
+    raw = Tokenizer(models.BPE(vocab={name: at for at, name in enumerate(names)}, merges=merges))
+    raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    raw.decoder = decoders.ByteLevel()
+    return PreTrainedTokenizerFast(tokenizer_object=raw)
 
 
 @pytest.fixture(scope="module")
 def tokenizers(tiny_model_dir: Path) -> dict[str, PreTrainedTokenizerBase]:
     return {
         "byte": byte_level(),
+        "split characters": split_characters(),
         "byte-level BPE": AutoTokenizer.from_pretrained(tiny_model_dir),
         "byte fallback": sentencepiece_like(),
         "character": AutoTokenizer.from_pretrained(embedded_model()),
@@ -148,7 +169,9 @@ def naive_mask(
     return found
 
 
-@pytest.mark.parametrize("name", ["byte", "byte-level BPE", "byte fallback", "character"])
+@pytest.mark.parametrize(
+    "name", ["byte", "split characters", "byte-level BPE", "byte fallback", "character"]
+)
 @pytest.mark.parametrize("answer", [False, True])
 def test_positions_are_those_of_decoding_every_prefix(name: str, answer: bool, tokenizers: dict):
     tokenizer, draw, matching = tokenizers[name], random.Random(name), 0
@@ -162,6 +185,9 @@ def test_positions_are_those_of_decoding_every_prefix(name: str, answer: bool, t
         assert Matcher(pattern, tokenizer, answer=answer).mask(ids) == expected, (pattern, ids)
         matching += any(expected)
     assert matching > 20
+    # A token that adds no text, such as one that only the model's vocabulary has.
+    ids = [*tokenizer("the answer is", add_special_tokens=False).input_ids, 10**6]
+    assert Matcher("is|n", tokenizer, answer=answer).mask(ids) == naive_mask(tokenizer, "is|n", ids, answer=answer)  # fmt: skip
 
 
 def test_the_thought_comes_after_the_token_that_completes_the_match(tokenizers: dict):
@@ -222,11 +248,12 @@ def test_texts_that_are_read_in_parts_give_the_positions_of_whole_texts(tokenize
             [0] * len(p) + [1] * len(r) if left else [1] * len(r) + [0] * len(p)
             for p, r in zip(padding, rows, strict=True)
         ])  # fmt: skip
-        matcher = Matcher("=|the|你", tokenizer)
+        pattern = "^.|=|the|你"
+        matcher = Matcher(pattern, tokenizer)
         whole = matcher.masks(ids, real)
         assert not whole[real == 0].any()
         for row, text, mask in zip(rows, whole, real, strict=True):
-            assert text[mask.bool()].tolist() == naive_mask(tokenizer, "=|the|你", row)
+            assert text[mask.bool()].tolist() == naive_mask(tokenizer, pattern, row)
         following, parts, order = Following(matcher, len(rows)), [], torch.arange(len(rows))
         for at, column in enumerate(ids.split(3, 1)):
             parts.append(following.read(column[order], real[order][:, : 3 * at + column.shape[1]]))
@@ -234,6 +261,17 @@ def test_texts_that_are_read_in_parts_give_the_positions_of_whole_texts(tokenize
             following.reorder(torch.arange(len(rows)).flip(0))
         flipped = [part if not at % 2 else part.flip(0) for at, part in enumerate(parts)]
         assert torch.equal(torch.cat(flipped, 1), whole)
+
+
+def test_two_texts_that_were_one_go_on_for_themselves(tokenizers: dict):
+    tokenizer = tokenizers["byte"]
+    first, second = (tokenizer(text).input_ids for text in ("a你", "a佡"))
+    assert first[:2] == second[:2] and len(first) == len(second) == 4
+    following = Following(Matcher("佡", tokenizer), 1)
+    following.read(torch.tensor([first[:2]]))  # the first byte of three
+    following.reorder(torch.tensor([0, 0]))
+    assert not following.read(torch.tensor([first[2:3], second[2:3]])).any()
+    assert following.read(torch.tensor([first[3:], second[3:]])).tolist() == [[False], [True]]
 
 
 # --- the loss ------------------------------------------------------------------------------------
@@ -445,10 +483,14 @@ def test_writing_thinks_after_matches_and_nowhere_else(tiny_model_dir: Path):
     for use_cache in (True, False):
         found = wrapped.generate(**prompts, use_cache=use_cache, **options)
         assert torch.equal(found, ours)
-    beams = [
-        wrapped.generate(**prompts, num_beams=3, use_cache=on, **options) for on in (True, False)
-    ]
-    assert torch.equal(*beams)
+    for letter in letters:
+        when = ThinkWhen("pattern", pattern=letter, tokenizer=tokenizer)
+        options["thinking"] = ThoughtParams(think_when=when)
+        beams = [
+            wrapped.generate(**prompts, num_beams=4, use_cache=on, **options)
+            for on in (True, False)
+        ]
+        assert torch.equal(*beams)
 
 
 def test_a_tokenizer_that_is_missing_is_asked_for(tiny_model_dir: Path):

@@ -246,7 +246,7 @@ def opened_to_train(how: TrainOptions) -> "tuple[QuietLM, PreTrainedTokenizerBas
             "Expected text for --quiet.positions_pattern, got "
             f"{how.quiet['positions_pattern']!r}, because it was read as YAML. Use --pattern."
         )
-    given = {} if pattern is None else {"positions_pattern": pattern}
+    given: dict[str, Any] = {} if pattern is None else {"positions_pattern": pattern}
     try:
         config = preset(**how.quiet | given)
     except TypeError as error:

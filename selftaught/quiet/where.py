@@ -12,7 +12,6 @@ token of the answer, if the text is split into tokens there.
 Shapes: B texts, T text tokens.
 """
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
@@ -34,7 +33,6 @@ OPENING = r"[\s:$*(\[{\"'`]+"
 """Text between a marker and an answer."""
 INCOMPLETE = "\ufffd"
 """What a tokenizer writes for the bytes of an incomplete character."""
-_BYTE = re.compile(r"<0x[0-9A-Fa-f]{2}>")
 
 
 @dataclass
@@ -76,7 +74,6 @@ class Matcher:
         self._patterns = [LinearPattern(pattern)]
         if answer:
             self._patterns.append(LinearPattern(pattern, OPENING))
-        self._bytes: dict[int, bool] = {}
 
     def mask(self, ids: Sequence[int]) -> list[bool]:
         """Return for every token of a text whether the model thinks after it."""
@@ -112,7 +109,7 @@ class Matcher:
             row: the state of the text, which is changed.
             token: id of the token.
         """
-        if row.complete and not self._is_byte(token):  # a new group
+        if row.complete:  # a new group
             row.tokens = row.tokens[row.start :]
             row.start = len(row.tokens)
             row.known = len(self._text(row.tokens))
@@ -132,16 +129,6 @@ class Matcher:
 
     def _text(self, ids: list[int]) -> str:
         return str(self._tokenizer.decode(ids, clean_up_tokenization_spaces=False)) if ids else ""
-
-    def _is_byte(self, token: int) -> bool:
-        """Return whether a token is one byte of a character, written as "<0xE4>".
-
-        A run of such tokens is decoded as a whole.
-        """
-        if token not in self._bytes:
-            name = self._tokenizer.convert_ids_to_tokens(token)
-            self._bytes[token] = _BYTE.fullmatch(str(name)) is not None
-        return self._bytes[token]
 
 
 class Following:
