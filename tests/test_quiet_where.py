@@ -185,6 +185,9 @@ def test_positions_are_those_of_decoding_every_prefix(name: str, answer: bool, t
         assert Matcher(pattern, tokenizer, answer=answer).mask(ids) == expected, (pattern, ids)
         matching += any(expected)
     assert matching > 20
+    # A space and the first byte of the answer in one token.
+    ids = tokenizer("the answer is 你", add_special_tokens=False).input_ids
+    assert Matcher("is", tokenizer, answer=answer).mask(ids) == naive_mask(tokenizer, "is", ids, answer=answer)  # fmt: skip
     # A token that adds no text, such as one that only the model's vocabulary has.
     ids = [*tokenizer("the answer is", add_special_tokens=False).input_ids, 10**6]
     assert Matcher("is|n", tokenizer, answer=answer).mask(ids) == naive_mask(tokenizer, "is|n", ids, answer=answer)  # fmt: skip
@@ -421,7 +424,9 @@ def test_texts_without_any_match_are_refused_before_the_first_step(
 
 def test_a_text_is_scored_with_thoughts_after_matches_only(tiny_model_dir: Path):
     model, tokenizer = made(tiny_model_dir, positions="pattern", positions_pattern="= ?")
-    ids = tokenizer("Tom: 3 + 40 = 43, é = 你 = 1.", return_tensors="pt").input_ids
+    text = "Tom: 3 + 40 = 43, é = 你 = 1. Q: How many apples does he have? 3 + 40 = 43, or 40 + 3 = 43."
+    ids = tokenizer(text, return_tensors="pt").input_ids
+    assert ids.shape[1] > 40  # positions are scored in parts
     expected = torch.tensor(naive_mask(tokenizer, "= ?", ids[0].tolist()))[:-1]
     found = score(model, ids, think_when=ThinkWhen(tokenizer=tokenizer))
     always = score(model, ids, think_when=ALWAYS)
@@ -484,7 +489,7 @@ def test_writing_thinks_after_matches_and_nowhere_else(tiny_model_dir: Path):
         found = wrapped.generate(**prompts, use_cache=use_cache, **options)
         assert torch.equal(found, ours)
     for letter in letters:
-        when = ThinkWhen("pattern", pattern=letter, tokenizer=tokenizer)
+        when = ThinkWhen("pattern", pattern=f"{letter}.", tokenizer=tokenizer)
         options["thinking"] = ThoughtParams(think_when=when)
         beams = [
             wrapped.generate(**prompts, num_beams=4, use_cache=on, **options)
