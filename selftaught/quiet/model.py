@@ -160,22 +160,20 @@ class QuietLM(nn.Module):
             input_ids: token ids, `[B, T]`.
             attention_mask: 1 for text and 0 for padding. None means no padding.
             labels: token ids, not shifted, with -100 where there is no loss. Default: `input_ids`.
-            think_mask: 1 where the model thinks, `[B, T]`; see `where.Matcher.masks`. Required for
-                `positions="pattern"` and "answer". Default: decided by `positions`.
+            think_mask: 1 where the model thinks, `[B, T]`. Default: decided by `positions`, which
+                must not be "pattern" or "answer"; for these, see `where.training_matcher`.
             thoughts: token ids of thoughts, `[B, N, T, S]`, to use instead of sampling them.
             seed: random seed for positions and thoughts. Results do not depend on the size of
                 chunks. Default: drawn from torch's global random generator.
 
         Raises:
-            ValueError: texts of fewer than two tokens, texts that are longer than the model's
-                context together with a thought, labels that are all ignored, a missing or
-                wrong `think_mask`, or too little chunk memory for one position.
+            ValueError: texts of fewer than two tokens or, with a thought, longer than the model's
+                context, labels that are all ignored, a wrong `think_mask`, or too little chunk memory.
         """
         self._check(input_ids, attention_mask, sampled=thoughts is None)
         config = self.quiet_config
-        draw = torch.Generator().manual_seed(
-            int(torch.randint(2**62, ())) if seed is None else seed
-        )
+        seed = int(torch.randint(2**62, ())) if seed is None else seed
+        draw = torch.Generator().manual_seed(seed)
         targets = text_targets(input_ids, attention_mask, labels, config)
         targets, think_BT = only_at(targets, think_mask, config)
         with thoughtful(self.base):
@@ -325,8 +323,7 @@ class QuietLM(nn.Module):
         """Sample thoughts for every position, or take the given ones.
 
         Returns:
-            Token ids, and the mean negative log-probability of sampled tokens. None if there are
-            none.
+            Token ids, and the mean negative log-probability of sampled tokens, if there are any.
         """
         config, texts, position_BJ = self.quiet_config, len(prefix.ids_BT), chosen.position_BJ
         if given is not None:
