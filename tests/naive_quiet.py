@@ -71,23 +71,31 @@ def states(model: QuietLM, tokens: Tensor) -> tuple[Tensor, Tensor]:
     return hidden[0], model.base(**given).logits[0]
 
 
-def naive_loss(model: QuietLM, ids: Tensor, mask: Tensor, thoughts: Tensor) -> Tensor:
-    """The loss from its definition: every thought of every position in a forward pass of its own."""
+def naive_loss(
+    model: QuietLM, ids: Tensor, mask: Tensor, thoughts: Tensor, think: Tensor | None = None
+) -> Tensor:
+    """The loss from its definition: every thought of every position in a forward pass of its own.
+
+    With `think`, only its positions have thoughts, and the means are over these.
+    """
     config, base, banned = model.quiet_config, model.base, [START, END, PAD]
     ahead, length = config.lookahead, config.thought_tokens
     talk_nll = [[] for _ in range(ahead)]
     base_nll, policy, policy_count = [], [], 0
 
-    for row, all_thoughts, real in zip(ids, thoughts, mask, strict=True):
+    chosen = torch.ones_like(ids) if think is None else think
+    for row, all_thoughts, real, thinks in zip(ids, thoughts, mask, chosen, strict=True):
         text = row[real.bool()]
         offset = int(real.argmax())
         size = len(text)
+        here = thinks[real.bool()][:-1].bool().tolist()
         hidden, without = states(model, text)
         without = without.log_softmax(-1)
         base_nll += [-without[at, text[at + 1]] for at in range(size - 1)]
         padded = len(row) if config.baseline == "mean_log" else size
-        policy_count += max(padded - ahead - (config.baseline == "mean_log"), 0) * config.thoughts
-        for at in range(size - 1):
+        last = max(padded - ahead - (config.baseline == "mean_log"), 0)
+        policy_count += (last if think is None else sum(here[:last])) * config.thoughts
+        for at in [one for one in range(size - 1) if here[one]]:
             mixed, whole = [], []
             for thought in all_thoughts[:, offset + at]:
                 marks = torch.tensor([START, *thought.tolist(), END])
@@ -96,15 +104,15 @@ def naive_loss(model: QuietLM, ids: Tensor, mask: Tensor, thoughts: Tensor) -> T
                 )
                 gains = []
                 for k in range(min(ahead, size - 1 - at)):
-                    here = at + length + 2 + k
-                    weight = model.mixing(hidden[at + k], with_thought[here])
+                    after = at + length + 2 + k
+                    weight = model.mixing(hidden[at + k], with_thought[after])
                     target = text[at + k + 1]
                     if config.mix == "hidden":
-                        state = (1 - weight) * hidden[at + k] + weight * with_thought[here]
+                        state = (1 - weight) * hidden[at + k] + weight * with_thought[after]
                         log_prob = base.lm_head(state).log_softmax(-1)[target]
                     else:
                         log_prob = (1 - weight) * without[at + k, target] + weight * said[
-                            here
+                            after
                         ].log_softmax(-1)[target]
                     talk_nll[k].append(-log_prob)
                     gains.append((log_prob.detach(), without[at + k, target].detach()))
@@ -126,8 +134,9 @@ def naive_loss(model: QuietLM, ids: Tensor, mask: Tensor, thoughts: Tensor) -> T
                 for advantage, log_prob in zip(advantages(config, mixed), whole, strict=True)
             ]
     loss = config.base_nll_weight * mean_loss(config, base_nll)
-    loss = loss + config.nll_weight * sum(mean_loss(config, k) for k in talk_nll) / ahead
-    return loss + config.reinforce_weight * sum(policy) / policy_count
+    known = [mean_loss(config, k) for k in talk_nll if k]
+    loss = loss + config.nll_weight * sum(known) / ahead
+    return loss + config.reinforce_weight * sum(policy) / max(policy_count, 1)
 
 
 def mean_loss(config: QuietConfig, losses: list[Tensor]) -> Tensor:
@@ -153,14 +162,19 @@ def advantages(config: QuietConfig, mixed: list[list[tuple[Tensor, Tensor]]]) ->
 
 
 def assert_equal_to_naive(
-    model: QuietLM, ids: Tensor, mask: Tensor, *, tolerance: float = 1e-9
+    model: QuietLM,
+    ids: Tensor,
+    mask: Tensor,
+    think: Tensor | None = None,
+    *,
+    tolerance: float = 1e-9,
 ) -> None:
     """The fast loss and every gradient, to a tolerance."""
     thoughts = drawn(model.quiet_config, ids)
     slow = copy.deepcopy(model)
-    expected = naive_loss(slow, ids, mask, thoughts)
+    expected = naive_loss(slow, ids, mask, thoughts, think)
     expected.backward()
-    loss = model(ids, mask, thoughts=thoughts).loss
+    loss = model(ids, mask, think_mask=think, thoughts=thoughts).loss
     loss.backward()
     torch.testing.assert_close(loss.detach(), expected.detach(), rtol=tolerance, atol=tolerance)
     for (name, fast), (_, plain) in zip(

@@ -52,8 +52,8 @@ def distill(how: DistillOptions) -> None:
     check_least(0, held_out=how.held_out, seed=how.seed)
     check_least(1, per_device_train_batch_size=how.per_device_train_batch_size, gradient_accumulation_steps=how.gradient_accumulation_steps,
               save_steps=how.save_steps)  # fmt: skip
-    when = thinking(how)
     teacher, tokenizer = open_trained(how.model)
+    when = thinking(how, tokenizer)
     teacher.float()
     check_fits(teacher, how.length, "--length")
     texts = spans(texts_of(how), tokenizer, length=how.length, least=2, seed=how.seed)

@@ -1,13 +1,12 @@
 """The plan of `selftaught quiet train --dry-run`, after all checks of the training."""
 
 from dataclasses import fields
-from typing import TYPE_CHECKING
 
 from selftaught.cli.output import plan_text, say
 from selftaught.cli.quiet_train import Prepared, TrainOptions, adapted, prepared
 
-if TYPE_CHECKING:
-    from selftaught.quiet.config import QuietConfig
+COUNTED = 100
+"""Number of texts in which the positions that think are counted."""
 
 
 def show_plan(how: TrainOptions) -> None:
@@ -108,7 +107,7 @@ def _training(ready: Prepared, *, adapted: bool) -> list[tuple[str, str]]:
         *([("Stages", _stages(ready))] if ready.stages else []),
         ("Training", f"{kind}{training_steps(len(ready.spans), arguments)} optimizer steps, "
          f"{batch} spans per step, learning rate {arguments.learning_rate:g}"),
-        ("Thoughts", f"{config.thoughts} of {most}{config.thought_tokens} tokens at {_where(config)}, "
+        ("Thoughts", f"{config.thoughts} of {most}{config.thought_tokens} tokens at {_where(ready)}, "
          f"{config.lookahead} lookahead tokens, mix {config.mix}, REINFORCE weight "
          f"{config.reinforce_weight:g}"),
         ("Sampled", f"at most {sampled:,} thought tokens per optimizer step"),
@@ -122,7 +121,19 @@ def _stages(ready: Prepared) -> str:
     return f"{stages} thought tokens/lookahead; the lines below describe the first"
 
 
-def _where(config: "QuietConfig") -> str:
+def _where(ready: Prepared) -> str:
+    from selftaught.quiet.where import check_matches, training_matcher
+
+    config, texts = ready.model.quiet_config, ready.spans.texts
     if config.positions == "all":
         return "every position"
+    if matcher := training_matcher(config, ready.tokenizer):
+        matching = check_matches(matcher, ready.tokenizer, texts)
+        some = [matcher.mask(ids) for ids in texts[:COUNTED]]
+        share = sum(map(sum, some)) / sum(map(len, some))
+        kind = "before answers, after" if config.positions == "answer" else "after"
+        return (
+            f"{share:.1%} of the positions ({kind} text that matches {matcher.pattern!r}, in {matching} of "
+            f"{len(texts)} training texts)"
+        )
     return f"{config.positions_share:.0%} of the positions ({config.positions})"

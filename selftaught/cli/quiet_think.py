@@ -8,12 +8,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from selftaught.cli.output import progress_bar
-from selftaught.cli.quiet_model import ModelOptions, check_fits, check_least, open_trained
+from selftaught.cli.quiet_model import (
+    ModelOptions,
+    check_fits,
+    check_least,
+    open_trained,
+    pattern_of,
+)
 from selftaught.cli.texts import TextOptions, texts_of
 from selftaught.printable import printable
 from selftaught.records import write_atomically
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
     from selftaught.quiet.evaluation import Measured
     from selftaught.quiet.gating import ThoughtParams
 
@@ -30,9 +38,13 @@ class ThinkOptions(ModelOptions):
     """Number of thoughts per position. The predictions after them are averaged."""
     thought_temperature: float = 0.0
     """Sampling temperature of thoughts. 0 means greedy decoding."""
-    think_when: Literal["always", "entropy", "gate", "never"] = "always"
-    """Where to think: "always", where the "entropy" of the next token is above `--threshold`, where
-    the gain that the "gate" predicts is above it, or "never"."""
+    think_when: Literal["trained", "always", "pattern", "answer", "entropy", "gate", "never"] = (
+        "trained"
+    )
+    """Where to think: where the model was "trained" to think, "always", after text that matches
+    `--pattern` ("pattern"), before an "answer" (after its marker), where the "entropy" of the next
+    token is above `--threshold`, where the gain that the "gate" predicts is above it, or
+    "never"."""
     threshold: float = 0.0
     """Threshold for `--think-when entropy` and `--think-when gate`, in nats."""
     seed: int = 0
@@ -90,9 +102,10 @@ def evaluate(how: EvaluateOptions) -> None:
     check_least(1, batch_size=how.batch_size)
     model, tokenizer = open_trained(how.model)
     check_fits(model, how.length, "--length")
+    when = thinking(how, tokenizer)
     cut = consecutive(spans(texts_of(how), tokenizer, length=how.length, least=2))
     with progress_bar("measuring", len(cut)) as advance:
-        found = measure(model, cut, thinking(how), batch_size=how.batch_size, progress=advance)
+        found = measure(model, cut, when, batch_size=how.batch_size, progress=advance)
     if how.out is not None:
         how.out.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(how.out, json.dumps(found.to_dict(), indent=2) + "\n")
@@ -128,7 +141,7 @@ def generate(how: GenerateOptions, prompt: str) -> None:
         if how.stop
         else PrintableStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
     )  # type: ignore[arg-type]
-    when = thinking(how)
+    when = thinking(how, tokenizer)
     whole = model.generate(
         ids.input_ids, ids.attention_mask, max_new_tokens=how.max_new_tokens,
         do_sample=how.temperature > 0, temperature=how.temperature or 1.0,
@@ -160,7 +173,7 @@ def explore(how: ExploreOptions) -> None:
     model, tokenizer = open_trained(how.model)
     text = next(texts_of(how), "")
     check_fits(model, how.tokens + 1, "--tokens")
-    first, tokens, measured = explored(model, tokenizer, text, how.tokens, thinking(how))
+    first, tokens, measured = explored(model, tokenizer, text, how.tokens, thinking(how, tokenizer))
     print(explorer_page(how.out, Path(how.text).name, first, tokens, measured))
 
 
@@ -175,11 +188,12 @@ def export(model: Path, out: Path) -> None:
     print(out)
 
 
-def thinking(how: ThinkOptions) -> "ThoughtParams":
+def thinking(how: ThinkOptions, tokenizer: "PreTrainedTokenizerBase") -> "ThoughtParams":
     """Return how the model thinks by the options."""
     from selftaught.quiet.gating import ThinkWhen, ThoughtParams
 
-    when = ThinkWhen(how.think_when, how.threshold)
+    pattern = pattern_of(how, "--think-when", how.think_when)
+    when = ThinkWhen(how.think_when, how.threshold, pattern, tokenizer)
     return ThoughtParams(how.thoughts, how.thought_temperature, when, how.seed)
 
 
@@ -193,4 +207,10 @@ def measured_table(rows: "dict[str, Measured]") -> str:
             f"[{one.gain_low:.4f}, {one.gain_high:.4f}] | {one.gain_by_decile[-1]:+.4f} | "
             f"{one.weight:.2f} | {one.thinking:.0%} |"
         )
+    lines += [
+        f"\n{printable(name)}: where the model thinks ({one.thinking:.1%} of the tokens), thoughts gain "
+        f"{one.gain_where_thinking:+.4f} nats per token."
+        for name, one in rows.items()
+        if 0 < one.thinking < 1
+    ]
     return "\n".join(lines)

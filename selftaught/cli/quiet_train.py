@@ -1,14 +1,21 @@
 """The command `selftaught quiet train`: its checks, the plan of a dry run, and the training."""
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from selftaught.cli.output import locked_run, say
-from selftaught.cli.quiet_model import ModelOptions, check_fits, check_least, device, open_trained
+from selftaught.cli.quiet_model import (
+    ModelOptions,
+    check_fits,
+    check_least,
+    device,
+    open_trained,
+    pattern_of,
+)
 from selftaught.cli.quiet_think import measured_table
 from selftaught.cli.texts import TextOptions, texts_of
 from selftaught.quiet.config import QuietConfig
@@ -133,6 +140,7 @@ def prepared(how: TrainOptions) -> Prepared:
 
     from selftaught.quiet.spans import Spans, spans
     from selftaught.quiet.training import quiet_arguments
+    from selftaught.quiet.where import check_matches, training_matcher
 
     logging.disable_progress_bar()
     check_least(2, length=how.length)
@@ -151,6 +159,8 @@ def prepared(how: TrainOptions) -> Prepared:
     taught = len(texts.texts) - min(how.held_out, len(texts.texts) // 5)
     train_spans = Spans(texts.texts[:taught], how.length, how.seed, skipped=texts.skipped)
     held_out = Spans(texts.texts[taught:], how.length)
+    if matcher := training_matcher(config, tokenizer):
+        check_matches(matcher, tokenizer, train_spans.texts)
     arguments = quiet_arguments(how.out / "checkpoints", **_trainer_options(how))
     return Prepared(how, model, tokenizer, train_spans, held_out, arguments, stages)
 
@@ -243,7 +253,7 @@ def train(how: TrainOptions) -> None:
         return
     if held_out:
         trained = str(how.out / "model")
-        after = _stored(how.out / "after.json", lambda: measure(open_trained(trained)[0], held_out))
+        after = _stored(how.out / "after.json", lambda: _measured(trained, held_out))
     skipped = ready.spans.skipped
     settings = {"model": how.model, "text": how.text, **asdict(model.quiet_config), "learning_rate": ready.arguments.learning_rate,
                 "spans": len(ready.spans), "texts skipped": skipped}  # fmt: skip
@@ -292,6 +302,7 @@ def opened_to_train(how: TrainOptions) -> "tuple[QuietLM, PreTrainedTokenizerBas
     from selftaught.quiet.checkpoint import is_quiet, make_quiet, open_quiet
     from selftaught.samplers.weights import load_model
 
+    pattern = pattern_of(how, "--quiet.positions", how.quiet.get("positions"))
     if is_quiet(Path(how.model)):
         if how.quiet or how.preset != "default":
             raise ValueError(
@@ -302,14 +313,29 @@ def opened_to_train(how: TrainOptions) -> "tuple[QuietLM, PreTrainedTokenizerBas
         return opened.to(device()), tokenizer
     preset = QuietConfig if how.preset == "default" else getattr(QuietConfig, how.preset)
     check_names("Quiet-STaR (--quiet.NAME VALUE)", QuietConfig, how.quiet)
+    if not isinstance(how.quiet.get("positions_pattern", ""), str):
+        raise ValueError(
+            "Expected text for --quiet.positions_pattern, got "
+            f"{how.quiet['positions_pattern']!r}, because it was read as YAML. Use --pattern."
+        )
+    given: dict[str, Any] = {} if pattern is None else {"positions_pattern": pattern}
     try:
-        config = preset(**how.quiet)
+        config = preset(**how.quiet | given)
     except TypeError as error:
         raise ValueError(f"The preset {how.preset!r} does not accept --quiet: {error}.") from None
     name = str(embedded_model()) if how.model == "embedded" else how.model
     base = load_model(name, dtype="float32")
     tokenizer = AutoTokenizer.from_pretrained(name)
     return make_quiet(base.to(device()), tokenizer, config), tokenizer
+
+
+def _measured(model: str, held_out: Sequence[tuple[int, Sequence[int]]]) -> "Measured":
+    """Measure a trained model, with thoughts where it was trained to think."""
+    from selftaught.quiet.evaluation import measure
+    from selftaught.quiet.gating import ThinkWhen
+
+    opened, tokenizer = open_trained(model)
+    return measure(opened, held_out, think_when=ThinkWhen(tokenizer=tokenizer))
 
 
 def _stored(path: Path, measure: "Callable[[], Measured]") -> "Measured":
@@ -329,8 +355,7 @@ def _print_summary(
 ) -> None:
     if skipped:
         print(f"{skipped} texts were too short and were skipped.")
-    if log:
-        last = log[-1]
+    if last := next((row for row in reversed(log) if "nll_with" in row), None):
         print(f"{last['step']:.0f} steps; last step: {last['nll_without']:.3f} nats per token without thoughts, "
               f"{last['nll_with']:.3f} with thoughts, {last['tokens_per_second']:.0f} tokens/s.")  # fmt: skip
     if measured:

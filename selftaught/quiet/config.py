@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from selftaught.quiet.linear_pattern import LinearPattern
+
 HEAD_TOKENS = 512
 """Maximum number of text tokens whose logits are in memory at the same time."""
 
@@ -10,6 +12,9 @@ HEAD_TOKENS = 512
 SAMPLED_AT_ONCE = 4
 """Number of chunks whose thoughts are sampled together. Sampling stores no autograd graph, so it
 needs less memory per position than the loss."""
+
+BY_TEXT = ("pattern", "answer")
+"""Values of `positions` for which the text decides; see `where`."""
 
 
 @dataclass(frozen=True)
@@ -96,12 +101,17 @@ class QuietConfig:
     drop_zero_losses: bool = False
     """Leave tokens whose loss is exactly 0 out of the means of both losses, as the authors' code
     does (it sets the loss of padding to 0). Costs one more forward pass without gradients."""
-    positions: Literal["all", "uniform", "entropy"] = "all"
-    """Positions at which the model thinks in training: "all" (the paper), or a random share of
-    them, sampled uniformly ("uniform") or by the entropy of the prediction without a thought
-    ("entropy"). Sampled positions are weighted by the inverse of their sampling probability."""
+    positions: Literal["all", "uniform", "entropy", "pattern", "answer"] = "all"
+    """Positions at which the model thinks in training: "all" (the paper), a random share of them,
+    sampled uniformly ("uniform") or by the entropy of the prediction without a thought ("entropy"),
+    those after text that matches `positions_pattern` ("pattern"), or those before an answer, after
+    its marker ("answer"). Sampled positions are weighted by the inverse of their sampling
+    probability; the losses of "pattern" and "answer" are means over their positions."""
     positions_share: float = 0.25
-    """Share of positions that think, in (0, 1]. Used unless `positions` is "all"."""
+    """Share of positions that think, in (0, 1]. Used for "uniform" and "entropy"."""
+    positions_pattern: str | None = None
+    """Regular expression of the text after which "pattern" thinks, or of the marker of an answer
+    for "answer" (default: `####`, `The answer is` or `\\boxed{`)."""
     gate_weight: float = 0.0
     """Weight of the loss of the gate, which predicts the gain of a thought from the hidden state
     before it (not in the paper). The gate's loss trains only the gate. 0 means no gate."""
@@ -118,7 +128,7 @@ class QuietConfig:
             ("baseline", ("log_mean", "mean_log", "ema")),
             ("advantages", ("positive", "both")),
             ("reinforce_reduction", ("sum", "mean")),
-            ("positions", ("all", "uniform", "entropy")),
+            ("positions", ("all", "uniform", "entropy", "pattern", "answer")),
         ):
             if getattr(self, name) not in allowed:
                 choices = " or ".join(map(repr, allowed))
@@ -150,6 +160,7 @@ class QuietConfig:
         if not 0 < self.positions_share <= 1:
             raise ValueError(f"positions_share must be in (0, 1]; got {self.positions_share}.")
         self._check_rlp()
+        self._check_pattern()
 
     def _check_rlp(self) -> None:
         """Check the options that RLP adds."""
@@ -175,6 +186,20 @@ class QuietConfig:
             raise ValueError(f"clip_low must be in (0, 1]; got {self.clip_low:g}.")
         if self.clip_high is not None and not self.clip_high > 0:
             raise ValueError(f"clip_high must be positive; got {self.clip_high:g}.")
+
+    def _check_pattern(self) -> None:
+        """Check the pattern of the positions."""
+        if self.positions == "pattern" and self.positions_pattern is None:
+            raise ValueError(
+                "positions='pattern' needs positions_pattern, a regular expression such as '='."
+            )
+        if self.positions_pattern is not None:
+            if self.positions not in BY_TEXT:
+                raise ValueError(
+                    f"positions_pattern={self.positions_pattern!r} has an effect only with "
+                    f"positions='pattern' or 'answer'; got {self.positions!r}."
+                )
+            LinearPattern(self.positions_pattern)
 
     @property
     def without_reinforcement(self) -> str | None:

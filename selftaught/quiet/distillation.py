@@ -11,7 +11,7 @@ import hashlib
 import json
 from collections.abc import Callable, Sequence
 from copy import deepcopy
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -198,8 +198,10 @@ def distill(
         ValueError: `out` belongs to another training.
     """
     log = out / "log.json"
-    plain = [run_hash(teacher, spans, arguments), asdict(how), loss, "distillation"]
-    made_from = hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:16]
+    when = how.think_when
+    thinking = [how.thoughts, how.temperature, how.seed, when.rule, when.threshold, when.pattern]
+    plain = json.dumps([run_hash(teacher, spans, arguments), thinking, loss, "distillation"])
+    made_from = hashlib.sha256(plain.encode()).hexdigest()[:16]
     if check_run(out, made_from):
         return json.loads(log.read_text(encoding="utf-8"))
     start_run(out, made_from, arguments)

@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 
 from selftaught.quiet.chunks import positions_per_chunk
 from selftaught.quiet.config import SAMPLED_AT_ONCE, QuietConfig
+from selftaught.quiet.positions import Positions
 from selftaught.quiet.thought_ends import sampled_tokens
 from selftaught.quiet.thoughts import Prefix, SpecialTokens, at_positions, language_head, think
 
@@ -67,7 +68,7 @@ def draw_thoughts(
     config: QuietConfig,
     marks: SpecialTokens,
     prefix: Prefix,
-    position_BJ: Tensor,
+    chosen: Positions,
     generator: torch.Generator,
 ) -> Drawn:
     """Sample thoughts for every position.
@@ -77,11 +78,12 @@ def draw_thoughts(
         config: options of Quiet-STaR.
         marks: the special tokens.
         prefix: the texts.
-        position_BJ: positions that think.
+        chosen: positions that think.
         generator: source of the random numbers.
     """
     texts, length = prefix.ids_BT.shape
     shape = (texts, length, config.thoughts, config.thought_tokens)
+    position_BJ = chosen.position_BJ
     uniform_BTNS = torch.rand(shape, generator=generator).to(position_BJ.device)
     head, thoughts, neg_log_probs = language_head(base), [], []
     # Without gradients, only keys, values and logits of the current token are in memory.
@@ -94,8 +96,11 @@ def draw_thoughts(
     thought_BNJS, neg_log_prob_BNJS = torch.cat(thoughts, 2), torch.cat(neg_log_probs, 2)
     if not config.thought_tokens:
         return Drawn(thought_BNJS)
-    if marks.may_end:  # slots after a sampled end token contain 0
-        tokens_BNJ = sampled_tokens(thought_BNJS, marks.end).sum(-1)
-        entropy = neg_log_prob_BNJS.sum() / tokens_BNJ.sum()
-        return Drawn(thought_BNJS, entropy=entropy, length=tokens_BNJ.double().mean())
-    return Drawn(thought_BNJS, entropy=neg_log_prob_BNJS.mean())
+    if not marks.may_end:
+        return Drawn(thought_BNJS, entropy=chosen.mean_of(neg_log_prob_BNJS))
+    # Slots after a sampled end token contain 0.
+    tokens_BNJ = sampled_tokens(thought_BNJS, marks.end).sum(-1)
+    length = chosen.mean_of(tokens_BNJ[..., None].double())
+    surprise = chosen.mean_of(neg_log_prob_BNJS.sum(-1, keepdim=True))
+    entropy = None if surprise is None or length is None else surprise / length
+    return Drawn(thought_BNJS, entropy=entropy, length=length)

@@ -19,6 +19,7 @@ from selftaught.quiet.model import QuietLM
 from selftaught.quiet.next_token import Mixed, mixed_at
 from selftaught.quiet.spans import padded
 from selftaught.quiet.thoughts import at_positions, read
+from selftaught.quiet.where import matcher_of
 
 DECILES = 10
 AT_ONCE = 32
@@ -65,13 +66,13 @@ def score(
         model: a Quiet-STaR model.
         ids_BT: token ids of the texts.
         mask_BT: 1 for text and 0 for padding. None means no padding.
-        how: how the model thinks. Default: one greedy thought at every position.
+        how: how the model thinks. Default: one greedy thought where the model was trained to think.
         top: number of most likely next tokens to return.
         changes: fields of `ThoughtParams` by name. They take precedence over `how`.
 
     Raises:
-        ValueError: the texts with a thought are longer than the model's context, or several
-            thoughts at temperature 0.
+        ValueError: the texts with a thought are longer than the model's context, several thoughts
+            at temperature 0, or a rule that reads the text without a tokenizer.
     """
     how = replace(how, **changes)
     return _joined([
@@ -90,6 +91,8 @@ def predictions(
     over the whole vocabulary. The arguments are those of `score`.
     """
     model.check_length(ids_BT, mask_BT)
+    matcher = matcher_of(how.think_when, model.quiet_config)
+    matches_BT = None if matcher is None else matcher.masks(ids_BT, mask_BT)
     learning = model.training
     model.eval()
     texts, length = ids_BT.shape
@@ -100,9 +103,10 @@ def predictions(
         prefix = read(model.base, ids_BT, mask_BT)
     for position_BJ in torch.arange(length - 1, device=ids_BT.device)[None].split(AT_ONCE, 1):
         uniform_BNJS = at_positions(uniform_BTNS, position_BJ).transpose(1, 2)
+        matches_BJ = None if matches_BT is None else matches_BT[:, position_BJ[0]]
         hidden_BJD = at_positions(prefix.hidden_BTD, position_BJ)
         with thoughtful(model.base):
-            at = mixed_at(model, prefix, hidden_BJD, position_BJ, uniform_BNJS, how)
+            at = mixed_at(model, prefix, hidden_BJD, position_BJ, uniform_BNJS, how, matches_BJ)
         yield position_BJ, at
     model.train(learning)
 
@@ -171,6 +175,11 @@ class Measured:
     """Gain in ten equally large groups of tokens, from the lowest loss without thoughts to the
     highest."""
 
+    @property
+    def gain_where_thinking(self) -> float:
+        """Gain per token with a thought. The gain of other tokens is 0. NaN without thoughts."""
+        return self.gain / self.thinking if self.thinking else float("nan")
+
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as a dictionary for JSON."""
         return asdict(self)
@@ -191,7 +200,7 @@ def measure(
         model: a Quiet-STaR model.
         spans: spans as (number of the text, token ids). Spans of a text form one cluster for the
             confidence interval.
-        how: how the model thinks. Default: one greedy thought at every position.
+        how: how the model thinks. Default: one greedy thought where the model was trained to think.
         batch_size: number of spans per forward pass.
         progress: called with the number of spans after every batch.
         changes: fields of `ThoughtParams` by name. They take precedence over `how`.

@@ -1,6 +1,6 @@
 """Data of the thought explorer: the thought before every token of a text, and its effect."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -59,7 +59,7 @@ def explored(
         tokenizer: its tokenizer.
         text: the text. Only its first `tokens + 1` tokens are used.
         tokens: maximum number of tokens to predict.
-        how: how the model thinks. Default: one greedy thought at every position.
+        how: how the model thinks. Default: one greedy thought where the model was trained to think.
 
     Returns:
         The first token, the tokens after it with their thoughts, and a summary.
@@ -71,6 +71,7 @@ def explored(
     if len(ids) < 2:
         raise ValueError(f"Expected a text of at least two tokens to explore, got {len(ids)}.")
     ids_1T = torch.tensor([ids], device=model.base.device)
+    how = replace(how, think_when=replace(how.think_when, tokenizer=tokenizer))
     scored = score(model, ids_1T, None, how, top=TOP)
     length_NT = content_lengths(scored.thought_BNTS[0], model.marks.end)
     shown = [_token(tokenizer, scored, ids, length_NT, at) for at in range(len(ids) - 1)]

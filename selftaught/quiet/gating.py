@@ -5,32 +5,53 @@ The rules are not in the paper, where the model thinks before every token.
 Shapes: `...` any leading dimensions, D hidden width, V vocabulary.
 """
 
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor
 
+from selftaught.quiet.config import BY_TEXT
 from selftaught.quiet.mixing import Gate
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+RULES = ("trained", "always", "pattern", "answer", "entropy", "gate", "never")
+"""The rules of `ThinkWhen`."""
 
 
 @dataclass(frozen=True)
 class ThinkWhen:
     """Where to think at inference."""
 
-    rule: Literal["always", "entropy", "gate", "never"] = "always"
-    """Rule: "always", "never", "entropy" (where the entropy of the next token without a thought is
-    above the threshold) or "gate" (where the gain that the gate predicts is above the
-    threshold)."""
+    rule: Literal["trained", "always", "pattern", "answer", "entropy", "gate", "never"] = "trained"
+    """Rule: "always", "never", "pattern" (after text that matches `pattern`), "answer" (before an
+    answer, after its marker), "entropy" (where the entropy of the next token without a thought is
+    above the threshold), "gate" (where the gain that the gate predicts is above the threshold), or
+    "trained" ("pattern" or "answer" if the model was trained with these positions, else
+    "always")."""
     threshold: float = 0.0
     """Threshold in nats, for "entropy" and "gate"."""
+    pattern: str | None = None
+    """Regular expression for "pattern", or of the marker for "answer". Default: that of the
+    training, or for "answer" the markers `####`, `The answer is` and `\\boxed{`."""
+    tokenizer: "PreTrainedTokenizerBase | None" = field(default=None, compare=False, repr=False)
+    """Tokenizer of the model. Required for "pattern" and "answer"; `generate` also takes it."""
 
     def __post_init__(self) -> None:
-        if self.rule not in ("always", "entropy", "gate", "never"):
-            raise ValueError(f"think_when must be always, entropy, gate or never; got {self.rule!r}.")  # fmt: skip
+        if self.rule not in RULES:
+            raise ValueError(f"think_when must be {', '.join(RULES[:-1])} or {RULES[-1]}; got {self.rule!r}.")  # fmt: skip
+        if self.pattern is not None and self.rule not in BY_TEXT:
+            raise ValueError(
+                f"think_when={self.rule!r} takes no pattern; got {self.pattern!r}. Use 'pattern' or "
+                "'answer', or leave it out."
+            )
 
 
-ALWAYS = ThinkWhen()
+TRAINED = ThinkWhen()
+"""Think where the model was trained to think."""
+ALWAYS = ThinkWhen("always")
 """Think at every position."""
 
 
@@ -47,7 +68,7 @@ class ThoughtParams:
     """Number of thoughts per position. The probabilities after them are averaged."""
     temperature: float = 0.0
     """Sampling temperature of thoughts. 0 means greedy decoding."""
-    think_when: ThinkWhen = ALWAYS
+    think_when: ThinkWhen = TRAINED
     """Where to think. Without a thought, the prediction is that of the base model."""
     seed: int = 0
     """Random seed for sampling thoughts."""
@@ -66,11 +87,15 @@ class ThoughtParams:
 
 
 GREEDY = ThoughtParams()
-"""One greedy thought at every position."""
+"""One greedy thought where the model was trained to think."""
 
 
 def wanted(
-    gate: Gate | None, think_when: ThinkWhen, hidden_D: Tensor, log_prob_V: Tensor
+    gate: Gate | None,
+    think_when: ThinkWhen,
+    hidden_D: Tensor,
+    log_prob_V: Tensor,
+    matches: Tensor | None = None,
 ) -> Tensor:
     """Decide where to think.
 
@@ -79,6 +104,7 @@ def wanted(
         think_when: the rule.
         hidden_D: hidden states before a thought, `[..., D]`.
         log_prob_V: log-probabilities of the next token without a thought, `[..., V]`.
+        matches: where the text matches, `[...]`, for rules that read the text. It then decides.
 
     Returns:
         Booleans, `[...]`.
@@ -86,6 +112,9 @@ def wanted(
     Raises:
         ValueError: the rule is "gate" and the model has no gate.
     """
+    if matches is not None:
+        return matches
+    assert think_when.rule not in BY_TEXT, "a rule that reads the text needs `matches`"
     match think_when.rule:
         case "entropy":
             return -(log_prob_V.exp() * log_prob_V).sum(-1) > think_when.threshold
@@ -96,5 +125,5 @@ def wanted(
                     "gate_weight=0. Train with gate_weight=1, or use think_when='entropy'."
                 )
             return gate(hidden_D) > think_when.threshold
-    always = think_when.rule == "always"
+    always = think_when.rule != "never"
     return torch.full(hidden_D.shape[:-1], always, dtype=torch.bool, device=hidden_D.device)

@@ -6,7 +6,7 @@ Shapes: B texts, T text tokens so far, V vocabulary.
 import copy
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
@@ -24,7 +24,7 @@ from transformers import (
 from transformers.generation.streamers import BaseStreamer
 
 from selftaught.quiet.attention import thoughtful
-from selftaught.quiet.gating import ALWAYS, ThinkWhen, ThoughtParams
+from selftaught.quiet.gating import ThinkWhen, ThoughtParams
 from selftaught.quiet.next_token import ThinkingModel, next_logits
 from selftaught.quiet.thoughts import draw
 
@@ -84,7 +84,7 @@ class GenerateOptions:
     `num_return_sequences`, `eos_token_id` and `pad_token_id`. Other fields that would change the
     result are refused. Default: a configuration with the end tokens of the base model."""
     tokenizer: PreTrainedTokenizerBase | None = None
-    """Required with `stop_strings`."""
+    """Required with `stop_strings`, and where the text decides where the model thinks."""
     logits_processor: LogitsProcessorList | None = None
     """Applied to the log-probabilities of every next token."""
     stopping_criteria: StoppingCriteriaList | None = None
@@ -95,8 +95,8 @@ class GenerateOptions:
     """Number of thoughts per token. The probabilities after them are averaged."""
     thought_temperature: float = 0.0
     """Sampling temperature of thoughts. 0 means greedy decoding."""
-    think_when: ThinkWhen = ALWAYS
-    """Where to think."""
+    think_when: ThinkWhen | None = None
+    """Where to think. Default: the model's `think_when`."""
     seed: int = 0
     """Random seed for thoughts and tokens."""
 
@@ -160,13 +160,17 @@ def generate(
     Raises:
         ValueError: no positive number of new tokens, texts that with the new tokens and a thought
             are longer than the model's context, an empty prompt, padding on the right, several
-            thoughts at temperature 0 (they would be the same), or an unsupported field.
+            thoughts at temperature 0 (they would be the same), a rule that reads the text without a
+            tokenizer, or an unsupported field.
     """
     own = {one.name for one in fields(GenerateOptions)} & set(options)
     asked = GenerateOptions(**{name: options.pop(name) for name in own})
     given = _configuration(model, asked.generation_config, options)
     mask_BT = _prompt_mask(input_ids, attention_mask)
-    how = ThoughtParams(asked.thoughts, asked.thought_temperature, asked.think_when, asked.seed)
+    when = model.think_when if asked.think_when is None else asked.think_when
+    if when.tokenizer is None:
+        when = replace(when, tokenizer=asked.tokenizer)
+    how = ThoughtParams(asked.thoughts, asked.thought_temperature, when, asked.seed)
     choice = _choice(given, asked, input_ids.shape[1])
     model.check_length(input_ids, mask_BT, choice.new)
     copies = _copies(given, sampled=bool(choice.temperature or how.temperature))

@@ -23,6 +23,7 @@ from selftaught.quiet.attention import thoughtful
 from selftaught.quiet.chunks import even_chunks, in_chunks, positions_per_chunk
 from selftaught.quiet.config import HEAD_TOKENS, QuietConfig
 from selftaught.quiet.drawn import Drawn, draw_thoughts, given_thoughts
+from selftaught.quiet.gating import TRAINED
 from selftaught.quiet.generation import generate
 from selftaught.quiet.losses import (
     mixed_log_probs,
@@ -36,9 +37,9 @@ from selftaught.quiet.mixing import Gate, MixingHead, WholeThought
 from selftaught.quiet.moving_average import MovingAverage
 from selftaught.quiet.outputs import Learned, Means, QuietOutput, gathered
 from selftaught.quiet.passes import Gradients
-from selftaught.quiet.positions import Positions, choose, thinking_positions
+from selftaught.quiet.positions import Positions, choose, given_positions, thinking_positions
 from selftaught.quiet.self_check import self_check
-from selftaught.quiet.targets import IGNORED, Targets, text_targets
+from selftaught.quiet.targets import IGNORED, Targets, only_at, text_targets
 from selftaught.quiet.thoughts import (
     Prefix,
     SpecialTokens,
@@ -71,6 +72,9 @@ class QuietLM(nn.Module):
         UnsupportedModel: thoughts cannot be computed in parallel with this model; names the layer.
             It is a ValueError.
     """
+
+    think_when = TRAINED
+    """Where `generate` thinks unless it gets another rule."""
 
     def __init__(
         self,
@@ -154,6 +158,7 @@ class QuietLM(nn.Module):
         attention_mask: Tensor | None = None,
         labels: Tensor | None = None,
         *,
+        think_mask: Tensor | None = None,
         thoughts: Tensor | None = None,
         old_log_probs: Tensor | None = None,
         seed: int | None = None,
@@ -164,20 +169,23 @@ class QuietLM(nn.Module):
             input_ids: token ids, `[B, T]`.
             attention_mask: 1 for text and 0 for padding. None means no padding.
             labels: token ids, not shifted, with -100 where there is no loss. Default: `input_ids`.
+            think_mask: 1 where the model thinks, `[B, T]`. Default: decided by `positions`, which
+                must not be "pattern" or "answer"; for these, see `where.training_matcher`.
             thoughts: token ids of thoughts, `[B, N, T, S]`, to use instead of sampling them.
             old_log_probs: their log-probabilities when sampled (`clip_low`). Default: as now.
             seed: random seed for positions and thoughts. Results do not depend on the size of
                 chunks. Default: drawn from torch's global random generator.
 
         Raises:
-            ValueError: texts of fewer than two tokens, or longer than the context together with a
-                thought; labels that are all ignored; too little chunk memory for one position.
+            ValueError: texts of fewer than two tokens or, with a thought, longer than the context;
+                labels that are all ignored, a wrong `think_mask`, or too little chunk memory.
         """
         self._check(input_ids, attention_mask, sampled=thoughts is None)
         config = self.quiet_config
         seed = int(torch.randint(2**62, ())) if seed is None else seed
         draw = torch.Generator().manual_seed(seed)
         targets = text_targets(input_ids, attention_mask, labels, config)
+        targets, think_BT = only_at(targets, think_mask, config)
         with thoughtful(self.base):
             gradients = Gradients([], []) if torch.is_grad_enabled() else None
             average_BT = self._average(input_ids, attention_mask, targets)
@@ -186,8 +194,8 @@ class QuietLM(nn.Module):
             without_BT = text_log_probs(head, prefix.hidden_BTD, targets.next_BT, HEAD_TOKENS)
             if config.drop_zero_losses:
                 targets = targets.counted(text=(without_BT != 0).sum().clamp(min=1))
-            chosen = self._positions(prefix, targets, draw)
-            drawn = self._drawn(prefix, chosen.position_BJ, draw, thoughts, old_log_probs)
+            chosen = self._positions(prefix, targets, draw, think_BT)
+            drawn = self._drawn(prefix, chosen, draw, thoughts, old_log_probs)
             drawn = replace(drawn, baseline_BT=average_BT)
             size = positions_per_chunk(self.base, config, len(input_ids))
             chunks = even_chunks(chosen.position_BJ.shape[1], size)
@@ -207,7 +215,7 @@ class QuietLM(nn.Module):
         nll_without = -(without_BT * self._counted(without_BT)).sum() / targets.counts.text
         loss = loss + config.base_nll_weight * nll_without
         means = Means(loss, nll_without, drawn.entropy, drawn.length)
-        return gathered(parts, means, without_BT, chosen.position_BJ, drawn.thought_BNJS)
+        return gathered(parts, means, without_BT, chosen, drawn.thought_BNJS)
 
     def _average(self, ids_BT: Tensor, mask_BT: Tensor | None, targets: Targets) -> Tensor | None:
         """Return the log-probability of each next token under the moving average, `[B, T]`."""
@@ -218,17 +226,17 @@ class QuietLM(nn.Module):
     def _drawn(
         self,
         prefix: Prefix,
-        position_BJ: Tensor,
+        chosen: Positions,
         draw: torch.Generator,
         given: Tensor | None,
         old: Tensor | None,
     ) -> Drawn:
         """Return the given thoughts at the positions that think, or sample thoughts."""
         if given is not None:
-            return given_thoughts(given, old, position_BJ)
+            return given_thoughts(given, old, chosen.position_BJ)
         if old is not None:
             raise ValueError("old_log_probs needs thoughts, whose log-probabilities they are.")
-        return draw_thoughts(self.base, self.quiet_config, self.marks, prefix, position_BJ, draw)
+        return draw_thoughts(self.base, self.quiet_config, self.marks, prefix, chosen, draw)
 
     def _check(self, ids_BT: Tensor, mask_BT: Tensor | None, *, sampled: bool) -> None:
         """Check the texts, and warn if REINFORCE has no effect on thoughts that are sampled."""
@@ -308,11 +316,15 @@ class QuietLM(nn.Module):
     def generate(
         self, input_ids: Tensor, attention_mask: Tensor | None = None, **options: Any
     ) -> Tensor:
-        """Generate text with a thought before every token; see `generation.generate`."""
+        """Generate text with thoughts; see `generation.generate`."""
         return generate(self, input_ids, attention_mask, **options)
 
-    def _positions(self, prefix: Prefix, targets: Targets, draw: torch.Generator) -> Positions:
-        """Return the positions that think."""
+    def _positions(
+        self, prefix: Prefix, targets: Targets, draw: torch.Generator, think_BT: Tensor | None
+    ) -> Positions:
+        """Return the positions that think: the given ones, or all or a sample by `positions`."""
+        if think_BT is not None:
+            return given_positions(think_BT)
         config, device = self.quiet_config, prefix.ids_BT.device
         positions = prefix.ids_BT.shape[1] - 1
         count = thinking_positions(config, prefix.ids_BT.shape[1])
@@ -378,7 +390,7 @@ class QuietLM(nn.Module):
             gain_BJ = (log_prob_BNJK - without_BJK[:, None]).detach()[..., 0].mean(1)
             expected_BJ = self.gate(hidden_BJKD[:, :, 0].detach())
             error_BJ = (expected_BJ - gain_BJ) ** 2 * known_BJK[..., 0]
-            loss = loss + config.gate_weight * (error_BJ * chosen.factor_BJ).sum() / counts.text
+            loss = loss + config.gate_weight * (error_BJ * chosen.factor_BJ).sum() / counts.gated
         return Learned(
             loss,
             nll_K.detach(),

@@ -18,7 +18,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from selftaught.quiet.config import QuietConfig
-from selftaught.quiet.gating import ThoughtParams, wanted
+from selftaught.quiet.gating import ThinkWhen, ThoughtParams, wanted
 from selftaught.quiet.mixing import Gate, MixingHead
 from selftaught.quiet.passes import Reading
 from selftaught.quiet.thoughts import (
@@ -29,6 +29,7 @@ from selftaught.quiet.thoughts import (
     read_on,
     think,
 )
+from selftaught.quiet.where import Following, following_of
 
 
 class ThinkingModel(Protocol):
@@ -36,6 +37,7 @@ class ThinkingModel(Protocol):
 
     base: PreTrainedModel
     quiet_config: QuietConfig
+    think_when: ThinkWhen
     gate: Gate | None
     mixing: MixingHead
 
@@ -76,6 +78,7 @@ def mixed_at(
     position_BJ: Tensor,
     uniform_BNJS: Tensor,
     how: ThoughtParams,
+    matches_BJ: Tensor | None = None,
 ) -> Mixed:
     """Predict the next token at some positions of texts, without and with thoughts.
 
@@ -88,11 +91,12 @@ def mixed_at(
         position_BJ: the positions.
         uniform_BNJS: one uniform random number per thought token.
         how: how the model thinks.
+        matches_BJ: where the text matches, for rules that read the text.
     """
     base, head, marks = model.base, language_head(model.base), model.marks
     texts, thoughts = uniform_BNJS.shape[:2]
     before_BJV = head(hidden_BJD).float().log_softmax(-1)
-    thinks_BJ = wanted(model.gate, how.think_when, hidden_BJD, before_BJV)
+    thinks_BJ = wanted(model.gate, how.think_when, hidden_BJD, before_BJV, matches_BJ)
     sampled = think(base, head, prefix, position_BJ, uniform_BNJS, marks, how.temperature)
     after_RD = after_thought(base, prefix, position_BJ, sampled, marks)
     after_BJND = after_RD.view(texts, thoughts, *hidden_BJD.shape[1:]).transpose(1, 2)
@@ -118,6 +122,7 @@ def read_and_predict(
     reading: Reading,
     how: ThoughtParams,
     generator: torch.Generator,
+    following: Following | None = None,
 ) -> Tensor:
     """Read new tokens of texts and return the log-probabilities of the next one, `[B, V]`.
 
@@ -130,13 +135,15 @@ def read_and_predict(
         reading: the pass, with `keep=True`. Pass the same object again to continue the texts.
         how: how the model thinks.
         generator: source of the random numbers of the thoughts.
+        following: follows the texts, for rules that read the text.
     """
     base, marks = model.base, model.marks
     head = language_head(base)
     prefix = read_on(base, new_BT, real_BT, reading)
     without_BD = prefix.hidden_BTD[:, -1]
     logits_BV = head(without_BD).float().log_softmax(-1)
-    thinks_B = wanted(model.gate, how.think_when, without_BD, logits_BV)
+    matches_B = None if following is None else following.read(new_BT, real_BT)[:, -1]
+    thinks_B = wanted(model.gate, how.think_when, without_BD, logits_BV, matches_B)
     shape = (len(new_BT), how.thoughts, 1, model.quiet_config.thought_tokens)
     uniform = torch.rand(shape, generator=generator).to(new_BT.device)
     row_X = thinks_B.nonzero()[:, 0]
@@ -183,8 +190,9 @@ def next_logits(
     generator = torch.Generator().manual_seed(how.seed)
     real_BT, new_BT = attention_mask, input_ids
     reading = Reading(None, keep=True)
+    following = following_of(how.think_when, model.quiet_config, len(input_ids))
     while True:
-        logits_BV = read_and_predict(model, new_BT, real_BT, reading, how, generator)
+        logits_BV = read_and_predict(model, new_BT, real_BT, reading, how, generator, following)
         logits_BV[:, banned] = -torch.inf
         token_B = yield logits_BV
         new_BT = token_B[:, None]

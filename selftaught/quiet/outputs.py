@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 from transformers.utils import ModelOutput
 
+from selftaught.quiet.positions import Positions
+
 
 @dataclass
 class QuietOutput(ModelOutput):
@@ -39,6 +41,8 @@ class QuietOutput(ModelOutput):
     """Mean number of sampled tokens per thought. None if all thoughts have the same length."""
     position_BJ: Tensor | None = None
     """Positions that think, in ascending order. The following fields are for these positions."""
+    factor_BJ: Tensor | None = None
+    """Weight of each position in the loss; 0 for those that fill up a text with fewer of them."""
     log_prob_with_BNJK: Tensor | None = None
     """Log-probability of each true token with each thought."""
     weight_BNJK: Tensor | None = None
@@ -79,7 +83,7 @@ def gathered(
     parts: Sequence[Learned],
     means: Means,
     without_BT: Tensor,
-    position_BJ: Tensor,
+    chosen: Positions,
     thought_BNJS: Tensor,
 ) -> QuietOutput:
     """Return the output of a forward pass.
@@ -89,7 +93,7 @@ def gathered(
         means: loss, mean loss of the next token without thoughts, and entropy and length of the
             thoughts.
         without_BT: log-probability of each next token without thoughts.
-        position_BJ: positions that think.
+        chosen: positions that think.
         thought_BNJS: token ids of the thoughts.
     """
     return QuietOutput(
@@ -103,7 +107,8 @@ def gathered(
         positive=torch.stack([part.positive for part in parts]).sum(),
         entropy=means.entropy,
         length=means.length,
-        position_BJ=position_BJ,
+        position_BJ=chosen.position_BJ,
+        factor_BJ=chosen.factor_BJ,
         log_prob_with_BNJK=torch.cat([part.log_prob_BNJK for part in parts], 2),
         weight_BNJK=torch.cat([part.weight_BNJK for part in parts], 2),
         thought_BNJS=thought_BNJS,

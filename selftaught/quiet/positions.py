@@ -1,6 +1,6 @@
-"""Sampling of the positions that think, with weights that keep the loss unbiased.
+"""The positions that think, with their weights in the loss.
 
-Shapes: B texts, T text positions, J sampled positions of a text.
+Shapes: B texts, T text positions, J positions of a text.
 """
 
 from dataclasses import dataclass
@@ -18,11 +18,17 @@ class Positions:
     position_BJ: Tensor
     """Positions. B is 1 if they are the same for all texts."""
     factor_BJ: Tensor
-    """Inverse sampling probabilities."""
+    """Inverse sampling probabilities; 0 for positions that fill up a text with fewer of them."""
 
     def part(self, chunk: slice) -> "Positions":
         """Return the positions of a chunk, numbered in ascending order of positions."""
         return Positions(self.position_BJ[:, chunk], self.factor_BJ[:, chunk])
+
+    def mean_of(self, value_BNJS: Tensor) -> Tensor | None:
+        """Return the mean of values over the positions with a weight. None if there are none."""
+        used_BNJ = (self.factor_BJ > 0)[:, None].expand(value_BNJS.shape[:3])
+        used = value_BNJS[used_BNJ]
+        return used.mean() if used.numel() else None
 
 
 def thinking_positions(config: QuietConfig, length: int) -> int:
@@ -34,7 +40,7 @@ def thinking_positions(config: QuietConfig, length: int) -> int:
         config: options of Quiet-STaR.
         length: number of tokens of the text.
     """
-    if config.positions == "all":
+    if config.positions not in ("uniform", "entropy"):  # of a pattern at most all
         return length - 1
     return max(1, round(config.positions_share * (length - 1)))
 
@@ -65,6 +71,24 @@ def choose(weight_BT: Tensor, count: int, uniform_B: Tensor) -> tuple[Tensor, Te
     position_BJ = found_BJ.clamp(max=weight_BT.shape[1] - 1)
     factor_BJ = (found_BJ == position_BJ) / chance_BT.gather(1, position_BJ).clamp(min=1e-12)
     return position_BJ, factor_BJ.to(torch.get_default_dtype())
+
+
+def given_positions(think_BT: Tensor) -> Positions:
+    """Return the positions of a mask, each with the weight 1.
+
+    A text with fewer of them than another repeats its last one with the weight 0. Without any
+    position in the batch, there is one per text with the weight 0.
+
+    Args:
+        think_BT: which positions think.
+    """
+    count_B1 = think_BT.sum(1, keepdim=True)
+    number_1J = torch.arange(max(1, int(count_B1.max())), device=think_BT.device)[None]
+    # In a stable descending order, the positions of the mask come first, in ascending order.
+    order_BT = think_BT.int().sort(dim=1, descending=True, stable=True).indices
+    position_BJ = order_BT.gather(1, torch.minimum(number_1J, (count_B1 - 1).clamp(min=0)))
+    factor_BJ = (number_1J < count_B1).to(torch.get_default_dtype())
+    return Positions(position_BJ, factor_BJ)
 
 
 def _chances(weight_BT: Tensor, count: int) -> Tensor:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from selftaught.quiet.config import QuietConfig
+from selftaught.quiet.config import BY_TEXT, QuietConfig
 
 IGNORED = -100
 """The label of a token without loss, in torch and transformers."""
@@ -24,6 +24,8 @@ class Counts:
     """Number of predictions with thoughts, for each lookahead token."""
     reinforced: Tensor
     """Number of thoughts in the REINFORCE loss."""
+    gated: Tensor
+    """Number of positions in the loss of the gate."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,49 @@ class Targets:
     def counted(self, **counts: Tensor) -> "Targets":
         """Return the targets with other counts; the arguments are fields of `Counts`."""
         return replace(self, counts=replace(self.counts, **counts))
+
+
+def only_at(
+    targets: Targets, think_mask: Tensor | None, config: QuietConfig
+) -> tuple[Targets, Tensor | None]:
+    """Return targets whose losses with thoughts are means over given positions only.
+
+    A mean does not depend on the number of positions, so a learning rate means the same for texts
+    with many and with few of them. The loss without thoughts remains a mean over the whole text.
+
+    Args:
+        targets: the targets of the whole texts.
+        think_mask: 1 where the model thinks, `[B, T]`. None: `config.positions` decides.
+        config: options of Quiet-STaR.
+
+    Returns:
+        The targets, and which of the positions have a token to predict, `[B, T]`. Without a mask,
+        the same targets and None.
+
+    Raises:
+        ValueError: the mask is missing or has another shape than the texts.
+    """
+    if think_mask is None:
+        if config.positions in BY_TEXT:
+            raise ValueError(
+                f"positions={config.positions!r} needs think_mask, which says where the model "
+                "thinks. Pass training_matcher(config, tokenizer).masks(input_ids, attention_mask) "
+                "(from selftaught.quiet.where)."
+            )
+        return targets, None
+    if think_mask.shape != targets.next_BT.shape:
+        raise ValueError(
+            f"Expected think_mask of the shape of input_ids, {list(targets.next_BT.shape)}, got "
+            f"{list(think_mask.shape)}. Give one value per token."
+        )
+    known_BTK = (targets.lookahead_BTK != IGNORED) & think_mask.bool()[..., None]
+    reinforced_BT = targets.reinforced_BT & known_BTK.any(-1)
+    only = replace(targets, reinforced_BT=reinforced_BT).counted(
+        lookahead_K=known_BTK.sum((0, 1)).clamp(min=1) * config.thoughts,
+        reinforced=reinforced_BT.sum().clamp(min=1) * config.thoughts,
+        gated=known_BTK[..., 0].sum().clamp(min=1),
+    )
+    return only, known_BTK.any(-1)
 
 
 def text_targets(
@@ -87,5 +132,6 @@ def text_targets(
         text=(lookahead_BTK[..., 0] != IGNORED).sum().clamp(min=1),
         lookahead_K=(lookahead_BTK != IGNORED).sum((0, 1)).clamp(min=1) * config.thoughts,
         reinforced=reinforced_BT.sum().clamp(min=1) * config.thoughts,
+        gated=(lookahead_BTK[..., 0] != IGNORED).sum().clamp(min=1),
     )
     return Targets(lookahead_BTK[..., 0], lookahead_BTK, reinforced_BT, counts)

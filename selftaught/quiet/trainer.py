@@ -25,6 +25,7 @@ from transformers import (
 from selftaught.quiet.evaluation import DECILES
 from selftaught.quiet.model import QuietOutput
 from selftaught.quiet.spans import Spans, padded
+from selftaught.quiet.where import Matcher
 
 logger = logging.getLogger(__name__)
 
@@ -91,18 +92,24 @@ class QuietTrainer(Trainer):
 
     def _note(self, out: QuietOutput, inputs: dict[str, Any]) -> None:
         assert out.nll_with_K is not None
-        for name, value in (
-            ("nll_without", out.nll_without), ("nll_with", out.nll_with_K[0]),
-            ("nll_with_lookahead", out.nll_with_K.mean()), ("reward", out.reward),
-            ("positive_advantages", out.positive), ("mixing_weight", out.weight),
-            ("thought_entropy", out.entropy), ("reinforce", out.reinforce),
-            ("thought_length", out.length),
-        ):  # fmt: skip
-            if value is not None:
-                self._sums[name].append(float(value))
-        for name, value in signals(out, inputs).items():
-            self._sums[name].append(value)
-        self._gains.append(_gains(out, inputs))
+        gains = _gains(out, inputs)
+        before = out.nll_without
+        if "think_mask" in inputs and before is not None:
+            self._sums["nll_without_text"].append(float(before))
+            before = -gains[0].mean()  # where the model thinks, to compare with `nll_with`
+        if gains.shape[1]:
+            for name, value in (
+                ("nll_without", before), ("nll_with", out.nll_with_K[0]),
+                ("nll_with_lookahead", out.nll_with_K.mean()), ("reward", out.reward),
+                ("positive_advantages", out.positive), ("mixing_weight", out.weight),
+                ("thought_entropy", out.entropy), ("reinforce", out.reinforce),
+                ("thought_length", out.length),
+            ):  # fmt: skip
+                if value is not None:
+                    self._sums[name].append(float(value))
+            for name, value in signals(out, inputs).items():
+                self._sums[name].append(value)
+        self._gains.append(gains)
         self._tokens += int(inputs["attention_mask"].sum())
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
@@ -110,9 +117,8 @@ class QuietTrainer(Trainer):
         if self._sums and "loss" in logs:
             logs |= {name: sum(values) / len(values) for name, values in self._sums.items()}
             without, gain = torch.cat(self._gains, 1)
-            for number, part in enumerate(
-                gain[(-without).argsort(stable=True)].tensor_split(DECILES), 1
-            ):
+            hard = (-without).argsort(stable=True)
+            for number, part in enumerate(gain[hard].tensor_split(DECILES) if len(gain) else (), 1):
                 logs[f"gain_decile_{number}"] = float(part.mean()) if len(part) else 0.0
             now = time.perf_counter()
             logs["tokens_per_second"] = self._tokens / (now - self._since)
@@ -215,6 +221,8 @@ class SpanEpochs(TrainerCallback):
 def signals(out: QuietOutput, inputs: dict[str, Any]) -> dict[str, float]:
     """Return how much the thoughts of a position differ; REINFORCE learns from these differences.
 
+    At least one position must have a token after it.
+
     Returns:
         `reward_spread`, the standard deviation over the thoughts of a position of the
         log-probability of its lookahead tokens, in nats, and `distinct_thoughts`, the number of
@@ -222,12 +230,10 @@ def signals(out: QuietOutput, inputs: dict[str, Any]) -> dict[str, float]:
         the text. Empty with one thought per position.
     """
     assert out.log_prob_with_BNJK is not None and out.thought_BNJS is not None
-    assert out.position_BJ is not None
     thoughts = out.thought_BNJS.shape[1]
     if thoughts == 1 or out.thought_BNJS.shape[-1] == 0:
         return {}
-    position_BJ = out.position_BJ.expand(len(out.thought_BNJS), -1)
-    known_BJ = inputs["attention_mask"].gather(1, position_BJ + 1).bool()
+    known_BJ = _used(out, inputs, len(out.thought_BNJS))[1]
     spread_BJ = out.log_prob_with_BNJK.detach().float().sum(-1).std(1, correction=0)
     equal_BNNJ = (out.thought_BNJS[:, :, None] == out.thought_BNJS[:, None]).all(-1)
     before_NN = torch.ones(thoughts, thoughts, dtype=torch.bool, device=equal_BNNJ.device).tril(-1)
@@ -246,12 +252,21 @@ def _gains(out: QuietOutput, inputs: dict[str, Any]) -> Tensor:
     thoughts.
     """
     assert out.log_prob_without_BT is not None and out.log_prob_with_BNJK is not None
-    assert out.position_BJ is not None
     with_BJ = out.log_prob_with_BNJK[..., 0].mean(1)
-    position_BJ = out.position_BJ.expand(len(with_BJ), -1)
+    position_BJ, known_BJ = _used(out, inputs, len(with_BJ))
     without_BJ = out.log_prob_without_BT.gather(1, position_BJ)
-    known_BJ = inputs["attention_mask"].gather(1, position_BJ + 1).bool()
     return torch.stack([without_BJ[known_BJ], (with_BJ - without_BJ)[known_BJ]]).float().cpu()
+
+
+def _used(out: QuietOutput, inputs: dict[str, Any], texts: int) -> tuple[Tensor, Tensor]:
+    """Return the positions that think, and which of them have a weight and a token after them.
+
+    Both are `[B, J]`, without the last token of a text.
+    """
+    assert out.position_BJ is not None
+    position_BJ = out.position_BJ.expand(texts, -1)
+    known_BJ = inputs["attention_mask"].gather(1, position_BJ + 1).bool()
+    return position_BJ, known_BJ if out.factor_BJ is None else known_BJ & (out.factor_BJ > 0)
 
 
 def peak_memory() -> float:
@@ -269,10 +284,21 @@ def peak_memory() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * bytes_per_count / 1e9
 
 
-def collated(rows: list[dict[str, Any]], filler: int) -> dict[str, Tensor]:
-    """Return a batch of spans, padded on the right with the token `filler`."""
+def collated(
+    rows: list[dict[str, Any]], filler: int, matcher: Matcher | None = None
+) -> dict[str, Tensor]:
+    """Return a batch of spans, padded on the right.
+
+    Args:
+        rows: the spans.
+        filler: id of the padding token.
+        matcher: finds the positions that think, if the text decides. They are in `think_mask`.
+    """
     ids, mask = padded([row["input_ids"] for row in rows], filler)
-    return {"input_ids": ids, "attention_mask": mask, "text": torch.tensor([row["text"] for row in rows])}  # fmt: skip
+    batch = {"input_ids": ids, "attention_mask": mask}
+    if matcher is not None:
+        batch["think_mask"] = matcher.masks(ids, mask)
+    return batch | {"text": torch.tensor([row["text"] for row in rows])}
 
 
 def filler_of(tokenizer: PreTrainedTokenizerBase) -> int:

@@ -28,6 +28,7 @@ from selftaught.quiet.model import QuietLM
 from selftaught.quiet.moving_average import AverageUpdates, MovingAverage
 from selftaught.quiet.spans import Spans
 from selftaught.quiet.trainer import QuietTrainer, SpanEpochs, collated, filler_of, last_checkpoint
+from selftaught.quiet.where import check_matches, training_matcher
 from selftaught.records import write_atomically
 from selftaught.training.options import checked_config
 
@@ -46,6 +47,7 @@ DECIDING = (
 """Training arguments that change the resulting weights."""
 ADDED_LATER = (
     "drop_zero_losses", "thought_may_end", "ema_decay", "advantages", "clip_low", "clip_high",
+    "positions_pattern",
 )  # fmt: skip
 """Options of Quiet-STaR that earlier versions did not have. At their defaults, they do not change
 the hash of a run."""
@@ -118,8 +120,8 @@ def train_quiet(
 
     Raises:
         ValueError: `out` belongs to another training, a loss is not finite, the settings make all
-            advantages of REINFORCE 0, or the memory is too small for the moving average of
-            `baseline="ema"`.
+            advantages of REINFORCE 0, no text matches the pattern of `positions`, or the memory is
+            too small for the moving average of `baseline="ema"`.
     """
     if why := model.quiet_config.without_reinforcement:
         raise ValueError(why)
@@ -127,18 +129,21 @@ def train_quiet(
     if check_run(out, made_from):
         return json.loads(log.read_text(encoding="utf-8"))
     start_run(out, made_from, arguments)
+    matcher = training_matcher(model.quiet_config, tokenizer)
+    if matcher is not None:
+        check_matches(matcher, tokenizer, spans.texts)
     set_seed(arguments.seed)
     trainer = QuietTrainer(
         model=model,
         args=arguments,
         train_dataset=spans,
-        data_collator=lambda rows: collated(rows, filler_of(tokenizer)),
+        data_collator=lambda rows: collated(rows, filler_of(tokenizer), matcher),
         callbacks=[SpanEpochs(spans, progress)],
     )
     _add_average(trainer, model)
     fit(trainer, out)
     model.average = None
-    history = [entry for entry in trainer.state.log_history if "nll_with" in entry]
+    history = [entry for entry in trainer.state.log_history if "tokens_per_second" in entry]
     if not trainer.is_world_process_zero():
         return history
     if peft_model is not None:

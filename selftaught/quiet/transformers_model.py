@@ -30,8 +30,8 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from selftaught.quiet.attention import thoughtful
-from selftaught.quiet.config import QuietConfig
-from selftaught.quiet.gating import GREEDY, ThoughtParams
+from selftaught.quiet.config import BY_TEXT, QuietConfig
+from selftaught.quiet.gating import GREEDY, ThinkWhen, ThoughtParams
 from selftaught.quiet.mixing import check_mixing_head
 from selftaught.quiet.model import QuietLM
 from selftaught.quiet.next_token import banned_tokens, mixed_at, read_and_predict
@@ -41,6 +41,7 @@ from selftaught.quiet.pretrained_config import MODEL_TYPE, QuietForCausalLMConfi
 from selftaught.quiet.self_check import self_check
 from selftaught.quiet.targets import IGNORED
 from selftaught.quiet.thoughts import at_positions, output_matrix, read_on
+from selftaught.quiet.where import Following, following_of, resolved
 
 AT_ONCE = 32
 """Number of positions whose logits are computed at the same time."""
@@ -70,6 +71,7 @@ class QuietCache(Cache):
         super().__init__(layers=[])
         self.reading = Reading(None, keep=True)
         self.generator = torch.Generator().manual_seed(seed)
+        self._followed: tuple[ThinkWhen, Following | None] | None = None
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         """Return the number of tokens that were read."""
@@ -81,6 +83,30 @@ class QuietCache(Cache):
         for stored in (self.reading.key_BKTD, self.reading.value_BKTD):
             for layer, tensor in stored.items():
                 stored[layer] = tensor.index_select(0, beam_idx.to(tensor.device))
+        if self._followed is not None and (following := self._followed[1]) is not None:
+            following.reorder(beam_idx)
+
+    def following(self, think_when: ThinkWhen, quiet: QuietLM, texts: int) -> Following | None:
+        """Return what follows the texts from their first token, for rules that read the text.
+
+        Args:
+            think_when: the rule, which must be that of earlier calls.
+            quiet: the model.
+            texts: number of texts.
+
+        Raises:
+            ValueError: an earlier call had another rule, and one of the rules reads the text.
+        """
+        if self._followed is None:
+            self._followed = think_when, following_of(think_when, quiet.quiet_config, texts)
+        elif think_when != self._followed[0]:
+            by_text = resolved(think_when, quiet.quiet_config).rule in BY_TEXT
+            if by_text or self._followed[1] is not None:
+                raise ValueError(
+                    f"past_key_values was made with {self._followed[0]}, got {think_when}. A rule that "
+                    "reads the text must be the same from the first token. Leave past_key_values out."
+                )
+        return self._followed[1]
 
     def crop(self, max_length: int) -> None:
         """Raise, because decoding that discards tokens is not supported."""
@@ -112,7 +138,7 @@ class QuietForCausalLM(PreTrainedModel, GenerationMixin):
     Attributes:
         quiet: the model that thinks.
         thinking: how the model thinks unless `forward` and `generate` get other values: one
-            greedy thought before every token.
+            greedy thought where the model was trained to think.
     """
 
     config_class = QuietForCausalLMConfig
@@ -260,6 +286,7 @@ class QuietForCausalLM(PreTrainedModel, GenerationMixin):
         input_ids: Tensor,
         attention_mask: Tensor | None = None,
         labels: Tensor | None = None,
+        think_mask: Tensor | None = None,
         past_key_values: QuietCache | None = None,
         use_cache: bool | None = None,
         logits_to_keep: int = 0,
@@ -278,6 +305,7 @@ class QuietForCausalLM(PreTrainedModel, GenerationMixin):
             attention_mask: 1 for text and 0 for padding, on either side, `[B, T]`. None means no padding.
                 With a cache, the mask includes the tokens of the cache.
             labels: token ids, not shifted, with -100 where there is no loss.
+            think_mask: in training, 1 where the model thinks, `[B, T]`; see `QuietLM.forward`.
             past_key_values: the cache that an earlier call returned.
             use_cache: return a cache, with which the next call continues the texts.
             logits_to_keep: number of last positions to predict after. 0: all.
@@ -286,13 +314,11 @@ class QuietForCausalLM(PreTrainedModel, GenerationMixin):
             return_dict: return an output object, not a tuple. Default: yes.
 
         Returns:
-            `loss` (None without labels), `logits` (log-probabilities of the next token, mixed over
-            the prediction without a thought and those after thoughts, `[B, T, V]`, without gradient;
-            None in training with labels) and `past_key_values`.
+            `loss` (None without labels), `logits` (mixed log-probabilities of the next token, `[B, T,
+            V]`, without gradient; None in training with labels) and `past_key_values`.
 
         Raises:
-            ValueError: the texts are longer than the model's context together with a thought, or
-                `thinking` does not fit the model.
+            ValueError: the texts with a thought are too long, or `thinking` does not fit the model.
         """
         del token_type_ids
         if labels is not None and self.training:
@@ -301,7 +327,7 @@ class QuietForCausalLM(PreTrainedModel, GenerationMixin):
                     "Training takes neither past_key_values nor thinking. Call model.eval() to "
                     "evaluate, or leave them out."
                 )
-            loss = self.quiet(input_ids, attention_mask, labels).loss
+            loss = self.quiet(input_ids, attention_mask, labels, think_mask=think_mask).loss
             return _returned(CausalLMOutputWithPast(loss=loss), return_dict)
         how = self.thinking if thinking is None else thinking
         cache = _cache(past_key_values, use_cache, how.seed)
@@ -327,10 +353,14 @@ class QuietForCausalLM(PreTrainedModel, GenerationMixin):
         """Return the mixed log-probabilities after the last `keep` of the new tokens (0: all)."""
         quiet, length = self.quiet, new_BT.shape[1]
         cache = QuietCache(how.seed) if cache is None else cache
+        following = cache.following(how.think_when, quiet, len(new_BT))
         if keep == 1 or length == 1:
-            found_BV = read_and_predict(quiet, new_BT, real_BT, cache.reading, how, cache.generator)
+            found_BV = read_and_predict(
+                quiet, new_BT, real_BT, cache.reading, how, cache.generator, following
+            )
             return found_BV[:, None]
         prefix = read_on(quiet.base, new_BT, real_BT, cache.reading)
+        matches_BT = None if following is None else following.read(new_BT, real_BT)
         first = 0 if keep == 0 else max(0, length - keep)
         shape = (len(new_BT), how.thoughts, length - first, quiet.quiet_config.thought_tokens)
         uniform_BNJS = torch.rand(shape, generator=cache.generator).to(new_BT.device)
@@ -339,7 +369,9 @@ class QuietForCausalLM(PreTrainedModel, GenerationMixin):
             uniform = uniform_BNJS[:, :, new_1J[0] - first]
             hidden_BJD = at_positions(prefix.hidden_BTD, new_1J)
             position_1J = new_1J + real_BT.shape[1] - length
-            parts.append(mixed_at(quiet, prefix, hidden_BJD, position_1J, uniform, how).mixed_BJV)
+            matches_BJ = None if matches_BT is None else matches_BT[:, new_1J[0]]
+            found = mixed_at(quiet, prefix, hidden_BJD, position_1J, uniform, how, matches_BJ)
+            parts.append(found.mixed_BJV)
         return torch.cat(parts, 1)
 
     def generate(  # type: ignore[override]
@@ -363,6 +395,7 @@ class QuietForCausalLM(PreTrainedModel, GenerationMixin):
             stopping_criteria: additional stopping criteria.
             thinking: how the model thinks. Default: the attribute `thinking`.
             kwargs: arguments of transformers' `generate`, and fields of the configuration.
+                `tokenizer` is also used where the text decides where the model thinks.
 
         Raises:
             ValueError: an option that cannot be honoured (the message names it), padding on the
@@ -382,6 +415,8 @@ class QuietForCausalLM(PreTrainedModel, GenerationMixin):
             new = options.new_tokens(ids_BT.shape[1])
             self.quiet.check_length(ids_BT, mask_BT, new)
         how = self.thinking if thinking is None else thinking
+        if how.think_when.tokenizer is None and (tokenizer := kwargs.get("tokenizer")) is not None:
+            how = replace(how, think_when=replace(how.think_when, tokenizer=tokenizer))
         processors = LogitsProcessorList(logits_processor or [])
         processors.append(_Ban(banned_tokens(self.quiet, options.ends())))
         if kwargs.get("past_key_values") is None and options.value("use_cache") is not False:

@@ -111,6 +111,15 @@ class Task:
     """Options that the task was opened with, as JSON."""
 
     @property
+    def answer_marker(self) -> str:
+        """Text that introduces the answer in a completion, such as "####", without the spaces and
+        opening signs between it and the answer."""
+        before = self.direct.format(answer="\0").partition("\0")[0]
+        if "\\boxed{" in before:
+            return "\\boxed{"
+        return before.rstrip(" \t\n:$*([{\"'`")
+
+    @property
     def grading_key(self) -> str:
         """A hash of everything that a grade depends on besides the rollout.
 
