@@ -23,6 +23,7 @@ from transformers import AttentionInterface, Cache, DynamicCache, PreTrainedMode
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from selftaught.samplers.base import SamplingParams
+from selftaught.samplers.local.fused_attention import kernel_for
 from selftaught.samplers.local.token_choice import Decoding, choose
 
 ATTENTION = "two_part"
@@ -271,12 +272,9 @@ def _attend(
 
     The log-sum-exp is needed to combine parts as under one softmax.
     """
-    if query.device.type == "cpu" and softcap is None and key.shape == value.shape:
-        # The kernel of `scaled_dot_product_attention`, which does not return the log-sum-exp
-        # itself.
-        out, total = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
-            query, key, value, attn_mask=bias, scale=1.0
-        )
+    kernel = kernel_for(query, key, value) if softcap is None else None
+    if kernel is not None:
+        out, total = kernel.forward(query, key, value, bias, 1.0)
         return out, total[..., None]
     score = (query @ key.transpose(-1, -2)).float()
     if softcap is not None:
