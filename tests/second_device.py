@@ -3,10 +3,10 @@
 A `Remote` tensor reports the device `cuda:0`, holds its values in a tensor on the CPU, and refuses
 what a CUDA tensor refuses: operations with CPU tensors of one or more dimensions, `numpy()`, a
 random generator of the CPU, a CPU tensor as the destination of an in-place operation. Inside
-`SecondDevice`, `device="cuda"` in any call of torch makes such tensors, `torch.Generator` takes the
+`second_device()`, `device="cuda"` in any call of torch makes such tensors, `torch.Generator` takes the
 device, and `moved` moves a module.
 
-    with SecondDevice():
+    with second_device():
         out = moved(model)(remote(input_ids))
     assert_close(local(out.logits), expected)
 
@@ -17,9 +17,11 @@ kernels, and memory.
 
 import copy
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
@@ -262,22 +264,12 @@ class _Factories(TorchDispatchMode):
         return func(*args, **kwargs)
 
 
-class SecondDevice(TorchFunctionMode):
-    """Context manager in which the device `cuda` exists."""
+class _Calls(TorchFunctionMode):
+    """Replaces the device `cuda` in calls of torch, and checks generators."""
 
-    def __init__(self) -> None:
+    def __init__(self, factories: _Factories) -> None:
         super().__init__()
-        self._factories = _Factories()
-
-    def __enter__(self) -> "SecondDevice":
-        torch.Generator = _AnyGenerator  # type: ignore[assignment, misc]
-        self._factories.__enter__()
-        return super().__enter__()
-
-    def __exit__(self, *error: Any) -> None:
-        super().__exit__(*error)
-        self._factories.__exit__(*error)
-        torch.Generator = _GENERATOR  # type: ignore[misc]
+        self._factories = factories
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -297,7 +289,7 @@ class SecondDevice(TorchFunctionMode):
         if func is Tensor.new_tensor and isinstance(args[0], Remote):
             return Remote(torch.tensor(*args[1:], **{"dtype": args[0].dtype} | kwargs))
         if func is Tensor.cuda:
-            return args[0].to(DEVICE)
+            return args[0].to(torch.device("meta"))
         if func in (Tensor.__getitem__, Tensor.__setitem__) and isinstance(args[0], Remote):
             args = (args[0], _index(args[1]), *args[2:])
         if there:
@@ -310,6 +302,22 @@ class SecondDevice(TorchFunctionMode):
             return func(*args, **kwargs)
         finally:
             self._factories.passes = before
+
+
+@contextmanager
+def second_device() -> Iterator[None]:
+    """Context manager in which the device `cuda` exists."""
+    factories, run_backward = _Factories(), torch.autograd._engine_run_backward
+    calls = _Calls(factories)
+
+    def with_calls(*args: Any, **kwargs: Any) -> Any:
+        with calls:  # torch leaves it before `backward`, which may create tensors
+            return run_backward(*args, **kwargs)
+
+    with pytest.MonkeyPatch.context() as patch, factories, calls:
+        patch.setattr(torch, "Generator", _AnyGenerator)
+        patch.setattr(torch.autograd, "_engine_run_backward", with_calls)
+        yield
 
 
 def _names_cuda(value: Any) -> bool:
