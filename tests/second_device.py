@@ -98,7 +98,9 @@ class Remote(Tensor):
         return self.values.untyped_storage()
 
     def pin_memory(self, *_: Any, **__: Any) -> Tensor:
-        raise RuntimeError("cannot pin 'torch.cuda.FloatTensor': only dense CPU tensors can be pinned")
+        raise RuntimeError(
+            "cannot pin 'torch.cuda.FloatTensor': only dense CPU tensors can be pinned"
+        )
 
     def cpu(self, *_: Any, **__: Any) -> Tensor:  # type: ignore[override]
         return self.to(torch.device("cpu"))
@@ -176,7 +178,7 @@ def _run(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         args = tuple(torch.device("cpu") if isinstance(one, torch.device) else one for one in args)
     if kwargs.get("pin_memory"):
         kwargs = {**kwargs, "pin_memory": False}
-    emulated = EMULATED.get(func, func)
+    emulated: Callable[..., Any] = EMULATED.get(func, func)
     result = emulated(*tree_map(local, args), **tree_map(local, kwargs))
     if func is aten._local_scalar_dense.default:
         return result
@@ -212,7 +214,7 @@ def _check(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         indices = _tensors(args[1])
         if isinstance(args[0], Remote):
             tensors = [one for one in tensors if not any(one is index for index in indices)]
-    elif torch.Tag.pointwise in func.tags and name not in NO_CPU_SCALARS or name in CPU_SCALARS:
+    elif name in CPU_SCALARS or (torch.Tag.pointwise in func.tags and name not in NO_CPU_SCALARS):
         written = args[:1] if name.endswith("_") else ()
         tensors = [one for one in tensors if one.dim() > 0 or any(one is each for each in written)]
     elsewhere = [tuple(one.shape) for one in tensors if not isinstance(one, Remote)]
@@ -252,7 +254,11 @@ class _Factories(TorchDispatchMode):
     """Whether Python code asked for the real device `meta`, as transformers does to load models."""
 
     def __torch_dispatch__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+        self,
+        func: Any,
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
     ) -> Any:
         kwargs = kwargs or {}
         flat = tree_flatten((args, kwargs))[0]
@@ -272,7 +278,11 @@ class _Calls(TorchFunctionMode):
         self._factories = factories
 
     def __torch_function__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+        self,
+        func: Any,
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
     ) -> Any:
         kwargs = dict(kwargs or {})
         asked = kwargs.get("device")
@@ -364,11 +374,10 @@ def _efficient_backward(
     assert logsumexp.shape == (*query.shape[:2], 32 * math.ceil(queries / 32))
     assert bool((logsumexp[..., queries:] == math.inf).all()), "the kernel reads the padding"
     assert grad.dtype == out.dtype == query.dtype and grad.stride(-1) == out.stride(-1) == 1
-    scale = query.shape[-1] ** -0.5 if scale is None else scale
     weight = (_scores(query, key, bias, scale) - logsumexp[..., :queries, None].double()).exp()
     of_weight = grad.double() @ value.double().transpose(-1, -2)
     mean = (grad.double() * out.double()).sum(-1, keepdim=True)
-    of_score = weight * (of_weight - mean) * scale
+    of_score = weight * (of_weight - mean) * _factor(query, scale)
     got = (of_score @ key.double(), of_score.transpose(-1, -2) @ query.double())
     got = (*got, weight.transpose(-1, -2) @ grad.double())
     return (*(one.to(query.dtype) for one in got), None)
@@ -383,8 +392,7 @@ def _scores(query: Tensor, key: Tensor, bias: Tensor | None, scale: float | None
     for one in (query, key):
         assert one.dtype in (torch.float32, torch.bfloat16, torch.float16), one.dtype
         assert one.stride(-1) == 1 and width % aligned == 0, "misaligned address"
-    scale = width**-0.5 if scale is None else scale
-    score = query.double() @ key.double().transpose(-1, -2) * scale
+    score = query.double() @ key.double().transpose(-1, -2) * _factor(query, scale)
     if bias is None:
         return score
     assert bias.dtype == query.dtype and bias.shape == (batch, heads, queries, key.shape[2])
@@ -393,6 +401,10 @@ def _scores(query: Tensor, key: Tensor, bias: Tensor | None, scale: float | None
     assert all(step % aligned == 0 for size, step in steps if size > 1), "misaligned address"
     assert bias.storage_offset() % aligned == 0, "misaligned address"
     return score + bias.double()
+
+
+def _factor(query: Tensor, scale: float | None) -> float:
+    return query.shape[-1] ** -0.5 if scale is None else scale
 
 
 EMULATED: dict[Any, Callable[..., Any]] = {
