@@ -178,7 +178,7 @@ def _run(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         args = tuple(torch.device("cpu") if isinstance(one, torch.device) else one for one in args)
     if kwargs.get("pin_memory"):
         kwargs = {**kwargs, "pin_memory": False}
-    emulated: Callable[..., Any] = EMULATED.get(func, func)
+    emulated: Any = EMULATED.get(func, func)
     result = emulated(*tree_map(local, args), **tree_map(local, kwargs))
     if func is aten._local_scalar_dense.default:
         return result
@@ -374,6 +374,8 @@ def _efficient_backward(
     assert logsumexp.shape == (*query.shape[:2], 32 * math.ceil(queries / 32))
     assert bool((logsumexp[..., queries:] == math.inf).all()), "the kernel reads the padding"
     assert grad.dtype == out.dtype == query.dtype and grad.stride(-1) == out.stride(-1) == 1
+    # The kernel takes the stride of the output's queries to be that of the layout [B, Q, H, D].
+    assert queries == 1 or out.stride(2) == out.shape[1] * out.shape[3], "wrong numbers are read"
     weight = (_scores(query, key, bias, scale) - logsumexp[..., :queries, None].double()).exp()
     of_weight = grad.double() @ value.double().transpose(-1, -2)
     mean = (grad.double() * out.double()).sum(-1, keepdim=True)
@@ -397,8 +399,7 @@ def _scores(query: Tensor, key: Tensor, bias: Tensor | None, scale: float | None
         return score
     assert bias.dtype == query.dtype and bias.shape == (batch, heads, queries, key.shape[2])
     assert bias.stride(-1) == 1 or bias.shape[-1] == 1
-    steps = zip(bias.shape[:3], bias.stride()[:3], strict=True)
-    assert all(step % aligned == 0 for size, step in steps if size > 1), "misaligned address"
+    assert all(one % aligned == 0 for one in bias.stride()[:3]), "misaligned address"
     assert bias.storage_offset() % aligned == 0, "misaligned address"
     return score + bias.double()
 

@@ -205,8 +205,12 @@ def test_training_is_equal_with_scores_that_no_kernel_computes(kind: str):
         sizes |= {"attn_logit_softcapping": 2.0, "attn_implementation": "eager"}
         base: Any = Gemma2ForCausalLM(Gemma2Config(**sizes))
     else:
-        sizes |= {"num_local_experts": 2, "num_experts_per_tok": 1}
-        base = GptOssForCausalLM(GptOssConfig(**sizes, **{"experts_implementation": "eager"}))
+        sizes |= {
+            "num_local_experts": 2,
+            "num_experts_per_tok": 1,
+            "experts_implementation": "eager",
+        }
+        base = GptOssForCausalLM(GptOssConfig(**sizes))
     model = quiet(base, CONFIG).float().train()
     assert_equal_there(model, IDS, MASK, thoughts=drawn(CONFIG, IDS))
 
@@ -787,6 +791,7 @@ def test_rows_of_a_bias_are_aligned_without_changing_its_values():
     assert found.stride() == (5 * 32, 5 * 32, 32, 1)
     assert aligned(found) is found
     assert aligned(bias[..., 3:]).storage_offset() == 0
+    assert aligned(torch.randn(1, 1, 1, 21)).stride() == (32, 32, 32, 1)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -85,6 +85,8 @@ def _efficient_backward(
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     # The kernel reads the padding, whose weights are 0 only with a log-sum-exp of infinity.
     padded = pad(total.float(), (0, -total.shape[-1] % SUM_ALIGNMENT), value=math.inf)
+    # In 16 bits, the kernel ignores the strides of the output and reads the layout [B, Q, H, D].
+    out = out.transpose(1, 2).contiguous().transpose(1, 2)
     unused = torch.zeros((), dtype=torch.long, device=query.device)  # random state of dropout
     query_grad, key_grad, value_grad, _ = aten._scaled_dot_product_efficient_attention_backward(
         grad, query, key, value, _expanded(bias, query, key), out, padded.contiguous(), unused,
@@ -106,14 +108,14 @@ def aligned(bias: Tensor) -> Tensor:
 
     A bias that is already aligned is returned unchanged.
     """
-    strides = [
-        stride for size, stride in zip(bias.shape[:-1], bias.stride()[:-1], strict=True) if size > 1
-    ]
     first = bias.storage_offset() % BIAS_ALIGNMENT == 0
-    if first and bias.stride(-1) == 1 and all(one % BIAS_ALIGNMENT == 0 for one in strides):
+    strides = bias.stride()
+    if first and strides[-1] == 1 and all(one % BIAS_ALIGNMENT == 0 for one in strides[:-1]):
         return bias
     width = bias.shape[-1]
-    return pad(bias, (0, -width % BIAS_ALIGNMENT)).contiguous()[..., :width]
+    padded = bias.new_zeros(*bias.shape[:-1], width + -width % BIAS_ALIGNMENT)
+    padded[..., :width] = bias
+    return padded[..., :width]
 
 
 KERNELS: dict[Name, Kernel] = {
@@ -240,6 +242,7 @@ def _in_two_parts(
     ]
     (one, one_total), (two, two_total) = (kernel.forward(query, *part, scale) for part in parts)
     out, total = joined(one, one_total, two, two_total)
+    out = out.contiguous()  # callers do not keep the memory layout of the kernel
     got = [kernel.backward(grad, query, *part, out, total, scale) for part in parts]
     return {
         "output": out,
