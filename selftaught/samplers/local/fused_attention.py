@@ -33,9 +33,10 @@ SUM_ALIGNMENT = 32
 """The efficient kernel pads the queries of the log-sum-exp to a multiple of this number."""
 BIAS_ALIGNMENT = 16
 """Multiple to which rows of a bias are padded in memory, as in `scaled_dot_product_attention`."""
-TOLERANCE = {torch.float32: 2e-3, torch.float16: 1e-2, torch.bfloat16: 5e-2}
+TOLERANCE = {torch.float32: 1e-2, torch.float16: 2e-2, torch.bfloat16: 5e-2}
 """Maximum error of a kernel in `agrees`, relative to the largest value. Rounding gives 0.005 in
-bfloat16; a wrong mask, scale or log-sum-exp gives 0.7 and more in at least one value."""
+bfloat16; a wrong mask, scale or log-sum-exp gives 0.7 and more in at least one value. In float32,
+the tensor cores of a GPU may compute in TensorFloat-32."""
 
 
 @dataclass(frozen=True)
@@ -186,7 +187,7 @@ def _trusted(name: Name, device: torch.device, dtype: torch.dtype, width: int) -
 
 
 def agrees(kernel: Kernel, device: torch.device, dtype: torch.dtype, width: int) -> str | None:
-    """Compare a kernel with the plain product, forward and backward, on random numbers.
+    """Compare a kernel with the plain product on the CPU, forward and backward, on random numbers.
 
     The keys are in two parts that are combined by their log-sum-exp, as in training. A query sees
     some keys of each part, or none of one part.
@@ -199,18 +200,19 @@ def agrees(kernel: Kernel, device: torch.device, dtype: torch.dtype, width: int)
         draw = torch.Generator().manual_seed(0)
         shapes = {"query": (2, 2, 45, width), "key": (2, 2, 37, width), "value": (2, 2, 37, width)}
         given = {
-            name: torch.randn(shape, generator=draw).to(device, dtype)
+            name: torch.randn(shape, generator=draw).to(dtype)
             for name, shape in (shapes | {"gradient": shapes["query"]}).items()
         }
         hidden = torch.rand((2, 1, 45, 37), generator=draw) < 0.4
         hidden[:, :, 7, :20], hidden[:, :, 8, 20:] = True, True
         hidden[..., -1], hidden[..., 0] = False, False
         hidden[:, :, 7, 0], hidden[:, :, 8, -1] = True, True
-        bias = (hidden * -30000.0).to(device, dtype)
+        bias = (hidden * -30000.0).to(dtype)
         expected = _plain(given, bias, width**-0.5)
-        found = _in_two_parts(kernel, given, bias, width**-0.5, first=20)
+        there = {name: one.to(device) for name, one in given.items()}
+        found = _in_two_parts(kernel, there, bias.to(device), width**-0.5, first=20)
     errors = {
-        name: float((found[name].float() - one).abs().max() / one.abs().max())
+        name: float((found[name].float().cpu() - one).abs().max() / one.abs().max())
         for name, one in expected.items()
     }
     wrong = {name: error for name, error in errors.items() if not error <= TOLERANCE[dtype]}

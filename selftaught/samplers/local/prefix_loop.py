@@ -23,7 +23,7 @@ from transformers import AttentionInterface, Cache, DynamicCache, PreTrainedMode
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from selftaught.samplers.base import SamplingParams
-from selftaught.samplers.local.fused_attention import kernel_for
+from selftaught.samplers.local.fused_attention import aligned, kernel_for
 from selftaught.samplers.local.token_choice import Decoding, choose
 
 ATTENTION = "two_part"
@@ -153,6 +153,9 @@ class _Window:
                     prefix_QP = gone_BGTP.reshape(-1, shared).to(dtype) * HIDDEN
             hidden_BGTS = hidden_B1TS.expand(-1, per_group, -1, -1)
             own_B1QS = hidden_BGTS.reshape(rows, 1, per_group * new, -1).to(dtype) * HIDDEN
+            if own_B1QS.device.type != "cpu":  # once for all layers
+                own_B1QS = aligned(own_B1QS)
+                prefix_QP = None if prefix_QP is None else aligned(prefix_QP)
             self._biases[sliding] = (own_B1QS, prefix_QP)
         return self._biases[sliding]
 
