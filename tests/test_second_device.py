@@ -29,11 +29,13 @@ from transformers import (
     LlamaConfig,
     LlamaForSequenceClassification,
 )
+from transformers.generation.streamers import BaseStreamer
 
+from selftaught.cli.quiet_model import open_trained
 from selftaught.evaluation.verifier import OutcomeModel, Verifier
 from selftaught.methods.pause import PAUSE, add_pause_token, pause_rows, paused, with_pauses
 from selftaught.prompts import PromptStyle
-from selftaught.quiet.checkpoint import make_quiet
+from selftaught.quiet.checkpoint import make_quiet, save_quiet
 from selftaught.quiet.config import QuietConfig
 from selftaught.quiet.evaluation import measure, score
 from selftaught.quiet.explore import explored
@@ -47,23 +49,25 @@ from selftaught.records import Example, Preference, Problem, Rollout
 from selftaught.samplers import SamplingParams
 from selftaught.samplers.local import fused_attention, prefix_loop
 from selftaught.samplers.local import sampler as local_sampler
+from selftaught.samplers.local import scorer as local_scorer
 from selftaught.samplers.local.fused_attention import KERNELS, Kernel, agrees, aligned, kernel_name
 from selftaught.samplers.local.model_loading import fingerprint
-from selftaught.samplers.local.sampler import TransformersSampler
+from selftaught.samplers.local.sampler import TransformersSampler, check_device
 from selftaught.samplers.local.scorer import TransformersScorer
 from selftaught.training.dpo import dpo_config, train_dpo
+from selftaught.training.launch import Launch, _refuse_too_few_devices
 from selftaught.training.outcome import LabeledCompletion, outcome_config, train_outcome
 from selftaught.training.sft import sft_config, train_rows, train_sft
 from selftaught.training.timing import seconds_per_example
-from selftaught.training.trainer import lora_config
+from selftaught.training.trainer import _shared, lora_config
 from selftaught.training.weighted import train_weighted
 
 CONFIG = QuietConfig(thought_tokens=3, lookahead=2, thoughts=2, gate_weight=1.0)
 IDS, MASK = texts([9, 6])
 LEFT_IDS, LEFT_MASK = texts([7, 4], left=True)
 TEXTS = [f"Q: What is {a} + {b}?\nA: {a + b}. And {b} + {a}?\nA: {a + b}." for a in range(3) for b in range(4)]  # fmt: skip
-SHOTS = "Q: What is 12 + 7?\nA: 12 + 7 = 19. The answer is 19.\n\n" * 3
-PROMPTS = [SHOTS + "Q: What is 3 + 40?\nA:", SHOTS + "Q: How many?\nA:", "Q: Tom has 3.", "1"]
+SHOTS = "Q: What is 12 + 7?\nA: 12 + 7 = 19. The answer is 19.\n\n" * 6
+PROMPTS = [SHOTS + "Q: What is 3 + 40?\nA:", SHOTS + "Q: How many?\nA:", SHOTS + "Q: 5?", "1"]
 near = pytest.approx
 
 
@@ -173,7 +177,8 @@ def test_the_device_refuses_what_a_gpu_refuses():
     {"positions": "uniform", "positions_share": 0.5, "positions_per_chunk": 2},
     {"positions": "entropy", "positions_share": 0.5, "mixing_range": "unit"},
     {"mix": "hidden", "baseline": "mean_log", "drop_zero_losses": True, "last_position_learns": False},
-], ids=["all positions", "some positions", "entropy", "authors"])  # fmt: skip
+    {"thought_tokens": 0},
+], ids=["all positions", "some positions", "entropy", "authors", "no thought tokens"])  # fmt: skip
 def test_training_is_equal(options: dict[str, Any], calls: dict[str, int]):
     assert_equal_there(thinker(**options), IDS, MASK)
     assert calls["efficient"]
@@ -293,8 +298,26 @@ def test_generation_is_equal(how: str):
     assert local(found).tolist() == expected.tolist()
 
 
-def test_scores_are_equal():
+def test_a_streamer_gets_the_tokens_on_the_cpu():
+    streamed: list[Tensor] = []
+
+    class Streamer(BaseStreamer):
+        def put(self, value: Tensor) -> None:
+            streamed.append(value)
+
+        def end(self) -> None:
+            pass
+
     model = thinker().eval()
+    with second_device():
+        found = moved(model).generate(remote(IDS[:1]), max_new_tokens=2, streamer=Streamer())
+    assert {one.device.type for one in streamed} == {"cpu"}
+    assert torch.stack(streamed, 1).tolist() == local(found)[:, -2:].tolist()
+
+
+@pytest.mark.parametrize("thought_tokens", [0, 3])
+def test_scores_are_equal(thought_tokens: int):
+    model = thinker(thought_tokens=thought_tokens).eval()
     options: dict[str, Any] = {"thoughts": 2, "temperature": 1.0, "top": 3,
                                "think_when": ThinkWhen("entropy", 1.0)}  # fmt: skip
     expected = score(model, IDS, MASK, **options)
@@ -392,8 +415,28 @@ def test_samples_are_equal(
         assert sampled(moved(model), tokenizer, PROMPTS, SAMPLINGS[how]) == expected
 
 
-def sampled(model: Any, tokenizer: Any, prompts: list[str], params: SamplingParams) -> list[Any]:
-    return TransformersSampler(model, tokenizer=tokenizer, batch_size=3).sample(prompts, params)
+def sampled(
+    model: Any, tokenizer: Any, prompts: list[str], params: SamplingParams, **options: Any
+) -> list[Any]:
+    sampler = TransformersSampler(model, tokenizer=tokenizer, batch_size=3)
+    return sampler.sample(prompts, params, **options)
+
+
+def test_samples_are_equal_with_soft_caps_sliding_windows_and_prefix_tokens(tiny_model_dir: Path):
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model_dir)
+    torch.manual_seed(0)
+    sizes: dict[str, Any] = {
+        "vocab_size": len(tokenizer), "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
+        "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8, "initializer_range": 0.4,
+        "sliding_window": 20, "attn_logit_softcapping": 2.0, "attn_implementation": "eager",
+        "layer_types": ["sliding_attention", "full_attention"], "pad_token_id": 0,
+    }  # fmt: skip
+    model = Gemma2ForCausalLM(Gemma2Config(**sizes))
+    given = {"prefix_tokens": [(5, 6), (7,), (), (8, 9)]}
+    expected = sampled(model, tokenizer, PROMPTS, SAMPLINGS["drawn"], **given)
+    with second_device():
+        found = sampled(moved(model), tokenizer, PROMPTS, SAMPLINGS["drawn"], **given)
+    assert found == expected
 
 
 def test_samples_of_a_quiet_model_are_equal(tiny_model_dir: Path):
@@ -409,13 +452,19 @@ def test_the_shared_prefix_loop_uses_the_kernel(tiny_model_dir: Path, calls: dic
         sampler = TransformersSampler(tiny_model_dir, device="cuda")
         sampler.sample(PROMPTS, SAMPLINGS["greedy"])
     assert isinstance(sampler._loop, prefix_loop.SharedPrefixLoop)
+    assert max(map(len, sampler._loop._prefixes)) > 100
     assert calls["efficient"]
     assert "flash_for_cpu" not in calls
 
 
 @pytest.mark.parametrize("window", [None, 20], ids=["", "sliding window"])
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_log_probabilities_are_equal(window: int | None, dtype: Any, tiny_model_dir: Path):
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float32, plain"])
+def test_log_probabilities_are_equal(
+    window: int | None, dtype: Any, tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch
+):
+    if "plain" in dtype:
+        monkeypatch.setattr(local_scorer, "shared_prefix_loop", lambda *given: "of the test")
+    dtype = dtype.split(",")[0]
     tokenizer = AutoTokenizer.from_pretrained(tiny_model_dir)
     model: Any = AutoModelForCausalLM.from_pretrained(tiny_model_dir, dtype=dtype)
     if window is not None:
@@ -485,6 +534,22 @@ def test_devices_are_chosen_when_there_is_a_gpu(
         verifier.close()
         assert freed == ["cache"]
         assert peak_memory() == 3.0
+        check_device("cuda")
+    with pytest.raises(ValueError, match="device must be"):
+        check_device("cuda")
+
+
+def test_a_trained_model_is_opened_on_the_gpu(
+    tiny_model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    save_quiet(*thinking(tiny_model_dir), tmp_path)
+    expected = open_trained(str(tmp_path))[0].generate(IDS, MASK.flip(1), max_new_tokens=2)
+    with second_device():
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+        model, _ = open_trained(str(tmp_path))
+        assert {one.device for one in model.parameters()} == {DEVICE}
+        found = model.generate(remote(IDS), remote(MASK.flip(1)), max_new_tokens=2)
+    assert local(found).tolist() == expected.tolist()
 
 
 def test_fingerprints_are_equal(tiny_model_dir: Path):
@@ -618,6 +683,22 @@ def test_fine_tuning_is_equal(
     )
     for name, weight in one.items():
         assert_close(two[name], weight, rtol=1e-2, atol=1e-3)
+
+
+def test_one_process_trains_on_one_gpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    """Otherwise transformers would use DataParallel, which multiplies the batch size."""
+    devices = property(lambda self: 1 if getattr(self, "_n_gpu", 2) == 1 else 2)
+    monkeypatch.setattr(transformers.TrainingArguments, "n_gpu", devices)
+    assert quiet_arguments(tmp_path).n_gpu == 1
+    assert _shared(sft_config(tmp_path)).n_gpu == 1
+
+
+def test_more_processes_than_gpus_are_refused(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    _refuse_too_few_devices(Launch("torchrun", num_processes=2))
+    with pytest.raises(ValueError, match="3 processes need one GPU each, but this machine has 2"):
+        _refuse_too_few_devices(Launch("torchrun", num_processes=3))
 
 
 def test_the_time_of_an_update_includes_the_work_of_the_device(

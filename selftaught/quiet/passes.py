@@ -97,7 +97,7 @@ class Reading:
         if form.plain:
             shares = query.device.type == "cpu" or (causal and query.dtype.itemsize == 2)
             if heads != groups and not shares:
-                # Kernels for other devices take grouped heads only without a mask and in 16 bits.
+                # On a GPU, only the flash kernel takes grouped heads, and it takes no mask.
                 key, value = (one.repeat_interleave(heads // groups, 1) for one in (key, value))
             return nn.functional.scaled_dot_product_attention(
                 query, key, value, attn_mask=None if causal else seen, is_causal=causal and new > 1,
