@@ -1,22 +1,16 @@
-"""Attention over several parts under one softmax: any number of parts, or two with CPU kernels.
+"""Attention over several parts under one softmax: with plain products, or two with a fused kernel.
 
 Shapes: B texts, R rows (one per text, thought and position), K key-value heads, Q queries of a
 group, X queries of all rows of a text, D head width.
 """
 
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-_flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
-_flash_backward = partial(
-    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward,
-    dropout_p=0.0,
-    is_causal=False,
-)
+from selftaught.samplers.local.fused_attention import Kernel, joined
 
 
 @dataclass(frozen=True)
@@ -87,11 +81,11 @@ def _by_text(total_RKQ: Tensor, shape: torch.Size) -> Tensor:
 
 
 class TwoPart(torch.autograd.Function):
-    """Attention over the text and the own thought with PyTorch's CPU flash attention kernel.
+    """Attention over the text and the own thought with a kernel that returns the log-sum-exp.
 
-    The kernel returns the log-sum-exp of the scores, with which the outputs of the two parts are
-    combined. The backward kernel recomputes the attention weights from the log-sum-exp. With the
-    combined log-sum-exp and the combined output, it returns the exact gradients of each part.
+    The outputs of the two parts are combined with the log-sum-exp of their scores. The backward
+    kernel recomputes the attention weights from the log-sum-exp. With the combined log-sum-exp and
+    the combined output, it returns the exact gradients of each part.
     """
 
     @staticmethod
@@ -105,22 +99,20 @@ class TwoPart(torch.autograd.Function):
         prefix_bias: Tensor,
         own_bias: Tensor,
         scale: float,
+        kernel: Kernel,
     ) -> Tensor:
-        texts = len(prefix_key)
-        query_BKXD = _vectors_by_text(query_RKQD, texts)
-        prefix_out, prefix_total = _flash(
-            query_BKXD, prefix_key, prefix_value, attn_mask=prefix_bias, scale=scale
+        query_BKXD = _vectors_by_text(query_RKQD, len(prefix_key))
+        prefix_out, prefix_total = kernel.forward(
+            query_BKXD, prefix_key, prefix_value, prefix_bias, scale
         )
-        own_out, own_total = _flash(query_RKQD, key, value, attn_mask=own_bias, scale=scale)
+        own_out, own_total = kernel.forward(query_RKQD, key, value, own_bias, scale)
         prefix_out = _vectors_by_row(prefix_out, query_RKQD)
         prefix_total = _by_row(prefix_total, own_total)
-        share = torch.sigmoid(prefix_total - own_total)[..., None].to(own_out.dtype)
-        out = torch.lerp(own_out, prefix_out, share)
-        total = torch.logaddexp(prefix_total, own_total)
+        out, total = joined(own_out, own_total, prefix_out, prefix_total)
         ctx.save_for_backward(
             query_RKQD, prefix_key, prefix_value, key, value, prefix_bias, own_bias, out, total
         )
-        ctx.scale = scale
+        ctx.scale, ctx.kernel = scale, kernel
         return out
 
     @staticmethod
@@ -131,16 +123,16 @@ class TwoPart(torch.autograd.Function):
         (grad,) = outputs
         grad, texts = grad.contiguous(), len(prefix_key)
         x_shape = torch.Size((texts, key.shape[1], query.shape[0] // texts * query.shape[2]))
-        prefix_query, prefix_key_grad, prefix_value_grad = _flash_backward(
-            _vectors_by_text(grad, texts), _vectors_by_text(query, texts), prefix_key, prefix_value, _vectors_by_text(out, texts),
-            _by_text(total, x_shape), attn_mask=prefix_bias, scale=ctx.scale,
+        prefix_query, prefix_key_grad, prefix_value_grad = ctx.kernel.backward(
+            _vectors_by_text(grad, texts), _vectors_by_text(query, texts), prefix_key, prefix_value,
+            prefix_bias, _vectors_by_text(out, texts), _by_text(total, x_shape), ctx.scale,
         )  # fmt: skip
-        query_grad, key_grad, value_grad = _flash_backward(
-            grad, query, key, value, out, total, attn_mask=own_bias, scale=ctx.scale
+        query_grad, key_grad, value_grad = ctx.kernel.backward(
+            grad, query, key, value, own_bias, out, total, ctx.scale
         )
         query_grad = query_grad + _vectors_by_row(prefix_query, query)
         return (
-            query_grad, prefix_key_grad, prefix_value_grad, key_grad, value_grad, None, None, None
+            query_grad, prefix_key_grad, prefix_value_grad, key_grad, value_grad, None, None, None, None
         )  # fmt: skip
 
 

@@ -11,8 +11,9 @@ K lookahead tokens, D hidden width, V vocabulary.
 
 import warnings
 from collections.abc import Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -144,7 +145,7 @@ class QuietLM(nn.Module):
         # recomputation has to set this attention again.
         given = (gradient_checkpointing_kwargs or {}) | {
             "use_reentrant": False,
-            "context_fn": lambda: (nullcontext(), thoughtful(self.base)),
+            "context_fn": partial(_contexts, self.base),  # follows `copy.deepcopy`
         }
         self.base.gradient_checkpointing_enable(given, **more)
 
@@ -401,3 +402,8 @@ class QuietLM(nn.Module):
             log_prob_BNJK.detach(),
             weight_BNJK.detach(),
         )  # fmt: skip
+
+
+def _contexts(base: PreTrainedModel) -> tuple[AbstractContextManager[None], ...]:
+    """Return the contexts of a checkpointed layer: of its forward pass and of its recomputation."""
+    return nullcontext(), thoughtful(base)

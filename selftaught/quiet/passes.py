@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from selftaught.quiet.attention import Rule
 from selftaught.quiet.kernels import Form, TwoPart, joint
+from selftaught.samplers.local.fused_attention import aligned, kernel_for
 
 HIDDEN = -30000.0
 """Added to the scores of masked tokens. Finite, so that a query whose text is completely masked
@@ -94,6 +95,10 @@ class Reading:
             self._seen[rule, new, stored] = (seen, causal)
         seen, causal = self._seen[rule, new, stored]
         if form.plain:
+            shares = query.device.type == "cpu" or (causal and query.dtype.itemsize == 2)
+            if heads != groups and not shares:
+                # On a GPU, only the flash kernel takes grouped heads, and it takes no mask.
+                key, value = (one.repeat_interleave(heads // groups, 1) for one in (key, value))
             return nn.functional.scaled_dot_product_attention(
                 query, key, value, attn_mask=None if causal else seen, is_causal=causal and new > 1,
                 scale=form.scale, enable_gqa=True,
@@ -153,10 +158,11 @@ class Thinking:
         query_RKQD = query.reshape(rows, groups, -1, width)
         prefix_key = self.key_BKTD[layer][:, :, : self.shown]
         prefix_value = self.value_BKTD[layer][:, :, : self.shown]
-        if query.device.type == "cpu" and form.plain and key.shape == value.shape:
+        kernel = kernel_for(query_RKQD, key, value) if form.plain else None
+        if kernel is not None:
             out = TwoPart.apply(
-                query_RKQD, prefix_key, prefix_value, key, value, prefix_bias, own_bias, form.scale
-            )
+                query_RKQD, prefix_key, prefix_value, key, value, prefix_bias, own_bias, form.scale, kernel
+            )  # fmt: skip
             return out.reshape(rows, heads, new, -1)
         by_text = query_RKQD.reshape(texts, -1, groups, query_RKQD.shape[2], width).transpose(1, 2)
         parts = [
@@ -193,8 +199,9 @@ class Thinking:
                 own = own_BJUS[:, None, :, None].expand(texts, self.thoughts, -1, 1, -1, -1)
                 own = own.reshape(-1, 1, new, len(own_S))
             own = own.expand(-1, per_group, -1, -1).reshape(len(own), 1, -1, len(own_S))
-            self._biases[rule] = (
-                (~seen).to(query.dtype) * HIDDEN,
-                (~own).to(query.dtype) * HIDDEN,
-            )
+            biases = ((~one).to(query.dtype) * HIDDEN for one in (seen, own))
+            if query.device.type != "cpu":  # once for all layers
+                biases = map(aligned, biases)
+            prefix_bias, own_bias = biases
+            self._biases[rule] = (prefix_bias, own_bias)
         return self._biases[rule]

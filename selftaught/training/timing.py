@@ -59,5 +59,7 @@ def seconds_per_example(
         seconds.append(time.perf_counter() - started)
     started = time.perf_counter()
     optimizer.step()
+    if device is not None:
+        torch.accelerator.synchronize(device)
     update = time.perf_counter() - started
     return seconds[-1] / count + update / train_batch_size

@@ -23,6 +23,7 @@ from transformers import AttentionInterface, Cache, DynamicCache, PreTrainedMode
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from selftaught.samplers.base import SamplingParams
+from selftaught.samplers.local.fused_attention import aligned, kernel_for
 from selftaught.samplers.local.token_choice import Decoding, choose
 
 ATTENTION = "two_part"
@@ -152,6 +153,9 @@ class _Window:
                     prefix_QP = gone_BGTP.reshape(-1, shared).to(dtype) * HIDDEN
             hidden_BGTS = hidden_B1TS.expand(-1, per_group, -1, -1)
             own_B1QS = hidden_BGTS.reshape(rows, 1, per_group * new, -1).to(dtype) * HIDDEN
+            if own_B1QS.device.type != "cpu":  # once for all layers
+                own_B1QS = aligned(own_B1QS)
+                prefix_QP = None if prefix_QP is None else aligned(prefix_QP)
             self._biases[sliding] = (own_B1QS, prefix_QP)
         return self._biases[sliding]
 
@@ -271,12 +275,9 @@ def _attend(
 
     The log-sum-exp is needed to combine parts as under one softmax.
     """
-    if query.device.type == "cpu" and softcap is None and key.shape == value.shape:
-        # The kernel of `scaled_dot_product_attention`, which does not return the log-sum-exp
-        # itself.
-        out, total = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
-            query, key, value, attn_mask=bias, scale=1.0
-        )
+    kernel = kernel_for(query, key, value) if softcap is None else None
+    if kernel is not None:
+        out, total = kernel.forward(query, key, value, bias, 1.0)
         return out, total[..., None]
     score = (query @ key.transpose(-1, -2)).float()
     if softcap is not None:
