@@ -51,11 +51,12 @@ METHODS = (
     "untrained", "continued", f"pause-{TERMS + 2}",
     *(f"weight-{weight}" for weight in WEIGHTS),
     *(f"weight-{weight}-thoughts-{count}" for count in THOUGHTS for weight in ("0", "10")),
-    "distilled-kl", "distilled-reward",
+    "distilled-kl", "distilled-reward", "rlp",
 )  # fmt: skip
 """What is run, with `weight-0` before what is compared with it. "untrained" predicts with the thoughts of the base model alone. "weight-10" has four thoughts
 per position, "weight-10-thoughts-2" two. "distilled-kl" is a plain model that learned for as many steps what
-"weight-10" predicts after a greedy thought (docs/methods/fast_quiet_star.md). All have the loss without thoughts (`base_nll_weight=1`), except
+"weight-10" predicts after a greedy thought (docs/methods/fast_quiet_star.md). "rlp" is the preset of RLP
+with as many thoughts at as many positions. All have the loss without thoughts (`base_nll_weight=1`), except
 names that end in "-alone"."""
 PRETRAINING = {"steps": 800, "batch": 64, "learning_rate": 3e-3, "warmup": 30}
 CONTINUED = {"max_steps": 200, "per_device_train_batch_size": 16, "learning_rate": 3e-4, "warmup_steps": 10}  # fmt: skip
@@ -189,7 +190,15 @@ def measure_plain(model: Any, tokenizer: Any, after: str) -> list[dict[str, floa
 
 
 def quiet_config(method: str) -> QuietConfig:
-    """Return the options of `weight-10`, `weight-10-thoughts-2` or `weight-10-alone`."""
+    """Return the options of `weight-10`, `weight-10-thoughts-2`, `weight-10-alone` or `rlp`."""
+    if method == "rlp":
+        return QuietConfig.rlp(
+            thought_tokens=TERMS,
+            thought_may_end=False,
+            thoughts=4,
+            positions="all",
+            initial_text="(",
+        )
     parts = method.split("-")
     count = int(parts[3]) if parts[2:3] == ["thoughts"] else 4
     return QuietConfig(
@@ -220,7 +229,7 @@ def run(method: str, base: Path, out: Path, seed: int) -> list[dict[str, float]]
         model, tokenizer = with_thoughts(base, seed, quiet_config("weight-0"))
         model.mixing = Trusting()  # type: ignore[assignment]
         return measure_thoughts(model, tokenizer)
-    if method.startswith(("weight", "distilled")):
+    if method.startswith(("weight", "distilled", "rlp")):
         taught = "weight-10" if method.startswith("distilled") else method
         model, tokenizer = with_thoughts(base, seed, quiet_config(taught))
         arguments = quiet_arguments(out / "checkpoints", seed=seed, save_steps=1000, **CONTINUED)

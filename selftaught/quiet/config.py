@@ -22,9 +22,9 @@ class QuietConfig:
     """Options of Quiet-STaR (Zelikman et al. 2024, arXiv:2403.09629).
 
     `paper()` and `authors_code()` return the two published settings; `rlp()` returns those of RLP, a
-    successor of Quiet-STaR. The defaults come from
-    `recipes/quiet_scratchpad.py`: they train a small model at a learning rate of 2e-4, where the
-    published REINFORCE weight dominates all other loss terms.
+    successor of Quiet-STaR. The defaults come from `recipes/quiet_reinforce.py` and
+    `recipes/quiet_scratchpad.py`: they train small models at learning rates of 2e-4 to 3e-4, where
+    the published REINFORCE weight dominates all other loss terms.
     """
 
     thought_tokens: int = 12
@@ -64,8 +64,8 @@ class QuietConfig:
     """Baseline of the advantage in REINFORCE: "log_mean" (log of the mean probability over the
     thoughts of a position, Algorithm 1), "mean_log" (mean of the log-probabilities, the authors'
     code) or "ema" (RLP: the reward is the gain over the prediction of a moving average of the
-    weights without a thought, and its mean over the thoughts is subtracted). See
-    `losses.rewards`."""
+    weights without a thought, and its mean over the thoughts is subtracted). With
+    "log_mean", an advantage is at most log(`thoughts`) per lookahead token. See `losses.rewards`."""
     ema_decay: float = 0.999
     """Decay of the moving average of the weights per optimizer step, in [0, 1). 0 means that the
     average is the model itself, and no copy is made. Used if `baseline` is "ema"."""
@@ -84,17 +84,19 @@ class QuietConfig:
     reinforce_temperature: float = 1.0
     """Temperature of the log-probabilities of thought tokens in REINFORCE. 3 in Appendix A. With 1,
     the gradient is that of the distribution the thoughts were sampled from."""
-    reinforce_weight: float = 0.1
+    reinforce_weight: float = 10.0
     """Weight of the REINFORCE loss. 1e6 in quiet-star-train.py (`policy_loss_beta`), at a learning
-    rate of 1e-6. 0 disables REINFORCE."""
+    rate of 1e-6. 0 disables REINFORCE. Advantages are sums over the lookahead and the next-token
+    loss is a mean over it, so a weight of 1 weighs an advantage `lookahead` times as much as the same
+    gain in the next-token loss."""
     reinforce_reduction: Literal["sum", "mean"] = "sum"
     """Reduction over the tokens of a thought: "sum" (the log-probability of the whole thought,
     Algorithm 1) or "mean" (the authors' code and RLP)."""
     nll_weight: float = 1.0
     """Weight of the next-token loss with thoughts. 1 in Algorithm 1, 0.5 in the authors' code."""
-    base_nll_weight: float = 0.0
-    """Weight of the next-token loss without thoughts. 0 in Algorithm 1, 0.5 in the authors'
-    code."""
+    base_nll_weight: float = 1.0
+    """Weight of the next-token loss without thoughts, so that the prediction without a thought does
+    not get worse while thoughts are learned. 0 in Algorithm 1, 0.5 in the authors' code."""
     last_position_learns: bool = True
     """Apply REINFORCE to the last position that has a complete lookahead, too. The authors' code
     leaves it out."""
@@ -211,6 +213,12 @@ class QuietConfig:
         if self.reinforce_weight == 0 or self.thought_tokens == 0:
             return None
         change = "or set reinforce_weight=0 to train without REINFORCE."
+        if self.nll_weight == 0 and self.mix != "none":
+            return (
+                f"With nll_weight=0 the mixing head of mix={self.mix!r} is not trained: thoughts keep a "
+                "weight of 0, so every advantage is 0 and no thought is reinforced. Set nll_weight=1, "
+                f"or mix='none', {change}"
+            )
         if self.thoughts == 1 and self.baseline == "log_mean":
             return (
                 "With thoughts=1 the baseline 'log_mean' equals the log-probability of the only "
