@@ -10,7 +10,7 @@ Shapes: B texts, T tokens, H query heads, K key-value heads, D head width.
 """
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -138,3 +138,8 @@ def thoughtful(model: PreTrainedModel) -> Iterator[None]:
         yield
     finally:
         model.set_attn_implementation(own)
+
+
+def checkpoint_contexts(base: PreTrainedModel) -> tuple[AbstractContextManager[None], ...]:
+    """Return the contexts of a checkpointed layer: of its forward pass and of its recomputation."""
+    return nullcontext(), thoughtful(base)

@@ -11,7 +11,6 @@ K lookahead tokens, D hidden width, V vocabulary.
 
 import warnings
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -20,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from selftaught.quiet.attention import thoughtful
+from selftaught.quiet.attention import checkpoint_contexts, thoughtful
 from selftaught.quiet.chunks import even_chunks, in_chunks, positions_per_chunk
 from selftaught.quiet.config import HEAD_TOKENS, QuietConfig
 from selftaught.quiet.drawn import Drawn, draw_thoughts, given_thoughts
@@ -145,7 +144,7 @@ class QuietLM(nn.Module):
         # recomputation has to set this attention again.
         given = (gradient_checkpointing_kwargs or {}) | {
             "use_reentrant": False,
-            "context_fn": partial(_contexts, self.base),  # follows `copy.deepcopy`
+            "context_fn": partial(checkpoint_contexts, self.base),  # follows `copy.deepcopy`
         }
         self.base.gradient_checkpointing_enable(given, **more)
 
@@ -402,8 +401,3 @@ class QuietLM(nn.Module):
             log_prob_BNJK.detach(),
             weight_BNJK.detach(),
         )  # fmt: skip
-
-
-def _contexts(base: PreTrainedModel) -> tuple[AbstractContextManager[None], ...]:
-    """Return the contexts of a checkpointed layer: of its forward pass and of its recomputation."""
-    return nullcontext(), thoughtful(base)
