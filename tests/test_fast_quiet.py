@@ -92,7 +92,9 @@ def test_stages_are_read_and_bad_ones_refused_in_words(tiny_model_dir: Path):
             stages_of([bad])
     model, _ = thinking(tiny_model_dir)
     check_stages(model, stages_of(["400/8"]), 24)
-    with pytest.raises(ValueError, match=r"Stage 2 of the curriculum .500/8. needs 534 tokens .* the model has 512"):
+    with pytest.raises(
+        ValueError, match=r"Stage 2 of the curriculum .500/8. needs 534 tokens .* the model has 512"
+    ):
         check_stages(model, stages_of(["16/8", "500/8"]), 24)
 
 

@@ -257,7 +257,7 @@ def test_passes_and_tokens_are_those_counted_by_hand(thinking_dir: Path):
     assert model.get_model_info()["selftaught"] == {
         "thinking": {
             "thought_tokens": LENGTH, "thoughts": 2, "thought_temperature": 1.0,
-            "think_when": "always", "threshold": 0.0, "seed": 0,
+            "think_when": "trained", "pattern": None, "threshold": 0.0, "seed": 0,
         },
         "processes": 1,
         "cost": {
@@ -295,7 +295,7 @@ def test_options_that_have_no_effect_are_refused(
         ({"batch_size": "auto"}, "batch_size as a whole number; got 'auto'"),
         ({"max_length": BESIDE}, "takes 5 tokens, and the context has 5"),
         ({"thoughts": 2}, "2 thoughts at temperature 0"),
-        ({"think_when": "often"}, "think_when must be always, entropy, gate or never"),
+        ({"think_when": "often"}, "think_when must be trained, always, pattern"),
         ({"think_when": "gate"}, "needs a model with a gate"),
     ]:
         with pytest.raises(ValueError, match=message):

@@ -5,6 +5,7 @@ import torch
 from naive_quiet import quiet, texts, tiny
 from narrowed import tensor
 
+from selftaught.models.embedded import character_tokenizer
 from selftaught.quiet.config import QuietConfig
 from selftaught.quiet.continuations import Continuation, score_continuations
 from selftaught.quiet.evaluation import score
@@ -16,6 +17,9 @@ HOW = {
     "greedy": GREEDY,
     "sampled": SAMPLED,
     "entropy": ThoughtParams(think_when=ThinkWhen("entropy", 2.4)),
+    "pattern": ThoughtParams(
+        think_when=ThinkWhen("pattern", pattern="[0-4a-e]", tokenizer=character_tokenizer())
+    ),
     "never": ThoughtParams(think_when=ThinkWhen("never")),
 }
 
@@ -48,6 +52,11 @@ def alone(model: QuietLM, one: Continuation, how: ThoughtParams) -> tuple[float,
     assert found.top_with is not None
     best = found.top_with[0, 0, -one.scored :, 0].long().tolist()
     return found.with_BT[0, -one.scored :].double().sum().item(), best == [*one.ids[-one.scored :]]
+
+
+def test_the_pattern_matches_at_some_positions_only(model: QuietLM):
+    thinks = score(model, texts([40])[0], None, HOW["pattern"]).thinks_BT.float().mean().item()
+    assert 0.1 < thinks < 0.9
 
 
 @pytest.mark.parametrize("batch_size", [1, 3, 50])

@@ -40,8 +40,6 @@ def distill(how: DistillOptions) -> None:
     Raises:
         ValueError: an option, the model or a text cannot be used; the message names it.
     """
-    from transformers.trainer_utils import set_seed
-
     from selftaught.quiet import distillation
     from selftaught.quiet.spans import Spans, consecutive, spans
     from selftaught.quiet.training import quiet_arguments
@@ -62,7 +60,6 @@ def distill(how: DistillOptions) -> None:
     held_out = consecutive(Spans(texts.texts[taught:], how.length))[:MEASURED]
     arguments = quiet_arguments(how.out / "checkpoints", **trainer_options(how, 1e-6))
     main = arguments.process_index == 0
-    set_seed(how.seed)
     with (
         tracked(how.out, "distillation", main=main) as reporter,
         reporter.progress("training", max(how.max_steps, 0)) as advance,

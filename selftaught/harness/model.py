@@ -14,7 +14,7 @@ import torch
 from lm_eval.api.registry import register_model
 from lm_eval.models import huggingface
 from tqdm import tqdm
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from selftaught.harness.cost import CostMeter
 from selftaught.quiet.continuations import Continuation, Likelihood, score_continuations
@@ -46,8 +46,10 @@ class SelfTaughtLM(HFLM):
             `tokenizer`).
         thoughts: number of thoughts per token. Default: 1.
         thought_temperature: sampling temperature of thoughts. Default: 0, greedy decoding.
-        think_when: where to think: "always" (the default), "entropy", "gate" or "never"; see
-            `ThinkWhen`.
+        think_when: where to think: "trained" (the default), "always", "pattern", "answer",
+            "entropy", "gate" or "never"; see `ThinkWhen`.
+        pattern: regular expression for "pattern", or of the marker for "answer". Default: that of
+            the training.
         threshold: threshold for "entropy" and "gate", in nats. Default: 0.
         seed: random seed for thoughts. Default: 0. Scored texts have the same random numbers in
             every batch. Generated texts have others if `batch_size` changes.
@@ -64,13 +66,14 @@ class SelfTaughtLM(HFLM):
         thoughts: int | None = None,
         thought_temperature: float | None = None,
         think_when: str | None = None,
+        pattern: str | None = None,
         threshold: float | None = None,
         seed: int | None = None,
         **options: Any,
     ) -> None:
         asked = {
             "thoughts": thoughts, "thought_temperature": thought_temperature,
-            "think_when": think_when, "threshold": threshold, "seed": seed,
+            "think_when": think_when, "pattern": pattern, "threshold": threshold, "seed": seed,
         }  # fmt: skip
         given = {name: value for name, value in asked.items() if value is not None}
         if isinstance(pretrained, QuietLM):
@@ -82,7 +85,7 @@ class SelfTaughtLM(HFLM):
         super().__init__(pretrained, **options)
         loaded = self.model
         self._quiet = loaded.quiet if isinstance(loaded, QuietForCausalLM) else None
-        self._how = _thinking(**given)
+        self._how = _thinking(self.tokenizer, **given)
         if self._quiet is None:
             self._check_plain(given)
             self._meter = CostMeter(loaded)
@@ -121,8 +124,8 @@ class SelfTaughtLM(HFLM):
         thinking = None if self._quiet is None else {
             "thought_tokens": self._quiet.quiet_config.thought_tokens,
             "thoughts": how.thoughts, "thought_temperature": how.temperature,
-            "think_when": how.think_when.rule, "threshold": how.think_when.threshold,
-            "seed": how.seed,
+            "think_when": how.think_when.rule, "pattern": how.think_when.pattern,
+            "threshold": how.think_when.threshold, "seed": how.seed,
         }  # fmt: skip
         ours = {"thinking": thinking, "processes": self.world_size, "cost": self._meter.to_dict()}
         return super().get_model_info() | {"selftaught": ours}
@@ -227,9 +230,12 @@ register_model("selftaught")(SelfTaughtLM)  # not a decorator, which would hide 
 
 
 def _thinking(
+    tokenizer: PreTrainedTokenizerBase,
+    *,
     thoughts: int = 1,
     thought_temperature: float = 0.0,
-    think_when: Any = "always",
+    think_when: Any = "trained",
+    pattern: str | None = None,
     threshold: float = 0.0,
     seed: int = 0,
 ) -> ThoughtParams:
@@ -237,7 +243,7 @@ def _thinking(
     return ThoughtParams(
         int(thoughts),
         float(thought_temperature),
-        ThinkWhen(think_when, float(threshold)),
+        ThinkWhen(think_when, float(threshold), pattern, tokenizer),
         int(seed),
     )
 

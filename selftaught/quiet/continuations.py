@@ -20,6 +20,7 @@ from selftaught.quiet.model import QuietLM
 from selftaught.quiet.next_token import mixed_at
 from selftaught.quiet.spans import padded
 from selftaught.quiet.thoughts import at_positions, language_head, read
+from selftaught.quiet.where import matcher_of
 
 
 @dataclass(frozen=True)
@@ -164,12 +165,19 @@ def _predictions(
     log_prob_BJ = torch.zeros(position_BJ.shape, device=ids_BT.device)
     best_BJ, thinks_BJ = torch.zeros_like(log_prob_BJ).bool(), torch.zeros_like(log_prob_BJ).bool()
     last_BV = torch.empty(0)
+    matcher = matcher_of(how.think_when, model.quiet_config)
+    matches_BJ = None
+    if matcher is not None:
+        matches_BJ = at_positions(matcher.masks(ids_BT, mask_BT), position_BJ)
     with thoughtful(model.base):
         prefix = read(model.base, ids_BT, mask_BT)
         for column_C in column_J.split(AT_ONCE):
             hidden_BCD = at_positions(prefix.hidden_BTD, position_BJ[:, column_C])
             before_BCV = language_head(model.base)(hidden_BCD).float().log_softmax(-1)
-            thinks_BJ[:, column_C] = wanted(model.gate, how.think_when, hidden_BCD, before_BCV)
+            matches_BC = None if matches_BJ is None else matches_BJ[:, column_C]
+            thinks_BJ[:, column_C] = wanted(
+                model.gate, how.think_when, hidden_BCD, before_BCV, matches_BC
+            )
             next_BC, last_BV = next_BJ[:, column_C], before_BCV[:, -1]
             log_prob_BJ[:, column_C] = before_BCV.gather(2, next_BC[..., None])[..., 0]
             best_BJ[:, column_C] = before_BCV.argmax(-1) == next_BC
@@ -179,8 +187,9 @@ def _predictions(
             position_BC, next_BC = (at_positions(one, column_BC) for one in (position_BJ, next_BJ))
             hidden_BCD = at_positions(prefix.hidden_BTD, position_BC)
             uniform_BNCS = at_positions(uniform_BJNS, column_BC).transpose(1, 2)
+            matches_BC = None if matches_BJ is None else at_positions(matches_BJ, column_BC)
             mixed_BCV = mixed_at(
-                model, prefix, hidden_BCD, position_BC, uniform_BNCS, how
+                model, prefix, hidden_BCD, position_BC, uniform_BNCS, how, matches_BC
             ).mixed_BJV
             log_prob_BJ.scatter_(1, column_BC, mixed_BCV.gather(2, next_BC[..., None])[..., 0])
             best_BJ.scatter_(1, column_BC, mixed_BCV.argmax(-1) == next_BC)
