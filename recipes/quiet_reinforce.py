@@ -51,13 +51,14 @@ METHODS = (
     "untrained", "continued", f"pause-{TERMS + 2}",
     *(f"weight-{weight}" for weight in WEIGHTS),
     *(f"weight-{weight}-thoughts-{count}" for count in THOUGHTS for weight in ("0", "10")),
+    "weight-0-base-3", "weight-10-base-3", "weight-10-base-0",
     "distilled-kl", "distilled-reward", "rlp",
 )  # fmt: skip
-"""What is run, with `weight-0` before what is compared with it. "untrained" predicts with the thoughts of the base model alone. "weight-10" has four thoughts
-per position, "weight-10-thoughts-2" two. "distilled-kl" is a plain model that learned for as many steps what
-"weight-10" predicts after a greedy thought (docs/methods/fast_quiet_star.md). "rlp" is the preset of RLP
-with as many thoughts at as many positions. All have the loss without thoughts (`base_nll_weight=1`), except
-names that end in "-alone"."""
+"""What is run, with `weight-0` before what is compared with it. "untrained" predicts with the thoughts of the
+base model alone. "weight-10" has four thoughts per position, "weight-10-thoughts-2" two. The loss without thoughts
+has a weight of 1 (`base_nll_weight`), in "weight-10-base-3" of 3. "distilled-kl" is a plain model that learned for
+as many steps what "weight-10" predicts after a greedy thought (docs/methods/fast_quiet_star.md). "rlp" is the
+preset of RLP with as many thoughts at as many positions."""
 PRETRAINING = {"steps": 800, "batch": 64, "learning_rate": 3e-3, "warmup": 30}
 CONTINUED = {"max_steps": 200, "per_device_train_batch_size": 16, "learning_rate": 3e-4, "warmup_steps": 10}  # fmt: skip
 
@@ -190,7 +191,7 @@ def measure_plain(model: Any, tokenizer: Any, after: str) -> list[dict[str, floa
 
 
 def quiet_config(method: str) -> QuietConfig:
-    """Return the options of `weight-10`, `weight-10-thoughts-2`, `weight-10-alone` or `rlp`."""
+    """Return the options of a method such as `weight-10`, `weight-10-base-3` or `rlp`."""
     if method == "rlp":
         return QuietConfig.rlp(
             thought_tokens=TERMS,
@@ -200,10 +201,10 @@ def quiet_config(method: str) -> QuietConfig:
             initial_text="(",
         )
     parts = method.split("-")
-    count = int(parts[3]) if parts[2:3] == ["thoughts"] else 4
+    given = {name: float(value) for name, value in zip(parts[::2], parts[1::2], strict=True)}
     return QuietConfig(
-        thought_tokens=TERMS, thoughts=count, lookahead=2, initial_text="(",
-        reinforce_weight=float(parts[1]), base_nll_weight=0.0 if parts[-1] == "alone" else 1.0,
+        thought_tokens=TERMS, thoughts=int(given.get("thoughts", 4)), lookahead=2, initial_text="(",
+        reinforce_weight=given["weight"], base_nll_weight=given.get("base", 1.0),
     )  # fmt: skip
 
 
