@@ -1,7 +1,10 @@
 """The texts and the arithmetic of the recipe that shows what thoughts gain."""
 
+import importlib
 import importlib.util
+import random
 import re
+from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 from types import ModuleType
@@ -61,3 +64,48 @@ def test_intervals_are_over_sums(recipe: ModuleType):
     assert mean == 4
     assert high - mean == pytest.approx(1.96 * (7 / 3) ** 0.5)
     assert low == pytest.approx(8 - high)
+
+
+@pytest.fixture(scope="module")
+def reinforce() -> Iterator[ModuleType]:
+    folder = Path(__file__).parent.parent / "recipes"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(folder)
+        yield importlib.import_module("quiet_reinforce")
+
+
+def test_thoughts_of_the_reinforce_recipe_are_the_sums_so_far(reinforce: ModuleType):
+    assert reinforce.sums_so_far((1, 3, 0, 2)) == "1441"
+    draw, right = random.Random(0), 0
+    for kind in ("idle", "noisy", "honest"):
+        for _ in range(200):
+            terms = reinforce.random_terms(draw, frozenset(reinforce.held_out()))
+            direct = reinforce.text(draw, terms, kind, direct=True)
+            assert direct == "\n" + "".join(map(str, terms)) + f"={sum(terms) % 5}\n"
+            aside = reinforce.text(draw, terms, kind, direct=False)
+            found = re.fullmatch(r"\n\d{4}=\((.{4})\)\d\n", aside)
+            assert found is not None
+            right += kind == "honest" and found[1] == reinforce.sums_so_far(terms)
+    assert right == 200
+
+
+def test_held_out_sums_of_the_reinforce_recipe_are_a_fifth(reinforce: ModuleType):
+    sums, held_out = reinforce.all_sums(), reinforce.held_out()
+    assert len(set(sums)) == 5**4 and set(held_out) < set(sums)
+    assert 0.15 < len(held_out) / len(sums) < 0.25
+    draw = random.Random(1)
+    drawn = {reinforce.random_terms(draw, frozenset(held_out)) for _ in range(2000)}
+    assert not drawn & set(held_out)
+
+
+def test_methods_of_the_reinforce_recipe_name_their_options(reinforce: ModuleType):
+    config = reinforce.quiet_config("weight-10-thoughts-8-base-3")
+    assert (config.reinforce_weight, config.thoughts, config.base_nll_weight) == (10, 8, 3)
+    assert reinforce.quiet_config("weight-0.1").base_nll_weight == 1
+    assert reinforce.unreinforced("weight-10-base-3") == "weight-0-base-3"
+    assert reinforce.unreinforced("weight-0") == ""
+
+
+def test_intervals_over_seeds_are_those_of_students_t(reinforce: ModuleType):
+    # Mean 2, standard deviation 1, three seeds: 4.303 / sqrt(3) = 2.484.
+    assert reinforce.over_seeds([1, 2, 3]) == "2.000 [-0.484, 4.484]"
