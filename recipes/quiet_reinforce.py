@@ -1,18 +1,19 @@
-"""Does REINFORCE improve thoughts? Quiet-STaR at several REINFORCE weights, on sums of four digits.
+"""Does REINFORCE improve thoughts? Quiet-STaR at several weights, on sums of four one-digit numbers.
 
     python recipes/quiet_reinforce.py --out runs/quiet_reinforce
     python recipes/quiet_reinforce.py --out runs/quiet_reinforce --table
 
 A character-level model is pretrained on sums modulo 5, such as `1302=`. Some texts give the answer
-directly, in the others four characters in brackets come first: `1302=(1441)1` has the sums so far. There are
-two kinds of base models:
+directly, in the others four characters in brackets come first: `1302=(1441)1` has the running sums. There are two
+kinds of base models:
 
-- "idle": half of the bracketed texts are dashes, 20% random digits and 30% the sums so far. The model
-  knows how to work a sum out, and usually does not.
-- "noisy": every sum so far is right with probability 0.6 and a random digit otherwise.
+- "idle": half of the bracketed texts are dashes, 20% random digits and 30% the running sums. The model can
+  compute the running sums but usually writes something else.
+- "noisy": each addition is replaced by a random digit with probability 0.4, and later sums continue from that
+  digit.
 
 Then 200 steps of training on texts that all give the answer directly: by Quiet-STaR with thoughts of four
-tokens, by training without thoughts, and with pause tokens. Measured on sums that no text contained, with eight
+tokens, RLP, distillation, training without thoughts, and with pause tokens. Measured on sums that no text contained, with eight
 *sampled* thoughts each: the share of thoughts in which all four sums are right, and the nats of the answer with
 and without a thought. Every result is stored; the same command continues where it stopped.
 """

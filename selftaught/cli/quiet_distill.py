@@ -29,9 +29,9 @@ class DistillOptions(StepOptions, RunOptions, ThinkOptions, TextOptions):
     learning_rate: float | None = None
     """Peak learning rate. Default: 1e-6 (the paper, for a model with 7 billion parameters)."""
     loss: Literal["kl", "reward"] = "kl"
-    """Loss: "kl", the divergence from the prediction with thoughts, over the whole vocabulary; or
-    "reward", the loss of the true token times the gain of the thinking model over this one (Fast
-    Quiet-STaR)."""
+    """Loss of the plain model (the student): "kl", the KL divergence from the prediction of the
+    trained model (the teacher), over the whole vocabulary; or "reward", the next-token loss times the
+    gain of the teacher over the student, at least 0 (a variant of the loss of Fast Quiet-STaR)."""
 
 
 def distill(how: DistillOptions) -> None:

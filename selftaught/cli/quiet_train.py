@@ -69,17 +69,17 @@ class RunOptions:
 
 @dataclass(frozen=True)
 class StepOptions:
-    """Optimizer steps; other options go to transformers by `--training`."""
+    """Optimizer steps. `--training.NAME VALUE` sets any other field of `TrainingArguments`."""
 
     heading: ClassVar[str] = "training"
 
     max_steps: int = -1
-    """Number of optimizer steps. -1: `num_train_epochs` decides."""
+    """Number of optimizer steps. -1: set by `num_train_epochs`."""
     num_train_epochs: float = 1.0
     """Number of passes over the texts."""
     learning_rate: float | None = None
-    """Peak learning rate. Default: 1e-5, or 1e-6 with the published presets (for a model with 7
-    billion parameters). A model with a million parameters learned at 2e-4."""
+    """Peak learning rate. Default: 1e-5, or 1e-6 with another preset (published for models with
+    1.7 to 12 billion parameters). A model with a million parameters learned at 2e-4."""
     per_device_train_batch_size: int = 8
     """Number of spans per device and forward pass. 8 in the paper."""
     gradient_accumulation_steps: int = 1
@@ -100,7 +100,7 @@ class TrainOptions(StepOptions, RunOptions, PresetOptions, ModelOptions, TextOpt
     curriculum: list[str] = field(default_factory=list)
     """Stages as THOUGHT_TOKENS/LOOKAHEAD, such as `16/8 12/4 8/4` (Fast Quiet-STaR). Each stage has
     `max_steps` steps and starts from the model of the stage before; the learning rate of
-    all stages after the first is half of `learning_rate`."""
+    all stages after the first is half of `learning_rate`. Not with `use_peft`."""
     use_peft: bool = False
     """Train a LoRA adapter and the embeddings of the two thought tokens, and merge them into the
     model, instead of training all weights."""

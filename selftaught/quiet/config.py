@@ -14,7 +14,7 @@ SAMPLED_AT_ONCE = 4
 needs less memory per position than the loss."""
 
 BY_TEXT = ("pattern", "answer")
-"""Values of `positions` for which the text decides; see `where`."""
+"""Values of `positions` that select positions by matching the text; see `where`."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class QuietConfig:
     code). `mix="log_probs"` requires "unit": that mixture is not normalized, so its loss has no
     lower bound for weights outside 0 to 1."""
     head_rate: float = 10.0
-    """Learning rate of the mixing head and of the gate, as a multiple of `learning_rate`. 1 in both
+    """Learning rate of the mixing head and of the gate, as a multiple of `learning_rate`. 1 in the
     published settings."""
     baseline: Literal["log_mean", "mean_log", "ema"] = "log_mean"
     """Baseline of the advantage in REINFORCE: "log_mean" (log of the mean probability over the
@@ -82,13 +82,12 @@ class QuietConfig:
     temperature: float = 1.0
     """Sampling temperature of thoughts in training. 1 in the paper."""
     reinforce_temperature: float = 1.0
-    """Temperature of the log-probabilities of thought tokens in REINFORCE. 3 in Appendix A. With 1,
-    the gradient is that of the distribution the thoughts were sampled from."""
+    """Temperature of the log-probabilities of thought tokens in REINFORCE. 3 in Appendix A. If it
+    equals `temperature`, the gradient is that of the distribution the thoughts were sampled from."""
     reinforce_weight: float = 10.0
     """Weight of the REINFORCE loss. 1e6 in quiet-star-train.py (`policy_loss_beta`), at a learning
-    rate of 1e-6. 0 disables REINFORCE. Advantages are sums over the lookahead and the next-token
-    loss is a mean over it, so a weight of 1 weighs an advantage `lookahead` times as much as the same
-    gain in the next-token loss."""
+    rate of 1e-6. 0 disables REINFORCE. An advantage is a sum over the lookahead tokens, and the
+    next-token loss is a mean over them; a weight of 1 / `lookahead` gives both the same scale."""
     reinforce_reduction: Literal["sum", "mean"] = "sum"
     """Reduction over the tokens of a thought: "sum" (the log-probability of the whole thought,
     Algorithm 1) or "mean" (the authors' code and RLP)."""
