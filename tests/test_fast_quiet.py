@@ -14,14 +14,21 @@ from transformers import AutoModelForCausalLM
 from selftaught.cli import main
 from selftaught.quiet.checkpoint import open_quiet
 from selftaught.quiet.config import QuietConfig
-from selftaught.quiet.curriculum import Stage, check_stages, stages_of, train_stages
+from selftaught.quiet.curriculum import (
+    Stage,
+    check_stage_folders,
+    check_stages,
+    stage_rate,
+    stages_of,
+    train_stages,
+)
 from selftaught.quiet.distillation import distill, distillation_loss, gain_kept
 from selftaught.quiet.model import QuietLM
 from selftaught.quiet.spans import consecutive, spans
 from selftaught.quiet.training import quiet_arguments
 
 
-def naive_mixture(model: QuietLM, text: Tensor) -> Tensor:
+def naive_mixture(model: QuietLM, text: Tensor, *, writable: bool = True) -> Tensor:
     """Log-probabilities of the next token after a greedy thought, by forward passes of whole sequences."""
     thought = [*text.tolist(), START]
     for _ in range(model.quiet_config.thought_tokens):
@@ -31,7 +38,10 @@ def naive_mixture(model: QuietLM, text: Tensor) -> Tensor:
     before = states(model, text)[0][-1]
     after = states(model, torch.tensor([*thought, END]))[0][-1]
     weight = model.mixing(before, after)
-    return model.base.lm_head((1 - weight) * before + weight * after).log_softmax(-1).detach()
+    logits = model.base.lm_head((1 - weight) * before + weight * after).detach()
+    if writable:  # a plain model does not write the tokens around a thought
+        logits[[START, END]] = -torch.inf
+    return logits.log_softmax(-1)
 
 
 @pytest.mark.parametrize("loss", ["kl", "reward"])
@@ -48,7 +58,7 @@ def test_the_loss_is_that_of_its_definition(loss):
             true = int(ids[row, at + 1])
             if loss == "kl":
                 expected.append(
-                    sum(p.exp() * (p - q) for p, q in zip(taught, student, strict=True))
+                    sum(p.exp() * (p - q) for p, q in zip(taught, student, strict=True) if p > -99)
                 )
             else:
                 reward = max(0.0, float(taught[true] - student[true].detach()))
@@ -60,6 +70,28 @@ def test_the_loss_is_that_of_its_definition(loss):
     (got,) = torch.autograd.grad(found, logits)
     torch.testing.assert_close(got, by_definition, rtol=1e-4, atol=1e-6)
     assert all(parameter.grad is None for parameter in teacher.parameters())
+
+
+def test_a_student_that_diverges_is_reported(tiny_model_dir: Path, tmp_path: Path):
+    teacher, tokenizer = thinking(tiny_model_dir)
+    data = spans(TEXTS, tokenizer, length=24, least=4)
+    arguments = quiet_arguments(
+        tmp_path / "checkpoints", max_steps=9, learning_rate=1e30, warmup_steps=0,
+        per_device_train_batch_size=2, use_cpu=True,
+    )  # fmt: skip
+    with pytest.raises(ValueError, match="The loss is nan at step"):
+        distill(teacher, tokenizer, data, arguments, out=tmp_path)
+    assert not (tmp_path / "model").exists()
+
+
+def test_the_folder_of_another_training_is_refused_before_the_first_stage(tmp_path: Path):
+    stages = stages_of(["4/2", "2/2"])
+    check_stage_folders(tmp_path, stages)
+    (tmp_path / "model").mkdir()
+    with pytest.raises(ValueError, match="another training than this curriculum"):
+        check_stage_folders(tmp_path, stages)
+    (tmp_path / "stage-1" / "model").mkdir(parents=True)
+    check_stage_folders(tmp_path, stages)
 
 
 def test_a_student_that_predicts_what_the_teacher_predicts_has_no_loss_and_the_whole_gain():
@@ -76,9 +108,16 @@ def test_a_student_that_predicts_what_the_teacher_predicts_has_no_loss_and_the_w
     found = gain_kept(Fixed(), teacher, rows)  # type: ignore[arg-type]
     true = logits[0, :-1].gather(-1, ids[0, 1:, None]).mean().item()
     assert found.nll_student == pytest.approx(-true, abs=1e-5)
-    assert found.nll_teacher == pytest.approx(-true, abs=1e-5)
-    if found.nll_base > found.nll_teacher:
-        assert found.kept == pytest.approx(1, abs=1e-4)
+    taught = torch.stack(
+        [naive_mixture(teacher, ids[0, : at + 1], writable=False) for at in range(5)]
+    )
+    expected = -taught.gather(-1, ids[0, 1:, None]).mean().item()
+    assert found.nll_teacher == pytest.approx(expected, abs=1e-5)
+    possible = found.nll_base - found.nll_teacher
+    if possible > 0:
+        assert found.kept == pytest.approx(
+            (found.nll_base - found.nll_student) / possible, abs=1e-4
+        )
     else:
         assert math.isnan(found.kept)
     same = gain_kept(teacher.base, teacher, rows)
@@ -111,10 +150,10 @@ def test_every_stage_starts_from_the_one_before_and_is_continued(
             if stop_after is not None and len(steps) >= stop_after:
                 raise KeyboardInterrupt
 
-        def arguments(folder: Path, factor: float):
-            rates.append(1e-3 * factor)
+        def arguments(folder: Path, number: int):
+            rates.append(stage_rate(1e-3, number))
             return quiet_arguments(
-                folder, max_steps=2, learning_rate=1e-3 * factor, per_device_train_batch_size=2,
+                folder, max_steps=2, learning_rate=rates[-1], seed=number, logging_steps=1, per_device_train_batch_size=2,
                 save_steps=1, use_cpu=True, warmup_steps=1,
             )  # fmt: skip
 

@@ -10,7 +10,7 @@ from narrowed import tensor
 from old_quiet import old_save
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
-from selftaught.quiet.checkpoint import make_quiet, open_quiet, save_quiet
+from selftaught.quiet.checkpoint import export_base, make_quiet, open_quiet, save_quiet
 from selftaught.quiet.config import QuietConfig
 from selftaught.quiet.model import QuietLM
 from selftaught.samplers import open_sampler, open_scorer
@@ -108,3 +108,22 @@ def test_vllm_is_not_started_for_a_model_that_thinks(tiny_model_dir: Path, tmp_p
     save_quiet(model, tokenizer, tmp_path / "quiet")
     with pytest.raises(ValueError, match="Quiet-STaR model, which vLLM cannot run"):
         open_sampler("vllm", str(tmp_path / "quiet"))
+
+
+def test_end_tokens_of_the_base_survive_saving_opening_and_saving(
+    tiny_model_dir: Path, tmp_path: Path
+):
+    model, tokenizer = made(tiny_model_dir)
+    assert model.base.generation_config is not None
+    ends = [3, 5]  # more than config.json names
+    model.base.generation_config.eos_token_id = ends
+    save_quiet(model, tokenizer, tmp_path / "first")
+    opened, _ = open_quiet(tmp_path / "first")
+    assert opened.base.generation_config is not None
+    assert opened.base.generation_config.eos_token_id == ends
+    save_quiet(opened, tokenizer, tmp_path / "second")
+    again, _ = open_quiet(tmp_path / "second")
+    export_base(tmp_path / "second", tmp_path / "base")
+    plain = AutoModelForCausalLM.from_pretrained(tmp_path / "base")
+    for one in (again.base, plain):
+        assert one.generation_config is not None and one.generation_config.eos_token_id == ends

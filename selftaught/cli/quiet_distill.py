@@ -54,7 +54,10 @@ def distill(how: DistillOptions) -> None:
     when = thinking(how, tokenizer)
     teacher.float()
     check_fits(teacher, how.length, "--length")
-    texts = spans(texts_of(how), tokenizer, length=how.length, least=2, seed=how.seed)
+    least = (
+        teacher.quiet_config.lookahead + 2
+    )  # as in training, so that the same texts are held out
+    texts = spans(texts_of(how), tokenizer, length=how.length, least=least, seed=how.seed)
     taught = len(texts.texts) - min(how.held_out, len(texts.texts) // 5)
     learned = Spans(texts.texts[:taught], how.length, how.seed, skipped=texts.skipped)
     held_out = consecutive(Spans(texts.texts[taught:], how.length))[:MEASURED]

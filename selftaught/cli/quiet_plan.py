@@ -32,6 +32,7 @@ def show_plan(how: TrainOptions) -> None:
     made_from = run_hash(ready.model, ready.spans, ready.arguments, peft_model)
     # The arguments are those of the first stage of a curriculum.
     finished = check_run(how.out / "stage-1" if len(ready.stages) > 1 else how.out, made_from)
+    finished = finished and (how.out / "model").exists()
     lines = [
         ("Model", f"{how.model} ({parameters:,} parameters, context {ready.model.context} tokens)"),
         ("Texts", _texts(ready)),

@@ -167,7 +167,7 @@ def prepared(how: TrainOptions) -> Prepared:
 
 def _stages(how: TrainOptions, model: "QuietLM") -> "list[Stage]":
     """Return the stages of the curriculum, and give the model the thoughts of the first."""
-    from selftaught.quiet.curriculum import check_stages, stages_of
+    from selftaught.quiet.curriculum import check_stage_folders, check_stages, stages_of
 
     stages = stages_of(how.curriculum)
     if not stages:
@@ -182,7 +182,14 @@ def _stages(how: TrainOptions, model: "QuietLM") -> "list[Stage]":
             f"--curriculum sets thought_tokens and lookahead; got --quiet.{given[0]}, too. Leave it out."
         )
     check_stages(model, stages, how.length)
+    check_stage_folders(how.out, stages)
     first = stages[0]
+    for stage in stages:
+        config = replace(model.quiet_config, thought_tokens=stage.thought_tokens, lookahead=stage.lookahead)  # fmt: skip
+        if why := config.without_reinforcement:
+            raise ValueError(
+                f"Stage {stage.thought_tokens}/{stage.lookahead} of the curriculum: {why}"
+            )
     model.quiet_config = replace(model.quiet_config, thought_tokens=first.thought_tokens, lookahead=first.lookahead)  # fmt: skip
     return stages
 
@@ -196,7 +203,11 @@ def trainer_options(how: StepOptions, rate: float) -> dict[str, Any]:
     """
     names = {one.name for one in fields(StepOptions)} - {"training"} | {"seed", "save_steps"}
     options = {name: value for name, value in asdict(how).items() if name in names}
-    return options | {"learning_rate": how.learning_rate or rate} | how.training
+    return (
+        options
+        | {"learning_rate": rate if how.learning_rate is None else how.learning_rate}
+        | how.training
+    )
 
 
 def _trainer_options(how: TrainOptions) -> dict[str, Any]:
@@ -255,7 +266,12 @@ def train(how: TrainOptions) -> None:
         trained = str(how.out / "model")
         after = _stored(how.out / "after.json", lambda: _measured(trained, held_out))
     skipped = ready.spans.skipped
-    settings = {"model": how.model, "text": how.text, **asdict(model.quiet_config), "learning_rate": ready.arguments.learning_rate,
+    config = model.quiet_config
+    if ready.stages:
+        last = ready.stages[-1]
+        config = replace(config, thought_tokens=last.thought_tokens, lookahead=last.lookahead)
+    curriculum = {"curriculum": " ".join(how.curriculum)} if how.curriculum else {}
+    settings = {"model": how.model, "text": how.text, **curriculum, **asdict(config), "learning_rate": ready.arguments.learning_rate,
                 "spans": len(ready.spans), "texts skipped": skipped}  # fmt: skip
     remember(how, how.out)
     training_page(how.out, log, settings, before, after)
@@ -263,15 +279,16 @@ def train(how: TrainOptions) -> None:
     _print_summary(how.out, log, measured, skipped)
 
 
-def _stage_arguments(how: TrainOptions) -> "Callable[[Path, float], TrainingArguments]":
-    """Return what makes the training arguments of a stage from its folder and factor of the rate."""
+def _stage_arguments(how: TrainOptions) -> "Callable[[Path, int], TrainingArguments]":
+    """Return what makes the training arguments of a stage from its folder and number."""
+    from selftaught.quiet.curriculum import stage_rate
     from selftaught.quiet.training import quiet_arguments
 
     options = _trainer_options(how)
 
-    def arguments(folder: Path, factor: float) -> "TrainingArguments":
-        rate = options["learning_rate"] * factor
-        return quiet_arguments(folder, **(options | {"learning_rate": rate}))
+    def arguments(folder: Path, number: int) -> "TrainingArguments":
+        own = {"learning_rate": stage_rate(options["learning_rate"], number), "seed": how.seed + number - 1}  # fmt: skip
+        return quiet_arguments(folder, **(options | own))
 
     return arguments
 
@@ -317,6 +334,10 @@ def opened_to_train(how: TrainOptions) -> "tuple[QuietLM, PreTrainedTokenizerBas
         raise ValueError(
             "Expected text for --quiet.positions_pattern, got "
             f"{how.quiet['positions_pattern']!r}, because it was read as YAML. Use --pattern."
+        )
+    if how.pattern is not None and "positions_pattern" in how.quiet:
+        raise ValueError(
+            "Expected one pattern, got --pattern and --quiet.positions_pattern. Use --pattern."
         )
     given: dict[str, Any] = {} if pattern is None else {"positions_pattern": pattern}
     try:

@@ -65,9 +65,10 @@ class CostMeter:
         given = next(one for one in (*named, *args) if isinstance(one, Tensor))
         tokens = given.shape[:2].numel()
         self._now.passes += 1
-        if isinstance(current_pass(), Thinking):
-            assert self._tokens_per_thought is not None
+        now = current_pass()
+        if isinstance(now, Thinking):
             self._now.thought_tokens += tokens
-            self._now.thoughts = self._now.thought_tokens // self._tokens_per_thought
+            if now.stored == 0:  # the first pass of these thoughts
+                self._now.thoughts += len(given)
         else:
             self._now.text_tokens += tokens

@@ -5,19 +5,28 @@ learning rate of 2e-6, then with 12 and 4, and 8 and 4, at 1e-6. Each stage star
 stage before.
 """
 
+import gc
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import torch
 from transformers import PreTrainedTokenizerBase, TrainingArguments
 
 from selftaught.quiet.checkpoint import open_quiet
 from selftaught.quiet.model import QuietLM
 from selftaught.quiet.spans import Spans
+from selftaught.quiet.trainer import last_checkpoint
 from selftaught.quiet.training import train_quiet
+from selftaught.training.options import training_steps
 
 LATER_RATE = 0.5
 """Learning rate of all stages after the first, as a multiple of that of the first (the paper)."""
+
+
+def stage_rate(rate: float, number: int) -> float:
+    """Return the learning rate of a stage, numbered from 1, from that of the first."""
+    return rate if number == 1 else LATER_RATE * rate
 
 
 @dataclass(frozen=True)
@@ -69,12 +78,30 @@ def check_stages(model: QuietLM, stages: Sequence[Stage], length: int) -> None:
             )
 
 
+def check_stage_folders(out: Path, stages: Sequence[Stage]) -> None:
+    """Check that the run folder of the last stage does not belong to another training.
+
+    Args:
+        out: run folder.
+        stages: the stages.
+
+    Raises:
+        ValueError: the folder has a model or checkpoints, and the stage before the last has no model.
+    """
+    started = (out / "model").exists() or last_checkpoint(out / "checkpoints") is not None
+    if len(stages) > 1 and started and not (out / f"stage-{len(stages) - 1}" / "model").exists():
+        raise ValueError(
+            f"{out} has a model or checkpoints of another training than this curriculum. Choose another "
+            "folder with --out, or delete this one."
+        )
+
+
 def train_stages(
     model: QuietLM,
     tokenizer: PreTrainedTokenizerBase,
     spans: Spans,
     stages: Sequence[Stage],
-    arguments: Callable[[Path, float], TrainingArguments],
+    arguments: Callable[[Path, int], TrainingArguments],
     *,
     out: Path,
     progress: Callable[[int], object] | None = None,
@@ -86,8 +113,9 @@ def train_stages(
         tokenizer: its tokenizer.
         spans: the training data of every stage.
         stages: at least one stage.
-        arguments: returns the training arguments for a folder of checkpoints and a factor of the
-            learning rate.
+        arguments: returns the training arguments for a folder of checkpoints and the number of a
+            stage, from 1. See `stage_rate`; the seed should be another one in every stage, so that
+            the stages train on other spans if a stage is shorter than an epoch.
         out: run folder. All stages but the last have their own run folders in it, `stage-1` and so
             on. The model of the last stage is `out/model`.
         progress: called with the number of new optimizer steps.
@@ -99,20 +127,23 @@ def train_stages(
     Raises:
         ValueError: `out` belongs to another training, or a loss is not finite.
     """
+    check_stage_folders(out, stages)
     history: list[dict[str, float]] = []
+    before = 0
     for number, stage in enumerate(stages, 1):
         model.quiet_config = replace(model.quiet_config, thought_tokens=stage.thought_tokens, lookahead=stage.lookahead)  # fmt: skip
         last = number == len(stages)
         folder = out if last else out / f"stage-{number}"
-        rate = 1.0 if number == 1 else LATER_RATE
-        log = train_quiet(
-            model, tokenizer, spans, arguments(folder / "checkpoints", rate), out=folder,
-            progress=progress,
-        )  # fmt: skip
-        before = history[-1]["step"] if history else 0
+        given = arguments(folder / "checkpoints", number)
+        part = replace(spans, seed=spans.seed + number - 1)
+        log = train_quiet(model, tokenizer, part, given, out=folder, progress=progress)
         history += [{**entry, "stage": number, "step": entry["step"] + before} for entry in log]
+        before += training_steps(len(part), given)
         if not last:
             device = model.base.device
             model, tokenizer = open_quiet(folder / "model", dtype="float32")
             model.to(device)
+            gc.collect()
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
     return history

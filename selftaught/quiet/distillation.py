@@ -9,9 +9,10 @@ Shapes: B texts, T text tokens, J positions, V vocabulary.
 
 import hashlib
 import json
+import random
 from collections.abc import Callable, Sequence
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -42,7 +43,8 @@ def distillation_loss(
     """Return the mean loss of a student over the predicted tokens of a batch, in nats.
 
     "kl" is the Kullback-Leibler divergence of the student's prediction from that of the teacher, which
-    mixes the predictions with and without thoughts. It is exact: a sum over the vocabulary.
+    mixes the predictions with and without thoughts. It is exact: a sum over the vocabulary. The start
+    and end tokens of thoughts have probability 0 in it.
 
     "reward" is the next-token loss of Fast Quiet-STaR, `-r log p_student(x)` for the true token x. The reward
     r, which has no gradient, is the difference of log p(x) between teacher and student, at least 0. It
@@ -61,9 +63,13 @@ def distillation_loss(
     for position_1J, taught in predictions(teacher, ids_BT, mask_BT, how):
         position_J = position_1J[0]
         log_p_BJV = student_BTV[:, position_J].float().log_softmax(-1)
-        target_BJV = taught.mixed_BJV.clone()  # not an inference tensor
+        # A plain model must not learn to write the tokens around a thought.
+        around = torch.tensor([teacher.marks.start, teacher.marks.end], device=ids_BT.device)
+        target_BJV = taught.mixed_BJV.index_fill(-1, around, -torch.inf).log_softmax(-1)
         if loss == "kl":
-            losses.append((target_BJV.exp() * (target_BJV - log_p_BJV)).nan_to_num().sum(-1))
+            p_BJV = target_BJV.exp()
+            terms_BJV = torch.where(p_BJV > 0, p_BJV * (target_BJV - log_p_BJV), 0.0)
+            losses.append(terms_BJV.sum(-1))
             continue
         true_BJ1 = ids_BT[:, position_J + 1, None]
         log_p_BJ1 = log_p_BJV.gather(-1, true_BJ1)
@@ -87,6 +93,7 @@ class Distiller(Trainer):
         super().__init__(**options)
         self.teacher, self.how = teacher, how
         self.kind: Loss = loss
+        self._micro = (-1, 0)
         self.model_accepts_loss_kwargs = False  # the loss is a mean over the batch
 
     def compute_loss(
@@ -99,9 +106,16 @@ class Distiller(Trainer):
         """Return the loss of one batch."""
         ids_BT, mask_BT = inputs["input_ids"], inputs["attention_mask"]
         out = model(input_ids=ids_BT, attention_mask=mask_BT)
-        seed = self.how.seed + 1_000_003 * self.state.global_step + self.args.process_index
-        how = ThoughtParams(self.how.thoughts, self.how.temperature, self.how.think_when, seed)
+        step = self.state.global_step
+        self._micro = (step, self._micro[1] + 1 if self._micro[0] == step else 0)
+        seed = f"{self.how.seed} {step} {self._micro[1]} {self.args.process_index}"
+        how = replace(self.how, seed=random.Random(seed).getrandbits(60))
         value = distillation_loss(out.logits, self.teacher, ids_BT, mask_BT, how, self.kind)
+        if not bool(torch.isfinite(value)):
+            raise ValueError(
+                f"The loss is {value.item()} at step {step + 1}, in the batch of texts "
+                f"{inputs['text'].tolist()}. Lower learning_rate (now {self.args.learning_rate:g})."
+            )
         return (value, out) if return_outputs else value
 
 
@@ -195,7 +209,7 @@ def distill(
         The logged metrics, one dictionary per logging step.
 
     Raises:
-        ValueError: `out` belongs to another training.
+        ValueError: `out` belongs to another training, or a loss is not finite.
     """
     log = out / "log.json"
     when = how.think_when
@@ -206,11 +220,11 @@ def distill(
         return json.loads(log.read_text(encoding="utf-8"))
     start_run(out, made_from, arguments)
     set_seed(arguments.seed)
-    student: PreTrainedModel = deepcopy(teacher.base)
-    for parameter in teacher.parameters():
-        parameter.requires_grad_(False)
+    teacher.to(arguments.device)
+    # In float32, because small updates are lost in 16 bits.
+    student: PreTrainedModel = deepcopy(teacher.base).float()
     trainer = Distiller(
-        teacher.eval(), how, loss, model=student.train(), args=arguments, train_dataset=spans,
+        teacher, how, loss, model=student.train(), args=arguments, train_dataset=spans,
         data_collator=lambda rows: collated(rows, filler_of(tokenizer)),
         callbacks=[SpanEpochs(spans, progress)],
     )  # fmt: skip
@@ -221,4 +235,5 @@ def distill(
             student.config.use_cache = True
             student.save_pretrained(partial)
             tokenizer.save_pretrained(partial)
+    trainer.accelerator.wait_for_everyone()
     return history

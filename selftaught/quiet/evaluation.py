@@ -101,14 +101,16 @@ def predictions(
     uniform_BTNS = torch.rand(shape, generator=draw).to(ids_BT.device)
     with thoughtful(model.base):
         prefix = read(model.base, ids_BT, mask_BT)
-    for position_BJ in torch.arange(length - 1, device=ids_BT.device)[None].split(AT_ONCE, 1):
-        uniform_BNJS = at_positions(uniform_BTNS, position_BJ).transpose(1, 2)
-        matches_BJ = None if matches_BT is None else matches_BT[:, position_BJ[0]]
-        hidden_BJD = at_positions(prefix.hidden_BTD, position_BJ)
-        with thoughtful(model.base):
-            at = mixed_at(model, prefix, hidden_BJD, position_BJ, uniform_BNJS, how, matches_BJ)
-        yield position_BJ, at
-    model.train(learning)
+    try:
+        for position_BJ in torch.arange(length - 1, device=ids_BT.device)[None].split(AT_ONCE, 1):
+            uniform_BNJS = at_positions(uniform_BTNS, position_BJ).transpose(1, 2)
+            matches_BJ = None if matches_BT is None else matches_BT[:, position_BJ[0]]
+            hidden_BJD = at_positions(prefix.hidden_BTD, position_BJ)
+            with thoughtful(model.base):
+                at = mixed_at(model, prefix, hidden_BJD, position_BJ, uniform_BNJS, how, matches_BJ)
+            yield position_BJ, at
+    finally:
+        model.train(learning)
 
 
 def _scored(ids_BT: Tensor, position_BJ: Tensor, at: Mixed, top: int) -> Scored:

@@ -1,15 +1,15 @@
-"""A hash of the weights of a base model."""
+"""A hash of the weights of a model."""
 
 import hashlib
 
 import torch
-from transformers import PreTrainedModel
+from torch import nn
 
 
-def fingerprint(base: PreTrainedModel) -> str:
+def fingerprint(model: nn.Module) -> str:
     """Return a hash of the weights of a model, without those of a LoRA adapter."""
     digest = hashlib.sha256()
-    for name, weight in sorted(base.state_dict().items()):
+    for name, weight in sorted(model.state_dict().items()):
         if "lora_" in name:
             continue
         digest.update(f"{name} {tuple(weight.shape)}".encode())

@@ -14,6 +14,7 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from torch import nn
 from transformers import (
     PreTrainedTokenizerBase,
     PrinterCallback,
@@ -45,6 +46,8 @@ DECIDING = (
     "lr_scheduler_kwargs", "dataloader_drop_last", "world_size", "label_smoothing_factor",
 )  # fmt: skip
 """Training arguments that change the resulting weights."""
+DECIDING_SINCE = ("train_sampling_strategy", "neftune_noise_alpha", "optim_target_modules", "use_liger_kernel")  # fmt: skip
+"""Further ones that earlier versions did not compare. They count only if they differ from the default."""
 ADDED_LATER = (
     "drop_zero_losses", "thought_may_end", "ema_decay", "advantages", "clip_low", "clip_high",
     "positions_pattern",
@@ -144,13 +147,13 @@ def train_quiet(
     fit(trainer, out)
     model.average = None
     history = [entry for entry in trainer.state.log_history if "tokens_per_second" in entry]
-    if not trainer.is_world_process_zero():
-        return history
-    if peft_model is not None:
-        peft_model.merge_and_unload()
-    model.base.config.use_cache = True  # the Trainer has disabled it
-    with written_model(out, history) as partial:
-        save_quiet(model, tokenizer, partial)
+    if trainer.is_world_process_zero():
+        if peft_model is not None:
+            peft_model.merge_and_unload()
+        model.base.config.use_cache = True  # the Trainer has disabled it
+        with written_model(out, history) as partial:
+            save_quiet(model, tokenizer, partial)
+    trainer.accelerator.wait_for_everyone()
     return history
 
 
@@ -239,12 +242,25 @@ def run_hash(
         if settings[name] == defaults[name]:
             settings.pop(name)
     options = {name: getattr(arguments, name) for name in DECIDING}
+    defaults = {one.name: one.default for one in fields(TrainingArguments)}
+    changed = {name: getattr(arguments, name) for name in DECIDING_SINCE}
+    options |= {name: value for name, value in changed.items() if value != defaults[name]}
     first = [fingerprint(model.base), model.moved.detach().cpu().tolist()]
+    if trained := [
+        head for head in (model.mixing, model.gate) if head is not None and _is_trained(head)
+    ]:
+        first.append([fingerprint(head) for head in trained])
     whole = [settings, options, [_adapter(peft_model)], first, spans.length, spans.seed]
     digest = hashlib.sha256(json.dumps(whole, default=str, sort_keys=True).encode())
     for ids in spans.texts:
         digest.update(str(ids).encode())
     return digest.hexdigest()[:16]
+
+
+def _is_trained(head: nn.Module) -> bool:
+    """Return whether the last layer of a head is not 0, as it is at first."""
+    layers = [weight for name, weight in head.named_parameters() if name.endswith("weight")]
+    return bool(layers) and bool(layers[-1].any())
 
 
 def check_run(out: Path, made_from: str) -> bool:

@@ -238,6 +238,8 @@ class QuietForCausalLM(PreTrainedModel, GenerationMixin):
         )
         mix = model.quiet.quiet_config.mix
         check_mixing_head(mix, info["missing_keys"], info["unexpected_keys"])
+        # transformers reads generation_config.json for the outer model only.
+        model.quiet.base.generation_config = copy.deepcopy(model.generation_config)
         if check and not any(weight.is_meta for weight in model.parameters()):
             self_check(model.quiet.base, replace(model.quiet.marks, moved_2D=None))
         return (model, info) if with_info else model
