@@ -50,7 +50,7 @@ class MixingHead(nn.Module):
 
 
 class WholeThought(MixingHead):
-    """Stands in for the mixing head if there is none: the weight of every thought is 1.
+    """Replaces the mixing head if `mix="none"`: the weight of every thought is 1.
 
     It has no parameters.
     """

@@ -66,7 +66,7 @@ class QuietLM(nn.Module):
 
     Attributes:
         average: moving average of the base model's weights, for `baseline="ema"`. `train_quiet` sets
-            it. None: the weights themselves, as before the first optimizer step.
+            it. None means that rewards are compared with the present weights.
 
     Raises:
         UnsupportedModel: thoughts cannot be computed in parallel with this model; names the layer.
