@@ -2,9 +2,11 @@
 
 import json
 import re
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
+import yaml
 
 from selftaught.cli import main
 
@@ -51,6 +53,47 @@ def test_training_leaves_a_model_a_page_and_the_numbers(
     assert "| after |" in message_text
     assert main(training(tiny_model_dir, texts, run, "--learning_rate", "1e-3")) == 2
     assert "other options" in capsys.readouterr().err
+
+
+KEPT = {
+    "preset": ["--preset", "rlp", "--quiet.thoughts", "2"],
+    "curriculum": ["--curriculum", "3/2", "2/1"],
+    "pattern": ["--quiet.positions", "pattern", "--pattern", "[aeiou]"],
+    "task": ["--quiet.positions", "answer", "--task", "arithmetic"],
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", KEPT)
+def test_the_configuration_of_a_run_says_every_option_and_repeats_it(
+    name: str, tiny_model_dir: Path, tmp_path: Path, capsys
+):
+    """A default that changes in a later version changes nothing for a run that was made before."""
+    from selftaught.quiet.checkpoint import open_quiet
+
+    data = tmp_path / "texts.txt"
+    answer = "#" if name == "task" else " "
+    data.write_text(
+        "\n\n".join(f"Q: {n}+{n}?\nA:{answer}{2 * n}. So it is, indeed." for n in range(40))
+    )
+    command = training(tiny_model_dir, data, tmp_path / "run", *KEPT[name])
+    if name == "curriculum":
+        at = command.index("--quiet.thought_tokens")
+        del command[at : at + 2]
+    assert main(command) == 0, capsys.readouterr().err
+    stored = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
+    model, _ = open_quiet(tmp_path / "run" / "model", dtype="float32")
+    trained = asdict(model.quiet_config)
+    says = {"curriculum": {"thought_tokens", "lookahead"}}.get(name, set()) | {"positions_pattern"}
+    assert stored["quiet"].keys() | says == trained.keys()
+    for field, value in stored["quiet"].items():
+        assert trained[field] == value, field
+    assert stored["learning_rate"] == (1e-6 if name == "preset" else 1e-5)
+    before = (tmp_path / "run" / "model" / "model.safetensors").stat().st_mtime_ns
+    again = ["quiet", "train", "--config", str(tmp_path / "run" / "config.yaml")]
+    assert main(again) == 0, capsys.readouterr().err
+    assert (tmp_path / "run" / "model" / "model.safetensors").stat().st_mtime_ns == before
+    assert yaml.safe_load((tmp_path / "run" / "config.yaml").read_text()) == stored
 
 
 @pytest.mark.slow

@@ -1,7 +1,7 @@
 """The command `selftaught quiet distill`: a plain model that predicts what a thinking model predicts."""
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal
 
@@ -73,7 +73,7 @@ def distill(how: DistillOptions) -> None:
         )  # fmt: skip
     if not main:
         return
-    remember(how, how.out)
+    remember(replace(how, learning_rate=arguments.learning_rate), how.out)
     if held_out:
         student = load_model(how.out / "model", dtype="float32").to(teacher.base.device)
         found = distillation.gain_kept(student, teacher, held_out, when)

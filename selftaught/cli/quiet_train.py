@@ -118,6 +118,8 @@ class Prepared:
 
     how: TrainOptions
     model: "QuietLM"
+    config: QuietConfig
+    """The options of the thoughts; in a curriculum, of its first stage."""
     tokenizer: "PreTrainedTokenizerBase"
     spans: "Spans"
     """The training data."""
@@ -162,7 +164,7 @@ def prepared(how: TrainOptions) -> Prepared:
     if matcher := training_matcher(config, tokenizer):
         check_matches(matcher, tokenizer, train_spans.texts)
     arguments = quiet_arguments(how.out / "checkpoints", **_trainer_options(how))
-    return Prepared(how, model, tokenizer, train_spans, held_out, arguments, stages)
+    return Prepared(how, model, config, tokenizer, train_spans, held_out, arguments, stages)
 
 
 def _stages(how: TrainOptions, model: "QuietLM") -> "list[Stage]":
@@ -273,10 +275,27 @@ def train(how: TrainOptions) -> None:
     curriculum = {"curriculum": " ".join(how.curriculum)} if how.curriculum else {}
     settings = {"model": how.model, "text": how.text, **curriculum, **asdict(config), "learning_rate": ready.arguments.learning_rate,
                 "spans": len(ready.spans), "texts skipped": skipped}  # fmt: skip
-    remember(how, how.out)
+    remember(_resolved(how, ready), how.out)
     training_page(how.out, log, settings, before, after)
     measured = {"before, without thoughts": before, "after": after} if before and after else {}
     _print_summary(how.out, log, measured, skipped)
+
+
+def _resolved(how: TrainOptions, ready: Prepared) -> TrainOptions:
+    """Return the options with the default values written out.
+
+    `--config` with the result repeats the training when a default of the package has changed.
+    """
+    from selftaught.quiet.checkpoint import is_quiet
+
+    quiet: dict[str, Any] = {}
+    if not is_quiet(Path(how.model)):  # a trained model has its own options, and refuses others
+        quiet = asdict(ready.config)
+        for name in ("thought_tokens", "lookahead") if ready.stages else ():
+            del quiet[name]  # --curriculum says them
+        if how.pattern or how.task or quiet["positions_pattern"] is None:
+            del quiet["positions_pattern"]
+    return replace(how, quiet=quiet, learning_rate=ready.arguments.learning_rate)
 
 
 def _stage_arguments(how: TrainOptions) -> "Callable[[Path, int], TrainingArguments]":
