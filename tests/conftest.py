@@ -1,5 +1,6 @@
 """Small real things that stand in for large ones: a two-layer random model, a scripted sampler."""
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,10 @@ from narrowed import token_id
 
 from selftaught.records import Completion, Text
 from selftaught.samplers.scripted import ScriptedSampler
+
+if workers := int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "0")):
+    # before torch is imported: each worker, and each process that it starts, has its share of the cores
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // workers)))
 
 CORPUS = (
     "Q: What is 12 + 7?\nA: 12 + 7 = 19. The answer is 19.\n\n",
