@@ -10,6 +10,11 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+import torch
+from torch import Tensor
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from selftaught.records import Problem
 
 
 @pytest.fixture(scope="module")
@@ -109,3 +114,81 @@ def test_methods_of_the_reinforce_recipe_name_their_options(reinforce: ModuleTyp
 def test_intervals_over_seeds_are_those_of_students_t(reinforce: ModuleType):
     # Mean 2, standard deviation 1, three seeds: 4.303 / sqrt(3) = 2.484.
     assert reinforce.over_seeds([1, 2, 3]) == "2.000 [-0.484, 4.484]"
+
+
+@pytest.fixture(scope="module")
+def smollm2() -> Iterator[ModuleType]:
+    folder = Path(__file__).parent.parent / "recipes"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(folder)
+        yield importlib.import_module("quiet_smollm2")
+
+
+@pytest.mark.parametrize(
+    ("thought", "right"),
+    [
+        ("37 + 76 = 113. 113 - 65 = 48. The", True),
+        ("37 + 76 = 113. 113 - 65 = 47. The", False),
+        ("37 + 76 = 113. 113 - 65 = 48", False),  # perhaps the start of 480
+        ("48. The answer is 48.", False),
+        ("1 = 48. 48 - 1 = 47. ", False),
+        ("20 - 68 = -48. ", False),
+    ],
+)
+def test_a_thought_is_right_if_its_last_equation_gives_the_answer(
+    smollm2: ModuleType, thought: str, right: bool
+):
+    asked = Problem("1", "37 + 76 - 65 =", "48", None)
+    assert smollm2.right_thought(thought, asked) is right
+
+
+@pytest.mark.slow
+def test_answers_after_a_thought_are_those_of_plain_forward_passes(
+    smollm2: ModuleType, tiny_model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """With a mixing weight of 1, thoughts are ordinary tokens of an ordinary model, one text at a time."""
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model_dir)
+    base = AutoModelForCausalLM.from_pretrained(tiny_model_dir)
+    learned = torch.tensor([tokenizer("Q: 3 + 4 =\nA: 7.\n\n").input_ids])
+    optimizer = torch.optim.AdamW(base.parameters(), lr=3e-3)
+    for _ in range(100):  # so that it says 7 whatever it is asked
+        junk = torch.randint(0, 256, (8, 5))
+        ids = torch.cat([learned[:, :-5].expand(8, -1), junk, learned[:, -5:].expand(8, -1)], 1)
+        labels = ids.clone()
+        labels[:, :-5] = -100
+        base(input_ids=ids, labels=labels).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    for part in (base, tokenizer):
+        part.save_pretrained(tmp_path)
+    asked = [Problem(str(at), f"{at} + 4 =", "7" if at % 2 else "9", None) for at in range(8)]
+    monkeypatch.setattr(smollm2, "problems", lambda split: asked)
+    model, tokenizer = smollm2.with_thoughts(str(tmp_path), 0, smollm2.quiet_config(5, 0.0))
+    model.mixing = smollm2.Trusting()
+    with torch.no_grad():
+        rows = smollm2.measure_thoughts(model, tokenizer)
+    plain, marks = model.base.eval(), model.marks
+    rights = []
+    for problem, row in zip(asked, rows, strict=True):
+        ids, answer = smollm2.answer_tokens(tokenizer, problem)
+        start = len(tokenizer(f"Q: {problem.question}\nA:").input_ids)
+        assert tokenizer.decode(ids[start : start + answer]) == f" {problem.gold}."
+        seen = [*ids[:start], marks.start]
+        for _ in range(5):
+            logits_V = logits(plain, seen)[-1]
+            logits_V[list(marks.never)] = -torch.inf
+            seen.append(int(logits_V.argmax()))
+        assert tokenizer.decode(seen[start + 1 :]) == row["greedy_thought"]
+        seen = [*seen, marks.end, *ids[start : start + answer]]
+        log_prob_KV = logits(plain, seen)[-answer - 1 : -1].log_softmax(-1)
+        target_K = torch.tensor(ids[start : start + answer])
+        nats = -log_prob_KV.gather(1, target_K[:, None]).sum()
+        assert row["greedy_nats"] == pytest.approx(nats.item(), abs=1e-3)
+        rights.append(bool((log_prob_KV.argmax(-1) == target_K).all()))
+        assert row["greedy_right"] == rights[-1]
+    assert True in rights and False in rights
+
+
+@torch.no_grad()
+def logits(model: torch.nn.Module, ids: list[int]) -> Tensor:
+    return model(input_ids=torch.tensor([ids])).logits[0]
