@@ -26,56 +26,59 @@ import selftaught.samplers.local.sampler, selftaught.training
 from selftaught.rollouts import store as rollouts
 rollouts.STORE_BATCH = 32
 
-settings, seed, kills = json.loads(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
+settings, kills = json.loads(sys.argv[1]), int(sys.argv[2])
 config = star.StarConfig.small(**(settings | {"out": Path("runs/star")}))
 from trl import SFTConfig, SFTTrainer  # imported once here, not in every child
-draw, killed, stages = random.Random(seed), 0, []
-while True:
+
+def start(folder):
     child = os.fork()
     if child == 0:
         try:
+            os.chdir(folder)
             star.run_star(config)
         except BaseException as error:
             print(repr(error), file=sys.stderr, flush=True)
             os._exit(1)
         os._exit(0)
-    if killed < kills:
-        # every third kill comes later, so that a busy machine reaches training too
-        time.sleep(draw.uniform(0.05, 3.0) if killed % 3 else draw.uniform(3.0, 20.0))
-        os.kill(child, signal.SIGKILL)
+    return child
+
+def finished(child):
     _, status = os.waitpid(child, 0)
-    if os.WIFSIGNALED(status):
-        killed += 1
-        star_folder = Path("runs/star")
-        if (star_folder / "test-base.jsonl").exists():
+    if status and not os.WIFSIGNALED(status):
+        sys.exit("the run failed")
+    return status == 0
+
+began = time.monotonic()
+Path("undisturbed").mkdir()
+finished(start("undisturbed"))
+whole = time.monotonic() - began
+draw, stages, folders = random.Random(0), [], []
+while len(stages) < kills:
+    folder = Path(f"killed-{len(folders) + 1}")
+    folder.mkdir()
+    folders.append(str(folder))
+    while True:
+        child = start(folder)
+        if len(stages) < kills:
+            # every third kill may come late, so that all parts of a run are reached
+            time.sleep(draw.uniform(0.05, (0.4, 0.4, 0.9)[len(stages) % 3] * whole))
+            os.kill(child, signal.SIGKILL)
+        if finished(child):
+            break
+        run = folder / "runs/star"
+        if (run / "test-base.jsonl").exists():
             stages.append("the end")
-        elif list(star_folder.glob("iteration-*/training")):
+        elif list(run.glob("iteration-*/training")):
             stages.append("training")
         else:
             stages.append("sampling and measuring")
-        continue
-    break
-print(json.dumps({"killed": killed, "status": status, "stages": stages}))
+print(json.dumps({"stages": stages, "folders": folders}))
 """
 SETTINGS = {
     "task_options": {"digits": "1-3", "train": 60, "validation": 20, "test": 20},
     "iterations": 2, "patience": 2, "start_steps": 24, "save_steps": 6, "train_problems": None,
     "keep_models": "all",
 }  # fmt: skip
-
-
-def run(folder: Path, seed: int, kills: int) -> list[str]:
-    """Run STaR in `folder`, killing it so many times; returns in which stage each kill fell."""
-    folder.mkdir()
-    done = subprocess.run(
-        [sys.executable, "-c", DRIVER, json.dumps(SETTINGS), str(seed), str(kills)],
-        cwd=folder, capture_output=True, text=True, timeout=1500,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-3000:]
-    message_text = json.loads(done.stdout.splitlines()[-1])
-    assert message_text["status"] == 0, done.stderr[-3000:]
-    assert len(message_text["stages"]) == message_text["killed"]
-    return message_text["stages"]
 
 
 def outcome(folder: Path) -> dict[str, bytes]:
@@ -100,20 +103,21 @@ def measured(folder: Path) -> list[dict]:
 
 @pytest.mark.slow
 def test_a_run_killed_twenty_times_ends_byte_for_byte_as_an_undisturbed_one(tmp_path: Path):
-    assert run(tmp_path / "undisturbed", seed=0, kills=0) == []
-    stages: list[str] = []
-    trial = 0
-    while len(stages) < 20:
-        trial += 1
-        folder = tmp_path / f"killed-{trial}"
-        stages += run(folder, seed=trial, kills=20 - len(stages))
-        assert outcome(folder) == outcome(tmp_path / "undisturbed")
-        assert measured(folder) == measured(tmp_path / "undisturbed")
-        assert not list(folder.rglob("*.partial"))
-    assert {"training", "sampling and measuring"} <= set(stages)
-    names = outcome(tmp_path / "undisturbed")
-    assert "runs/star/model/model.safetensors" in names
-    assert "runs/star/iteration-2/rationalized.jsonl" in names
+    done = subprocess.run(
+        [sys.executable, "-c", DRIVER, json.dumps(SETTINGS), "20"],
+        cwd=tmp_path, capture_output=True, text=True, timeout=1500,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert len(found["stages"]) == 20
+    assert {"training", "sampling and measuring"} <= set(found["stages"])
+    undisturbed = outcome(tmp_path / "undisturbed")
+    assert "runs/star/model/model.safetensors" in undisturbed
+    assert "runs/star/iteration-2/rationalized.jsonl" in undisturbed
+    for name in found["folders"]:
+        assert outcome(tmp_path / name) == undisturbed
+        assert measured(tmp_path / name) == measured(tmp_path / "undisturbed")
+        assert not list((tmp_path / name).rglob("*.partial"))
 
 
 @pytest.mark.slow
