@@ -56,10 +56,11 @@ def test_every_option_of_star_says_what_it_is_and_where_it_comes_from(tmp_path: 
 def test_help_is_one_usage_line_and_groups_of_options(command: str, tmp_path: Path):
     """The format is that of the style guide; the names and defaults are those of the dataclasses."""
     message_text = run(command, "--help", cwd=tmp_path).stdout
-    usage, blank, about, *rest = message_text.splitlines()
-    assert usage.startswith(f"usage: selftaught {command}")
-    assert blank == "" and about.endswith(".")
-    assert all(len(line) <= 100 for line in rest)
+    usage, about, body = message_text.split("\n\n", 2)
+    assert usage.startswith(f"usage: selftaught {command}") and "\n" not in usage
+    assert about.endswith(".")
+    rest = body.splitlines()
+    assert all(len(line) <= 100 for line in [*about.splitlines(), *rest])
     assert not re.search(
         r"--[a-z-]+_[a-z]+ ", message_text.replace("`", " ")
     )  # one spelling is shown
