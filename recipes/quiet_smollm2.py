@@ -52,7 +52,7 @@ TASK: dict[str, Any] = {
 USED_BY_STAR = 1000
 LOOKAHEAD = 6
 """Tokens predicted after a thought: a space, a sign, three digits and the full stop."""
-SAMPLES, BATCH = 4, 32
+SAMPLES, BATCH = 4, 8
 LENGTHS = (8, 16, 24)
 METHODS = (
     *(f"untrained-{length}" for length in LENGTHS),
@@ -87,7 +87,7 @@ def quiet_config(length: int, weight: float) -> QuietConfig:
     """Return the options of Quiet-STaR for thoughts of a length, one per text."""
     return QuietConfig(
         thought_tokens=length, thoughts=4, lookahead=LOOKAHEAD, initial_text=" ", reinforce_weight=weight,
-        positions="pattern", positions_pattern="\nA:", chunk_megabytes=2000,
+        positions="pattern", positions_pattern="\nA:",
     )  # fmt: skip
 
 

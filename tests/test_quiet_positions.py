@@ -1,5 +1,6 @@
 """Thinking at some positions only: the sum over all positions is kept on average, exactly."""
 
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -8,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from naive_quiet import END, PAD, START, quiet, texts, tiny
 
-from selftaught.quiet.chunks import bytes_per_row, positions_within
+from selftaught.quiet.chunks import bytes_per_row, positions_per_chunk, positions_within
 from selftaught.quiet.config import QuietConfig
 from selftaught.quiet.evaluation import score
 from selftaught.quiet.gating import ThinkWhen
@@ -110,6 +111,18 @@ def test_a_budget_decides_the_chunk_and_too_small_a_one_is_refused():
     torch.testing.assert_close(loss, one, rtol=1e-12, atol=0)
     with pytest.raises(ValueError, match=r"chunk_megabytes=1 is too small.*works here is 96"):
         positions_within(2**20, 4, 24 * 2**20)
+
+
+def test_without_a_budget_one_position_always_fits():
+    """128 MiB on a CPU: as many positions as a budget of that size, and never none."""
+    base = tiny()
+    assert positions_per_chunk(base, config(), 2) == positions_per_chunk(
+        base, config(chunk_megabytes=128), 2
+    )
+    many = config(thoughts=100_000)
+    assert positions_per_chunk(base, many, 8) == 1
+    with pytest.raises(ValueError, match="chunk_megabytes=128 is too small for one position"):
+        positions_per_chunk(base, replace(many, chunk_megabytes=128), 8)
 
 
 def test_what_a_thought_keeps_is_near_what_is_reckoned():

@@ -17,6 +17,9 @@ from selftaught.quiet.config import QuietConfig
 from selftaught.quiet.passes import Gradients
 from selftaught.quiet.thoughts import Prefix, decoder, output_matrix
 
+CPU_MEGABYTES, DEVICE_MEGABYTES = 128, 1024
+"""Default memory for one chunk of positions in MiB, on a CPU and on other devices."""
+
 
 def bytes_per_row(base: PreTrainedModel, tokens: int, predicted: int) -> int:
     """Estimate the activation memory in bytes that one thought needs for its gradient.
@@ -89,8 +92,11 @@ def positions_per_chunk(base: PreTrainedModel, config: QuietConfig, texts: int) 
     """
     if config.positions_per_chunk is not None:
         return config.positions_per_chunk
-    row = bytes_per_thought(base, config)
-    return positions_within(config.chunk_megabytes * 2**20, texts * config.thoughts, row)
+    row, rows = bytes_per_thought(base, config), texts * config.thoughts
+    if config.chunk_megabytes is not None:
+        return positions_within(config.chunk_megabytes * 2**20, rows, row)
+    default = CPU_MEGABYTES if base.device.type == "cpu" else DEVICE_MEGABYTES
+    return max(1, default * 2**20 // (rows * row))
 
 
 def even_chunks(positions: int, size: int) -> list[slice]:

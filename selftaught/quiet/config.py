@@ -119,8 +119,9 @@ class QuietConfig:
     positions_per_chunk: int | None = None
     """Number of positions that are processed at the same time. Changes the memory needed, not the
     results. Default: as many as fit into `chunk_megabytes`."""
-    chunk_megabytes: int = 384
-    """Memory for one chunk of positions in MiB. Used unless `positions_per_chunk` is set."""
+    chunk_megabytes: int | None = None
+    """Memory for one chunk of positions in MiB. Used unless `positions_per_chunk` is set. Default: 128 on
+    a CPU and 1,024 on other devices, or what one position needs."""
 
     def __post_init__(self) -> None:
         for name, allowed in (
@@ -142,7 +143,7 @@ class QuietConfig:
             ("chunk_megabytes", 1),
         ):
             given = getattr(self, name)
-            if given is None and name == "positions_per_chunk":
+            if given is None and name in ("positions_per_chunk", "chunk_megabytes"):
                 continue
             if type(given) is not int:
                 raise ValueError(f"{name} must be a whole number; got {given!r}.")

@@ -10,7 +10,6 @@ K lookahead tokens, D hidden width, V vocabulary.
 """
 
 import warnings
-from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -197,21 +196,7 @@ class QuietLM(nn.Module):
             chosen = self._positions(prefix, targets, draw, think_BT)
             drawn = self._drawn(prefix, chosen, draw, thoughts, old_log_probs)
             drawn = replace(drawn, baseline_BT=average_BT)
-            size = positions_per_chunk(self.base, config, len(input_ids))
-            chunks = even_chunks(chosen.position_BJ.shape[1], size)
-            if config.drop_zero_losses:
-                counted_K = self._nonzero_losses(prefix, without_BT, chosen, chunks, drawn, targets)
-                targets = targets.counted(lookahead_K=counted_K)
-            parts: list[Learned] = []
-
-            def learn(chunk: slice, prefix: Prefix, without_BT: Tensor) -> Tensor:
-                part = chosen.part(chunk)
-                learned = self._learn(part, prefix, without_BT, drawn.part(chunk), targets)
-                # Detached, so that the autograd graph of this chunk can be freed.
-                parts.append(replace(learned, loss=learned.loss.detach()))
-                return learned.loss
-
-            loss = in_chunks(learn, chunks, prefix, without_BT, gradients, list(self.parameters()))
+            loss, parts = self._in_chunks(prefix, without_BT, chosen, drawn, targets, gradients)
         nll_without = -(without_BT * self._counted(without_BT)).sum() / targets.counts.text
         loss = loss + config.base_nll_weight * nll_without
         means = Means(loss, nll_without, drawn.entropy, drawn.length)
@@ -278,28 +263,54 @@ class QuietLM(nn.Module):
         """
         return (log_prob != 0).to(log_prob.dtype) if self.quiet_config.drop_zero_losses else 1.0
 
-    @torch.no_grad()
-    def _nonzero_losses(
+    def _in_chunks(
         self,
         prefix: Prefix,
         without_BT: Tensor,
         chosen: Positions,
-        chunks: Sequence[slice],
         drawn: Drawn,
         targets: Targets,
-    ) -> Tensor:
-        """Count the losses with thoughts that are not exactly 0, for each lookahead token:
-        `[K]`."""
-        total = torch.zeros(
-            self.quiet_config.lookahead, dtype=without_BT.dtype, device=without_BT.device
-        )
-        for chunk in chunks:
-            part = chosen.part(chunk)
-            learned = self._learn(part, prefix, without_BT, drawn.part(chunk), targets)
-            known_BJK = at_positions(targets.lookahead_BTK, part.position_BJ) != IGNORED
-            counts_BNJK = (learned.log_prob_BNJK != 0) & known_BJK[:, None]
-            total += (counts_BNJK * part.factor_BJ[:, None, :, None]).sum((0, 1, 2))
-        return total.clamp(min=1)
+        gradients: Gradients | None,
+    ) -> tuple[Tensor, list[Learned]]:
+        """Return the loss of all chunks of positions, and the values of each chunk.
+
+        With `drop_zero_losses`, the number of losses that are not exactly 0 is known only at the
+        end. It is first taken to be the number of all losses; if it is not, everything is computed
+        again.
+        """
+        config, parameters = self.quiet_config, list(self.parameters())
+        size = positions_per_chunk(self.base, config, len(prefix.ids_BT))
+        chunks = even_chunks(chosen.position_BJ.shape[1], size)
+        parts: list[Learned] = []
+
+        def run(targets: Targets) -> Tensor:
+            parts.clear()
+
+            def learn(chunk: slice, prefix: Prefix, without_BT: Tensor) -> Tensor:
+                part = chosen.part(chunk)
+                learned = self._learn(part, prefix, without_BT, drawn.part(chunk), targets)
+                # Detached, so that the autograd graph of this chunk can be freed.
+                parts.append(replace(learned, loss=learned.loss.detach()))
+                return learned.loss
+
+            return in_chunks(learn, chunks, prefix, without_BT, gradients, parameters)
+
+        if not config.drop_zero_losses:
+            return run(targets), parts
+        known_BJK = at_positions(targets.lookahead_BTK, chosen.position_BJ) != IGNORED
+        known_BNJK = known_BJK[:, None].expand(-1, config.thoughts, -1, -1)
+
+        def counted(counts_BNJK: Tensor) -> Targets:
+            factor_BJK = chosen.factor_BJ[:, None, :, None]
+            return targets.counted(
+                lookahead_K=(counts_BNJK * factor_BJK).sum((0, 1, 2)).clamp(min=1)
+            )
+
+        loss = run(counted(known_BNJK))
+        nonzero_BNJK = torch.cat([part.log_prob_BNJK for part in parts], 2) != 0
+        if bool((known_BNJK & ~nonzero_BNJK).any()):
+            loss = run(counted(known_BNJK & nonzero_BNJK))
+        return loss, parts
 
     def mixed_logits(self, without_BD: Tensor, with_BND: Tensor) -> Tensor:
         """Return log-probabilities of the next token, `[B, V]`.
