@@ -57,10 +57,11 @@ LENGTHS = (8, 16, 24)
 METHODS = (
     *(f"untrained-{length}" for length in LENGTHS),
     "continued", "pause-26",
-    *(f"quiet-{length}-weight-{weight}" for length in reversed(LENGTHS) for weight in (10, 0)),
+    *(f"{kind}-{length}-weight-{weight}" for kind in ("trusted", "quiet") for length in reversed(LENGTHS) for weight in (10, 0)),
 )  # fmt: skip
 """What is run. "untrained-24" predicts with thoughts of 24 tokens of the model that STaR trained, "continued" trains
-without thoughts. "quiet-24-weight-10" is Quiet-STaR with thoughts of 24 tokens and that weight of the REINFORCE loss."""
+without thoughts. "quiet-24-weight-10" is Quiet-STaR with thoughts of 24 tokens and that weight of the REINFORCE loss, and "trusted-24-weight-10" the same without a mixing head: the answer
+is predicted after the thought alone, and nothing learns to answer without a thought."""
 
 Row = dict[str, Any]
 """What is measured for one test problem."""
@@ -83,11 +84,12 @@ def text(problem: Problem) -> str:
     return f"{prompt(problem)} {problem.gold}.\n\n"
 
 
-def quiet_config(length: int, weight: float) -> QuietConfig:
+def quiet_config(length: int, weight: float, *, trusted: bool = False) -> QuietConfig:
     """Return the options of Quiet-STaR for thoughts of a length, one per text."""
+    more: dict[str, Any] = {"mix": "none", "base_nll_weight": 0.0} if trusted else {}
     return QuietConfig(
         thought_tokens=length, thoughts=4, lookahead=LOOKAHEAD, initial_text=" ", reinforce_weight=weight,
-        positions="pattern", positions_pattern="\nA:",
+        positions="pattern", positions_pattern="\nA:", **more,
     )  # fmt: skip
 
 
@@ -215,9 +217,11 @@ def run(method: str, base: str, out: Path, seed: int, training: dict[str, Any]) 
         model, tokenizer = with_thoughts(base, seed, quiet_config(int(rest), 0))
         model.mixing = Trusting()  # type: ignore[assignment]
         return measure_thoughts(model, tokenizer)
-    if kind == "quiet":
+    if kind in ("quiet", "trusted"):
         length, _, weight = rest.partition("-weight-")
-        model, tokenizer = with_thoughts(base, seed, quiet_config(int(length), float(weight)))
+        model, tokenizer = with_thoughts(
+            base, seed, quiet_config(int(length), float(weight), trusted=kind == "trusted")
+        )
         learned = spans(map(text, problems("train")), tokenizer, length=96, least=8, seed=seed)
         train_quiet(model, tokenizer, learned, quiet_arguments(out / "checkpoints", **training), out=out, progress=_shown(method))  # fmt: skip
         return measure_thoughts(*open_quiet(out / "model", dtype="float32"))
