@@ -7,7 +7,8 @@
 The model that STaR trained writes a solution before its answer: `Q: ... 37 + 76 - 65 =\\nA: 37 + 76 = 113. 113 - 65
 = 48. The answer is 48.` Here it learns from texts without solutions, `Q: ... 37 + 76 - 65 =\\nA: 48.`, by Quiet-STaR
 with one thought per text, between "A:" and the answer; by training without thoughts; and with pause tokens. All
-have the same texts and number of steps. A thought starts as a solution starts (the embedding of the space before a
+have the same texts and number of steps. Without thoughts the loss is that of the answer alone; in Quiet-STaR the loss
+without thoughts is that of the whole text. A thought starts as a solution starts (the embedding of the space before a
 number) and ends as "is" before an answer.
 
 Measured on 300 test problems that no training used. An answer is right if every token of it and the full stop is the
@@ -48,8 +49,9 @@ TASK: dict[str, Any] = {
     "name": "chain_sum", "train": 3000, "validation": 150, "test": 300,
     "config": {"min_terms": 2, "max_terms": 3, "min_digits": 1, "max_digits": 2},
 }  # fmt: skip
-"""The task of `star_smollm2_chain_sum.yaml`, whose training used the first 1,000 problems."""
-USED_BY_STAR = 1000
+"""The task of `star_smollm2_chain_sum.yaml`."""
+LEFT_OUT = 1000
+"""Training problems without a text here. STaR draws from all of them, so it has solved some of the others."""
 LOOKAHEAD = 6
 """Tokens predicted after a thought: a space, a sign, three digits and the full stop."""
 SAMPLES, BATCH = 4, 8
@@ -69,9 +71,9 @@ Row = dict[str, Any]
 
 @cache
 def problems(split: str) -> list[Problem]:
-    """Return the problems of a split, without those that STaR was trained on."""
+    """Return the problems of a split, in training without the first ones."""
     found = list(open_task("gym", **TASK).problems(split))
-    return found[USED_BY_STAR:] if split == "train" else found
+    return found[LEFT_OUT:] if split == "train" else found
 
 
 def prompt(problem: Problem) -> str:
@@ -282,6 +284,15 @@ def table(out: Path) -> str:
     return "\n".join(lines)
 
 
+def check_settings(out: Path, settings: dict[str, Any]) -> None:
+    """Store the settings of the first run in a folder, and refuse others."""
+    path = out / "settings.json"
+    if not path.exists():
+        write_atomically(path, json.dumps(settings) + "\n")
+    if (stored := json.loads(path.read_text())) != settings:
+        raise SystemExit(f"{out} has results with {stored}; got {settings}. Give another --out.")
+
+
 def main() -> None:
     """Run the methods on every seed, or print the table of what is stored."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
@@ -301,6 +312,8 @@ def main() -> None:
         "max_steps": args.steps, "per_device_train_batch_size": args.batch, "save_steps": 25,
         "learning_rate": args.learning_rate, "warmup_steps": 10, "lr_scheduler_type": "linear",
     }  # fmt: skip
+    if not args.table:
+        check_settings(args.out, {"model": args.model, **training})
     for seed in args.seeds if not args.table else ():
         folder = args.out / f"seed-{seed}"
         for method in args.methods:

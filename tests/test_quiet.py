@@ -2,6 +2,7 @@
 
 import json
 import weakref
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -358,6 +359,30 @@ def test_losses_of_exactly_0_give_no_gradient_and_change_no_other():
         out = model(ids, mask, thoughts=drawn(config, ids))
     assert (out.log_prob_without_BT[0, :8] == 0).any()
     assert_equal_to_naive(model, ids, mask)
+    # After a batch with such losses they are counted first: the same values, also without any.
+    for scale in (1, 400, 1):
+        with torch.no_grad():
+            base.lm_head.weight /= scale
+        model.zero_grad()
+        assert_equal_to_naive(model, ids, mask)
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_given_thoughts_may_be_more_or_fewer_than_are_sampled(count: int):
+    """The mean over them is that of a model that samples as many."""
+    config = QuietConfig.authors_code(
+        thoughts=count, lookahead=3, thought_tokens=2, reinforce_weight=0.0
+    )
+    base = tiny()
+    with torch.no_grad():
+        base.lm_head.weight *= 400
+    ids, mask = texts([9, 7])
+    thoughts = drawn(config, ids)
+    model = quiet(base, config)
+    expected = model(ids, mask, thoughts=thoughts)
+    model.quiet_config = replace(config, thoughts=2)
+    found = model(ids, mask, thoughts=thoughts)
+    torch.testing.assert_close(found.nll_with_K, expected.nll_with_K, rtol=1e-9, atol=0)
 
 
 def test_a_batch_of_zero_losses_only_has_no_loss():

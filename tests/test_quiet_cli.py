@@ -56,7 +56,8 @@ def test_training_leaves_a_model_a_page_and_the_numbers(
 
 
 KEPT = {
-    "preset": ["--preset", "rlp", "--quiet.thoughts", "2"],
+    "default": [],
+    "rlp": ["--preset", "rlp", "--quiet.thoughts", "2"],
     "curriculum": ["--curriculum", "3/2", "2/1"],
     "pattern": ["--quiet.positions", "pattern", "--pattern", "[aeiou]"],
     "task": ["--quiet.positions", "answer", "--task", "arithmetic"],
@@ -77,23 +78,29 @@ def test_the_configuration_of_a_run_says_every_option_and_repeats_it(
         "\n\n".join(f"Q: {n}+{n}?\nA:{answer}{2 * n}. So it is, indeed." for n in range(40))
     )
     command = training(tiny_model_dir, data, tmp_path / "run", *KEPT[name])
-    if name == "curriculum":
-        at = command.index("--quiet.thought_tokens")
+    left_out = {"curriculum": ["--quiet.thought_tokens"], "default": ["--quiet.initial_text"]}
+    for option in left_out.get(name, []):
+        at = command.index(option)
         del command[at : at + 2]
     assert main(command) == 0, capsys.readouterr().err
     stored = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
     model, _ = open_quiet(tmp_path / "run" / "model", dtype="float32")
     trained = asdict(model.quiet_config)
-    says = {"curriculum": {"thought_tokens", "lookahead"}}.get(name, set()) | {"positions_pattern"}
-    assert stored["quiet"].keys() | says == trained.keys()
+    says = {"curriculum": {"thought_tokens", "lookahead"}, "default": {"initial_text"}}
+    assert stored["quiet"].keys() | says.get(name, set()) | {"positions_pattern"} == trained.keys()
     for field, value in stored["quiet"].items():
         assert trained[field] == value, field
-    assert stored["learning_rate"] == (1e-6 if name == "preset" else 1e-5)
+    assert stored["learning_rate"] == (1e-6 if name == "rlp" else 1e-5)
+    schedule = {"lr_scheduler_type": "constant"} if name == "rlp" else {}
+    assert stored["training"] == schedule | {"use_cpu": True}
     before = (tmp_path / "run" / "model" / "model.safetensors").stat().st_mtime_ns
     again = ["quiet", "train", "--config", str(tmp_path / "run" / "config.yaml")]
     assert main(again) == 0, capsys.readouterr().err
     assert (tmp_path / "run" / "model" / "model.safetensors").stat().st_mtime_ns == before
     assert yaml.safe_load((tmp_path / "run" / "config.yaml").read_text()) == stored
+    capsys.readouterr()
+    assert main([*again, "--preset", "paper"]) == 2  # it would have no effect
+    assert "Leave out --preset" in capsys.readouterr().err
 
 
 @pytest.mark.slow

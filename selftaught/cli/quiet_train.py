@@ -31,6 +31,10 @@ if TYPE_CHECKING:
     from selftaught.quiet.training import PeftModel
     from selftaught.runs.folder import ProgressReporter
 
+ALL_IN_FILE = {one.name for one in fields(QuietConfig)} - {
+    "thought_tokens", "lookahead", "positions_pattern", "initial_text", "start_token", "end_token",
+}  # fmt: skip
+"""Options of Quiet-STaR that the `config.yaml` of every training has."""
 MEASURED = 64
 """Maximum number of held-out spans that are measured after training."""
 
@@ -181,7 +185,7 @@ def _stages(how: TrainOptions, model: "QuietLM") -> "list[Stage]":
         )
     if given := sorted({"thought_tokens", "lookahead"} & set(how.quiet)):
         raise ValueError(
-            f"--curriculum sets thought_tokens and lookahead; got --quiet.{given[0]}, too. Leave it out."
+            f"--curriculum sets thought_tokens and lookahead; got --quiet.{given[0]}, too. Leave it out, or remove it from the file of --config."
         )
     check_stages(model, stages, how.length)
     check_stage_folders(how.out, stages)
@@ -214,9 +218,13 @@ def trainer_options(how: StepOptions, rate: float) -> dict[str, Any]:
 
 def _trainer_options(how: TrainOptions) -> dict[str, Any]:
     options = trainer_options(how, 1e-5 if how.preset == "default" else 1e-6)
+    return options | _schedule(how) | how.training
+
+
+def _schedule(how: TrainOptions) -> dict[str, Any]:
+    """Return the options of the preset for transformers' `TrainingArguments`."""
     # RLP has a constant learning rate (arXiv:2510.01265).
-    schedule = {"lr_scheduler_type": "constant"} if how.preset == "rlp" else {}
-    return options | schedule | how.training
+    return {"lr_scheduler_type": "constant"} if how.preset == "rlp" else {}
 
 
 def adapted(how: TrainOptions, model: "QuietLM") -> "PeftModel | None":
@@ -282,20 +290,29 @@ def train(how: TrainOptions) -> None:
 
 
 def _resolved(how: TrainOptions, ready: Prepared) -> TrainOptions:
-    """Return the options with the default values written out.
+    """Return the options with the values of the preset and the learning rate written out.
 
     `--config` with the result repeats the training when a default of the package has changed.
     """
+    import yaml
+
     from selftaught.quiet.checkpoint import is_quiet
 
-    quiet: dict[str, Any] = {}
+    quiet, training = {}, how.training
     if not is_quiet(Path(how.model)):  # a trained model has its own options, and refuses others
         quiet = asdict(ready.config)
         for name in ("thought_tokens", "lookahead") if ready.stages else ():
             del quiet[name]  # --curriculum says them
         if how.pattern or how.task or quiet["positions_pattern"] is None:
             del quiet["positions_pattern"]
-    return replace(how, quiet=quiet, learning_rate=ready.arguments.learning_rate)
+        # The values of a dictionary are read as YAML twice, and "---" is not itself in YAML.
+        quiet = {
+            name: value for name, value in quiet.items()
+            if not isinstance(value, str) or yaml.safe_load(value) == value
+        }  # fmt: skip
+        training = _schedule(how) | training
+        how = replace(how, preset="default")  # which has no effect beside all its options
+    return replace(how, quiet=quiet, training=training, learning_rate=ready.arguments.learning_rate)
 
 
 def _stage_arguments(how: TrainOptions) -> "Callable[[Path, int], TrainingArguments]":
@@ -343,10 +360,16 @@ def opened_to_train(how: TrainOptions) -> "tuple[QuietLM, PreTrainedTokenizerBas
         if how.quiet or how.preset != "default":
             raise ValueError(
                 f"{how.model} is a trained Quiet-STaR model, which has its own options. "
-                "Leave out --preset and --quiet, or start from a model without thoughts."
+                "Leave out --preset and --quiet (also in the file of --config), or start from a model "
+                "without thoughts."
             )
         opened, tokenizer = open_quiet(Path(how.model), dtype="float32")
         return opened.to(device()), tokenizer
+    if how.preset != "default" and how.quiet.keys() >= ALL_IN_FILE:
+        raise ValueError(
+            f"--config sets every option of the thoughts, so --preset {how.preset} would have no effect. "
+            "Leave out --preset, or remove the section `quiet` from the file."
+        )
     preset = QuietConfig if how.preset == "default" else getattr(QuietConfig, how.preset)
     check_names("Quiet-STaR (--quiet.NAME VALUE)", QuietConfig, how.quiet)
     if not isinstance(how.quiet.get("positions_pattern", ""), str):
@@ -354,7 +377,7 @@ def opened_to_train(how: TrainOptions) -> "tuple[QuietLM, PreTrainedTokenizerBas
             "Expected text for --quiet.positions_pattern, got "
             f"{how.quiet['positions_pattern']!r}, because it was read as YAML. Use --pattern."
         )
-    if how.pattern is not None and "positions_pattern" in how.quiet:
+    if how.pattern and "positions_pattern" in how.quiet:
         raise ValueError(
             "Expected one pattern, got --pattern and --quiet.positions_pattern. Use --pattern."
         )

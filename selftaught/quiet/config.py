@@ -101,7 +101,8 @@ class QuietConfig:
     leaves it out."""
     drop_zero_losses: bool = False
     """Leave tokens whose loss is exactly 0 out of the means of both losses, as the authors' code
-    does (it sets the loss of padding to 0). Costs one more forward pass without gradients."""
+    does (it sets the loss of padding to 0). Costs one more forward pass without gradients in batches
+    with such losses."""
     positions: Literal["all", "uniform", "entropy", "pattern", "answer"] = "all"
     """Positions at which the model thinks in training: "all" (the paper), a random share of them,
     sampled uniformly ("uniform") or by the entropy of the prediction without a thought ("entropy"),

@@ -92,6 +92,7 @@ class QuietLM(nn.Module):
         may_end = config.thought_may_end
         self._ids = SpecialTokens(start, end, tuple(sorted(never)), may_end=may_end)
         self.average: MovingAverage | None = None
+        self._zeros_expected = False  # whether the last batch had losses of exactly 0
         if check:
             self_check(base, self._ids)
         width = output_matrix(base).weight.shape[1]
@@ -276,14 +277,14 @@ class QuietLM(nn.Module):
 
         With `drop_zero_losses`, the number of losses that are not exactly 0 is known only at the
         end. It is first taken to be the number of all losses; if it is not, everything is computed
-        again.
+        again. After a batch with such losses, they are counted first, by a pass without gradients.
         """
         config, parameters = self.quiet_config, list(self.parameters())
         size = positions_per_chunk(self.base, config, len(prefix.ids_BT))
         chunks = even_chunks(chosen.position_BJ.shape[1], size)
         parts: list[Learned] = []
 
-        def run(targets: Targets) -> Tensor:
+        def run(targets: Targets, gradients: Gradients | None = gradients) -> Tensor:
             parts.clear()
 
             def learn(chunk: slice, prefix: Prefix, without_BT: Tensor) -> Tensor:
@@ -298,7 +299,7 @@ class QuietLM(nn.Module):
         if not config.drop_zero_losses:
             return run(targets), parts
         known_BJK = at_positions(targets.lookahead_BTK, chosen.position_BJ) != IGNORED
-        known_BNJK = known_BJK[:, None].expand(-1, config.thoughts, -1, -1)
+        known_BNJK = known_BJK[:, None].expand(-1, drawn.thought_BNJS.shape[1], -1, -1)
 
         def counted(counts_BNJK: Tensor) -> Targets:
             factor_BJK = chosen.factor_BJ[:, None, :, None]
@@ -306,9 +307,13 @@ class QuietLM(nn.Module):
                 lookahead_K=(counts_BNJK * factor_BJK).sum((0, 1, 2)).clamp(min=1)
             )
 
-        loss = run(counted(known_BNJK))
+        expected = self._zeros_expected
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not expected):
+            loss = run(counted(known_BNJK), None if expected else gradients)
         nonzero_BNJK = torch.cat([part.log_prob_BNJK for part in parts], 2) != 0
-        if bool((known_BNJK & ~nonzero_BNJK).any()):
+        self._zeros_expected = bool((known_BNJK & ~nonzero_BNJK).any())
+        if expected or self._zeros_expected:
+            del loss  # and its gradients
             loss = run(counted(known_BNJK & nonzero_BNJK))
         return loss, parts
 
