@@ -57,13 +57,15 @@ LOOKAHEAD = 6
 SAMPLES, BATCH = 4, 8
 LENGTHS = (8, 16, 24)
 METHODS = (
-    *(f"untrained-{length}" for length in LENGTHS),
-    "continued", "pause-26",
+    *(f"untrained-{length}" for length in LENGTHS), "untrained-ending-30",
+    "continued", "pause-26", "ending-30-weight-10", "ending-30-weight-0",
     *(f"{kind}-{length}-weight-{weight}" for kind in ("trusted", "quiet") for length in reversed(LENGTHS) for weight in (10, 0)),
 )  # fmt: skip
 """What is run. "untrained-24" predicts with thoughts of 24 tokens of the model that STaR trained, "continued" trains
-without thoughts. "quiet-24-weight-10" is Quiet-STaR with thoughts of 24 tokens and that weight of the REINFORCE loss, and "trusted-24-weight-10" the same without a mixing head: the answer
-is predicted after the thought alone, and nothing learns to answer without a thought."""
+without thoughts. "quiet-24-weight-10" is Quiet-STaR with thoughts of 24 tokens and that weight of the REINFORCE loss,
+and "trusted-24-weight-10" the same without a mixing head: the answer is predicted after the thought alone, and nothing
+learns to answer without a thought. "ending-30-weight-10" is "trusted" with thoughts of up to 30 tokens that may end
+themselves."""
 
 Row = dict[str, Any]
 """What is measured for one test problem."""
@@ -86,9 +88,12 @@ def text(problem: Problem) -> str:
     return f"{prompt(problem)} {problem.gold}.\n\n"
 
 
-def quiet_config(length: int, weight: float, *, trusted: bool = False) -> QuietConfig:
+def quiet_config(
+    length: int, weight: float, *, trusted: bool = False, may_end: bool = False
+) -> QuietConfig:
     """Return the options of Quiet-STaR for thoughts of a length, one per text."""
     more: dict[str, Any] = {"mix": "none", "base_nll_weight": 0.0} if trusted else {}
+    more |= {"thought_may_end": True} if may_end else {}
     return QuietConfig(
         thought_tokens=length, thoughts=4, lookahead=LOOKAHEAD, initial_text=" ", reinforce_weight=weight,
         positions="pattern", positions_pattern="\nA:", **more,
@@ -216,14 +221,14 @@ def run(method: str, base: str, out: Path, seed: int, training: dict[str, Any]) 
     kind, _, rest = method.partition("-")
     training = training | {"seed": seed}
     if kind == "untrained":
-        model, tokenizer = with_thoughts(base, seed, quiet_config(int(rest), 0))
+        config = quiet_config(int(rest.removeprefix("ending-")), 0, may_end="ending" in rest)
+        model, tokenizer = with_thoughts(base, seed, config)
         model.mixing = Trusting()  # type: ignore[assignment]
         return measure_thoughts(model, tokenizer)
-    if kind in ("quiet", "trusted"):
+    if kind in ("quiet", "trusted", "ending"):
         length, _, weight = rest.partition("-weight-")
-        model, tokenizer = with_thoughts(
-            base, seed, quiet_config(int(length), float(weight), trusted=kind == "trusted")
-        )
+        config = quiet_config(int(length), float(weight), trusted=kind != "quiet", may_end=kind == "ending")  # fmt: skip
+        model, tokenizer = with_thoughts(base, seed, config)
         learned = spans(map(text, problems("train")), tokenizer, length=96, least=8, seed=seed)
         train_quiet(model, tokenizer, learned, quiet_arguments(out / "checkpoints", **training), out=out, progress=_shown(method))  # fmt: skip
         return measure_thoughts(*open_quiet(out / "model", dtype="float32"))
