@@ -162,6 +162,8 @@ REFUSED = [
     ),
     (["--quiet.thoughts_tokens", "3"], "Did you mean 'thought_tokens'?"),
     (["--quiet.zzz", "3"], "no option 'zzz'; its options are thought_tokens, lookahead"),
+    (["--quiet.initial_text", "yes"], "Expected text for --quiet.initial_text, got True"),
+    (["--quiet.initial_text", "- a"], "Expected text for --quiet.initial_text, got ['a']"),
     (["--quiet.mix", "words"], "mix must be 'log_probs' or 'hidden'"),
     (["--quiet.chunk_megabytes", "0"], "chunk_megabytes must be at least 1"),
     (["--quiet.start_token", "<|end|>"], "Expected a tokenizer without <|end|>"),

@@ -72,11 +72,15 @@ def test_intervals_are_over_sums(recipe: ModuleType):
 
 
 @pytest.fixture(scope="module")
-def reinforce() -> Iterator[ModuleType]:
-    folder = Path(__file__).parent.parent / "recipes"
+def recipes() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(folder)
-        yield importlib.import_module("quiet_reinforce")
+        patch.syspath_prepend(Path(__file__).parent.parent / "recipes")
+        yield
+
+
+@pytest.fixture(scope="module")
+def reinforce(recipes: None) -> ModuleType:
+    return importlib.import_module("quiet_reinforce")
 
 
 def test_thoughts_of_the_reinforce_recipe_are_the_sums_so_far(reinforce: ModuleType):
@@ -117,11 +121,8 @@ def test_intervals_over_seeds_are_those_of_students_t(reinforce: ModuleType):
 
 
 @pytest.fixture(scope="module")
-def smollm2() -> Iterator[ModuleType]:
-    folder = Path(__file__).parent.parent / "recipes"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(folder)
-        yield importlib.import_module("quiet_smollm2")
+def smollm2(recipes: None) -> ModuleType:
+    return importlib.import_module("quiet_smollm2")
 
 
 @pytest.mark.parametrize(

@@ -225,7 +225,7 @@ def gradients_of_two_texts(folder: Path, out: Path) -> None:
         torch.save({name: one.grad for name, one in model.named_parameters()}, out)
     if world > 1:  # or a thread of gloo may outlive the interpreter, which aborts the process
         torch.distributed.barrier()
-        os._exit(0)  # without the end of gloo, which sometimes hangs
+        torch.distributed.destroy_process_group()
 
 
 @pytest.mark.slow
@@ -241,14 +241,8 @@ def test_two_processes_give_the_gradients_of_one(tiny_model_dir: Path, tmp_path:
                 tests=str(Path(__file__).parent), model=str(tiny_model_dir), out=str(out)
             )
         )
-        for attempt in range(3):
-            try:
-                done = subprocess.run([*launch, str(script)], capture_output=True, text=True, timeout=90,
-                                      env=os.environ | {"OMP_NUM_THREADS": "1"})  # fmt: skip
-                break
-            except subprocess.TimeoutExpired:  # gloo hung
-                if attempt == 2:
-                    raise
+        done = subprocess.run([*launch, str(script)], capture_output=True, text=True, timeout=300,
+                              env=os.environ | {"OMP_NUM_THREADS": "1"})  # fmt: skip
         assert done.returncode == 0, done.stderr[-3000:]
         found.append(torch.load(out, weights_only=True))
     one, two = found

@@ -31,9 +31,9 @@ if TYPE_CHECKING:
     from selftaught.quiet.training import PeftModel
     from selftaught.runs.folder import ProgressReporter
 
-ALL_IN_FILE = {one.name for one in fields(QuietConfig)} - {
-    "thought_tokens", "lookahead", "positions_pattern", "initial_text", "start_token", "end_token",
-}  # fmt: skip
+TEXTS = {"initial_text", "start_token", "end_token", "positions_pattern"}
+"""Options of Quiet-STaR that are texts."""
+ALL_IN_FILE = {one.name for one in fields(QuietConfig)} - TEXTS - {"thought_tokens", "lookahead"}
 """Options of Quiet-STaR that the `config.yaml` of every training has."""
 MEASURED = 64
 """Maximum number of held-out spans that are measured after training."""
@@ -48,7 +48,8 @@ class PresetOptions:
     preset: Literal["default", "paper", "authors_code", "rlp"] = "default"
     """Source of the Quiet-STaR options that `--quiet` does not set: the "default" values of this
     package (for small models), the "paper", "authors_code", or "rlp" (RLP, a successor of
-    Quiet-STaR, with a constant learning rate)."""
+    Quiet-STaR, with a constant learning rate). The `config.yaml` of a run has all values under `quiet`,
+    and "default" here."""
     quiet: dict[str, Any] = field(default_factory=dict, metadata={"fields_of": QuietConfig})
     """Options of the thoughts and their training. The defaults shown below are those of the preset
     "default"."""
@@ -372,11 +373,17 @@ def opened_to_train(how: TrainOptions) -> "tuple[QuietLM, PreTrainedTokenizerBas
         )
     preset = QuietConfig if how.preset == "default" else getattr(QuietConfig, how.preset)
     check_names("Quiet-STaR (--quiet.NAME VALUE)", QuietConfig, how.quiet)
-    if not isinstance(how.quiet.get("positions_pattern", ""), str):
-        raise ValueError(
-            "Expected text for --quiet.positions_pattern, got "
-            f"{how.quiet['positions_pattern']!r}, because it was read as YAML. Use --pattern."
-        )
+    for name in TEXTS & how.quiet.keys():
+        if not isinstance(how.quiet[name], str):
+            use = (
+                "Use --pattern"
+                if name == "positions_pattern"
+                else "Choose a text that YAML leaves as it is"
+            )
+            raise ValueError(
+                f"Expected text for --quiet.{name}, got {how.quiet[name]!r}, because it was read as "
+                f"YAML. {use}."
+            )
     if how.pattern and "positions_pattern" in how.quiet:
         raise ValueError(
             "Expected one pattern, got --pattern and --quiet.positions_pattern. Use --pattern."
