@@ -54,6 +54,9 @@ GROUPS: dict[str, dict[str, Command]] = {
         "quiet": Command("Quiet-STaR: think before every token of ordinary text", "quiet"),
         "pause": Command("pause tokens: more computation before an answer, a baseline of Quiet-STaR", "pause"),
     },
+    "using a model": {
+        "serve": Command("serve a model with OpenAI's interface, thoughts hidden", "serve"),
+    },
     "tools": {
         "tasks": Command("list the tasks, or the options of one", "tools"),
         "samplers": Command("list the sampling engines, or the options of one", "tools"),

@@ -12,8 +12,8 @@ from typing import Any, Literal
 
 from selftaught.hub import check_model_name
 from selftaught.prompts import PromptStyle
-from selftaught.records import Completion, Problem, Rollout
-from selftaught.rendering import prompt_ids
+from selftaught.records import Completion, Problem, Rollout, Text
+from selftaught.rendering import TemplateOptions, prompt_ids
 from selftaught.samplers import Closing, open_scorer
 from selftaught.training import completion_ids, written_ids
 
@@ -79,9 +79,32 @@ class Verifier(Closing):
         grouped: dict[str, list[int]] = {}
         for at, rollout in enumerate(rollouts):
             grouped.setdefault(rollout.problem.id, []).append(at)
-        groups = list(grouped.values())
+        groups = [(style(rollouts[at[0]].problem), at) for at in grouped.values()]
+        return self._scores(rollouts, groups, style.chat_template_kwargs, progress)
+
+    def score_completions(
+        self, prompt: Text, completions: Sequence[Completion], options: TemplateOptions
+    ) -> list[float]:
+        """Return one score per completion of a prompt; higher is better.
+
+        Args:
+            prompt: text or messages.
+            completions: the completions.
+            options: variables of the chat template.
+        """
+        rollouts = as_rollouts(Problem("", "", ""), prompt, completions, self.model)
+        return self._scores(rollouts, [(prompt, range(len(rollouts)))], options)
+
+    def _scores(
+        self,
+        rollouts: Sequence[Rollout],
+        groups: Sequence[tuple[Text, Sequence[int]]],
+        options: TemplateOptions,
+        progress: Callable[[int], None] | None = None,
+    ) -> list[float]:
+        """Return one score per rollout; `groups` are prompts and the indices of their rollouts."""
         totals = [
-            self._summed(scorer, rollouts, style, groups, progress if at == 0 else None)
+            self._summed(scorer, rollouts, groups, options, progress if at == 0 else None)
             for at, scorer in enumerate(self._scorers)
         ]
         if self._score == "reward":
@@ -92,8 +115,8 @@ class Verifier(Closing):
         self,
         scorer: Any,
         rollouts: Sequence[Rollout],
-        style: PromptStyle,
-        groups: Sequence[Sequence[int]],
+        groups: Sequence[tuple[Text, Sequence[int]]],
+        options: TemplateOptions,
         progress: Callable[[int], None] | None,
     ) -> list[float]:
         tokenizer = scorer.tokenizer
@@ -109,13 +132,13 @@ class Verifier(Closing):
             )
         ids = [completion_ids(rollout, tokenizer) for rollout in rollouts]
         found = scorer.log_probs(
-            [style(rollouts[group[0]].problem) for group in groups],
-            [[ids[at] for at in group] for group in groups],
-            options=style.chat_template_kwargs,
+            [prompt for prompt, _ in groups],
+            [[ids[at] for at in group] for _, group in groups],
+            options=options,
             progress=progress,
         )
         scores = [0.0] * len(rollouts)
-        for group, candidates in zip(groups, found, strict=True):
+        for (_, group), candidates in zip(groups, found, strict=True):
             for at, each in zip(group, candidates, strict=True):
                 scores[at] = sum(each) / max(1, len(each) if self._score == "mean" else 1)
         return scores

@@ -10,7 +10,7 @@ hidden width, V vocabulary.
 
 import math
 from collections.abc import Generator, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import torch
@@ -114,6 +114,16 @@ def mixed_at(
     )
 
 
+@dataclass
+class SeenThoughts:
+    """Where `read_and_predict` stores the thoughts before the latest token, to be shown."""
+
+    rows: list[int] = field(default_factory=list)
+    """Indices of the texts with thoughts before the latest token."""
+    thoughts: list[Tensor] = field(default_factory=list)
+    """Token ids of the thoughts of each of them, `[N, S]`."""
+
+
 @torch.no_grad()
 def read_and_predict(
     model: ThinkingModel,
@@ -123,6 +133,7 @@ def read_and_predict(
     how: ThoughtParams,
     generator: torch.Generator,
     following: Following | None = None,
+    seen: SeenThoughts | None = None,
 ) -> Tensor:
     """Read new tokens of texts and return the log-probabilities of the next one, `[B, V]`.
 
@@ -136,6 +147,7 @@ def read_and_predict(
         how: how the model thinks.
         generator: source of the random numbers of the thoughts.
         following: follows the texts, for rules that read the text.
+        seen: receives the thoughts.
     """
     base, marks = model.base, model.marks
     head = language_head(base)
@@ -147,10 +159,14 @@ def read_and_predict(
     shape = (len(new_BT), how.thoughts, 1, model.quiet_config.thought_tokens)
     uniform = torch.rand(shape, generator=generator).to(new_BT.device)
     row_X = thinks_B.nonzero()[:, 0]
+    if seen is not None:
+        seen.rows, seen.thoughts = row_X.tolist(), []
     if len(row_X):
         some = prefix if len(row_X) == len(new_BT) else _rows(prefix, row_X)
         last = torch.tensor([[real_BT.shape[1] - 1]], device=new_BT.device)
         sampled = think(base, head, some, last, uniform[row_X], marks, how.temperature)
+        if seen is not None:
+            seen.thoughts = list(sampled.thought_BNJS[:, :, 0].cpu())
         after_RD = after_thought(base, some, last, sampled, marks)
         after_XND = after_RD.view(len(row_X), how.thoughts, -1)
         logits_BV[row_X] = model.mixed_logits(without_BD[row_X], after_XND)
@@ -172,6 +188,7 @@ def next_logits(
     how: ThoughtParams,
     *,
     ends: list[int],
+    seen: SeenThoughts | None = None,
 ) -> Generator[Tensor, Tensor, None]:
     """Yield the log-probabilities of the next token, `[B, V]`, for one token after another.
 
@@ -185,6 +202,7 @@ def next_logits(
         attention_mask: 1 for text and 0 for padding.
         how: how the model thinks.
         ends: ids of the tokens that end a text.
+        seen: receives the thoughts before the token that is yielded next.
     """
     banned = banned_tokens(model, ends)
     generator = torch.Generator().manual_seed(how.seed)
@@ -192,7 +210,9 @@ def next_logits(
     reading = Reading(None, keep=True)
     following = following_of(how.think_when, model.quiet_config, len(input_ids))
     while True:
-        logits_BV = read_and_predict(model, new_BT, real_BT, reading, how, generator, following)
+        logits_BV = read_and_predict(
+            model, new_BT, real_BT, reading, how, generator, following, seen
+        )
         logits_BV[:, banned] = -torch.inf
         token_B = yield logits_BV
         new_BT = token_B[:, None]

@@ -40,7 +40,7 @@ class Ending:
         # A stop string that is a special token is treated as an end token.
         self.eos = sorted({*eos, *(special[text] for text in stop if text in special)})
         self._tokenizer = tokenizer
-        self._silent = frozenset((*self.eos, *silent_ids(tokenizer)))
+        self.silent = frozenset((*self.eos, *silent_ids(tokenizer)))
         self.stop = [text for text in stop if text not in special]
         self._marks, self.opened = marks, opened
         self._suspects: dict[int, bool] = {}
@@ -51,7 +51,7 @@ class Ending:
 
         Other special tokens are part of the text, because they may be thought marks.
         """
-        return completion_text(self._tokenizer, token_ids, self._silent)
+        return completion_text(self._tokenizer, token_ids, self.silent)
 
     def suspects(self, token_B: Tensor) -> Tensor:
         """Return a mask of the rows whose token can be the last one of a stop string."""
@@ -76,7 +76,7 @@ class Ending:
             not alone
         ):  # end and unknown tokens never add text; others may add text after another token
             known = self._tokenizer.convert_ids_to_tokens(token) is not None
-            return known and token not in self._silent
+            return known and token not in self.silent
         if "\ufffd" in alone:  # part of a character
             return True
         # Some tokenizers drop the space before the first word.
@@ -91,6 +91,12 @@ class Ending:
         if not self.stop:
             return None
         return without_stop(self.text(token_ids), self.stop, self._marks, opened=self.opened)
+
+    def stopped(self, token_ids: Sequence[int]) -> bool:
+        """Return whether a stop string ends with the last token, as `cut` does but faster."""
+        if not self.stop or not bool(self.suspects(torch.tensor(token_ids[-1:]))):
+            return False
+        return self.cut(token_ids) is not None
 
     def ignored(self, token_ids: Sequence[int]) -> bool:
         """Return whether the text contains stop strings and all of them are inside thoughts."""

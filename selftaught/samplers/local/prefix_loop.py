@@ -183,9 +183,8 @@ class Slots(Cache):
         """Store the new keys and values of a layer; return all those stored for the rows."""
         assert self.window is not None
         if layer_idx == len(self._key_BKSD):
-            rows, capacity = self._shape
-            for store, new in ((self._key_BKSD, key_states), (self._value_BKSD, value_states)):
-                store.append(new.new_zeros(rows, new.shape[1], capacity, new.shape[3]))
+            self._key_BKSD.append(self._empty(key_states))
+            self._value_BKSD.append(self._empty(value_states))
         rows = slice(self.window.first, self.window.first + len(key_states))
         key_BKSD, value_BKSD = self._key_BKSD[layer_idx][rows], self._value_BKSD[layer_idx][rows]
         position_BT = self.window.position_BT
@@ -217,6 +216,44 @@ class Slots(Cache):
                 theirs.append(store.new_zeros(len(rows), heads, capacity, width))
                 theirs[-1][:, :, :stored] = store[rows, :, :stored]
         return new
+
+    def receive(self, source: "Slots", rows: Sequence[int], stored: int) -> None:
+        """Copy the first `stored` tokens of the first row of other slots to rows of these."""
+        keys, values = source.row(stored)
+        self._write(keys, values, rows, stored)
+
+    def receive_all(self, source: "Slots", rows: int, stored: int) -> None:
+        """Copy the first `stored` tokens of the first rows of other slots to the same rows."""
+        pairs = (
+            (self._key_BKSD, source._key_BKSD),
+            (self._value_BKSD, source._value_BKSD),
+        )
+        for mine, theirs in pairs:
+            for layer, store in enumerate(theirs):
+                if layer == len(mine):
+                    mine.append(self._empty(store))
+                mine[layer][:rows, :, :stored] = store[:rows, :, :stored]
+
+    def load(self, keys: Sequence[Tensor], values: Sequence[Tensor]) -> None:
+        """Store the keys and values of the first row's first tokens, given per layer."""
+        self._write(keys, values, [0], keys[0].shape[1])
+
+    def _write(
+        self, keys: Sequence[Tensor], values: Sequence[Tensor], rows: Sequence[int], stored: int
+    ) -> None:
+        """Store keys and values of the same tokens, given per layer, for some rows."""
+        rows = list(rows)
+        for mine, new in ((self._key_BKSD, keys), (self._value_BKSD, values)):
+            for layer, one_KPD in enumerate(new):
+                if layer == len(mine):
+                    mine.append(self._empty(one_KPD))
+                mine[layer][rows, :, :stored] = one_KPD
+
+    def _empty(self, like: Tensor) -> Tensor:
+        """Return an empty store of a layer, for the heads and the width of `like`, `[..., K, S, D]`."""
+        rows, capacity = self._shape
+        heads, _, width = like.shape[-3:]
+        return like.new_zeros(rows, heads, capacity, width)
 
     def row(self, stored: int) -> tuple[list[Tensor], list[Tensor]]:
         """Return the first row's keys and values, each as a list over the layers."""
@@ -413,13 +450,13 @@ class SharedPrefixLoop:
                     tuple(value_KPD[:, :length] for value_KPD in known.value_KPD),
                 )
         for start in range(len(prefix.tokens), len(tokens), CHUNK):
-            prefix = self._extended(prefix, tokens[start : start + CHUNK])
+            prefix = self.extended(prefix, tokens[start : start + CHUNK])
         self._prefixes[tokens] = prefix
         if len(self._prefixes) > KEPT_PREFIXES:
             del self._prefixes[next(iter(self._prefixes))]
         return prefix
 
-    def _extended(self, prefix: Prefix, tokens: tuple[int, ...]) -> Prefix:
+    def extended(self, prefix: Prefix, tokens: tuple[int, ...]) -> Prefix:
         """Return a prefix with more tokens appended."""
         slots = self.slots(1, len(tokens))
         token_BT = torch.tensor([tokens], device=self._model.device)

@@ -1,0 +1,1 @@
+"""An OpenAI-compatible server for the models of this package: `selftaught serve`."""

@@ -1,0 +1,169 @@
+"""Response bodies of OpenAI's completion and chat interfaces."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from selftaught.records import FinishReason
+from selftaught.rendering import completion_text
+from selftaught.serving.jobs import LogProb
+from selftaught.serving.requests import Generation
+from selftaught.serving.server import ThoughtsMode
+from selftaught.serving.text import CompletionText, Piece
+
+
+def summary(text: CompletionText) -> str:
+    """Return the number and length of a completion's thoughts, without their text."""
+    if not text.reasoning_tokens:
+        return ""
+    if text.hidden_tokens:
+        return (
+            f"{text.hidden_tokens} tokens of thoughts before {text.thinking_positions} of "
+            f"{len(text.token_ids)} tokens."
+        )
+    return f"A thought of {text.reasoning_tokens} tokens."
+
+
+def shown_reasoning(mode: ThoughtsMode, text: CompletionText) -> str | None:
+    """Return what a client gets of the thoughts of a whole completion."""
+    match mode:
+        case "shown":
+            return text.reasoning or None
+        case "summary":
+            return summary(text) or None
+    return None
+
+
+class Bodies:
+    """Makes the bodies of one request.
+
+    Args:
+        kind: "chat" or "completion".
+        identity: id, time and model of the response.
+        tokenizer: the model's tokenizer.
+        mode: what a client gets of thoughts.
+    """
+
+    def __init__(
+        self, kind: str, identity: dict[str, Any], tokenizer: Any, mode: ThoughtsMode
+    ) -> None:
+        self._chat = kind == "chat"
+        self._identity, self._tokenizer, self._mode = identity, tokenizer, mode
+
+    def whole(self, generation: Generation, choices: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        """Return the body of a response that is not streamed."""
+        object_name = "chat.completion" if self._chat else "text_completion"
+        return {
+            **self._identity, "object": object_name, "choices": list(choices),
+            "usage": generation.usage.body(),
+        }  # fmt: skip
+
+    def choice(
+        self, index: int, text: CompletionText, *, log_probs: bool, prompt: "Echo | None" = None
+    ) -> dict[str, Any]:
+        """Return one choice of a response that is not streamed."""
+        reasoning = shown_reasoning(self._mode, text)
+        found: dict[str, Any] = {
+            "index": index,
+            "finish_reason": text.finish_reason,
+            "logprobs": self.log_probs(text.log_probs, prompt) if log_probs else None,
+        }
+        if self._chat:
+            message: dict[str, Any] = {
+                "role": "assistant",
+                "content": text.content,
+                "refusal": None,
+            }
+            if reasoning is not None:
+                message["reasoning_content"] = reasoning
+            return {**found, "message": message}
+        found["text"] = (prompt.text if prompt else "") + text.content
+        if reasoning is not None:
+            found["reasoning_content"] = reasoning
+        return found
+
+    def chunk(
+        self,
+        index: int,
+        piece: Piece,
+        *,
+        log_probs: bool,
+        finish: FinishReason | None = None,
+        first: bool = False,
+    ) -> dict[str, Any]:
+        """Return a chunk of a streamed response."""
+        reasoning = piece.reasoning if self._mode != "hidden" else ""
+        found: dict[str, Any] = {
+            "index": index,
+            "finish_reason": finish,
+            "logprobs": self.log_probs(piece.log_probs) if log_probs and piece.log_probs else None,
+        }
+        if self._chat:
+            delta: dict[str, Any] = {"role": "assistant", "content": ""} if first else {}
+            if piece.content:
+                delta["content"] = piece.content
+            if reasoning:
+                delta["reasoning_content"] = reasoning
+            return self._chunk([{**found, "delta": delta}])
+        found["text"] = piece.content
+        if reasoning:
+            found["reasoning_content"] = reasoning
+        return self._chunk([found])
+
+    def usage_chunk(self, generation: Generation) -> dict[str, Any]:
+        """Return the last chunk, with the number of tokens."""
+        return {**self._chunk([]), "usage": generation.usage.body()}
+
+    def _chunk(self, choices: list[dict[str, Any]]) -> dict[str, Any]:
+        object_name = "chat.completion.chunk" if self._chat else "text_completion"
+        return {**self._identity, "object": object_name, "choices": choices}
+
+    def log_probs(
+        self, found: Sequence[tuple[LogProb, int]], prompt: "Echo | None" = None
+    ) -> dict[str, Any]:
+        """Return log-probabilities of tokens."""
+        if self._chat:
+            return {"content": [self._token(one) for one, _ in found], "refusal": None}
+        shift = len(prompt.text) if prompt else 0
+        values = [(one, at + shift) for one, at in found]
+        first = prompt.tokens if prompt else []
+        every = [*first, *values]
+        return {
+            "tokens": [self._text(one.token) for one, _ in every],
+            # The first token of a prompt has no log-probability.
+            "token_logprobs": [None if prompt and at == 0 else one.value for at, (one, _) in enumerate(every)],
+            "top_logprobs": [
+                None if prompt and at == 0
+                else {self._text(token): value for token, value in reversed(one.top)}
+                for at, (one, _) in enumerate(every)
+            ],
+            "text_offset": [at for _, at in every],
+        }  # fmt: skip
+
+    def _token(self, one: LogProb) -> dict[str, Any]:
+        """Return a token of a chat completion."""
+        top = [self._entry(token, value) for token, value in one.top]
+        return {**self._entry(one.token, one.value), "top_logprobs": top}
+
+    def _entry(self, token: int, value: float) -> dict[str, Any]:
+        text = self._text(token)
+        return {"token": text, "logprob": value, "bytes": list(text.encode("utf-8", "replace"))}
+
+    def _text(self, token: int) -> str:
+        return completion_text(self._tokenizer, [token], ())
+
+
+class Echo:
+    """A prompt that is sent back before its completion.
+
+    Args:
+        ids: token ids of the prompt.
+        log_probs: log-probabilities of the tokens from the second on.
+        tokenizer: the model's tokenizer.
+    """
+
+    def __init__(self, ids: Sequence[int], log_probs: Sequence[LogProb], tokenizer: Any) -> None:
+        lengths = [len(completion_text(tokenizer, ids[:end], ())) for end in range(1, len(ids) + 1)]
+        self.text = completion_text(tokenizer, ids, ())
+        starts = [0, *lengths][: len(ids)]
+        every = [LogProb(ids[0], 0.0), *log_probs] if log_probs else []
+        self.tokens = list(zip(every, starts, strict=False))

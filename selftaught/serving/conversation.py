@@ -1,0 +1,52 @@
+"""From the messages of a client to a prompt without thoughts.
+
+A client may send back what it was shown: thoughts in `reasoning_content`, which is not read, or in
+the text of a message. They are removed, so that no thought reaches the prompt of a later turn.
+"""
+
+import re
+from collections.abc import Sequence
+
+from selftaught.records import Message
+from selftaught.thought_marks import ThoughtMarks, outside_thoughts
+
+
+def without_thoughts(text: str, marks: Sequence[ThoughtMarks], *, assistant: bool) -> str:
+    """Remove thoughts from the text of a message.
+
+    Args:
+        text: the text.
+        marks: pairs of texts that open and close a thought.
+        assistant: the message is the model's. Then a thought that is not closed, and one that is
+            closed only, are removed as well. In other messages, only what stands between an opening
+            and a closing mark is removed, and single marks are.
+    """
+    for begin, end in marks:
+        if begin not in text and end not in text:
+            continue
+        if assistant:
+            spans = outside_thoughts(text, (begin, end))
+            text = "".join(text[start:finish] for start, finish in spans).lstrip()
+        else:
+            text = re.sub(f"{re.escape(begin)}.*?{re.escape(end)}", "", text, flags=re.DOTALL)
+            text = text.replace(begin, "").replace(end, "")
+    return text
+
+
+def cleaned(messages: Sequence[Message], marks: Sequence[ThoughtMarks]) -> list[Message]:
+    """Return messages without thoughts.
+
+    Args:
+        messages: the messages of a conversation.
+        marks: pairs of texts that open and close a thought.
+    """
+    found: list[Message] = []
+    for message in messages:
+        text = message["content"]
+        while True:  # what is left after a removal may be a mark again
+            less = without_thoughts(text, marks, assistant=message["role"] == "assistant")
+            if less == text:
+                break
+            text = less
+        found.append({"role": message["role"], "content": text})
+    return found

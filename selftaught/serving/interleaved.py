@@ -1,0 +1,139 @@
+"""Decoding of jobs one beside the other, for models that cannot share a batch.
+
+These are Quiet-STaR models, and models whose layers the shared-prefix loop does not support, such
+as recurrent ones. The completions of one job are one batch. All jobs advance by one token in turn.
+
+Shapes: B rows, T tokens, V vocabulary.
+"""
+
+from collections.abc import Callable, Generator, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from selftaught.quiet.gating import ThoughtParams
+from selftaught.quiet.next_token import SeenThoughts, ThinkingModel, next_logits
+from selftaught.quiet.thought_ends import content_lengths
+from selftaught.serving.choice import choose_tokens
+from selftaught.serving.continuous import Delivery
+from selftaught.serving.jobs import Job, Row, Step
+
+Thoughts = list[tuple[tuple[int, ...], ...]]
+"""Token ids of the thoughts of each row."""
+Predictions = Generator[tuple[Tensor, Thoughts], Tensor, None]
+"""Yields the logits of the next token and the thoughts before it; is sent the chosen tokens, `[B]`."""
+
+
+class InterleavedDecoder:
+    """Decodes jobs one token each in turn, at most `max_rows` completions at once.
+
+    Args:
+        predict: starts a job: returns the predictions for its prompt.
+        max_rows: maximum number of completions that are decoded at the same time.
+    """
+
+    def __init__(self, predict: Callable[[Job], Predictions], max_rows: int) -> None:
+        self._predict, self._max_rows = predict, max_rows
+        self._running: dict[Job, tuple[Predictions, list[Row], Tensor | None]] = {}
+
+    @property
+    def rows(self) -> int:
+        """Number of rows in use."""
+        return sum(len(rows) for _, rows, _ in self._running.values())
+
+    def fits(self, job: Job) -> bool:
+        """Return whether there are enough free rows for a job."""
+        return self.rows + job.n <= self._max_rows
+
+    def add(self, job: Job) -> None:
+        """Start a job.
+
+        Raises:
+            ValueError: the job asks for the log-probabilities of the prompt.
+        """
+        if job.prompt_log_probs:
+            raise ValueError(
+                "echo with logprobs is supported for plain models only. Measure a Quiet-STaR model "
+                "with `python -m selftaught.harness --model selftaught`."
+            )
+        rows = [Row(job, index) for index in range(job.n)]
+        self._running[job] = (self._predict(job), rows, None)
+
+    def step(self) -> Iterator[Delivery]:
+        """Compute the next token of every completion."""
+        for job, (predictions, rows, sent_B) in list(self._running.items()):
+            logits_BV, thoughts = next(predictions) if sent_B is None else predictions.send(sent_B)
+            active = [at for at, row in enumerate(rows) if not row.finished]
+            some = [rows[at] for at in active]
+            tokens, log_probs = choose_tokens(logits_BV[active], some)
+            steps: list[Step] = []
+            token_B = torch.zeros(len(rows), dtype=torch.long, device=logits_BV.device)
+            for at, row, token, value in zip(active, some, tokens, log_probs, strict=True):
+                steps.append(row.accept(token, value, thoughts[at] if thoughts else ()))
+                token_B[at] = token
+            yield job, steps
+            if all(row.finished for row in rows):
+                self._remove(job)
+            else:
+                self._running[job] = (predictions, rows, token_B)
+
+    def drop_cancelled(self) -> None:
+        """Free the rows of jobs that were cancelled."""
+        for job in [one for one in self._running if one.cancelled]:
+            self._remove(job)
+
+    def clear(self) -> list[Job]:
+        """Drop everything after an error, and return the jobs that were in progress."""
+        jobs = list(self._running)
+        self._running.clear()
+        return jobs
+
+    def _remove(self, job: Job) -> None:
+        predictions, _, _ = self._running.pop(job)
+        predictions.close()
+
+
+def plain_predictions(model: PreTrainedModel, job: Job) -> Predictions:
+    """Predict with transformers' own cache, for any causal language model."""
+    ids_BT = torch.tensor([job.prompt] * job.n, device=model.device)
+    mask_BT = torch.ones_like(ids_BT)
+    kept: dict[str, Any] = {"attention_mask": mask_BT, "use_cache": True}
+    while True:
+        inputs = model.prepare_inputs_for_generation(ids_BT, **kept)
+        out = model(**inputs, return_dict=True)
+        token_B = yield out.logits[:, -1], []
+        kept = model._update_model_kwargs_for_generation(out, kept)
+        ids_BT = torch.cat([ids_BT, token_B[:, None]], 1)
+
+
+def quiet_predictions(
+    model: ThinkingModel, how: ThoughtParams, ends: list[int], job: Job
+) -> Predictions:
+    """Predict with a hidden thought before each token; must run inside `thoughtful(model.base)`.
+
+    Args:
+        model: a Quiet-STaR model.
+        how: how it thinks. The seed of the thoughts is the job's.
+        ends: ids of the tokens that end a text.
+        job: the job.
+    """
+    ids_BT = torch.tensor([job.prompt] * job.n, device=model.base.device)
+    seen = SeenThoughts()
+    own = ThoughtParams(how.thoughts, how.temperature, how.think_when, job.seed)
+    predictions = next_logits(model, ids_BT, torch.ones_like(ids_BT), own, ends=ends, seen=seen)
+    logits_BV = next(predictions)
+    while True:
+        token_B = yield logits_BV, _written(seen, job.n, model.marks.end)
+        logits_BV = predictions.send(token_B)
+
+
+def _written(seen: SeenThoughts, rows: int, end: int) -> Thoughts:
+    """Return the thoughts of each row, without the unused slots of thoughts that ended themselves."""
+    found: Thoughts = [()] * rows
+    for row, thought_NS in zip(seen.rows, seen.thoughts, strict=True):
+        lengths = content_lengths(thought_NS, end).tolist()
+        pairs = zip(thought_NS.tolist(), lengths, strict=True)
+        found[row] = tuple(tuple(ids[:length]) for ids, length in pairs)
+    return found
