@@ -154,11 +154,17 @@ def serve(how: ServeOptions) -> int:
         config = uvicorn.Config(
             app, host=how.host, port=how.port, log_level="warning", timeout_graceful_shutdown=5
         )
-        listening = uvicorn.Server(config)
         socket = config.bind_socket()
         host, port = socket.getsockname()[:2]
         shown = f"[{host}]" if ":" in str(host) else host
-        say(f"Serving {server.settings.name} at http://{shown}:{port}/v1 (stop with Ctrl-C).")
+        listening = uvicorn.Server(config)
+        startup = listening.startup
+
+        async def announced(*args: Any, **options: Any) -> None:
+            await startup(*args, **options)
+            say(f"Serving {server.settings.name} at http://{shown}:{port}/v1 (stop with Ctrl-C).")
+
+        listening.startup = announced  # type: ignore[method-assign]
         listening.run(sockets=[socket])
     return DONE
 

@@ -44,6 +44,18 @@ class ApiError(Exception):
         }
 
 
+def check_encoding(text: str) -> None:
+    """Check that a text can be encoded in UTF-8.
+
+    Raises:
+        ValueError: it contains half of a surrogate pair.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise ValueError("text that can be encoded in UTF-8, got half of a surrogate pair") from None
+
+
 class _Strict(BaseModel):
     """Types are not converted: "5" is not a number."""
 
@@ -82,6 +94,16 @@ class _Request(_Strict):
     safety_identifier: str | None = None
     prompt_cache_key: str | None = None
 
+    @field_validator("prompt", "messages", check_fields=False)
+    @classmethod
+    def _encoded(cls, value: Any) -> Any:
+        """Check the texts of the prompt."""
+        for one in value if isinstance(value, list) else [value]:
+            text = one.message()["content"] if isinstance(one, ChatMessage) else one
+            if isinstance(text, str):
+                check_encoding(text)
+        return value
+
     @field_validator("stop")
     @classmethod
     def _stops(cls, value: str | list[str] | None) -> str | list[str] | None:
@@ -91,6 +113,8 @@ class _Request(_Strict):
             raise ValueError(f"at most {MAX_STOPS} stop strings, got {len(stops)}")
         if any(not one for one in stops):
             raise ValueError("stop strings that are not empty")
+        for one in stops:
+            check_encoding(one)
         return value
 
     @model_validator(mode="after")
@@ -198,10 +222,15 @@ class ChatRequest(_Request):
         return self
 
 
+def _is_type(part: str) -> bool:
+    """Return whether a part of pydantic's path is a type, not a field or an index."""
+    return part in ("body", "str") or "[" in part
+
+
 def error_of(errors: list[Any]) -> ApiError:
     """Return the error for the findings of pydantic about a request."""
-    first = errors[0]
-    place = [str(part) for part in first["loc"] if part != "body"]
+    first = max(errors, key=lambda one: len(one["loc"]))  # of a union, the branch that came furthest
+    place = [str(part) for part in first["loc"] if not _is_type(str(part))]
     param = ".".join(place) or None
     shown = repr(first.get("input"))
     shown = shown if len(shown) <= 100 else f"{shown[:100]}..."

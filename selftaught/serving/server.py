@@ -173,7 +173,7 @@ class ModelServer(Closing):
         """Return the prompt of a text or of messages."""
         try:
             ids = prompt_ids(self.tokenizer, text, options)
-        except ValueError as error:
+        except (ValueError, TypeError) as error:  # TypeError: text that the tokenizer cannot encode
             raise ApiError(str(error), param="messages") from None
         if not ids:
             raise ApiError("The prompt is empty: expected at least one token.", param="prompt")
