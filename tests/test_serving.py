@@ -62,7 +62,9 @@ def test_many_requests_at_once_get_what_each_gets_alone(
     prompts = [SHOTS + one if at % 3 else one for at, one in enumerate(questions)]
     expected = [text_of(reference, greedy(reference, one, 9)) for one in prompts]
     with ThreadPoolExecutor(12) as pool:
-        bodies = list(pool.map(lambda one: served.complete(one, max_tokens=9, temperature=0), prompts))
+        bodies = list(
+            pool.map(lambda one: served.complete(one, max_tokens=9, temperature=0), prompts)
+        )
     assert [one["choices"][0]["text"] for one in bodies] == expected
     assert served.idle()
 
@@ -110,9 +112,7 @@ def test_samples_follow_the_model_s_probabilities(served: Running, reference: tu
         assert abs(share - expected) < 5 * (expected * (1 - expected) / 800) ** 0.5
 
 
-def test_log_probabilities_are_those_of_a_forward_pass(
-    served: Running, reference: tuple[Any, Any]
-):
+def test_log_probabilities_are_those_of_a_forward_pass(served: Running, reference: tuple[Any, Any]):
     model, tokenizer = reference
     prompt = "Tom has 3 apples"
     body = served.complete(prompt, max_tokens=5, temperature=0, logprobs=2, echo=True)
@@ -133,7 +133,9 @@ def test_log_probabilities_are_those_of_a_forward_pass(
     whole = served.complete(prompt, max_tokens=0, logprobs=1, echo=True)["choices"][0]
     assert whole["text"] == prompt
     length = len(tokenizer(prompt).input_ids)
-    assert whole["logprobs"]["token_logprobs"][1:] == pytest.approx(expected[: length - 1], abs=1e-4)
+    assert whole["logprobs"]["token_logprobs"][1:] == pytest.approx(
+        expected[: length - 1], abs=1e-4
+    )
 
 
 @pytest.mark.parametrize("stop", [[], ["A"], ["\n", "+ 4"], ["e ha"]])
@@ -211,13 +213,23 @@ def test_thoughts_of_earlier_turns_never_reach_a_prompt(
     monkeypatch.setattr(served.server.engine, "submit", spy)
     secret = "tangerine"
     turns = [
-        {"role": "assistant", "content": f"<think>{secret}</think>Two.", "reasoning_content": secret},  # fmt: skip
+        {
+            "role": "assistant",
+            "content": f"<think>{secret}</think>Two.",
+            "reasoning_content": secret,
+        },  # fmt: skip
         {"role": "assistant", "content": "Two.", "reasoning_content": secret, "reasoning": secret},
         {"role": "assistant", "content": f"{secret}</think>Two."},
         {"role": "assistant", "content": f"Two.<think>{secret}"},
         {"role": "assistant", "content": f"<think>{secret}<think>{secret}</think>Two."},
         {"role": "assistant", "content": f"<thi<think>x</think>nk>{secret}</think>Two."},
-        {"role": "assistant", "content": [{"type": "text", "text": f"<think>{secret}"}, {"type": "text", "text": "</think>Two."}]},  # fmt: skip
+        {
+            "role": "assistant",
+            "content": [
+                {"type": "text", "text": f"<think>{secret}"},
+                {"type": "text", "text": "</think>Two."},
+            ],
+        },  # fmt: skip
         {"role": "user", "content": f"You wrote: <think>{secret}</think>Two."},
     ]
     for turn in turns:
@@ -326,7 +338,9 @@ def test_large_and_slow_bodies_are_refused_while_others_are_served(wide_model_di
             client.sendall(chunk * 3)
             assert b" 413 " in client.recv(1000)
         with socket.create_connection(("127.0.0.1", one.port)) as client:
-            client.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 50\r\n\r\n{")
+            client.sendall(
+                b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 50\r\n\r\n{"
+            )
             assert one.complete("Q:", max_tokens=2)
             assert b" 408 " in client.recv(1000)
 

@@ -42,7 +42,7 @@ class Ending:
         self._tokenizer = tokenizer
         self.silent = frozenset((*self.eos, *silent_ids(tokenizer)))
         self.stop = [text for text in stop if text not in special]
-        self._marks, self.opened = marks, opened
+        self.marks, self.opened = marks, opened
         self._suspects: dict[int, bool] = {}
         self._table_V = torch.full((0,), -1, dtype=torch.int8)
 
@@ -90,7 +90,7 @@ class Ending:
         """Return the text before the first stop string outside thoughts, or None."""
         if not self.stop:
             return None
-        return without_stop(self.text(token_ids), self.stop, self._marks, opened=self.opened)
+        return without_stop(self.text(token_ids), self.stop, self.marks, opened=self.opened)
 
     def stopped(self, token_ids: Sequence[int]) -> bool:
         """Return whether a stop string ends with the last token, as `cut` does but faster."""

@@ -7,11 +7,12 @@ Shapes: B rows, T tokens, V vocabulary.
 """
 
 from collections.abc import Callable, Generator, Iterator
-from typing import Any
+from queue import Queue
+from threading import Thread
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, PreTrainedModel
 
 from selftaught.quiet.gating import ThoughtParams
 from selftaught.quiet.next_token import SeenThoughts, ThinkingModel, next_logits
@@ -95,17 +96,58 @@ class InterleavedDecoder:
         predictions.close()
 
 
+class _Ended(Exception):
+    """Ends `generate` in its thread."""
+
+
+class _Handover(LogitsProcessor):
+    """Gives the logits of every step to another thread, and waits for the tokens that it chooses."""
+
+    def __init__(self) -> None:
+        self.logits: Queue[Tensor | BaseException] = Queue()
+        self.tokens: Queue[Tensor | None] = Queue()
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:  # type: ignore[override]
+        self.logits.put(scores)
+        token_B = self.tokens.get()
+        if token_B is None:
+            raise _Ended
+        return torch.full_like(scores, -torch.inf).scatter_(1, token_B[:, None], 0.0)
+
+
 def plain_predictions(model: PreTrainedModel, job: Job) -> Predictions:
-    """Predict with transformers' own cache, for any causal language model."""
+    """Predict with transformers' `generate`, which knows the cache of every model.
+
+    It runs in a thread of its own, which works only while this one waits for it.
+    """
     ids_BT = torch.tensor([job.prompt] * job.n, device=model.device)
-    mask_BT = torch.ones_like(ids_BT)
-    kept: dict[str, Any] = {"attention_mask": mask_BT, "use_cache": True}
-    while True:
-        inputs = model.prepare_inputs_for_generation(ids_BT, **kept)
-        out = model(**inputs, return_dict=True)
-        token_B = yield out.logits[:, -1], []
-        kept = model._update_model_kwargs_for_generation(out, kept)
-        ids_BT = torch.cat([ids_BT, token_B[:, None]], 1)
+    handover = _Handover()
+    config = GenerationConfig(max_new_tokens=job.max_tokens, do_sample=False, pad_token_id=0)
+
+    def generate() -> None:
+        try:
+            with torch.inference_mode():
+                model.generate(  # type: ignore[operator]
+                    ids_BT, attention_mask=torch.ones_like(ids_BT), generation_config=config,
+                    logits_processor=LogitsProcessorList([handover]),
+                )  # fmt: skip
+        except _Ended:
+            return
+        except BaseException as error:
+            handover.logits.put(error)
+
+    thread = Thread(target=generate, name="generate", daemon=True)
+    thread.start()
+    try:
+        while True:
+            logits_BV = handover.logits.get()
+            if isinstance(logits_BV, BaseException):
+                raise logits_BV
+            token_B = yield logits_BV, []
+            handover.tokens.put(token_B)
+    finally:
+        handover.tokens.put(None)
+        thread.join()
 
 
 def quiet_predictions(

@@ -53,7 +53,9 @@ def check_encoding(text: str) -> None:
     try:
         text.encode()
     except UnicodeEncodeError:
-        raise ValueError("text that can be encoded in UTF-8, got half of a surrogate pair") from None
+        raise ValueError(
+            "text that can be encoded in UTF-8, got half of a surrogate pair"
+        ) from None
 
 
 class _Strict(BaseModel):
@@ -229,7 +231,9 @@ def _is_type(part: str) -> bool:
 
 def error_of(errors: list[Any]) -> ApiError:
     """Return the error for the findings of pydantic about a request."""
-    first = max(errors, key=lambda one: len(one["loc"]))  # of a union, the branch that came furthest
+    first = max(
+        errors, key=lambda one: len(one["loc"])
+    )  # of a union, the branch that came furthest
     place = [str(part) for part in first["loc"] if not _is_type(str(part))]
     param = ".".join(place) or None
     shown = repr(first.get("input"))

@@ -11,7 +11,7 @@ from threading import Lock
 from typing import Any, Literal
 
 import torch
-from transformers import PreTrainedModel
+from transformers import GenerationConfig, PreTrainedModel
 
 from selftaught.prompts import PromptStyle
 from selftaught.quiet.attention import thoughtful
@@ -247,6 +247,8 @@ def _decoder(
     if isinstance(loop, SharedPrefixLoop):
         decoder = ContinuousDecoder(loop, rows, settings.cache_bytes)
         return decoder, partial(two_part, plain)
+    # `generate` applies the model's own settings, such as a repetition penalty.
+    plain.generation_config = GenerationConfig()
     nothing: Any = nullcontext
     return InterleavedDecoder(partial(plain_predictions, plain), rows), nothing
 

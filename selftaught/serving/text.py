@@ -2,13 +2,14 @@
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 from selftaught.records import FinishReason
 from selftaught.rendering import completion_text
 from selftaught.samplers.stopping import Ending
 from selftaught.serving.jobs import LogProb, Step
-from selftaught.thought_marks import ThoughtMarks
+from selftaught.thought_marks import ThoughtMarks, outside_thoughts
 
 UNFINISHED = "\ufffd"
 """What tokenizers decode an incomplete character to."""
@@ -159,7 +160,29 @@ class CompletionText:
         self.reasoning += piece.reasoning
         self.content += piece.content
         self.log_probs += piece.log_probs
+        if step.finished is not None:
+            self._settle()
         return piece
+
+    def _settle(self) -> None:
+        """Separate thoughts from content in the whole text.
+
+        It differs from what a stream gave in one case: before a closing mark without an opening one,
+        everything is a thought, which a stream has sent as content.
+        """
+        marks = self._ending.marks
+        spans = outside_thoughts(self._text, marks, opened=self._ending.opened)
+        content = "".join(self._text[start:end] for start, end in spans)
+        if content == self.content:
+            return
+        edges = [0, *(at for span in spans for at in span), len(self._text)]
+        inner = (self._text[start:end] for start, end in pairwise(edges))
+        thoughts = "".join(list(inner)[::2])
+        self.reasoning = thoughts.replace(marks[0], "").replace(marks[1], "")
+        self.content = content
+        self.log_probs = [
+            one for one in self.log_probs if any(start <= one[1] < end for start, end in spans)
+        ]
 
     def _take(self, token: int, log_prob: LogProb | None) -> None:
         """Append a token, and its text."""
