@@ -217,7 +217,7 @@ def test_thoughts_of_earlier_turns_never_reach_a_prompt(
             "role": "assistant",
             "content": f"<think>{secret}</think>Two.",
             "reasoning_content": secret,
-        },  # fmt: skip
+        },
         {"role": "assistant", "content": "Two.", "reasoning_content": secret, "reasoning": secret},
         {"role": "assistant", "content": f"{secret}</think>Two."},
         {"role": "assistant", "content": f"Two.<think>{secret}"},
@@ -229,7 +229,7 @@ def test_thoughts_of_earlier_turns_never_reach_a_prompt(
                 {"type": "text", "text": f"<think>{secret}"},
                 {"type": "text", "text": "</think>Two."},
             ],
-        },  # fmt: skip
+        },
         {"role": "user", "content": f"You wrote: <think>{secret}</think>Two."},
     ]
     for turn in turns:
@@ -308,7 +308,14 @@ def test_invalid_completion_requests_get_an_error_of_openai_s_form(
         ({"messages": [{"content": "a"}]}, "role"),
         ({"messages": "hello"}, "messages"),
         ({"messages": [{"role": "user", "content": 3}]}, "content"),
-        ({"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}]}, "text"),  # fmt: skip
+        (
+            {
+                "messages": [
+                    {"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}
+                ]
+            },
+            "text",
+        ),
         ({"tools": [{"type": "function"}]}, "tools"),
         ({"response_format": {"type": "json_object"}}, "text"),
         ({"top_logprobs": 2}, "logprobs"),
@@ -317,7 +324,7 @@ def test_invalid_completion_requests_get_an_error_of_openai_s_form(
         ({"chat_template_kwargs": {"enable_thinking": True}}, "enable_thinking"),
     ],
     ids=str,
-)  # fmt: skip
+)
 def test_invalid_chats_get_an_error_of_openai_s_form(
     served: Running, change: dict[str, Any], part: str
 ):
