@@ -56,6 +56,7 @@ GROUPS: dict[str, dict[str, Command]] = {
     },
     "using a model": {
         "serve": Command("serve a model with OpenAI's interface, thoughts hidden", "serve"),
+        "chat": Command("talk to a model in the terminal", "chat"),
     },
     "tools": {
         "tasks": Command("list the tasks, or the options of one", "tools"),

@@ -147,10 +147,16 @@ def serve(how: ServeOptions) -> int:
     key = checked(how)
     import uvicorn
 
+    from selftaught.reports.chat_page import chat_page
     from selftaught.serving.app import make_app
 
     with opened_server(how) as server:
-        app = make_app(server, max_bytes=int(how.max_body_megabytes * 2**20), api_key=key)
+        page = chat_page(
+            server.settings.name, chat=server.chats, one_turn=server.one_turn, thoughts=how.thoughts,
+            tokens=min(256, how.max_tokens), key=key is not None,
+        )  # fmt: skip
+        most = int(how.max_body_megabytes * 2**20)
+        app = make_app(server, max_bytes=most, api_key=key, page=page)
         config = uvicorn.Config(
             app, host=how.host, port=how.port, log_level="warning", timeout_graceful_shutdown=5
         )

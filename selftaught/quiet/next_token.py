@@ -122,6 +122,8 @@ class SeenThoughts:
     """Indices of the texts with thoughts before the latest token."""
     thoughts: list[Tensor] = field(default_factory=list)
     """Token ids of the thoughts of each of them, `[N, S]`."""
+    before_XV: Tensor | None = None
+    """Log-probabilities of the next token of each of them without a thought."""
 
 
 @torch.no_grad()
@@ -167,6 +169,7 @@ def read_and_predict(
         sampled = think(base, head, some, last, uniform[row_X], marks, how.temperature)
         if seen is not None:
             seen.thoughts = list(sampled.thought_BNJS[:, :, 0].cpu())
+            seen.before_XV = logits_BV[row_X]
         after_RD = after_thought(base, some, last, sampled, marks)
         after_XND = after_RD.view(len(row_X), how.thoughts, -1)
         logits_BV[row_X] = model.mixed_logits(without_BD[row_X], after_XND)

@@ -1,6 +1,7 @@
 """Response bodies of OpenAI's completion and chat interfaces."""
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Any
 
 from selftaught.records import FinishReason
@@ -75,10 +76,14 @@ class Bodies:
             }
             if reasoning is not None:
                 message["reasoning_content"] = reasoning
+            if text.hidden and self._mode == "shown":
+                message["hidden_thoughts"] = [asdict(one) for one in text.hidden]
             return {**found, "message": message}
         found["text"] = (prompt.text if prompt else "") + text.content
         if reasoning is not None:
             found["reasoning_content"] = reasoning
+        if text.hidden and self._mode == "shown":
+            found["hidden_thoughts"] = [asdict(one) for one in text.hidden]
         return found
 
     def chunk(
@@ -103,10 +108,14 @@ class Bodies:
                 delta["content"] = piece.content
             if reasoning:
                 delta["reasoning_content"] = reasoning
+            if piece.hidden and self._mode == "shown":
+                delta["hidden_thoughts"] = [asdict(one) for one in piece.hidden]
             return self._chunk([{**found, "delta": delta}])
         found["text"] = piece.content
         if reasoning:
             found["reasoning_content"] = reasoning
+        if piece.hidden and self._mode == "shown":
+            found["hidden_thoughts"] = [asdict(one) for one in piece.hidden]
         return self._chunk([found])
 
     def usage_chunk(self, generation: Generation) -> dict[str, Any]:

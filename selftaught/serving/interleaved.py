@@ -7,6 +7,7 @@ Shapes: B rows, T tokens, V vocabulary.
 """
 
 from collections.abc import Callable, Generator, Iterator
+from dataclasses import dataclass, replace
 from queue import Queue
 from threading import Thread
 
@@ -21,10 +22,20 @@ from selftaught.serving.choice import choose_tokens
 from selftaught.serving.continuous import Delivery
 from selftaught.serving.jobs import Job, Row, Step
 
-Thoughts = list[tuple[tuple[int, ...], ...]]
-"""Token ids of the thoughts of each row."""
-Predictions = Generator[tuple[Tensor, Thoughts], Tensor, None]
-"""Yields the logits of the next token and the thoughts before it; is sent the chosen tokens, `[B]`."""
+
+@dataclass(frozen=True)
+class Thought:
+    """The hidden thoughts of a row before its next token."""
+
+    ids: tuple[tuple[int, ...], ...]
+    """Token ids of each thought."""
+    before_V: Tensor
+    """Log-probabilities of the next token without a thought."""
+
+
+Predictions = Generator[tuple[Tensor, dict[int, Thought]], Tensor, None]
+"""Yields the logits of the next token, and the thoughts of the rows that have some; is sent the chosen
+tokens, `[B]`."""
 
 
 class InterleavedDecoder:
@@ -72,7 +83,11 @@ class InterleavedDecoder:
             steps: list[Step] = []
             token_B = torch.zeros(len(rows), dtype=torch.long, device=logits_BV.device)
             for at, row, token, value in zip(active, some, tokens, log_probs, strict=True):
-                steps.append(row.accept(token, value, thoughts[at] if thoughts else ()))
+                step = row.accept(token, value)
+                if (thought := thoughts.get(at)) is not None:
+                    gain = float(logits_BV[at, token] - thought.before_V[token])
+                    step = replace(step, thoughts=thought.ids, gain=gain)
+                steps.append(step)
                 token_B[at] = token
             yield job, steps
             if all(row.finished for row in rows):
@@ -143,7 +158,7 @@ def plain_predictions(model: PreTrainedModel, job: Job) -> Predictions:
             logits_BV = handover.logits.get()
             if isinstance(logits_BV, BaseException):
                 raise logits_BV
-            token_B = yield logits_BV, []
+            token_B = yield logits_BV, {}
             handover.tokens.put(token_B)
     finally:
         handover.tokens.put(None)
@@ -167,15 +182,17 @@ def quiet_predictions(
     predictions = next_logits(model, ids_BT, torch.ones_like(ids_BT), own, ends=ends, seen=seen)
     logits_BV = next(predictions)
     while True:
-        token_B = yield logits_BV, _written(seen, job.n, model.marks.end)
+        token_B = yield logits_BV, _written(seen, model.marks.end)
         logits_BV = predictions.send(token_B)
 
 
-def _written(seen: SeenThoughts, rows: int, end: int) -> Thoughts:
-    """Return the thoughts of each row, without the unused slots of thoughts that ended themselves."""
-    found: Thoughts = [()] * rows
-    for row, thought_NS in zip(seen.rows, seen.thoughts, strict=True):
+def _written(seen: SeenThoughts, end: int) -> dict[int, Thought]:
+    """Return the thoughts of the rows, without the unused slots of thoughts that ended themselves."""
+    found: dict[int, Thought] = {}
+    for at, (row, thought_NS) in enumerate(zip(seen.rows, seen.thoughts, strict=True)):
+        assert seen.before_XV is not None
         lengths = content_lengths(thought_NS, end).tolist()
         pairs = zip(thought_NS.tolist(), lengths, strict=True)
-        found[row] = tuple(tuple(ids[:length]) for ids, length in pairs)
+        ids = tuple(tuple(ids[:length]) for ids, length in pairs)
+        found[row] = Thought(ids, seen.before_XV[at])
     return found

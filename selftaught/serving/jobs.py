@@ -32,6 +32,8 @@ class Step:
     log_prob: LogProb | None = None
     thoughts: tuple[tuple[int, ...], ...] = ()
     """Token ids of the hidden thoughts before the token (Quiet-STaR)."""
+    gain: float | None = None
+    """Log-probability of the token with the hidden thoughts minus that without, in nats."""
     finished: FinishReason | None = None
     """Why the completion ends with this token; None if it continues."""
     prompt: tuple[LogProb, ...] = ()
@@ -97,16 +99,11 @@ class Row:
         """The uniform random number for the next token."""
         return self._uniforms[len(self.tokens)]
 
-    def accept(
-        self,
-        token: int,
-        log_prob: LogProb | None,
-        thoughts: tuple[tuple[int, ...], ...] = (),
-    ) -> Step:
+    def accept(self, token: int, log_prob: LogProb | None) -> Step:
         """Append a token, decide whether the completion has ended, and return the step."""
         self.tokens.append(token)
         if token in self.job.ending.eos or self.job.ending.stopped(self.tokens):
             self.finished = "stop"
         elif len(self.tokens) == self.job.max_tokens:
             self.finished = "length"
-        return Step(self.index, token, log_prob, thoughts, self.finished)
+        return Step(self.index, token, log_prob, finished=self.finished)

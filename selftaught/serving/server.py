@@ -102,6 +102,16 @@ class ModelServer(Closing):
         )
         self._ending = lru_cache(ENDINGS)(self._new_ending)
 
+    @property
+    def chats(self) -> bool:
+        """Whether the server answers messages: with a chat template, or the prompt of a task."""
+        return self.settings.style is not None or self.tokenizer.chat_template is not None
+
+    @property
+    def one_turn(self) -> bool:
+        """Whether a chat is a single question, which is put into the prompt of a task."""
+        return self.settings.style is not None and not self.settings.style.as_messages
+
     def _new_ending(self, opened: bool, chat: str | None, stop: tuple[str, ...]) -> Any:
         """Return what ends completions; `chat` is a JSON list of messages and template options."""
         text: Text = self.settings.marks[0] if opened else "a"
@@ -124,7 +134,7 @@ class ModelServer(Closing):
         """
         messages = cleaned(messages, self.marks)
         style = self.settings.style
-        if style is not None and not style.as_messages:
+        if style is not None and self.one_turn:
             if options:
                 raise ApiError("chat_template_kwargs needs a model with a chat template.", param="chat_template_kwargs")  # fmt: skip
             asked = [one for one in messages if one["role"] == "user"]

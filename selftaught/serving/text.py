@@ -55,6 +55,17 @@ def held_back(text: str, strings: Sequence[str]) -> int:
     return 0
 
 
+@dataclass(frozen=True)
+class HiddenThought:
+    """The hidden thoughts before one token."""
+
+    token: str
+    """Text of the token."""
+    thoughts: tuple[str, ...]
+    gain: float
+    """Log-probability of the token with the thoughts minus that without, in nats."""
+
+
 @dataclass
 class Piece:
     """New text of a completion."""
@@ -66,6 +77,8 @@ class Piece:
     log_probs: list[tuple[LogProb, int]] = field(default_factory=list)
     """Log-probabilities of the tokens of the content, each with the index in the completion's text
     at which the token starts."""
+    hidden: list[HiddenThought] = field(default_factory=list)
+    """Hidden thoughts of Quiet-STaR, one entry per token that has some."""
 
 
 class Splitter:
@@ -132,17 +145,15 @@ class CompletionText:
         """Number of tokens with hidden thoughts before them."""
         self.reasoning = ""
         self.content = ""
+        self.hidden: list[HiddenThought] = []
         self.log_probs: list[tuple[LogProb, int]] = []
 
     def add(self, step: Step) -> Piece:
         """Return the new text after a step."""
         piece = Piece()
-        for thought in step.thoughts:
-            self.hidden_tokens += len(thought)
-            written = completion_text(self._tokenizer, thought, ())
-            piece.reasoning += f"[{written}]"
-        self.reasoning_tokens += sum(map(len, step.thoughts))
-        self.thinking_positions += bool(step.thoughts)
+        if step.thoughts and step.token is not None:
+            piece.hidden.append(self._hidden(step, step.token))
+            piece.reasoning += "".join(f"[{one}]" for one in piece.hidden[0].thoughts)
         if step.token is not None:
             self._take(step.token, step.log_prob)
         self.finish_reason = step.finished
@@ -159,6 +170,7 @@ class CompletionText:
         self._pending = self._pending[len(piece.log_probs) :] if step.finished is None else []
         self.reasoning += piece.reasoning
         self.content += piece.content
+        self.hidden += piece.hidden
         self.log_probs += piece.log_probs
         if step.finished is not None:
             self._settle()
@@ -183,6 +195,15 @@ class CompletionText:
         self.log_probs = [
             one for one in self.log_probs if any(start <= one[1] < end for start, end in spans)
         ]
+
+    def _hidden(self, step: Step, token: int) -> HiddenThought:
+        """Count the hidden thoughts of a step, and return their text."""
+        count = sum(map(len, step.thoughts))
+        self.hidden_tokens += count
+        self.reasoning_tokens += count
+        self.thinking_positions += 1
+        texts = [completion_text(self._tokenizer, one, ()) for one in ([token], *step.thoughts)]
+        return HiddenThought(texts[0], tuple(texts[1:]), step.gain or 0.0)
 
     def _take(self, token: int, log_prob: LogProb | None) -> None:
         """Append a token, and its text."""
