@@ -25,7 +25,7 @@ LAYERS = (
     {"models"},
     {"runs"},
     {"evaluation", "harness"},
-    {"reports"},
+    {"reports", "serving"},
     {"methods"},
     {"cli"},
     {"auto_classes"},
@@ -38,11 +38,16 @@ USERS: dict[str, set[str]] = {
     "datasets": {"tasks", "training", "quiet"},
     "torch": {
         "samplers", "training", "models", "quiet", "cli.quiet_model", "evaluation.verifier", "harness",
+        "serving",
     },
     "transformers": {
         "samplers", "training", "models", "quiet", "cli.pause", "cli.quiet_model", "cli.quiet_think",
-        "cli.quiet_train", "evaluation.verifier", "harness", "methods.pause",
+        "cli.quiet_train", "evaluation.verifier", "harness", "methods.pause", "serving",
     },
+    "fastapi": {"serving.app"},
+    "starlette": {"serving.app"},
+    "pydantic": {"serving.protocol"},
+    "uvicorn": {"cli.serve"},
     "math_verify": {"tasks.symbolic"},
     "jsonargparse": {"cli"},
     "matplotlib": {"reports.plots"},
@@ -63,7 +68,7 @@ NO_TORCH = [
     "selftaught.methods.rft", "selftaught.methods.star", "selftaught.methods.step_dpo",
     "selftaught.methods.vstar", "selftaught.processes.child", "selftaught.processes.ray_cluster",
     "selftaught.reports.star_page", "selftaught.rollouts.grading", "selftaught.rollouts.selection",
-    "selftaught.rollouts.steps", "selftaught.rollouts.streaming", "selftaught.samplers.openai_server",
+    "selftaught.cli.serve", "selftaught.cli.chat", "selftaught.rollouts.steps", "selftaught.rollouts.streaming", "selftaught.samplers.openai_server",
     "selftaught.training.launch",
 ]  # fmt: skip
 
