@@ -109,3 +109,68 @@ def _stay_offline() -> None:
 
     constants.HF_HUB_OFFLINE = True
     os.environ["HF_HUB_OFFLINE"] = "1"
+
+
+# ---------------------------------------------------------------- cards and tokens
+
+STATED = ("license", "license_name", "license_link", "base_model")
+"""Fields of a card that `stated_in_card` returns."""
+_TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{30,}")
+
+
+def stated_in_card(name: str, kind: Literal["model", "dataset"] = "model") -> dict[str, str]:
+    """Return what the card of a model or data set says about its licence and its base model.
+
+    The card is read from the model folder, from the local Hub cache, or from the Hub. Fields that
+    are missing or are not a text are left out, and so is everything if there is no card.
+
+    Args:
+        name: model folder, or name on the Hub.
+        kind: the kind of repository on the Hub.
+    """
+    path = Path(name) / "README.md"
+    stated = _metadata(path) if path.parent.is_dir() else _hub_metadata(name, kind)
+    return {key: value for key in STATED if isinstance(value := stated.get(key), str)}
+
+
+def _metadata(card: Path) -> dict[str, object]:
+    """Return the metadata of a card; nothing if there is none or it cannot be read."""
+    import yaml
+    from huggingface_hub import metadata_load
+
+    try:
+        return metadata_load(card) or {}
+    except (OSError, ValueError, yaml.YAMLError):
+        return {}
+
+
+def _hub_metadata(name: str, kind: Literal["model", "dataset"]) -> dict[str, object]:
+    from huggingface_hub import HfApi, constants, try_to_load_from_cache
+
+    if _is_path(name):
+        return {}
+    cached = try_to_load_from_cache(name, "README.md", repo_type=kind)
+    if isinstance(cached, str):
+        return _metadata(Path(cached))
+    if constants.is_offline_mode():
+        return {}
+    try:
+        card = getattr(HfApi().repo_info(name, repo_type=kind, timeout=SECONDS), "card_data", None)
+    except Exception:  # from the library, its HTTP client or the operating system
+        return {}
+    return card.to_dict() if card is not None else {}
+
+
+def is_hub_name(name: str) -> bool:
+    """Return whether a name can be that of a repository on the Hub, and is not a local folder."""
+    return not _is_path(name) and not Path(name).exists()
+
+
+def without_tokens(text: str) -> str:
+    """Return the text with access tokens of the Hub replaced by a note."""
+    from huggingface_hub import get_token
+
+    token = get_token()
+    if token:
+        text = text.replace(token, "[token removed]")
+    return _TOKEN.sub("[token removed]", text)

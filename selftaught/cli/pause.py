@@ -204,6 +204,7 @@ def prepared(how: TrainOptions) -> Prepared:
 
 def train(how: TrainOptions) -> None:
     """Train a model with pause tokens."""
+    from selftaught.cli.training_cards import write_pause_card
     from selftaught.methods.pause import add_pause_token
     from selftaught.runs.folder import remember
     from selftaught.training import train_rows
@@ -220,6 +221,7 @@ def train(how: TrainOptions) -> None:
             start, ready.rows, ready.made_of, ready.config, out=how.out, progress=advance
         )
     remember(how, how.out)
+    write_pause_card(how, done)
     print(f"{done.steps} steps on {done.trained_on} rows ({done.too_long} too long), "
           f"loss {done.loss:.3f}: {done.model}")  # fmt: skip
 

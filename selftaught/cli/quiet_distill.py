@@ -40,6 +40,7 @@ def distill(how: DistillOptions) -> None:
     Raises:
         ValueError: an option, the model or a text cannot be used; the message names it.
     """
+    from selftaught.cli.training_cards import write_distilled_card
     from selftaught.quiet import distillation
     from selftaught.quiet.spans import Spans, consecutive, spans
     from selftaught.quiet.training import quiet_arguments
@@ -67,18 +68,20 @@ def distill(how: DistillOptions) -> None:
         tracked(how.out, "distillation", main=main) as reporter,
         reporter.progress("training", max(how.max_steps, 0)) as advance,
     ):
-        distillation.distill(
+        log = distillation.distill(
             teacher, tokenizer, learned, arguments, out=how.out, how=when, loss=how.loss,
             progress=advance,
         )  # fmt: skip
     if not main:
         return
-    remember(replace(how, learning_rate=arguments.learning_rate), how.out)
+    resolved, found = replace(how, learning_rate=arguments.learning_rate), None
+    remember(resolved, how.out)
     if held_out:
         student = load_model(how.out / "model", dtype="float32").to(teacher.base.device)
         found = distillation.gain_kept(student, teacher, held_out, when)
         write_atomically(how.out / "kept.json", json.dumps(asdict(found), indent=2) + "\n")
         print(kept_table(found))
+    write_distilled_card(resolved, log, len(learned), found)
     say(f"Model   {how.out / 'model'}")
     say(f"Next    selftaught evaluate --model {how.out / 'model'} --task TASK")
 

@@ -241,6 +241,7 @@ def adapted(how: TrainOptions, model: "QuietLM") -> "PeftModel | None":
 
 def train(how: TrainOptions) -> None:
     """Train a model, measure it, write its page, and print a summary."""
+    from selftaught.cli.training_cards import write_quiet_card
     from selftaught.quiet.curriculum import train_stages
     from selftaught.quiet.evaluation import measure
     from selftaught.quiet.gating import ThinkWhen
@@ -284,7 +285,9 @@ def train(how: TrainOptions) -> None:
     curriculum = {"curriculum": " ".join(how.curriculum)} if how.curriculum else {}
     settings = {"model": how.model, "text": how.text, **curriculum, **asdict(config), "learning_rate": ready.arguments.learning_rate,
                 "spans": len(ready.spans), "texts skipped": skipped}  # fmt: skip
-    remember(_resolved(how, ready), how.out)
+    resolved = _resolved(how, ready)
+    remember(resolved, how.out)
+    write_quiet_card(resolved, log, len(ready.spans), before, after)
     training_page(how.out, log, settings, before, after)
     measured = {"before, without thoughts": before, "after": after} if before and after else {}
     _print_summary(how.out, log, measured, skipped)

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Self
 
 from selftaught.evaluation.evaluator import accuracy_of
+from selftaught.methods.cards import BASE, run_card, trained_from
 from selftaught.methods.config import Facts, SeededConfig, distinct_by_of
 from selftaught.methods.estimate import Cost
 from selftaught.methods.plan import epochs_cost, seed_cost, seed_size, seed_work
@@ -26,7 +27,6 @@ from selftaught.methods.run import (
     distinct,
     fit,
     measured,
-    model_card,
     once,
     open_run,
     reasons_dropped,
@@ -40,6 +40,8 @@ from selftaught.methods.run import (
 )
 from selftaught.option_groups import Auto
 from selftaught.records import Example, Rollout, read_rollouts
+from selftaught.reports.citations import RFT
+from selftaught.reports.model_card import card_text
 from selftaught.reports.rft_page import current_name, report
 from selftaught.rollouts.grading import grade
 from selftaught.rollouts.selection import (
@@ -55,8 +57,6 @@ from selftaught.rollouts.selection import (
 from selftaught.runs.folder import ProgressReporter, Row, publish, read_rows
 from selftaught.samplers import Engine, check_model, check_prompts
 from selftaught.training.launch import PLACE
-
-PAPER = "Yuan et al. 2023, arXiv:2308.01825"
 
 
 @dataclass(frozen=True)
@@ -324,11 +324,16 @@ def _finish(run: Run[RftConfig]) -> Row:
     config = run.config
     rows = read_rows(config.out / "metrics.jsonl")
     best = next(row for row in rows if row["name"] == f"RFT, k={max(config.k)}")
-    card = model_card(run, "RFT", PAPER, accuracy_of(best), run.tuned, "RFT")
+    named = {current_name(row["name"]): row for row in rows}
+    lineage = [
+        trained_from("SFT", BASE, named["SFT"], "(the seed set)"),
+        trained_from("RFT", BASE, best, "(the seed set and completions of SFT)"),
+    ]
+    card = run_card(run, "RFT", RFT, accuracy_of(best), run.tuned, lineage)
     summary = write_summary(config.out, {
         "method": "rft",
         "rows": rows,
-        "best model": publish(config.out / f"k-{max(config.k)}" / "model", config.out / "model", card),
+        "best model": publish(config.out / f"k-{max(config.k)}" / "model", config.out / "model", card_text(card)),
         "sampled tokens": best["sampled tokens"],
         "minutes": sum(sum(row["seconds"].values()) for row in rows) / 60,
     })  # fmt: skip

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-from selftaught.evaluation.evaluator import Evaluation, Tally, evaluate
+from selftaught.evaluation.evaluator import Evaluation, evaluate
 from selftaught.methods.config import Facts, MethodConfig
 from selftaught.models.embedded import embedded_model
 from selftaught.option_groups import Auto, as_number
@@ -545,25 +545,3 @@ def write_summary(out: Path, summary: Row) -> Row:
     """Write `summary.json`, which marks a run as finished, and return the summary."""
     write_atomically(out / "summary.json", json.dumps(summary, indent=2, ensure_ascii=False) + "\n")
     return summary
-
-
-def model_card(
-    run: Run, method: str, paper: str, measured: Evaluation | Tally, style: PromptStyle, made: str
-) -> str:
-    """Return the card of a finished model, in the form of the Hugging Face hub.
-
-    Args:
-        measured: greedy accuracy on the test problems, as the page of the run shows it.
-        style: the prompt of that evaluation.
-        made: the stage that trained the model, such as "Iteration 3 of STaR".
-    """
-    config = run.config
-    base = "" if config.model == "embedded" else f"base_model: {json.dumps(config.model)}\n"
-    tag = method.lower().replace(" ", "-")
-    return (
-        f"---\nlibrary_name: transformers\n{base}tags: [selftaught, {tag}, trl, generated_from_trainer]"
-        f"\n---\n\n# {config.task}, trained with {method}\n\n{made} ({paper}) from `{config.model}` on "
-        f"the task `{config.task}`: {measured.accuracy:.1%} of {measured.n} test problems with greedy "
-        f"decoding (95% interval {measured.low:.1%} to {measured.high:.1%}). Prompt: `{style.name}`. Made with "
-        "selftaught; see `config.yaml` and `report.html` of the run.\n"
-    )

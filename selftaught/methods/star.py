@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
 from selftaught.evaluation.evaluator import Evaluation
+from selftaught.methods.cards import BASE, run_card, trained_from
 from selftaught.methods.config import Facts, MethodConfig, at_least
 from selftaught.methods.estimate import Cost
 from selftaught.methods.run import (
@@ -28,7 +29,6 @@ from selftaught.methods.run import (
     accuracy,
     check_chat,
     fit,
-    model_card,
     open_task_of,
     running,
     trainer_options,
@@ -43,6 +43,8 @@ from selftaught.records import (
     Problem,
     Rollout,
 )
+from selftaught.reports.citations import STAR
+from selftaught.reports.model_card import Trained, card_text
 from selftaught.reports.pages import overall
 from selftaught.reports.star_page import report
 from selftaught.rollouts.graded import graded_beside
@@ -72,7 +74,6 @@ from selftaught.tasks import Task
 from selftaught.training import Training
 from selftaught.training.launch import PLACE
 
-PAPER = "Zelikman et al. 2022, arXiv:2203.14465"
 MAX_STEPS = 10**9
 PAPER_STEPS, PAPER_BATCH = 40, 80
 """Optimizer steps of the first iteration (Section 4.1), and examples per step (Appendix H)."""
@@ -544,18 +545,13 @@ def _finish(star: Star, rows: Sequence[Row], stopped: str | None = None) -> Row:
     best_tested = _test(star, star.model(best), star.prompt(best), "best", f"iteration-{best}") if best else None  # fmt: skip
     base_tested = _test(star, star.base, star.prompt(0), "base", "base")
     tested = {"base": base_tested, "best": best_tested or base_tested}
-    card = model_card(
-        star,
-        "STaR",
-        PAPER,
-        overall(tested["best"]),
-        star.prompt(best),
-        f"Iteration {best} of STaR",
+    card = run_card(
+        star, "STaR", STAR, overall(tested["best"]), star.prompt(best), _lineage(star, rows, best)
     )
     summary: Row = {
         "best": best,
         "why stopped": stopped or why_stop(rows, star.config),
-        "best model": publish(Path(star.model(best)), config.out / "model", card)
+        "best model": publish(Path(star.model(best)), config.out / "model", card_text(card))
         if best
         else star.base,
         "test": {name: evaluation.to_dict() for name, evaluation in tested.items()},
@@ -565,6 +561,20 @@ def _finish(star: Star, rows: Sequence[Row], stopped: str | None = None) -> Row:
     write_summary(config.out, summary)
     report(config.out)
     return summary
+
+
+def _lineage(star: Star, rows: Sequence[Row], best: int) -> list[Trained]:
+    """Return the models from the base to the best one. Each sampled the examples of the next."""
+    numbers = range(1, best + 1)
+    return [
+        trained_from(
+            f"iteration {number}",
+            BASE if star.config.from_base or number == 1 else f"iteration {number - 1}",
+            rows[number],
+            f"(completions of {f'iteration {number - 1}' if number > 1 else BASE})",
+        )
+        for number in numbers
+    ]
 
 
 def _test(star: Star, model: str, style: PromptStyle, name: str, store: str) -> Evaluation:

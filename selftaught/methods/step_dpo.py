@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from selftaught.evaluation.evaluator import accuracy_of
+from selftaught.methods.cards import BASE, run_card, trained_from
 from selftaught.methods.config import distinct_by_of
 from selftaught.methods.estimate import Cost
 from selftaught.methods.plan import (
@@ -35,7 +36,6 @@ from selftaught.methods.run import (
     distinct,
     fit,
     measured,
-    model_card,
     once,
     open_run,
     prefer,
@@ -69,6 +69,8 @@ from selftaught.records import (
     read_jsonl,
 )
 from selftaught.rendering import TemplateOptions, prompt_ids
+from selftaught.reports.citations import STEP_DPO
+from selftaught.reports.model_card import Trained, card_text
 from selftaught.reports.step_dpo_page import NAMES, report
 from selftaught.reports.step_page import write_step_page
 from selftaught.rollouts.selection import (
@@ -90,9 +92,6 @@ from selftaught.runs.folder import (
 from selftaught.samplers import Engine
 from selftaught.training import open_tokenizer
 from selftaught.training.launch import PLACE
-
-PAPER = "Setlur et al. 2024, arXiv:2406.14532"
-
 
 CHANGEABLE = ("out", "methods", "sizes", "sft_sizes", *PLACE)
 """Options that may change when a run is continued, because nothing stored depends on them."""
@@ -322,16 +321,32 @@ def _finish(run: Run[StepDpoConfig]) -> Row:
     best = next(row for row in rows if row["name"] == f"{NAMES[method]}, {size.count}")
     if (size.folder / "continuations.values.jsonl").exists():
         step_page(size)
-    card = model_card(run, NAMES[method], PAPER, accuracy_of(best), run.tuned, NAMES[method])
+    named = {row["name"]: row for row in rows}
+    lineage = _lineage(size, method, named)
+    card = run_card(run, NAMES[method], STEP_DPO, accuracy_of(best), run.tuned, lineage)
     summary = write_summary(config.out, {
         "method": "step_dpo",
-        "best model": publish(size.folder / method / "model", config.out / "model", card),
+        "best model": publish(size.folder / method / "model", config.out / "model", card_text(card)),
         "rows": rows,
         "sampled tokens": best.get("sampled tokens", 0),
         "minutes": sum(sum(row["seconds"].values()) for row in rows) / 60,
     })  # fmt: skip
     report(config.out)
     return summary
+
+
+def _lineage(size: StepSize, method: str, named: Mapping[str, Row]) -> list[Trained]:
+    """Return the models from the base to the one that a method trained."""
+    config, count = config_of(size), size.count
+    found = [trained_from("SFT", BASE, named[f"SFT, {count}"], "(the seed set)")]
+    rft = trained_from("RFT", BASE, named[f"RFT, {count}"], "(the seed set and completions of SFT)") if f"RFT, {count}" in named else None  # fmt: skip
+    if method == "rft":
+        return [*found, *([rft] if rft else [])]
+    after_rft = rft is not None and config.start == "rft" and method != "advantage"
+    row, name = named[f"{NAMES[method]}, {count}"], NAMES[method]
+    note = "(completions of SFT)" if method == "advantage" else "(pairs of completions of SFT)"
+    last = trained_from(name, "RFT" if after_rft else "SFT", row, note)
+    return [*found, *([rft] if rft and after_rft else []), last]
 
 
 def step_page(size: StepSize) -> Path:

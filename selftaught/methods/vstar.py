@@ -30,6 +30,7 @@ from selftaught.evaluation.candidates import (
     share,
 )
 from selftaught.evaluation.evaluator import accuracy_of
+from selftaught.methods.cards import BASE, run_card, trained_from
 from selftaught.methods.config import Facts, SeededConfig, at_least
 from selftaught.methods.estimate import Cost
 from selftaught.methods.plan import (
@@ -44,7 +45,6 @@ from selftaught.methods.run import (
     Run,
     fit,
     measured,
-    model_card,
     once,
     open_run,
     prefer,
@@ -64,7 +64,9 @@ from selftaught.methods.run import (
 )
 from selftaught.option_groups import Auto
 from selftaught.records import Example, Preference, Rollout, plain_fields, write_atomically
+from selftaught.reports.citations import VSTAR
 from selftaught.reports.method_page import shown
+from selftaught.reports.model_card import Card, Result, card_text, made_with
 from selftaught.reports.vstar_page import report
 from selftaught.rollouts.selection import (
     NothingToLearn,
@@ -88,8 +90,6 @@ from selftaught.training import (
     open_tokenizer,
 )
 from selftaught.training.launch import PLACE, Kind
-
-PAPER = "Hosseini et al. 2024, arXiv:2402.06457"
 
 
 @dataclass(frozen=True)
@@ -519,17 +519,51 @@ def _finish(run: Run[VstarConfig]) -> Row:
     rows = read_rows(config.out / "metrics.jsonl")
     named = {row["name"]: row for row in rows}
     last = config.iterations
-    card = model_card(
-        run, "V-STaR", PAPER, accuracy_of(named[f"iteration {last}"]), run.tuned, "V-STaR"
-    )
-    verifier_card = card.replace("trained with V-STaR", "verifier of V-STaR")
+    card, verifier_card = _cards(run, named)
     summary = write_summary(config.out, {
         "method": "vstar",
-        "best model": publish(Path(_model(run, last)), config.out / "model", card),
-        "verifier": publish(config.out / f"verifier-{last}" / "model", config.out / "verifier", verifier_card),
+        "best model": publish(Path(_model(run, last)), config.out / "model", card_text(card)),
+        "verifier": publish(config.out / f"verifier-{last}" / "model", config.out / "verifier", card_text(verifier_card)),
         "sampled tokens": named[f"iteration {last}"]["sampled tokens"],
         "rows": [{key: value for key, value in row.items() if key != "choices"} for row in rows],
         "minutes": sum(sum(row["seconds"].values()) for row in rows) / 60,
     })  # fmt: skip
     report(config.out)
     return summary
+
+
+def _cards(run: Run[VstarConfig], named: Mapping[str, Row]) -> tuple[Card, Card]:
+    """Return the cards of the generator and of the verifier of the last iteration."""
+    config, last = run.config, run.config.iterations
+    sft = trained_from("SFT", BASE, named["G_SFT"], "(the seed set)")
+    generators = [
+        trained_from(
+            f"iteration {number}", BASE, named[f"iteration {number}"],
+            f"(the seed set and completions of {f'iteration {number - 1}' if number > 1 else 'SFT'} and before)",
+        )
+        for number in range(1, last + 1)
+    ]  # fmt: skip
+    tested = accuracy_of(named[f"iteration {last}"])
+    card = run_card(run, "V-STaR", VSTAR, tested, run.tuned, [sft, *generators])
+    pairs = trained_from(
+        "verifier", "SFT", named[f"verifier {last}"], "(pairs of a correct and a wrong completion)"
+    )
+    return card, replace(
+        card,
+        title=card.title.replace("trained with V-STaR", "verifier of V-STaR"),
+        lead=f"The verifier of V-STaR ({VSTAR.short}), trained with DPO by {made_with()}. The sum of its "
+        "log-probabilities of a completion is the score of the completion.",
+        trained=[sft, *generators, pairs],
+        results=[_best_of_result(config, named["choices: V-STaR"])],
+        measured_by="",
+        measured_note="The candidates are sampled from the generator of the last iteration.",
+        use="verifier",
+    )  # fmt: skip
+
+
+def _best_of_result(config: VstarConfig, row: Row) -> Result:
+    """Return the accuracy of the best of N candidates by the verifier's score."""
+    each = row["choices"]["best"][str(config.candidates)]
+    value, low, high = share(each)
+    name = f"accuracy of the best of {config.candidates} candidates"
+    return Result(name, "accuracy", value, low, high, f"{len(each):,} test problems")

@@ -72,6 +72,10 @@ class Task:
     """Returns the group of a problem, by which accuracy is reported, such as "3 digits"."""
     max_tokens: int = 256
     """Maximum number of new tokens per completion."""
+    license: str = ""
+    """Licence of the data, such as "mit"; empty if it is not stated."""
+    data_sets: tuple[str, ...] = ()
+    """Names of the data sets on the Hugging Face Hub that the problems come from."""
     facts: str = ""
     """Source, licence and paper, in one line."""
     thought_marks: ThoughtMarks = THINK

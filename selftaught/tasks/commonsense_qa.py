@@ -114,6 +114,8 @@ def commonsense_qa(data_dir: str | None = None, validation: int = 500) -> Task:
         hint=hint,
         direct="The answer is ({answer}).",
         instruction=LETTERED,
+        license="mit",
+        data_sets=("tau/commonsense_qa",),
         facts="CommonsenseQA 1.11, MIT licence, Talmor et al. 2019 (arXiv:1811.00937)",
     )
 

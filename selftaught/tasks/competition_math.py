@@ -133,6 +133,8 @@ def competition_math(
         instruction=BOXED,
         group=level,
         max_tokens=512,
+        license="mit",
+        data_sets=("EleutherAI/hendrycks_math", "HuggingFaceH4/MATH-500"),
         facts="MATH, MIT licence, Hendrycks et al. 2021 (arXiv:2103.03874)",
     )
 

@@ -99,6 +99,8 @@ def gsm8k(data_dir: str | None = None, validation: int = 500) -> Task:
         hint=answer_in_brackets,
         direct="#### {answer}",
         instruction='Please reason step by step, and end with a line "#### " and the number.',
+        license="mit",
+        data_sets=("openai/gsm8k",),
         facts="GSM8K, MIT licence, Cobbe et al. 2021 (arXiv:2110.14168)",
     )
 

@@ -105,6 +105,7 @@ def gym(
         else _same,
         hint=answer_in_brackets,
         instruction=STATED,
+        license="apache-2.0",
         facts="reasoning-gym, Apache-2.0, Stojanovski et al. 2025 (arXiv:2505.24760)",
     )
 

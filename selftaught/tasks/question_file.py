@@ -111,6 +111,7 @@ def question_file(
         PromptStyle("few-shot" if examples else "zero-shot", shots=lambda problem: examples),
         reading.extract, reading.equal, answer_in_brackets, prove=reading.prove,
         direct=reading.direct, max_tokens=max_tokens, facts=f"questions from {path}",
+        data_sets=() if is_file(path) else (path,),
         instruction={"choice": LETTERED, "text": STATED}.get(kind, BOXED),
     )  # fmt: skip
 
