@@ -115,7 +115,9 @@ def _stay_offline() -> None:
 
 STATED = ("license", "license_name", "license_link", "base_model")
 """Fields of a card that `stated_in_card` returns."""
-_TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{30,}")
+TOKEN = re.compile(rb"(?<![A-Za-z0-9])hf_[A-Za-z0-9]{30,}")
+"""What an access token of the Hub looks like."""
+_TOKEN_TEXT = re.compile(TOKEN.pattern.decode())
 
 
 def stated_in_card(name: str, kind: Literal["model", "dataset"] = "model") -> dict[str, str]:
@@ -170,7 +172,10 @@ def without_tokens(text: str) -> str:
     """Return the text with access tokens of the Hub replaced by a note."""
     from huggingface_hub import get_token
 
-    token = get_token()
+    try:
+        token = get_token()
+    except Exception:  # with HF_OIDC_RESOURCE it asks the Hub
+        token = None
     if token:
         text = text.replace(token, "[token removed]")
-    return _TOKEN.sub("[token removed]", text)
+    return _TOKEN_TEXT.sub("[token removed]", text)

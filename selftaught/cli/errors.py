@@ -18,6 +18,7 @@ from typing import Any
 
 from selftaught.cli.interrupt import end_at_once
 from selftaught.cli.output import BAD_INPUT, FAILED, NOTHING_LEARNED, tell
+from selftaught.hub import without_tokens
 
 INTERRUPTED_HERE = threading.Event()
 """Set after the first Ctrl-C of a command."""
@@ -171,7 +172,9 @@ def _traceback_file(error: BaseException, given: Sequence[str], place: Path | No
 
     The file is in the run folder, beside the output file, or in the folder for temporary files.
     """
-    text = f"selftaught {shlex.join(given)}\n\n{''.join(traceback.format_exception(error))}"
+    text = without_tokens(
+        f"selftaught {shlex.join(given)}\n\n{''.join(traceback.format_exception(error))}"
+    )
     for path in (*_beside(place), None):
         with suppress(OSError):
             if path is None:

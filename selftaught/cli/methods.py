@@ -12,6 +12,7 @@ from jsonargparse import ArgumentParser, Namespace
 
 from selftaught.cli.arguments import add_options
 from selftaught.cli.output import DONE, bold, progress_bar, say
+from selftaught.cli.push import HubOptions, check_push, hub_options, push_after
 from selftaught.cli.stages import task_flags, values_of
 from selftaught.evaluation.evaluator import Evaluation
 from selftaught.methods.catalog import METHODS, method_of_folder
@@ -36,7 +37,8 @@ def add_arguments(command: str, parser: ArgumentParser, given: Sequence[str]) ->
     """Add the options of a method and return their dataclasses."""
     del given
     parser.add_argument("--method", type=str, default=command)  # `config.yaml` contains it
-    return add_options(parser, METHODS[command].config, DryRun)
+    more = () if command == "compare" else (HubOptions,)  # a comparison has several models
+    return add_options(parser, METHODS[command].config, DryRun, *more)
 
 
 def run(command: str, options: Namespace) -> int:
@@ -48,6 +50,7 @@ def run(command: str, options: Namespace) -> int:
             f"selftaught {named} --config FILE"
         )
     dry_run = values.pop("dry_run")
+    hub = HubOptions() if command == "compare" else hub_options(values)
     refuse_old_batches(options)
     config = method.config(**values)
     if dry_run:
@@ -55,6 +58,7 @@ def run(command: str, options: Namespace) -> int:
         say(plan(opened, method.work(opened), method.cost(opened), method.changeable))
         return DONE
     check_config(config.out, config.plain(), method.changeable, config.updated)
+    check_push(hub, config.out)
     if done := read_rows(config.out / "metrics.jsonl"):
         last = done[-1]
         after = f"iteration {last['iteration']}" if "iteration" in last else repr(last.get("name"))
@@ -65,6 +69,7 @@ def run(command: str, options: Namespace) -> int:
     )
     summary = method.run(config, reporter)
     print("\n" + (star_ending(config, summary) if command == "star" else ending(config, summary)))
+    push_after(hub, config.out)
     return DONE
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from jsonargparse import ArgumentParser, Namespace
 
 from selftaught.cli.output import DONE, locked_output, locked_run, plan_text, say
+from selftaught.cli.push import HubOptions, check_push, hub_options, push_after
 from selftaught.cli.subcommands import DryRun, Subcommand, add_subcommands, chosen_subcommand
 from selftaught.cli.texts import TextOptions, texts_of
 from selftaught.option_groups import ModelOptions
@@ -125,7 +126,7 @@ class EvaluateOptions(ModelOptions):
 SUBCOMMANDS = {
     "train": Subcommand(
         "fine-tune with pause tokens after the prompt (--data), or pre-train with pause tokens in the text (--text)",
-        (TrainOptions, DryRun),
+        (TrainOptions, DryRun, HubOptions),
     ),
     "evaluate": Subcommand(
         "measure the accuracy on a task with pause tokens after the question", (EvaluateOptions,)
@@ -145,8 +146,14 @@ def run(command: str, options: Namespace) -> int:
     del command
     action, values = chosen_subcommand(options)
     if action == "train":
-        dry_run = values.pop("dry_run")
-        (show_plan if dry_run else train)(TrainOptions(**values))
+        dry_run, hub = values.pop("dry_run"), hub_options(values)
+        how = TrainOptions(**values)
+        if dry_run:
+            show_plan(how)
+            return DONE
+        check_push(hub, how.out)
+        train(how)
+        push_after(hub, how.out)
     else:
         evaluate(EvaluateOptions(**values))
     return DONE

@@ -7,6 +7,7 @@ from pathlib import Path
 from jsonargparse import ArgumentParser, Namespace
 
 from selftaught.cli.output import DONE
+from selftaught.cli.push import HubOptions, check_push, hub_options, push_after
 from selftaught.cli.quiet_distill import DistillOptions, distill
 from selftaught.cli.quiet_plan import show_plan
 from selftaught.cli.quiet_think import (
@@ -24,11 +25,12 @@ from selftaught.cli.subcommands import DryRun, Subcommand, add_subcommands, chos
 
 SUBCOMMANDS = {
     "train": Subcommand(
-        "train a model to think before every token, on plain text", (TrainOptions, DryRun)
+        "train a model to think before every token, on plain text",
+        (TrainOptions, DryRun, HubOptions),
     ),
     "distill": Subcommand(
         "train a plain model to predict what a trained model predicts with thoughts",
-        (DistillOptions,),
+        (DistillOptions, HubOptions),
     ),
     "evaluate": Subcommand(
         "measure the loss in nats per token without and with thoughts", (EvaluateOptions,)
@@ -66,10 +68,20 @@ def run(command: str, options: Namespace) -> int:
     action, values = chosen_subcommand(options)
     match action:
         case "train":
-            dry_run = values.pop("dry_run")
-            (show_plan if dry_run else train)(TrainOptions(**values))
+            dry_run, hub = values.pop("dry_run"), hub_options(values)
+            how = TrainOptions(**values)
+            if dry_run:
+                show_plan(how)
+                return DONE
+            check_push(hub, how.out)
+            if train(how):
+                push_after(hub, how.out)
         case "distill":
-            distill(DistillOptions(**values))
+            hub = hub_options(values)
+            distilling = DistillOptions(**values)
+            check_push(hub, distilling.out)
+            if distill(distilling):
+                push_after(hub, distilling.out)
         case "evaluate":
             evaluate(EvaluateOptions(**values))
         case "generate":

@@ -34,8 +34,11 @@ class DistillOptions(StepOptions, RunOptions, ThinkOptions, TextOptions):
     gain of the teacher over the student, at least 0 (a variant of the loss of Fast Quiet-STaR)."""
 
 
-def distill(how: DistillOptions) -> None:
+def distill(how: DistillOptions) -> bool:
     """Train a plain model, measure it beside its teacher, and print a summary.
+
+    Returns:
+        Whether this is the main process, which writes the results.
 
     Raises:
         ValueError: an option, the model or a text cannot be used; the message names it.
@@ -73,7 +76,7 @@ def distill(how: DistillOptions) -> None:
             progress=advance,
         )  # fmt: skip
     if not main:
-        return
+        return False
     resolved, found = replace(how, learning_rate=arguments.learning_rate), None
     remember(resolved, how.out)
     if held_out:
@@ -84,6 +87,7 @@ def distill(how: DistillOptions) -> None:
     write_distilled_card(resolved, log, len(learned), found)
     say(f"Model   {how.out / 'model'}")
     say(f"Next    selftaught evaluate --model {how.out / 'model'} --task TASK")
+    return True
 
 
 def kept_table(found: "GainKept") -> str:

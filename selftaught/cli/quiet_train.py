@@ -239,8 +239,12 @@ def adapted(how: TrainOptions, model: "QuietLM") -> "PeftModel | None":
     )
 
 
-def train(how: TrainOptions) -> None:
-    """Train a model, measure it, write its page, and print a summary."""
+def train(how: TrainOptions) -> bool:
+    """Train a model, measure it, write its page and its card, and print a summary.
+
+    Returns:
+        Whether this is the main process, which writes the results.
+    """
     from selftaught.cli.training_cards import write_quiet_card
     from selftaught.quiet.curriculum import train_stages
     from selftaught.quiet.evaluation import measure
@@ -273,7 +277,7 @@ def train(how: TrainOptions) -> None:
                 peft_model=peft_model, progress=advance,
             )  # fmt: skip
     if not main:
-        return
+        return False
     if held_out:
         trained = str(how.out / "model")
         after = _stored(how.out / "after.json", lambda: _measured(trained, held_out))
@@ -291,6 +295,7 @@ def train(how: TrainOptions) -> None:
     training_page(how.out, log, settings, before, after)
     measured = {"before, without thoughts": before, "after": after} if before and after else {}
     _print_summary(how.out, log, measured, skipped)
+    return True
 
 
 def _resolved(how: TrainOptions, ready: Prepared) -> TrainOptions:

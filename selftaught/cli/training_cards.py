@@ -84,7 +84,7 @@ def write_distilled_card(
 ) -> None:
     """Write the card of a model that `quiet distill` made."""
     steps = int(log[-1]["step"]) if log and "step" in log[-1] else max(how.max_steps, 0)
-    trained = Trained("this model", f"the base model inside {Path(how.model).name}", spans, steps, "spans of text")  # fmt: skip
+    trained = Trained("this model", f"the base model inside {base_model(how.model).name}", spans, steps, "spans of text")  # fmt: skip
     card = _card(how, "Fast Quiet-STaR, distillation", [citations.FAST_QUIET, citations.QUIET], trained)  # fmt: skip
     results = []
     if found is not None:
@@ -132,7 +132,7 @@ def _card(how: Any, method: str, papers: list[citations.Paper], trained: Trained
     given = {"model": how.model} | source
     base = base_model(how.model)
     return Card(
-        title=f"{base.name}, {method}",
+        title=f"{method}, from {base.name}",
         method=method,
         lead="",
         base=base,

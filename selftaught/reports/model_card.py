@@ -175,6 +175,11 @@ class Result:
         return _number(self.value, self.share)
 
     @property
+    def with_interval(self) -> str:
+        """The 95% interval after a comma; empty if it is not known."""
+        return "" if self.interval == "not known" else f", 95% interval {self.interval}"
+
+    @property
     def interval(self) -> str:
         """The 95% interval as text."""
         if self.low != self.low or self.high != self.high:
@@ -241,7 +246,7 @@ def metadata(card: Card) -> str:
             task_type="text-generation", dataset_type=card.benchmark,
             dataset_name=one_line(card.data.text), metric_type=result.kind,
             metric_value=round(result.value, 6),
-            metric_name=f"{one_line(result.name)}, 95% interval {result.interval}, {one_line(result.over)}",
+            metric_name=one_line(f"{result.name}, {result.over}{result.with_interval}"),
         )
         for result in card.results if result.listed and result.value == result.value
     ]  # fmt: skip
@@ -279,8 +284,9 @@ def base_model(name: str) -> BaseModel:
     stated, local = stated_in_card(name), not is_hub_name(name)
     license = stated.get("license", UNKNOWN)
     origin = stated.get("base_model", "") if local else name
+    folder = Path(name).resolve()
     return BaseModel(
-        Path(name).resolve().name if local else name,
+        (folder.parent.name if folder.name == "model" else folder.name) if local else name,
         hub_name=origin if _is_hub_name(origin) else None,
         license=license,
         license_name=stated.get("license_name"),
@@ -322,7 +328,8 @@ def changed_settings(
         if one.name in leave_out or value == default:
             continue
         if isinstance(value, Mapping):
-            own = default if isinstance(default, Mapping) else {}
+            made = one.metadata.get("fields_of")  # the options of Quiet-STaR
+            own = asdict(made()) if made else default if isinstance(default, Mapping) else {}
             changed |= {f"{one.name}.{key}": each for key, each in value.items() if own.get(key) != each}  # fmt: skip
         else:
             changed[one.name] = value
@@ -363,8 +370,8 @@ def _is_local_path(text: str) -> bool:
 
 
 def one_line(text: str) -> str:
-    """Return a text on one line, with invisible characters escaped and tokens removed."""
-    return without_tokens(" ".join(printable(text).split()))
+    """Return a text on one line, with invisible characters escaped."""
+    return " ".join(printable(text).split())
 
 
 def escaped(text: str) -> str:

@@ -18,6 +18,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 import yaml
 
+from selftaught.hub import without_tokens
 from selftaught.records import parse_json_line, write_atomically
 from selftaught.tasks.answers import GRADING_VERSION
 
@@ -210,7 +211,7 @@ def versions() -> dict[str, object]:
         "platform": platform.platform(),
         "cpus": os.cpu_count(),
         "commit": _commit(),
-        "command": " ".join(sys.argv),
+        "command": without_tokens(" ".join(sys.argv)),
     }
 
 

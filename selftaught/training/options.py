@@ -16,7 +16,13 @@ RESERVED = {
     "output_dir": "selftaught sets the folder; use --out",
     "resume_from_checkpoint": "a repeated command resumes from its last checkpoint automatically",
     "dataset_kwargs": "selftaught tokenizes the examples before it passes them to the trainer",
-}
+    **dict.fromkeys(
+        ("push_to_hub", "hub_model_id", "hub_private_repo", "hub_strategy", "hub_always_push",
+         "hub_revision"),
+        "the finished model is uploaded by --push-to-hub, or by `selftaught push`",
+    ),
+    "hub_token": "the token is read from the environment variable HF_TOKEN or from `hf auth login`",
+}  # fmt: skip
 """TRL and transformers options that selftaught sets itself, with the reason."""
 NEEDS_EVALUATION = {"eval_strategy": "no", "do_eval": False, "load_best_model_at_end": False}
 """Options that need evaluation data, with their values when there is none.
