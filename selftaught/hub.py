@@ -117,6 +117,8 @@ STATED = ("license", "license_name", "license_link", "base_model")
 """Fields of a card that `stated_in_card` returns."""
 TOKEN = re.compile(rb"(?<![A-Za-z0-9])hf_[A-Za-z0-9]{30,}")
 """What an access token of the Hub looks like."""
+SHORTEST_TOKEN = 8
+"""Minimum length of an access token; a shorter text is not looked for, because it occurs by chance."""
 _TOKEN_TEXT = re.compile(TOKEN.pattern.decode())
 
 
@@ -176,6 +178,6 @@ def without_tokens(text: str) -> str:
         token = get_token()
     except Exception:  # with HF_OIDC_RESOURCE it asks the Hub
         token = None
-    if token:
+    if token and len(token) >= SHORTEST_TOKEN:
         text = text.replace(token, "[token removed]")
     return _TOKEN_TEXT.sub("[token removed]", text)

@@ -46,7 +46,12 @@ def refused_metadata(text: str) -> list[str]:
         found.append('"license_name" must be a string')
     if not all(isinstance(tag, str) for tag in data.get("tags", [])):
         found.append('"tags" must be strings')
-    for entry in data.get("model-index", []):
+    return found + _refused_results(data.get("model-index", []))
+
+
+def _refused_results(index: list[dict[str, Any]]) -> list[str]:
+    found = []
+    for entry in index:
         if not (isinstance(entry.get("name"), str) and entry["name"]):
             found.append('"model-index[0].name" must be a string')
         for result in entry["results"]:

@@ -5,6 +5,7 @@ Every command runs in a process of its own, as a user's does.
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -15,7 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from hub_stub import Hub, hub_server
+from hub_stub import Hub, Repository, hub_server
 from safetensors.torch import load_file, save_file
 
 from selftaught.hub import without_tokens
@@ -88,6 +89,7 @@ def test_a_run_arrives_as_private_repositories_with_every_file_unchanged(
         assert there.files == {path.name: path.read_bytes() for path in (run / folder).iterdir()}
 
 
+@pytest.mark.slow
 def test_what_was_uploaded_opens_with_transformers(hub: Hub, run: Path, tmp_path: Path):
     assert (
         selftaught(hub, tmp_path / "home", "push", run, "--hub-model-id", "ada/sums").returncode
@@ -107,6 +109,7 @@ def test_what_was_uploaded_opens_with_transformers(hub: Hub, run: Path, tmp_path
     assert hub.asked("GET", "/ada/sums/resolve/main/model.safetensors") or hub.asked("GET", "model.safetensors")  # fmt: skip
 
 
+@pytest.mark.slow
 def test_a_repeated_upload_sends_no_weights_and_a_changed_one_replaces_them(
     hub: Hub, run: Path, tmp_path: Path
 ):
@@ -121,6 +124,7 @@ def test_a_repeated_upload_sends_no_weights_and_a_changed_one_replaces_them(
     assert files == {path.name: path.read_bytes() for path in (run / "model").iterdir()}
 
 
+@pytest.mark.slow
 def test_an_upload_that_is_killed_continues_with_what_is_missing(
     hub: Hub, run: Path, tmp_path: Path
 ):
@@ -202,11 +206,10 @@ def test_with_xet_installed_small_files_arrive_too(hub: Hub, run: Path, tmp_path
 # ---------------------------------------------------------------- privacy
 
 
+@pytest.mark.slow
 def test_an_existing_public_repository_is_refused_before_any_file_is_sent(
     hub: Hub, run: Path, tmp_path: Path
 ):
-    from hub_stub import Repository
-
     hub.repositories["ada/my-run"] = Repository(private=False)
     done = selftaught(hub, tmp_path / "home", "push", run)
     assert done.returncode == 2
@@ -262,8 +265,6 @@ REFUSED = {
 
 @pytest.mark.parametrize("status", REFUSED)
 def test_a_refusal_is_one_clear_message(status: int, hub: Hub, run: Path, tmp_path: Path):
-    import re
-
     hub.refused["/api/repos/create"] = status
     done = selftaught(hub, tmp_path / "home", "push", run)
     assert done.returncode == 2
@@ -271,6 +272,7 @@ def test_a_refusal_is_one_clear_message(status: int, hub: Hub, run: Path, tmp_pa
     assert "Traceback" not in done.stderr and TOKEN not in done.stderr
 
 
+@pytest.mark.slow
 def test_a_wrong_token_another_namespace_and_a_dead_hub_have_their_messages(
     hub: Hub, run: Path, tmp_path: Path
 ):
@@ -358,6 +360,7 @@ def test_a_training_without_a_token_or_with_a_bad_name_does_not_start(hub: Hub, 
     assert not (tmp_path / "star" / "metrics.jsonl").exists()
 
 
+@pytest.mark.slow
 def test_a_token_among_the_training_options_is_refused_and_not_repeated(hub: Hub, tmp_path: Path):
     done = selftaught(hub, tmp_path / "home", "star", *SUMS, "--out", tmp_path / "star",
                       "--training.hub_token", OTHER)  # fmt: skip
