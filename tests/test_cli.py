@@ -74,7 +74,7 @@ def test_the_groups_of_a_method_are_those_of_its_dataclasses(tmp_path: Path):
     found = re.findall(r"^([A-Za-z ]+):$", message_text, re.MULTILINE)
     assert found == [
         "STaR", "model and task", "prompt", "sampling", "selection", "training", "launching", "run",
-        "options",
+        "hub", "options",
     ]  # fmt: skip
     assert "--rationalization, --no-rationalization" in message_text
     assert "--learning-rate FLOAT" in message_text

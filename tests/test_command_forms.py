@@ -14,6 +14,7 @@ from selftaught.cli import pause as pause_commands
 from selftaught.cli import quiet as quiet_commands
 from selftaught.cli import stages, tools
 from selftaught.cli.arguments import plain_forms
+from selftaught.cli.push import HubOptions, PushOptions
 from selftaught.cli.solve import SolveOptions
 from selftaught.cli.subcommands import DryRun
 from selftaught.methods.comparison import CompareConfig
@@ -29,6 +30,7 @@ BEFORE: dict[str, list[str]] = {
     "solve": ["1+1"],
     "report": ["runs/a"],
     "status": ["runs/a"],
+    "push": ["runs/a"],
     "show": ["r.jsonl"],
     "quiet generate": ["Once"],
 }
@@ -48,6 +50,7 @@ CLASSES: dict[str, type] = {
     "report": tools.ReportOptions,
     "status": tools.StatusOptions,
     "show": tools.ShowOptions,
+    "push": PushOptions,
     "embedded": tools.EmbeddedOptions,
     **{f"quiet {name}": options for name, options in quiet_commands.OPTIONS.items()},
     **{f"pause {name}": options for name, options in pause_commands.OPTIONS.items()},
@@ -57,6 +60,9 @@ DRY = {
     **dict.fromkeys(("star", "rft", "vstar", "step-dpo", "compare"), method_commands.DryRun),
     **dict.fromkeys(("quiet train", "pause train"), DryRun),
 }
+HUB = dict.fromkeys(
+    ("star", "rft", "vstar", "step-dpo", "quiet train", "quiet distill", "pause train"), HubOptions
+)
 
 
 def members(hint: object) -> list[object]:
@@ -66,7 +72,7 @@ def members(hint: object) -> list[object]:
 def options_of(kind: object) -> list[tuple[str, str, object]]:
     return [
         (command, name, one)
-        for group in (CLASSES, DRY)
+        for group in (CLASSES, DRY, HUB)
         for command, options in group.items()
         for name, hint in get_type_hints(options).items()
         for one in members(hint)

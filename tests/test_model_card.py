@@ -51,10 +51,10 @@ HOSTILE = [
 ]  # fmt: skip
 
 
-def parsed(text: str) -> ModelCard:
-    """The card as huggingface_hub reads it; the Hub would accept its metadata."""
+def parsed(text: str) -> Any:
+    """The metadata as huggingface_hub reads it; the Hub would accept it."""
     assert refused_metadata(text) == []
-    return ModelCard(text, ignore_metadata_errors=False)
+    return ModelCard(text, ignore_metadata_errors=False).data
 
 
 def structure(text: str) -> list[str]:
@@ -96,7 +96,7 @@ def test_a_text_changes_neither_the_yaml_nor_the_markdown(text: str):
     assert data.keys() == expected.keys() - {"datasets"}
     [index] = data["model-index"]
     assert isinstance(index["name"], str)
-    assert parsed(made).data.license == "mit"
+    assert parsed(made).license == "mit"
 
 
 @pytest.mark.parametrize("text", ["`code` | *b* <i>", "a_b_c __d__", "\\ & &amp; $ ~", "[x](y)"])
@@ -273,10 +273,10 @@ def test_the_card_of_star_says_what_the_run_did_and_its_command_gives_its_number
     options = {"task_options": SMALL["task_options"], "iterations": 2, "start_steps": 8}
     summary = run_star(StarConfig.small(**options, out=out, from_base=False, patience=5))
     text = (out / "model" / "README.md").read_text()
-    card = ModelCard.load(out / "model" / "README.md")
-    assert refused_metadata(text) == []
-    assert card.data.license == "apache-2.0" and card.data.base_model is None
-    [result] = card.data.eval_results or []
+    assert ModelCard.load(out / "model" / "README.md").content == text
+    data = parsed(text)
+    assert data.license == "apache-2.0" and data.base_model is None
+    [result] = data.eval_results
     tested = summary["test"]["best"]
     assert result.metric_value == pytest.approx(tested["accuracy"], abs=1e-6)
     assert f"95% interval {tested['low']:.1%} to {tested['high']:.1%}" in str(result.metric_name)
@@ -328,9 +328,8 @@ def test_the_cards_of_rft_vstar_and_step_dpo_say_where_their_models_come_from(tm
     }  # fmt: skip
     for folder, models in expected.items():
         path = tmp_path / folder / "README.md"
-        card, text = ModelCard.load(path), path.read_text()
-        assert refused_metadata(text) == []
-        assert len(card.data.eval_results or []) == 1
+        text = path.read_text()
+        assert len(parsed(text).eval_results) == 1
         found = [(row[0], row[1], row[2].split()[0]) for row in lineage(text)]
         run = tmp_path / folder.split("/")[0]
         assert found == [(name, start, str(lines_in(run / file))) for name, start, file in models]
@@ -366,15 +365,14 @@ def test_models_of_quiet_star_distillation_and_pause_tokens_have_cards(
         (pause, "2310.02226"),
     ):
         text = (folder / "README.md").read_text()
-        assert refused_metadata(text) == []
-        cards[folder] = ModelCard.load(folder / "README.md")
-        assert cards[folder].data.license == "unknown"  # the base has no card
+        cards[folder] = parsed(text)
+        assert cards[folder].license == "unknown"  # the base has no card
         assert f"eprint = {{{arxiv}}}" in text and str(tmp_path) not in text
         assert lineage(text)[-1][3] == "2"
     gain = json.loads((quiet / "after.json").read_text())["gain"]
-    first = (cards[quiet / "model"].data.eval_results or [])[0]
+    first = (cards[quiet / "model"].eval_results or [])[0]
     assert first.metric_value == pytest.approx(gain, abs=1e-6)
-    assert not cards[pause].data.eval_results
+    assert not cards[pause].eval_results
 
 
 def test_a_card_has_every_part():

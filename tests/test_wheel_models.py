@@ -9,6 +9,7 @@ import pytest
 import torch
 from narrowed import tensor
 
+from selftaught.hub import stated_in_card
 from selftaught.models import wheels as wheel_models
 from selftaught.models.wheels import WHEEL_MODELS, get_model
 
@@ -96,6 +97,8 @@ def test_a_wheel_becomes_an_ordinary_bfloat16_folder(wheel: Path, tmp_path: Path
     assert {path.name for path in folder.parent.iterdir()} == {"smollm2"}
     model = AutoModelForCausalLM.from_pretrained(folder)
     assert model.dtype == torch.bfloat16
+    stated = stated_in_card(str(folder))
+    assert stated == {"license": "apache-2.0", "base_model": "HuggingFaceTB/SmolLM2-135M-Instruct"}
     assert model.generation_config.eos_token_id == 0
     assert "quantization_config" not in model.config.to_dict()
     tokenizer = AutoTokenizer.from_pretrained(folder)

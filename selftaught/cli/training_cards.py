@@ -19,9 +19,6 @@ from selftaught.reports.model_card import (
 )
 
 if TYPE_CHECKING:
-    from selftaught.cli.pause import TrainOptions as PauseTrainOptions
-    from selftaught.cli.quiet_distill import DistillOptions
-    from selftaught.cli.quiet_train import TrainOptions
     from selftaught.quiet.distillation import GainKept
     from selftaught.quiet.evaluation import Measured
     from selftaught.training import Training
@@ -32,13 +29,13 @@ STATED = ("out", "model", "text", "data")
 
 
 def write_quiet_card(
-    how: "TrainOptions", log: list[dict[str, float]], spans: int,
+    how: Any, log: list[dict[str, float]], spans: int,
     before: "Measured | None", after: "Measured | None",
 ) -> None:  # fmt: skip
     """Write the card of a model that `quiet train` made.
 
     Args:
-        how: the options of the training, with all values written out.
+        how: the `TrainOptions`, with all values written out.
         log: its log.
         spans: number of spans in the training data.
         before: measurement of the base model.
@@ -80,9 +77,16 @@ def _quiet_results(before: "Measured | None", after: "Measured") -> list[Result]
 
 
 def write_distilled_card(
-    how: "DistillOptions", log: list[dict[str, float]], spans: int, found: "GainKept | None"
+    how: Any, log: list[dict[str, float]], spans: int, found: "GainKept | None"
 ) -> None:
-    """Write the card of a model that `quiet distill` made."""
+    """Write the card of a model that `quiet distill` made.
+
+    Args:
+        how: the `DistillOptions`, with all values written out.
+        log: the log of the training.
+        spans: number of spans in the training data.
+        found: measurement of the model and its teacher.
+    """
     steps = int(log[-1]["step"]) if log and "step" in log[-1] else max(how.max_steps, 0)
     trained = Trained("this model", f"the base model inside {base_model(how.model).name}", spans, steps, "spans of text")  # fmt: skip
     card = _card(how, "Fast Quiet-STaR, distillation", [citations.FAST_QUIET, citations.QUIET], trained)  # fmt: skip
@@ -107,8 +111,8 @@ def write_distilled_card(
     )  # fmt: skip
 
 
-def write_pause_card(how: "PauseTrainOptions", done: "Training") -> None:
-    """Write the card of a model that `pause train` made."""
+def write_pause_card(how: Any, done: "Training") -> None:
+    """Write the card of a model that `pause train` made, with the given `TrainOptions`."""
     trained = Trained("this model", how.model, done.trained_on, done.steps, "rows")
     card = _card(how, f"pause tokens, {how.variant}", [citations.PAUSE], trained)
     _write(

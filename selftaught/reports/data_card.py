@@ -12,22 +12,20 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from selftaught.hub import without_tokens
-from selftaught.printable import printable
 from selftaught.records import iter_rollouts, to_json
 from selftaught.reports.model_card import (
+    FILTERS,
     LICENSES,
     TrainingData,
     base_model,
-    code_block,
-    escaped,
     made_with,
     one_line,
     shown_value,
     task_data,
 )
+from selftaught.reports.pages import rendered_markdown
 from selftaught.tasks import TASKS, open_task
 
 STORES = re.compile(r"(?:rollouts|rationalized|seed-rollouts)\.graded\.jsonl")
@@ -145,18 +143,12 @@ def _card(run: Path, counts: Mapping[str, int], messages: set[str]) -> str:
         "configs": parts,
         **({"dataset_info": features} if features else {}),
     }
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent / "templates"),
-        undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True,
-        autoescape=False,  # the result is Markdown, which the filters below escape
-    )  # fmt: skip
-    environment.filters |= {"md": escaped, "block": code_block}
-    body = environment.get_template("data_card.md.j2").render(
-        title=run.resolve().name, counts=counts, data=data, method=str(config.get("method", "")),
-        base=base_model(model), made_with=made_with(),
+    body = rendered_markdown(
+        "data_card.md.j2", FILTERS, title=run.resolve().name, counts=counts, data=data,
+        method=str(config.get("method", "")), base=base_model(model), made_with=made_with(),
     )  # fmt: skip
     head = yaml.safe_dump(metadata, sort_keys=False, allow_unicode=True)
-    return without_tokens(f"---\n{head}---\n\n{printable(body)}")
+    return without_tokens(f"---\n{head}---\n\n{body}")
 
 
 def _config(run: Path) -> Mapping[str, Any]:

@@ -7,17 +7,16 @@ neither the YAML nor the Markdown. Of local paths, only the last part is shown.
 
 import re
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, asdict, dataclass, field, fields
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
 from selftaught.hub import is_hub_name, stated_in_card, without_tokens
 from selftaught.printable import printable
 from selftaught.reports.citations import Paper
+from selftaught.reports.pages import rendered_markdown
 from selftaught.runs.folder import versions
 from selftaught.tasks import Task
 
@@ -221,18 +220,12 @@ class Card:
 
 def card_text(card: Card) -> str:
     """Return the text of a model card: YAML metadata and Markdown. Access tokens are removed."""
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent / "templates"),
-        undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True,
-        autoescape=False,  # the result is Markdown, which the filters below escape
+    made = versions()
+    body = rendered_markdown(
+        "model_card.md.j2", FILTERS, card=card, packages=made["packages"], python=made["python"],
+        settings={key: shown_value(value) for key, value in card.settings.items()},
     )  # fmt: skip
-    environment.filters |= {"md": escaped, "literal": literal, "block": code_block}
-    environment.tests["plain_hub_name"] = lambda name: bool(_REPOSITORY_NAME.fullmatch(name))
-    body = environment.get_template("model_card.md.j2").render(
-        card=card, settings={key: shown_value(value) for key, value in card.settings.items()},
-        packages=versions()["packages"], python=versions()["python"],
-    )  # fmt: skip
-    return without_tokens(f"---\n{metadata(card)}\n---\n\n{printable(body)}")
+    return without_tokens(f"---\n{metadata(card)}\n---\n\n{body}")
 
 
 def metadata(card: Card) -> str:
@@ -390,6 +383,10 @@ def code_block(text: str, language: str = "") -> str:
     longest = max((len(run) for run in re.findall(r"`+", text)), default=0)
     fence = "`" * max(3, longest + 1)
     return f"{fence}{language}\n{text}\n{fence}"
+
+
+FILTERS: Mapping[str, Callable[..., str]] = {"md": escaped, "literal": literal, "block": code_block}
+"""Filters of the templates of cards."""
 
 
 def made_with() -> str:

@@ -1,6 +1,6 @@
 """HTML pages from templates, and the formatting of numbers and texts."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 
@@ -133,6 +133,27 @@ def rendered(template: str, **values: object) -> str:
         **values,
     )
     return printable(page)
+
+
+def rendered_markdown(
+    template: str, filters: Mapping[str, Callable[..., str]], **values: object
+) -> str:
+    """Render a Markdown page. Values are not escaped, except by the filters that the template uses.
+
+    Args:
+        template: file name in `templates/`.
+        filters: filters of the template by name.
+        values: variables of the template.
+    """
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent / "templates"),
+        autoescape=False,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= filters
+    return printable(environment.get_template(template).render(**values))
 
 
 RATIONALE_SHOWN, PROMPT_SHOWN, FIELD_SHOWN = 2500, 1800, 300
