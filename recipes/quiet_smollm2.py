@@ -113,7 +113,9 @@ def with_thoughts(base: str, seed: int, config: QuietConfig) -> tuple[QuietLM, A
     with torch.no_grad():
         matrices = (input_matrix(model.base), output_matrix(model.base))
         for matrix in {id(one): one for one in matrices}.values():
-            matrix.weight[model.marks.end] = END_SCALE * matrix.weight[tokenizer(" is").input_ids[0]]
+            matrix.weight[model.marks.end] = (
+                END_SCALE * matrix.weight[tokenizer(" is").input_ids[0]]
+            )
     return model, tokenizer
 
 

@@ -99,7 +99,9 @@ def test_the_page_shows_the_answer_with_folded_thoughts_and_gains(browser: Any, 
         browser.execute_script("arguments[0].open = true", boxes[1])
         rows = boxes[1].find_elements(By.TAG_NAME, "tr")[1:]
         gains = [row.find_elements(By.TAG_NAME, "td")[1].text for row in rows]
-        assert gains == [f"{one['gain']:+.3f}".replace("-", "−") for one in whole["hidden_thoughts"]]
+        assert gains == [
+            f"{one['gain']:+.3f}".replace("-", "−") for one in whole["hidden_thoughts"]
+        ]
         sent(browser, "And?", 2)
         broken = [row for row in browser.get_log("browser") if row["level"] == "SEVERE" and "401" not in row["message"] and "favicon" not in row["message"]]  # fmt: skip
         assert not broken
@@ -126,7 +128,11 @@ def test_a_conversation_in_the_terminal(quiet_dir: Path):
     with running(quiet_dir) as one:
         first = [{"role": "user", "content": "How many?"}]
         answer = one.chat(first, max_tokens=5, temperature=0)["choices"][0]["message"]["content"]
-        more = [*first, {"role": "assistant", "content": answer}, {"role": "user", "content": "And?"}]
+        more = [
+            *first,
+            {"role": "assistant", "content": answer},
+            {"role": "user", "content": "And?"},
+        ]
         second = one.chat(more, max_tokens=5, temperature=0)["choices"][0]["message"]["content"]
     from selftaught.printable import printable
 
