@@ -100,7 +100,7 @@ def test_the_page_shows_the_answer_with_folded_thoughts_and_gains(browser: Any, 
         rows = boxes[1].find_elements(By.TAG_NAME, "tr")[1:]
         gains = [row.find_elements(By.TAG_NAME, "td")[1].text for row in rows]
         assert gains == [
-            f"{one['gain']:+.3f}".replace("-", "−") for one in whole["hidden_thoughts"]
+            f"{one['gain']:+.3f}".replace("-", "\u2212") for one in whole["hidden_thoughts"]
         ]
         sent(browser, "And?", 2)
         broken = [row for row in browser.get_log("browser") if row["level"] == "SEVERE" and "401" not in row["message"] and "favicon" not in row["message"]]  # fmt: skip
