@@ -14,13 +14,14 @@ PACKAGE = ROOT / "selftaught"
 
 LAYERS = (
     {"deprecation"},
-    {"records", "metrics", "option_groups", "options", "printable", "thought_marks", "hub"},
+    {"records", "metrics", "option_groups", "options", "printable", "thought_marks", "hub", "own_file"},
     {"prompts", "rendering"},
     {"processes"},
     {"samplers"},
     {"training"},
     {"quiet"},
     {"tasks"},
+    {"safety"},
     {"rollouts"},
     {"models"},
     {"runs"},
@@ -38,11 +39,12 @@ USERS: dict[str, set[str]] = {
     "datasets": {"tasks", "training", "quiet"},
     "torch": {
         "samplers", "training", "models", "quiet", "cli.quiet_model", "evaluation.verifier", "harness",
-        "serving",
+        "serving", "safety.classifier",
     },
     "transformers": {
         "samplers", "training", "models", "quiet", "cli.pause", "cli.quiet_model", "cli.quiet_think",
         "cli.quiet_train", "evaluation.verifier", "harness", "methods.pause", "serving",
+        "safety.classifier",
     },
     "fastapi": {"serving.app"},
     "starlette": {"serving.app"},
@@ -68,7 +70,7 @@ NO_TORCH = [
     "selftaught.methods.rft", "selftaught.methods.star", "selftaught.methods.step_dpo",
     "selftaught.methods.vstar", "selftaught.processes.child", "selftaught.processes.ray_cluster",
     "selftaught.reports.star_page", "selftaught.rollouts.grading", "selftaught.rollouts.selection",
-    "selftaught.cli.serve", "selftaught.cli.chat", "selftaught.rollouts.steps", "selftaught.rollouts.streaming", "selftaught.samplers.openai_server",
+    "selftaught.cli.serve", "selftaught.cli.chat", "selftaught.rollouts.steps", "selftaught.rollouts.streaming", "selftaught.safety", "selftaught.samplers.openai_server",
     "selftaught.training.launch",
 ]  # fmt: skip
 

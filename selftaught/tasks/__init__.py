@@ -1,10 +1,8 @@
 """Tasks: questions with gold answers, and rules for grading. `open_task` opens one by name."""
 
 import functools
-import importlib.util
 import inspect
 import json
-import sys
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
@@ -16,6 +14,7 @@ import yaml
 
 from selftaught.options import Option, hints_of, is_of_type, options_of, type_name, unknown_options
 from selftaught.tasks.base import Task
+from selftaught.own_file import function_in_file
 from selftaught.thought_marks import checked_marks
 
 __all__ = ["TASKS", "Task", "open_task", "task_help"]
@@ -148,25 +147,7 @@ def _opener(name: str) -> Callable[..., Task]:
 
 def _in_file(name: str) -> Callable[..., Task]:
     """Return the function that a name such as "my_task.py:make" refers to."""
-    file, _, function = name.rpartition(":")
-    path = Path(file)
-    if not path.is_file():
-        raise ValueError(
-            f"Expected FILE.py:FUNCTION as the task, got {name!r}; the file {file!r} does not "
-            "exist."
-        )
-    module_name = f"selftaught_task_{path.stem}"
-    spec = importlib.util.spec_from_file_location(module_name, path.resolve())
-    if spec is None or spec.loader is None:
-        raise ValueError(f"Expected FILE.py:FUNCTION as the task, got {name!r}; not a Python file.")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[module_name] = module
-    spec.loader.exec_module(module)
-    made = getattr(module, function, None)
-    if not callable(made):
-        raise ValueError(
-            f"Expected a function {function!r} in {file} that returns a Task; there is none."
-        )
+    made = function_in_file(name, "task", "a Task")
 
     @functools.wraps(made)
     def checked(**options: Any) -> Task:
