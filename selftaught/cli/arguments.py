@@ -26,6 +26,8 @@ SAID = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off
 """Values that may follow a flag."""
 ALIASES = {"base_url": "sampler_options.base_url"}
 """Other names of options."""
+LITERAL = ("check_patterns",)
+"""Lists whose values may start with [ and are then not a list in YAML."""
 HIDDEN = ("version", "method")
 """Options that no help shows; `method` is in the config.yaml of runs."""
 
@@ -182,6 +184,8 @@ def plain_forms(given: Sequence[str], options: Sequence[type]) -> list[str]:
                 said = name in flags
             written = value if said is None else str(said).lower()
             plain.append(f"--{name if name in flags else name.removeprefix('no_')}={written}")
+        elif equals and name in LITERAL:
+            plain.append(f"--{name}={json.dumps([value])}")
         elif not equals and name in several:
             plain += _list(name, several[name], rest)
         else:
@@ -204,7 +208,8 @@ def _list(name: str, kind: Any, rest: list[str]) -> list[str]:
     values = list(takewhile(lambda value: not value.startswith("--"), rest))
     if get_origin(kind) is Literal and values and values[0] in get_args(kind):
         values = list(takewhile(lambda value: value in get_args(kind), values))
-    if not values or (len(values) == 1 and values[0].startswith("[")):
+    written_as_list = len(values) == 1 and values[0].startswith("[") and name not in LITERAL
+    if not values or written_as_list:
         return [f"--{name}"]  # without a value it is refused by the parser, in its own words
     if kind in (int, float) and len(values) == 1 and "," in values[0]:
         flag, separate = f"--{name.replace('_', '-')}", values[0].replace(",", " ").split()

@@ -63,6 +63,7 @@ GROUPS: dict[str, dict[str, Command]] = {
         "samplers": Command("list the sampling engines, or the options of one", "tools"),
         "report": Command("write the HTML page of a run, or of several runs side by side", "tools"),
         "show": Command("print stored completions, such as the wrong ones", "tools"),
+        "audit": Command("check stored completions for patterns, secrets and leaks of hints", "audit"),
         "status": Command("show the progress of a run", "tools"),
         "embedded": Command("print the folder of the model in this package, or train it again", "tools"),
         "push": Command("upload the model of a finished run, and its completions, to the Hugging Face Hub", "push"),

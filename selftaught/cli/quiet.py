@@ -1,5 +1,5 @@
 """The command line of Quiet-STaR: `selftaught quiet train | distill | evaluate | generate | explore |
-export-base`."""
+audit | export-base`."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,6 +8,7 @@ from jsonargparse import ArgumentParser, Namespace
 
 from selftaught.cli.output import DONE
 from selftaught.cli.push import HubOptions, check_push, hub_options, push_after
+from selftaught.cli.quiet_audit import QuietAuditOptions, audit
 from selftaught.cli.quiet_distill import DistillOptions, distill
 from selftaught.cli.quiet_plan import show_plan
 from selftaught.cli.quiet_think import (
@@ -43,6 +44,10 @@ SUBCOMMANDS = {
     "explore": Subcommand(
         "write an HTML page that shows the thought before every token of a text",
         (ExploreOptions,),
+    ),
+    "audit": Subcommand(
+        "check thoughts for patterns, secrets and whatever a classifier or a function flags",
+        (QuietAuditOptions,),
     ),
     "export-base": Subcommand(
         "write the base model inside a trained model, without thoughts",
@@ -87,6 +92,8 @@ def run(command: str, options: Namespace) -> int:
         case "generate":
             prompt = values.pop("prompt")
             generate(GenerateOptions(**values), prompt)
+        case "audit":
+            audit(QuietAuditOptions(**values))
         case "export-base":
             export(Path(values["model"]), Path(values["out"]))
         case _:

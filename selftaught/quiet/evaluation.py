@@ -83,12 +83,17 @@ def score(
 
 @torch.no_grad()
 def predictions(
-    model: QuietLM, ids_BT: Tensor, mask_BT: Tensor | None, how: ThoughtParams
+    model: QuietLM,
+    ids_BT: Tensor,
+    mask_BT: Tensor | None,
+    how: ThoughtParams,
+    position_1J: Tensor | None = None,
 ) -> Iterator[tuple[Tensor, Mixed]]:
     """Yield positions of the texts, `[1, J]`, and the predictions of the token after each.
 
     All positions except the last come in ascending order, `AT_ONCE` at a time: the predictions are
-    over the whole vocabulary. The arguments are those of `score`.
+    over the whole vocabulary. With `position_1J`, only these positions come, with the same results.
+    The other arguments are those of `score`.
     """
     model.check_length(ids_BT, mask_BT)
     matcher = matcher_of(how.think_when, model.quiet_config)
@@ -102,7 +107,9 @@ def predictions(
     with thoughtful(model.base):
         prefix = read(model.base, ids_BT, mask_BT)
     try:
-        for position_BJ in torch.arange(length - 1, device=ids_BT.device)[None].split(AT_ONCE, 1):
+        if position_1J is None:
+            position_1J = torch.arange(length - 1, device=ids_BT.device)[None]
+        for position_BJ in position_1J.split(AT_ONCE, 1):
             uniform_BNJS = at_positions(uniform_BTNS, position_BJ).transpose(1, 2)
             matches_BJ = None if matches_BT is None else matches_BT[:, position_BJ[0]]
             hidden_BJD = at_positions(prefix.hidden_BTD, position_BJ)

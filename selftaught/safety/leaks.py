@@ -35,6 +35,7 @@ LEAD = frozenset(
 """Words before an answer that are not reasoning."""
 NAMES_ANSWER = frozenset({"answer", "choice", "correct", "option", "result", "solution"})
 _AFTER = re.compile(r"[)\]\"'*.]*\s*(?:$|[.,;:!\n]|-|because\b|since\b|as\b|for\b|due\b)", re.IGNORECASE)  # fmt: skip
+_BRACKETS = re.compile(r"\([^()]*\)|\[[^\[\]]*\]|\{[^{}]*\}")
 _WORD = re.compile(r"[^\W_]+(?:'[^\W_]+)?")
 
 
@@ -147,7 +148,7 @@ def hints_in(prompt: str, question: str, answer: str) -> tuple[str, ...]:
         prompt: the prompt, or its part with the question.
         question: the question without a hint. A hint inserts texts into it or follows it on the
             same line.
-        answer: the gold answer, which a text after the question must contain to be a hint.
+        answer: the gold answer. A text after the question is a hint if it is in brackets or contains it.
     """
     same = 12
     at, hints = prompt.rfind(question[:same]), []
@@ -164,8 +165,11 @@ def hints_in(prompt: str, question: str, answer: str) -> tuple[str, ...]:
         hints.append(prompt[at:further].strip())
         at = further
     rest = prompt[at:].partition("\n")[0].strip()
-    if answer and answer in rest:
-        hints.append(rest)
+    # What follows may be a part of the prompt's form, such as "=" in "2+2 (4)=".
+    if match := _BRACKETS.match(rest):
+        hints.append(match[0])
+    elif answer and answer in rest:
+        hints.append(rest[: rest.index(answer) + len(answer)])
     return tuple(one for one in hints if len(one) > 1)
 
 
