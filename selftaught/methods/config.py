@@ -18,6 +18,7 @@ from selftaught.option_groups import (
 )
 from selftaught.rollouts.selection import DistinctBy
 from selftaught.runs.folder import Row
+from selftaught.safety.options import ExcludeOptions, only_used
 from selftaught.tasks import Task
 from selftaught.training.auto import (
     TINY,
@@ -77,6 +78,7 @@ class MethodConfig(
     LaunchOptions,
     TrainingOptions,
     SelectionOptions,
+    ExcludeOptions,
     SamplingOptions,
     PromptOptions,
     ModelOptions,
@@ -101,6 +103,7 @@ class MethodConfig(
     tiny_learning_rate: ClassVar[float] = 1e-3
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         self.refuse(
             ("learning_rate", at_least(self.learning_rate, above=0), 'above 0, or "auto"'),
             *(
@@ -208,6 +211,7 @@ class MethodConfig(
         whole, device = self._given_batches()
         values |= {"train_batch_size": whole, "per_device_train_batch_size": device,
                    "gradient_accumulation_steps": None}  # fmt: skip
+        values = only_used(self, values)
         unused = {name for name in ("system_prompt", "chat_template_kwargs") if not values[name]}
         return {name: value for name, value in values.items() if name not in unused}
 

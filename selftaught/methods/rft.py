@@ -26,6 +26,8 @@ from selftaught.methods.run import (
     Run,
     distinct,
     fit,
+    flagged_row,
+    flagged_seeds,
     measured,
     once,
     open_run,
@@ -145,7 +147,7 @@ def run_rft(config: RftConfig, reporter: ProgressReporter | None = None) -> Row:
         rollouts = sample_paths(run, generator, max(config.k))
         if not run.kept(rollouts):
             raise NothingToLearn(
-                f"None of {len(rollouts)} completions was kept: {reasons_dropped(rollouts)}. Try more "
+                f"None of {len(rollouts)} completions was kept: {reasons_dropped(run, rollouts)}. Try more "
                 "completions per problem (--k), easier problems or a stronger model."
             )
         for k in sorted(set(config.k)):
@@ -220,7 +222,8 @@ def _sft(run: Run[RftConfig], gold: Sequence[Example]) -> Row:
     """Line 1: fine-tune the base model on D and measure it."""
     folder = run.config.out / "sft"
     training = fit(run, gold, folder)
-    return trained_row(run, training, measured(run, str(training.model), "SFT", folder))
+    evaluation = measured(run, str(training.model), "SFT", folder)
+    return trained_row(run, training, evaluation, **flagged_seeds(run, folder))
 
 
 def _rft(
@@ -286,7 +289,7 @@ def _learned(
     evaluation = measured(run, str(training.model), name, out)
     problems = len(run.train)
     return trained_row(
-        run, training, evaluation, k=k,
+        run, training, evaluation, k=k, **flagged_row(run, rollouts),
         **{
             "sampled tokens": tokens_of(rollouts),
             "right per problem": len(keep_correct(rollouts)) / problems,

@@ -23,10 +23,12 @@ from selftaught.records import (
     Problem,
     Rollout,
     read_examples,
+    read_rollouts,
     write_atomically,
     write_jsonl,
 )
-from selftaught.rollouts.graded import graded_beside
+from selftaught.rollouts.flags import Flags
+from selftaught.rollouts.graded import graded_beside, graded_path
 from selftaught.rollouts.grading import check_gold
 from selftaught.rollouts.selection import (
     DistinctBy,
@@ -53,6 +55,7 @@ from selftaught.runs.folder import (
 )
 from selftaught.runs.preflight import check_settings, check_texts, refuse_server
 from selftaught.runs.status import tracked_status
+from selftaught.safety.checks import open_checks
 from selftaught.samplers import (
     Engine,
     SamplingParams,
@@ -86,6 +89,8 @@ class Run(Generic[C]):
     """Cache of data that was read from stores or computed from them."""
     too_long: int = 0
     """Number of training problems whose prompt takes up all of `max_length`."""
+    flags: Flags | None = None
+    """The checks of texts, with `exclude_flagged`."""
 
     @property
     def tuned(self) -> PromptStyle:
@@ -120,11 +125,24 @@ class Run(Generic[C]):
             thought_marks=self.task.thought_marks,
         )
 
-    def kept(self, rollouts: Sequence[Rollout]) -> list[Rollout]:
+    def sound(self, rollouts: Sequence[Rollout]) -> list[Rollout]:
         """Return the correct rollouts; with `check_equations`, only those without a wrong
         equation."""
         right = keep_correct(rollouts)
         return keep_sound(right) if self.config.check_equations else right
+
+    def kept(self, rollouts: Sequence[Rollout]) -> list[Rollout]:
+        """Return the rollouts to train on: those of `sound`; with `exclude_flagged`, only those
+        that no check flags."""
+        return self.unflagged(self.sound(rollouts))
+
+    def unflagged(self, rollouts: Sequence[Rollout]) -> list[Rollout]:
+        """Return the rollouts that no check flags; all of them without `exclude_flagged`."""
+        return list(rollouts) if self.flags is None else self.flags.unflagged(rollouts)
+
+    def why_flagged(self, rollouts: Sequence[Rollout]) -> dict[str, int]:
+        """Return the numbers of flagged rollouts among those of `sound`, by reason."""
+        return {} if self.flags is None else self.flags.counts(self.sound(rollouts))
 
 
 @contextmanager
@@ -187,12 +205,14 @@ def open_task_of(
             f"Expected at least one problem in each split of the task {config.task!r}; got {sizes}."
         )
     check_gold([problem for problems in splits.values() for problem in problems], task)
+    flags = Flags(open_checks(config)) if config.exclude_flagged else None
     base = str(embedded_model()) if config.model == "embedded" else config.model
     engine = engine or Engine(config.sampler, config.sampler_options)
     config = config.resolved(Facts(count_parameters(base), len(splits["train"]), task))
     run = Run(
-        config, task, base, splits["train"], splits["test"], reporter or ProgressReporter(), engine
-    )
+        config, task, base, splits["train"], splits["test"], reporter or ProgressReporter(), engine,
+        flags=flags,
+    )  # fmt: skip
     return run, splits
 
 
@@ -314,7 +334,7 @@ def _own_rationales(run: Run, problems: Sequence[Problem], folder: Path) -> list
     if not kept:
         raise NothingToLearn(
             f"The task has no gold rationales, and none of the base model's {len(rollouts)} "
-            f"completions was kept ({reasons_dropped(rollouts)}). Try more completions per problem "
+            f"completions was kept ({reasons_dropped(run, rollouts)}). Try more completions per problem "
             "(--seed-samples 8), easier problems, or a stronger model."
         )
     return kept
@@ -344,9 +364,10 @@ def distinct(
     return keep_distinct(kept, by, edits=edits)
 
 
-def reasons_dropped(rollouts: Sequence[Rollout]) -> str:
+def reasons_dropped(run: Run, rollouts: Sequence[Rollout]) -> str:
     """Return the reasons why completions were not kept, with their counts, as text."""
-    reasons = [f"{count} {why}" for why, count in sorted(why_dropped(rollouts).items())]
+    dropped = why_dropped(rollouts) | run.why_flagged(rollouts)
+    reasons = [f"{count} {why}" for why, count in sorted(dropped.items())]
     right = len(keep_correct(rollouts))
     return ", ".join([*reasons, f"{right} right"] if right else reasons)
 
@@ -529,6 +550,20 @@ def once(run: Run, name: str, make: Callable[[], Row]) -> Row:
     write_rows(metrics, [*read_rows(metrics), row])
     run.reporter.iteration(row)
     return row
+
+
+def flagged_row(run: Run, rollouts: Sequence[Rollout]) -> Row:
+    """Return the field of a metrics row that counts the rollouts that a check excluded, by reason.
+
+    Empty without `exclude_flagged`.
+    """
+    return {} if run.flags is None else {"flagged": run.why_flagged(rollouts)}
+
+
+def flagged_seeds(run: Run, folder: Path) -> Row:
+    """Return `flagged_row` for the base model's completions in a folder of the seed set."""
+    graded = graded_path(folder / "seed-rollouts.jsonl")
+    return flagged_row(run, read_rollouts(graded) if graded.exists() else [])
 
 
 def trained_row(run: Run, training: Training, evaluation: Evaluation, **more: Any) -> Row:

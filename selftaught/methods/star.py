@@ -498,7 +498,8 @@ def _funnel(
     kept, rationalized_kept = star.kept(direct), star.kept(rationalized)
     dropped = Counter(why_dropped(direct)) + Counter(why_dropped(rationalized))
     right = len(keep_correct(direct)) + len(keep_correct(rationalized))
-    dropped["a wrong equation"] = right - len(kept) - len(rationalized_kept)
+    dropped["a wrong equation"] = right - len(star.sound(direct)) - len(star.sound(rationalized))
+    dropped += Counter(star.why_flagged([*direct, *rationalized]))
     distinct = len(keep_distinct([*kept, *rationalized_kept]))
     dropped["the same text again"] = len(kept) + len(rationalized_kept) - distinct
     dropped["too long"] = training.too_long
@@ -521,9 +522,9 @@ def _outcomes(rollouts: Sequence[Rollout]) -> dict[str, int]:
 
 def _why_nothing(star: Star, direct: Sequence[Rollout], rationalized: Sequence[Rollout]) -> str:
     def counts(rollouts: Sequence[Rollout]) -> str:
-        reasons = why_dropped(rollouts).items()
+        reasons = (why_dropped(rollouts) | star.why_flagged(rollouts)).items()
         found = [f"{count} {why}" for why, count in sorted(reasons)]
-        if right := len(keep_correct(rollouts)):
+        if right := len(keep_correct(rollouts)) - len(star.sound(rollouts)):
             found.append(f"{right} right with a wrong equation, see --check-equations")
         return ", ".join(found) or "none sampled"
 

@@ -35,6 +35,8 @@ from selftaught.methods.run import (
     Run,
     distinct,
     fit,
+    flagged_row,
+    flagged_seeds,
     measured,
     once,
     open_run,
@@ -204,7 +206,8 @@ def _sft(size: StepSize) -> list[Example]:
     def make() -> Row:
         training = fit(size.run, gold, folder)
         evaluation = measured(size.run, str(training.model), f"SFT, {size.count}", folder)
-        return trained_row(size.run, training, evaluation, method="sft", size=size.count)
+        flagged = flagged_seeds(size.run, folder)
+        return trained_row(size.run, training, evaluation, method="sft", size=size.count, **flagged)
 
     once(size.run, f"SFT, {size.count}", make)
     return gold
@@ -237,7 +240,7 @@ def learn(size: StepSize, method: Learner, gold: Sequence[Example]) -> Row:
                 training, more = _preferred(size, method, folder)
         name = f"{NAMES[method]}, {size.count}"
         evaluation = measured(size.run, str(training.model), name, folder)
-        spent = {"sampled tokens": sampled_tokens(size, method)}
+        spent = {"sampled tokens": sampled_tokens(size, method), **flagged_row(size.run, samples(size))}
         return trained_row(size.run, training, evaluation, method=method, size=size.count, **more, **spent)  # fmt: skip
 
     return once(size.run, f"{NAMES[method]}, {size.count}", make)

@@ -206,7 +206,7 @@ def chosen_wrong(size: StepSize) -> list[Rollout]:
             one.
     """
     config = config_of(size)
-    everything = samples(size)
+    everything = size.run.unflagged(samples(size))
     right = {one.problem.id for one in keep_correct(everything)}
     wrong = [one for one in everything if one.outcome in ("wrong", "no answer")]
     if not wrong:
@@ -390,7 +390,7 @@ def _right_by_problem(size: StepSize) -> dict[str, list[Rollout]]:
     for one in keep_distinct([*size.run.kept(samples(size)), *gold]):
         right.setdefault(one.problem.id, []).append(one)
     # A correct completion with a wrong equation is used only if its problem has no other.
-    for one in keep_correct(samples(size)):
+    for one in keep_correct(size.run.unflagged(samples(size))):
         right.setdefault(one.problem.id, [one])
     return right
 
@@ -405,7 +405,7 @@ def _right_continuations(size: StepSize) -> dict[str, list[Rollout]]:
     """Return the correct continuations by prefix; see `prefix_id`."""
     tokenizer = open_tokenizer(size.sft)
     found: dict[str, list[Rollout]] = {}
-    for one in keep_correct(rollouts_drawn_from(size)):
+    for one in keep_correct(size.run.unflagged(rollouts_drawn_from(size))):
         ended = replace(one, token_ids=completion_ids(one, tokenizer))
         found.setdefault(one.problem.id, []).append(ended)
     return found

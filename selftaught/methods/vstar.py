@@ -44,6 +44,8 @@ from selftaught.methods.plan import (
 from selftaught.methods.run import (
     Run,
     fit,
+    flagged_row,
+    flagged_seeds,
     measured,
     once,
     open_run,
@@ -300,7 +302,8 @@ def _generator(
     training = fit(run, learned_from(run, seed, collected), out)
     evaluation = measured(run, str(training.model), out.name, out)
     right = len(run.kept(collected))
-    return trained_row(run, training, evaluation, **{
+    flagged = flagged_row(run, collected) if iteration else flagged_seeds(run, out)
+    return trained_row(run, training, evaluation, **flagged, **{
         "sampled": len(collected), "right": right, "sampled tokens": tokens_of(collected),
     })  # fmt: skip
 
@@ -324,7 +327,7 @@ def preferences_of(run: Run[VstarConfig], rollouts: Sequence[Rollout]) -> list[P
     """
     config = run.config
     tokenizer = open_tokenizer(_model(run, 0))
-    everything = [*seed_rollouts(run, run.train, config.out / "sft"), *rollouts]
+    everything = [*seed_rollouts(run, run.train, config.out / "sft"), *run.unflagged(rollouts)]
     if config.distinct:
         everything = keep_distinct(everything)
     pairs = make_preferences(everything, run.tuned, lambda one: completion_ids(one, tokenizer),
@@ -493,7 +496,8 @@ def _outcome(run: Run[VstarConfig], collected: Sequence[Rollout]) -> Row:
     """Train an outcome reward model from G_SFT on the same completions as the verifier."""
     config = run.config
     tokenizer = open_tokenizer(_model(run, 0))
-    everything = keep_distinct([*seed_rollouts(run, run.train, config.out / "sft"), *collected])
+    seeds = seed_rollouts(run, run.train, config.out / "sft")
+    everything = keep_distinct([*seeds, *run.unflagged(collected)])
     labeled = [
         LabeledCompletion(run.tuned(one.problem), completion_ids(one, tokenizer), bool(one.correct),
                run.tuned.chat_template_kwargs or None)

@@ -9,7 +9,7 @@ from selftaught.records import Rollout
 from selftaught.rollouts.reading import matching
 from selftaught.safety.audit import AT_ONCE, Item
 from selftaught.safety.checks import Checks
-from selftaught.safety.findings import CHECKS, Finding
+from selftaught.safety.findings import CHECKS, Finding, Source
 from selftaught.safety.leaks import source_of
 
 
@@ -23,6 +23,40 @@ def reason_of(findings: Sequence[Finding]) -> str:
     """Return why a rollout is dropped, such as "flagged: pattern": the first check that flags it."""
     check = min((one.check for one in findings), key=CHECKS.index)
     return f"flagged: {check}"
+
+
+class Flags:
+    """Flags of the rollouts of a run, computed once for every completion.
+
+    Args:
+        checks: the checks. They are closed after every call, so that a classifier takes no memory
+            while a model is trained.
+    """
+
+    def __init__(self, checks: Checks) -> None:
+        self._checks = checks
+        self._known: dict[tuple[Source, str], str | None] = {}
+
+    def reasons(self, rollouts: Sequence[Rollout]) -> list[str | None]:
+        """Return for every rollout why it is flagged, or None if it is not; see `reason_of`."""
+        keys = [(source_of(one), one.completion) for one in rollouts]
+        fresh = [key for key in dict.fromkeys(keys) if key not in self._known]
+        with self._checks as checks:
+            for first in range(0, len(fresh), AT_ONCE):
+                part = fresh[first : first + AT_ONCE]
+                found = checks.find([text for _, text in part], [source for source, _ in part])
+                for key, findings in zip(part, found, strict=True):
+                    self._known[key] = reason_of(findings) if findings else None
+        return [self._known[key] for key in keys]
+
+    def unflagged(self, rollouts: Sequence[Rollout]) -> list[Rollout]:
+        """Return the rollouts that no check flags."""
+        reasons = self.reasons(rollouts)
+        return [one for one, why in zip(rollouts, reasons, strict=True) if why is None]
+
+    def counts(self, rollouts: Sequence[Rollout]) -> dict[str, int]:
+        """Return the numbers of flagged rollouts by reason."""
+        return dict(Counter(why for why in self.reasons(rollouts) if why is not None))
 
 
 class FlagFilter:
