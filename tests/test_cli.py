@@ -73,7 +73,7 @@ def test_the_groups_of_a_method_are_those_of_its_dataclasses(tmp_path: Path):
     message_text = run("star", "--help", cwd=tmp_path).stdout
     found = re.findall(r"^([A-Za-z ]+):$", message_text, re.MULTILINE)
     assert found == [
-        "STaR", "model and task", "prompt", "sampling", "selection", "training", "launching", "run",
+        "STaR", "model and task", "prompt", "sampling", "selection", "checks", "training", "launching", "run",
         "hub", "options",
     ]  # fmt: skip
     assert "--rationalization, --no-rationalization" in message_text

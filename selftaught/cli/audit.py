@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 class AuditOptions(CheckOptions):
     """The completions, and the output folder."""
 
-    heading: ClassVar[str] = "checks of texts"
+    heading: ClassVar[str] = "checks"
 
     outcome: Literal["right", "wrong", "no answer", "cut by length", "ungradable"] | None = None
     """Check only completions with this outcome. Default: all."""

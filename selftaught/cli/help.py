@@ -90,7 +90,7 @@ def command_help(
     return "\n\n".join([*parts, *([note] if note else [])]) + "\n"
 
 
-ORDER = ("model and task", "text", "prompt", "sampling", "choice", "thinking", "selection", "training", "launching", "server", "run", "hub")  # fmt: skip
+ORDER = ("model and task", "text", "prompt", "sampling", "choice", "thinking", "selection", "checks", "training", "launching", "server", "run", "hub")  # fmt: skip
 """The order of the groups; those of a single method come first."""
 
 

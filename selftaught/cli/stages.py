@@ -3,6 +3,7 @@
 import json
 import shlex
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -25,6 +26,7 @@ from selftaught.option_groups import (
 )
 from selftaught.printable import counted
 from selftaught.rollouts.selection import DistinctBy
+from selftaught.safety.options import ExcludeOptions
 
 if TYPE_CHECKING:
     from selftaught.tasks import Task
@@ -88,7 +90,7 @@ class GradeOptions(OutputOptions, TaskOptions):
 
 
 @dataclass(frozen=True)
-class SelectOptions(OutputOptions, PromptOptions, TaskOptions):
+class SelectOptions(ExcludeOptions, OutputOptions, PromptOptions, TaskOptions):
     """Filters for completions, and the form of the training examples."""
 
     heading: ClassVar[str] = "selection"
@@ -219,20 +221,28 @@ def grade(options: Namespace) -> int:
 
 def select(options: Namespace) -> int:
     """Filter graded completions and write training examples."""
+    from selftaught.rollouts.flags import FlagFilter
     from selftaught.rollouts.streaming import choose
     from selftaught.runs.folder import remember
+    from selftaught.safety.checks import open_checks
     from selftaught.tasks import open_task
 
     stores = [Path(store) for store in options.pop("rollouts")]
     how = SelectOptions(**values_of(options))
     style = _style(open_task(how.task, **how.task_options), how)
-    with locked_output(how.out, "select"):
+    with (
+        locked_output(how.out, "select"),
+        open_checks(how) if how.exclude_flagged else nullcontext() as checks,
+    ):
+        flags = None if checks is None else FlagFilter(checks)
         kept, count = choose(
-            stores, how.out, how.keep, style,
-            distinct_by=how.distinct_by, at_most=how.at_most, workers=how.workers,
+            stores, how.out, how.keep, style, distinct_by=how.distinct_by, at_most=how.at_most,
+            workers=how.workers, flags=flags,
         )  # fmt: skip
     remember(how, how.out)
     say(f"{kept} of {count} rollouts kept: {how.out}")
+    if flags is not None:
+        say(f"Excluded by the checks: {flags if flags.dropped else 'none'}")
     say(f"Next: selftaught train sft --model MODEL --data {how.out}")
     return DONE
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from selftaught.evaluation.evaluator import Evaluation, evaluate
 from selftaught.methods.config import Facts, MethodConfig
@@ -27,7 +27,6 @@ from selftaught.records import (
     write_atomically,
     write_jsonl,
 )
-from selftaught.rollouts.flags import Flags
 from selftaught.rollouts.graded import graded_beside, graded_path
 from selftaught.rollouts.grading import check_gold
 from selftaught.rollouts.selection import (
@@ -55,7 +54,6 @@ from selftaught.runs.folder import (
 )
 from selftaught.runs.preflight import check_settings, check_texts, refuse_server
 from selftaught.runs.status import tracked_status
-from selftaught.safety.checks import open_checks
 from selftaught.samplers import (
     Engine,
     SamplingParams,
@@ -66,6 +64,9 @@ from selftaught.samplers import (
 from selftaught.tasks import Task, open_task
 from selftaught.training import Training
 from selftaught.training.launch import Kind, Stage, launch, launch_of
+
+if TYPE_CHECKING:
+    from selftaught.rollouts.flags import Flags
 
 C = TypeVar("C", bound=MethodConfig, covariant=True)
 
@@ -89,7 +90,7 @@ class Run(Generic[C]):
     """Cache of data that was read from stores or computed from them."""
     too_long: int = 0
     """Number of training problems whose prompt takes up all of `max_length`."""
-    flags: Flags | None = None
+    flags: "Flags | None" = None
     """The checks of texts, with `exclude_flagged`."""
 
     @property
@@ -205,7 +206,7 @@ def open_task_of(
             f"Expected at least one problem in each split of the task {config.task!r}; got {sizes}."
         )
     check_gold([problem for problems in splits.values() for problem in problems], task)
-    flags = Flags(open_checks(config)) if config.exclude_flagged else None
+    flags = _opened_flags(config) if config.exclude_flagged else None
     base = str(embedded_model()) if config.model == "embedded" else config.model
     engine = engine or Engine(config.sampler, config.sampler_options)
     config = config.resolved(Facts(count_parameters(base), len(splits["train"]), task))
@@ -214,6 +215,13 @@ def open_task_of(
         flags=flags,
     )  # fmt: skip
     return run, splits
+
+
+def _opened_flags(config: MethodConfig) -> "Flags":
+    from selftaught.rollouts.flags import Flags
+    from selftaught.safety.checks import open_checks
+
+    return Flags(open_checks(config))
 
 
 def write_options(run: Run, changeable: Sequence[str]) -> None:

@@ -70,6 +70,9 @@ class FlagFilter:
         self._checks = checks
         self.dropped: Counter[str] = Counter()
 
+    def __str__(self) -> str:
+        return ", ".join(f"{count} {why}" for why, count in sorted(self.dropped.items()))
+
     def __call__(self, rollouts: Iterable[Rollout]) -> Iterator[Rollout]:
         """Yield the rollouts that no check flags, in the same order."""
         left = iter(rollouts)

@@ -19,7 +19,7 @@ from dataclasses import replace
 from itertools import chain, groupby
 from pathlib import Path
 from queue import SimpleQueue
-from typing import Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from selftaught.processes.child import Child, conversation
 from selftaught.prompts import PromptStyle
@@ -36,6 +36,9 @@ from selftaught.rollouts.selection import (
 )
 from selftaught.rollouts.store import in_order
 from selftaught.tasks import open_task
+
+if TYPE_CHECKING:
+    from selftaught.rollouts.flags import FlagFilter
 
 Filter = Literal["correct", "sound", "distinct"]
 
@@ -65,7 +68,7 @@ class Done(NamedTuple):
 
 
 Job = dict[str, Any]
-"""The work on every block, as JSON: `{"grade": task, "options": ...}` or `{"keep": filters}`."""
+"""The work on every block, as JSON: `{"grade": task, "options": ...}` or `{"keep": filters, "prompts": bool}`."""
 
 
 def grade_stores(
@@ -149,6 +152,7 @@ def choose(
     distinct_by: DistinctBy = "text",
     at_most: int | None = None,
     workers: int | None = None,
+    flags: "FlagFilter | None" = None,
 ) -> tuple[int, int]:
     """Filter the graded rollouts of several stores, and write training examples of them to one
     file.
@@ -165,6 +169,8 @@ def choose(
         distinct_by: criterion of "distinct"; see `keep_distinct`.
         at_most: maximum number of rollouts per problem. None means no limit.
         workers: number of worker processes. Default: chosen from the size of the stores.
+        flags: also drops the rollouts that a check flags, before "distinct" chooses among duplicates. It
+            counts them.
 
     Returns:
         The number of rollouts that were kept, and the number of all rollouts.
@@ -175,7 +181,8 @@ def choose(
     """
     cut = keep.index("distinct") if "distinct" in keep else len(keep)
     counts: Counter[str] = Counter()
-    done = _done({"keep": list(keep[:cut])}, _blocks(stores), workers or _repaid(stores))
+    job = {"keep": list(keep[:cut]), "prompts": flags is not None}
+    done = _done(job, _blocks(stores), workers or _repaid(stores))
 
     def lines() -> Iterator[bytes]:
         for block in done:
@@ -183,6 +190,8 @@ def choose(
             yield from io.BytesIO(block.lines)
 
     kept: Iterable[Rollout] = rollouts_in(lines(), "kept rollout ", 2)
+    if flags is not None:
+        kept = flags(kept)
     if cut < len(keep):
         kept = _distinct(kept, distinct_by)
         for name in keep[cut + 1 :]:
@@ -194,6 +203,7 @@ def choose(
     if first is None:
         raise NothingToLearn(
             f"None of {counts['rollouts']} rollouts passed the filters: {', '.join(keep)}."
+            + (f" Dropped: {flags}." if flags is not None and flags.dropped else "")
         )
     count = write_jsonl(out, (example_of(style, one) for one in chain([first], kept)))
     return count, counts["rollouts"]
@@ -256,7 +266,7 @@ Work = Callable[[Block], Done]
 def _work(job: Job, workers: int | None) -> Iterator[Work]:
     """Yield the function that does a job for one block."""
     if "keep" in job:
-        yield lambda block: _kept(block, job["keep"])
+        yield lambda block: _kept(block, job["keep"], prompts=job["prompts"])
         return
     task = open_task(job["grade"], **job["options"])
     with closing(Grader(task, workers=workers)) as grader:
@@ -269,12 +279,12 @@ def _work(job: Job, workers: int | None) -> Iterator[Work]:
         yield grade
 
 
-def _kept(block: Block, filters: Sequence[str]) -> Done:
-    """Return the rollouts that pass the filters, without prompts (not needed in examples)."""
+def _kept(block: Block, filters: Sequence[str], *, prompts: bool) -> Done:
+    """Return the rollouts that pass the filters, with or without prompts (not needed in examples)."""
     kept = found = list(_rollouts(block))
     for name in filters:
         kept = FILTERS[name](kept)
-    slim = [replace(one, prompt="") for one in kept]
+    slim = kept if prompts else [replace(one, prompt="") for one in kept]
     return Done({"rollouts": len(found)}, _written(slim))
 
 

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 class CheckOptions:
     """Which texts are flagged."""
 
-    heading: ClassVar[str] = "checks of texts"
+    heading: ClassVar[str] = "checks"
 
     check_patterns: list[str] = field(default_factory=list)
     """Regular expressions, in the syntax of Python's `re`. A text that contains a match is flagged."""
@@ -56,7 +56,7 @@ class CheckOptions:
 class ExcludeOptions(CheckOptions):
     """Exclusion of flagged texts from training."""
 
-    heading: ClassVar[str] = "checks of texts"
+    heading: ClassVar[str] = "checks"
 
     exclude_flagged: bool = False
     """Do not train on texts that a check flags. Without a check of your own, these are the leaks of
