@@ -18,6 +18,7 @@ from selftaught.cli.push import HubOptions, PushOptions
 from selftaught.cli.solve import SolveOptions
 from selftaught.cli.subcommands import DryRun
 from selftaught.methods.comparison import CompareConfig
+from selftaught.cli.audit import AuditOptions
 from selftaught.methods.rft import RftConfig
 from selftaught.methods.star import StarConfig
 from selftaught.methods.step_values import StepDpoConfig
@@ -32,6 +33,7 @@ BEFORE: dict[str, list[str]] = {
     "status": ["runs/a"],
     "push": ["runs/a"],
     "show": ["r.jsonl"],
+    "audit": ["r.jsonl"],
     "quiet generate": ["Once"],
 }
 """What a command wants beside its options."""
@@ -51,6 +53,7 @@ CLASSES: dict[str, type] = {
     "status": tools.StatusOptions,
     "show": tools.ShowOptions,
     "push": PushOptions,
+    "audit": AuditOptions,
     "embedded": tools.EmbeddedOptions,
     **{f"quiet {name}": options for name, options in quiet_commands.OPTIONS.items()},
     **{f"pause {name}": options for name, options in pause_commands.OPTIONS.items()},

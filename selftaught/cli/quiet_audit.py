@@ -43,12 +43,12 @@ def audit(how: QuietAuditOptions) -> None:
     from selftaught.reports.audit_page import audit_page
     from selftaught.runs.folder import remember
     from selftaught.safety.audit import audited
-    from selftaught.safety.checks import open_checks
+    from selftaught.safety.checks import check_given, open_checks
 
     check_count("positions", how.positions)
     check_least(0, max_new_tokens=how.max_new_tokens)
+    check_given(how, "thoughts, which are sampled without a hint")
     with open_checks(how) as checks:
-        _check_any(how)
         model, tokenizer = open_trained(how.model)
         check_fits(model, max(how.length, how.length // 2 + how.max_new_tokens), "--length")
         when = thinking(how, tokenizer)
@@ -69,16 +69,6 @@ def audit(how: QuietAuditOptions) -> None:
             page = audit_page(how.out, result, settings, lead)
     say(rates_table(result))
     say(str(page))
-
-
-def _check_any(how: QuietAuditOptions) -> None:
-    """Check that there is a check that applies to thoughts; they are sampled without a hint."""
-    given = ("check_patterns", "check_pattern_file", "check_secrets", "check_classifier", "check_function", "check_system_prompt")  # fmt: skip
-    if not any(getattr(how, name) for name in given):
-        options = ", ".join(f"--{name.replace('_', '-')}" for name in given[:-1])
-        raise ValueError(
-            f"Expected at least one check of thoughts; got none. Give {options} or --check-system-prompt."
-        )
 
 
 def _items(found: "Iterable[SpanThoughts]") -> "Iterator[Item]":

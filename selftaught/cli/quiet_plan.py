@@ -3,7 +3,8 @@
 from dataclasses import fields
 
 from selftaught.cli.output import plan_text, say
-from selftaught.cli.quiet_train import Prepared, TrainOptions, adapted, prepared
+from selftaught.cli.quiet_train import Prepared, TrainOptions, adapted, prepared, thought_filter
+from selftaught.safety.findings import Source
 
 COUNTED = 100
 """Number of texts in which the positions that think are counted."""
@@ -29,7 +30,8 @@ def show_plan(how: TrainOptions) -> None:
     peft_model = adapted(how, ready.model)
     average = _average(ready)
     check_writable(how.out)
-    made_from = run_hash(ready.model, ready.spans, ready.arguments, peft_model)
+    with thought_filter(ready) as filtered:
+        made_from = run_hash(ready.model, ready.spans, ready.arguments, peft_model, filtered)
     # The arguments are those of the first stage of a curriculum.
     finished = check_run(how.out / "stage-1" if len(ready.stages) > 1 else how.out, made_from)
     finished = finished and (how.out / "model").exists()
@@ -40,6 +42,7 @@ def show_plan(how: TrainOptions) -> None:
         *_options(ready),
         *_training(ready, adapted=peft_model is not None),
         *average,
+        *_checks(ready),
         ("Folder", f"{how.out}{' (contains the finished model)' if finished else ''}"),
     ]
     title = f"First span (text {first['text'] + 1}, {len(first['input_ids'])} tokens)"
@@ -68,6 +71,14 @@ def _options(ready: Prepared) -> list[tuple[str, str]]:
     ]
     preset = [] if ready.how.preset == "default" else [f"preset {ready.how.preset}"]
     return [("Options", ", ".join(preset + changed))] if preset + changed else []
+
+
+def _checks(ready: Prepared) -> list[tuple[str, str]]:
+    """Return the line on the checks of thoughts, if there are any."""
+    if ready.checks is None:
+        return []
+    names = ", ".join(ready.checks.apply_to(Source()))
+    return [("Checks", f"{names}; flagged thoughts get no positive advantage")]
 
 
 def _average(ready: Prepared) -> list[tuple[str, str]]:

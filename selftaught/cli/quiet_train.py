@@ -20,6 +20,7 @@ from selftaught.cli.quiet_think import measured_table
 from selftaught.cli.texts import TextOptions, texts_of
 from selftaught.quiet.config import QuietConfig
 from selftaught.records import write_atomically
+from selftaught.safety.options import ExcludeOptions
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase, TrainingArguments
@@ -28,8 +29,10 @@ if TYPE_CHECKING:
     from selftaught.quiet.evaluation import Measured
     from selftaught.quiet.model import QuietLM
     from selftaught.quiet.spans import Spans
+    from selftaught.quiet.thought_filter import ThoughtFilter
     from selftaught.quiet.training import PeftModel
     from selftaught.runs.folder import ProgressReporter
+    from selftaught.safety.checks import Checks
 
 TEXTS = {"initial_text", "start_token", "end_token", "positions_pattern"}
 """Options of Quiet-STaR that are texts."""
@@ -97,7 +100,7 @@ class StepOptions:
 
 
 @dataclass(frozen=True)
-class TrainOptions(StepOptions, RunOptions, PresetOptions, ModelOptions, TextOptions):
+class TrainOptions(ExcludeOptions, StepOptions, RunOptions, PresetOptions, ModelOptions, TextOptions):
     """Training."""
 
     heading: ClassVar[str] = "training"
@@ -133,6 +136,8 @@ class Prepared:
     arguments: "TrainingArguments"
     stages: "list[Stage]"
     """The stages of the curriculum, if there is one."""
+    checks: "Checks | None" = None
+    """The checks of thoughts, with `exclude_flagged`."""
 
 
 def prepared(how: TrainOptions) -> Prepared:
@@ -150,6 +155,7 @@ def prepared(how: TrainOptions) -> Prepared:
     from selftaught.quiet.where import check_matches, training_matcher
 
     logging.disable_progress_bar()
+    checks = _checks(how)
     check_least(2, length=how.length)
     check_least(0, held_out=how.held_out, seed=how.seed)
     check_least(1, per_device_train_batch_size=how.per_device_train_batch_size, gradient_accumulation_steps=how.gradient_accumulation_steps,
@@ -169,7 +175,7 @@ def prepared(how: TrainOptions) -> Prepared:
     if matcher := training_matcher(config, tokenizer):
         check_matches(matcher, tokenizer, train_spans.texts)
     arguments = quiet_arguments(how.out / "checkpoints", **_trainer_options(how))
-    return Prepared(how, model, config, tokenizer, train_spans, held_out, arguments, stages)
+    return Prepared(how, model, config, tokenizer, train_spans, held_out, arguments, stages, checks)
 
 
 def _stages(how: TrainOptions, model: "QuietLM") -> "list[Stage]":
@@ -263,18 +269,19 @@ def train(how: TrainOptions) -> bool:
     peft_model = adapted(how, model)
     total = max(how.max_steps, 0) * max(1, len(ready.stages))
     with (
+        thought_filter(ready) as filtered,
         tracked(how.out, "Quiet-STaR", main=main) as reporter,
         reporter.progress("training", total) as advance,
     ):
         if ready.stages:
             log = train_stages(
                 model, ready.tokenizer, ready.spans, ready.stages, _stage_arguments(how),
-                out=how.out, progress=advance,
+                out=how.out, progress=advance, thought_filter=filtered,
             )  # fmt: skip
         else:
             log = train_quiet(
                 model, ready.tokenizer, ready.spans, ready.arguments, out=how.out,
-                peft_model=peft_model, progress=advance,
+                peft_model=peft_model, progress=advance, thought_filter=filtered,
             )  # fmt: skip
     if not main:
         return False
@@ -296,6 +303,32 @@ def train(how: TrainOptions) -> bool:
     measured = {"before, without thoughts": before, "after": after} if before and after else {}
     _print_summary(how.out, log, measured, skipped)
     return True
+
+
+@contextmanager
+def thought_filter(ready: Prepared) -> "Iterator[ThoughtFilter | None]":
+    """Yield the checks of thoughts, if the options ask for them, and close them at the end."""
+    from selftaught.quiet.thought_filter import ThoughtFilter
+
+    if ready.checks is None:
+        yield None
+        return
+    with ready.checks as checks:
+
+        def flagging(texts: Sequence[str]) -> list[bool]:
+            return [bool(findings) for findings in checks.find(texts)]
+
+        yield ThoughtFilter(ready.tokenizer, flagging, checks.key)
+
+
+def _checks(how: TrainOptions) -> "Checks | None":
+    """Return the checks of thoughts that the options ask for."""
+    if not how.exclude_flagged:
+        return None
+    from selftaught.safety.checks import check_given, open_checks
+
+    check_given(how, "thoughts, which are sampled without a hint")
+    return open_checks(how)
 
 
 def _resolved(how: TrainOptions, ready: Prepared) -> TrainOptions:

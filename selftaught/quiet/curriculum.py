@@ -16,6 +16,7 @@ from transformers import PreTrainedTokenizerBase, TrainingArguments
 from selftaught.quiet.checkpoint import open_quiet
 from selftaught.quiet.model import QuietLM
 from selftaught.quiet.spans import Spans
+from selftaught.quiet.thought_filter import ThoughtFilter
 from selftaught.quiet.trainer import last_checkpoint
 from selftaught.quiet.training import train_quiet
 from selftaught.training.options import training_steps
@@ -105,6 +106,7 @@ def train_stages(
     *,
     out: Path,
     progress: Callable[[int], object] | None = None,
+    thought_filter: ThoughtFilter | None = None,
 ) -> list[dict[str, float]]:
     """Train with one stage after another; the same call continues an interrupted training.
 
@@ -119,6 +121,7 @@ def train_stages(
         out: run folder. All stages but the last have their own run folders in it, `stage-1` and so
             on. The model of the last stage is `out/model`.
         progress: called with the number of new optimizer steps.
+        thought_filter: checks of thoughts; see `train_quiet`.
 
     Returns:
         The logged metrics of all stages, with the number of the stage and with steps counted
@@ -136,7 +139,9 @@ def train_stages(
         folder = out if last else out / f"stage-{number}"
         given = arguments(folder / "checkpoints", number)
         part = replace(spans, seed=spans.seed + number - 1)
-        log = train_quiet(model, tokenizer, part, given, out=folder, progress=progress)
+        log = train_quiet(
+            model, tokenizer, part, given, out=folder, progress=progress, thought_filter=thought_filter
+        )  # fmt: skip
         history += [{**entry, "stage": number, "step": entry["step"] + before} for entry in log]
         before += training_steps(len(part), given)
         if not last:

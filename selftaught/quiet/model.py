@@ -39,6 +39,7 @@ from selftaught.quiet.passes import Gradients
 from selftaught.quiet.positions import Positions, choose, given_positions, thinking_positions
 from selftaught.quiet.self_check import self_check
 from selftaught.quiet.targets import IGNORED, Targets, only_at, text_targets
+from selftaught.quiet.thought_filter import ThoughtFilter
 from selftaught.quiet.thoughts import (
     Prefix,
     SpecialTokens,
@@ -66,6 +67,7 @@ class QuietLM(nn.Module):
     Attributes:
         average: moving average of the base model's weights, for `baseline="ema"`. `train_quiet` sets
             it. None means that rewards are compared with the present weights.
+        thought_filter: checks of thoughts; flagged ones get no positive advantage. None: no checks.
 
     Raises:
         UnsupportedModel: thoughts cannot be computed in parallel with this model; names the layer.
@@ -92,6 +94,7 @@ class QuietLM(nn.Module):
         may_end = config.thought_may_end
         self._ids = SpecialTokens(start, end, tuple(sorted(never)), may_end=may_end)
         self.average: MovingAverage | None = None
+        self.thought_filter: ThoughtFilter | None = None
         self._zeros_expected = False  # whether the last batch had losses of exactly 0
         if check:
             self_check(base, self._ids)
@@ -397,6 +400,10 @@ class QuietLM(nn.Module):
         average_BJK = at_positions(average_BT, ahead_BJK) * known_BJK
         gained = rewards(config.baseline, average_BJK, log_prob_BNJK, config.advantages)
         factor_BNJ = factor_BNJ * at_positions(targets.reinforced_BT, chosen.position_BJ)[:, None]
+        withheld_BNJ = self._withheld(gained.advantage_BNJ * factor_BNJ, thought_BNJS)
+        if withheld_BNJ is not None:
+            allowed_BNJ = gained.advantage_BNJ.masked_fill(withheld_BNJ, 0)
+            gained = replace(gained, advantage_BNJ=allowed_BNJ)
         reinforced = reinforce(
             head, (gained.advantage_BNJ * factor_BNJ).flatten(), thinking_RSD,
             thought_BNJS.flatten(0, 2), drawn.old_log_prob_RS, marks, config,
@@ -416,4 +423,14 @@ class QuietLM(nn.Module):
             (weight_BNJK.detach() * share_BNJK).sum() / counts.lookahead_K.sum(),
             log_prob_BNJK.detach(),
             weight_BNJK.detach(),
+            None if withheld_BNJ is None else (withheld_BNJ * factor_BNJ).sum() / counts.reinforced,
         )  # fmt: skip
+
+    def _withheld(self, advantage_BNJ: Tensor, thought_BNJS: Tensor) -> Tensor | None:
+        """Return which thoughts lose their positive advantage, because a check flags them.
+
+        None without checks, and in an evaluation.
+        """
+        if self.thought_filter is None or not self.training:
+            return None
+        return self.thought_filter.flagged(thought_BNJS, advantage_BNJ > 0, self.marks.end)

@@ -35,6 +35,9 @@ class QuietOutput(ModelOutput):
     """Log-probability of each next token without thoughts."""
     positive: Tensor | None = None
     """Share of thoughts with a positive advantage."""
+    withheld: Tensor | None = None
+    """Share of thoughts whose positive advantage became 0, because a check flags them. None without
+    checks."""
     entropy: Tensor | None = None
     """Mean negative log-probability of the sampled thought tokens, an estimate of their entropy."""
     length: Tensor | None = None
@@ -67,6 +70,7 @@ class Learned:
     weight: Tensor
     log_prob_BNJK: Tensor
     weight_BNJK: Tensor
+    withheld: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -96,6 +100,7 @@ def gathered(
         chosen: positions that think.
         thought_BNJS: token ids of the thoughts.
     """
+    withheld = [part.withheld for part in parts if part.withheld is not None]
     return QuietOutput(
         loss=means.loss,
         nll_without=means.nll_without.detach(),
@@ -105,6 +110,7 @@ def gathered(
         weight=torch.stack([part.weight for part in parts]).sum(),
         log_prob_without_BT=without_BT.detach(),
         positive=torch.stack([part.positive for part in parts]).sum(),
+        withheld=torch.stack(withheld).sum() if withheld else None,
         entropy=means.entropy,
         length=means.length,
         position_BJ=chosen.position_BJ,

@@ -103,7 +103,7 @@ class QuietTrainer(Trainer):
                 ("nll_with_lookahead", out.nll_with_K.mean()), ("reward", out.reward),
                 ("positive_advantages", out.positive), ("mixing_weight", out.weight),
                 ("thought_entropy", out.entropy), ("reinforce", out.reinforce),
-                ("thought_length", out.length),
+                ("thought_length", out.length), ("withheld_advantages", out.withheld),
             ):  # fmt: skip
                 if value is not None:
                     self._sums[name].append(float(value))

@@ -28,6 +28,7 @@ from selftaught.quiet.config import QuietConfig
 from selftaught.quiet.model import QuietLM
 from selftaught.quiet.moving_average import AverageUpdates, MovingAverage
 from selftaught.quiet.spans import Spans
+from selftaught.quiet.thought_filter import ThoughtFilter
 from selftaught.quiet.trainer import QuietTrainer, SpanEpochs, collated, filler_of, last_checkpoint
 from selftaught.quiet.where import check_matches, training_matcher
 from selftaught.records import write_atomically
@@ -104,6 +105,7 @@ def train_quiet(
     out: Path,
     peft_model: "PeftModel | None" = None,
     progress: Callable[[int], object] | None = None,
+    thought_filter: ThoughtFilter | None = None,
 ) -> list[dict[str, float]]:
     """Train a Quiet-STaR model and save it in `out/model`.
 
@@ -117,6 +119,7 @@ def train_quiet(
         peft_model: LoRA adapter around the base model, as `with_lora` returns it. It is merged into
             the model at the end. None: train all weights.
         progress: called with the number of new optimizer steps.
+        thought_filter: checks of thoughts; flagged ones get no positive advantage.
 
     Returns:
         The logged metrics, one dictionary per logging step.
@@ -128,7 +131,7 @@ def train_quiet(
     """
     if why := model.quiet_config.without_reinforcement:
         raise ValueError(why)
-    log, made_from = out / "log.json", run_hash(model, spans, arguments, peft_model)
+    log, made_from = out / "log.json", run_hash(model, spans, arguments, peft_model, thought_filter)
     if check_run(out, made_from):
         return json.loads(log.read_text(encoding="utf-8"))
     start_run(out, made_from, arguments)
@@ -144,8 +147,9 @@ def train_quiet(
         callbacks=[SpanEpochs(spans, progress)],
     )
     _add_average(trainer, model)
+    model.thought_filter = thought_filter
     fit(trainer, out)
-    model.average = None
+    model.average = model.thought_filter = None
     history = [entry for entry in trainer.state.log_history if "tokens_per_second" in entry]
     if trainer.is_world_process_zero():
         if peft_model is not None:
@@ -229,6 +233,7 @@ def run_hash(
     spans: Spans,
     arguments: TrainingArguments,
     peft_model: "PeftModel | None" = None,
+    thought_filter: ThoughtFilter | None = None,
 ) -> str:
     """Return a hash of everything that determines the resulting weights.
 
@@ -251,6 +256,7 @@ def run_hash(
     ]:
         first.append([fingerprint(head) for head in trained])
     whole = [settings, options, [_adapter(peft_model)], first, spans.length, spans.seed]
+    whole += [] if thought_filter is None else [thought_filter.key]
     digest = hashlib.sha256(json.dumps(whole, default=str, sort_keys=True).encode())
     for ids in spans.texts:
         digest.update(str(ids).encode())

@@ -21,6 +21,7 @@ CURVES = (
     ("Training loss of the next token (nats)", ("nll_without", "nll_with"), False),
     ("Mean reward of a thought (nats, summed over the lookahead)", ("reward",), True),
     ("Share of thoughts with a positive advantage", ("positive_advantages",), True),
+    ("Share of thoughts whose positive advantage is withheld by a check", ("withheld_advantages",), True),
     ("Differences between the thoughts of a position (nats, standard deviation)", ("reward_spread",), True),
     ("Share of distinct thoughts per position", ("distinct_thoughts",), True),
     ("Mean mixing weight of thoughts", ("mixing_weight",), True),

@@ -115,6 +115,25 @@ class Checks:
         self.close()
 
 
+def check_given(options: CheckOptions, texts: str) -> None:
+    """Check that there is a check beside the leaks of hints, which do not apply to some texts.
+
+    Args:
+        options: the options.
+        texts: what the texts are and why, for the message.
+
+    Raises:
+        ValueError: there is none.
+    """
+    given = ("check_patterns", "check_pattern_file", "check_secrets", "check_classifier",
+             "check_function", "check_system_prompt")  # fmt: skip
+    if not any(getattr(options, name) for name in given):
+        *first, last = (f"--{name.replace('_', '-')}" for name in given)
+        raise ValueError(
+            f"Expected at least one check of {texts}; got none. Give {', '.join(first)} or {last}."
+        )
+
+
 def open_checks(options: CheckOptions) -> Checks:
     """Return the checks of the options, after reading all files and configurations.
 
@@ -136,12 +155,11 @@ def open_checks(options: CheckOptions) -> Checks:
     system = None
     if options.check_system_prompt is not None:
         system = SystemPrompt(options.check_system_prompt.read_text(encoding="utf-8"))
+        if not system:
+            raise ValueError(f"Expected a system prompt in {options.check_system_prompt}; it has no word.")
+    if not options.check_leaks:
+        check_given(options, "texts")
     checks = Checks(options, limited, secrets, classifier, system)
-    if not options.check_leaks and not checks.apply_to(NO_SOURCE):
-        raise ValueError(
-            "Expected at least one check; got none. Give --check-patterns, --check-pattern-file, "
-            "--check-secrets, --check-classifier, --check-function or --check-system-prompt."
-        )
     with checks:
         limited.check()
     return checks

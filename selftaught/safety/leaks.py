@@ -108,6 +108,9 @@ class SystemPrompt:
         self.words = max(1, min(WORDS, len(found)))
         self._sequences = _sequences(found, self.words)
 
+    def __bool__(self) -> bool:
+        return bool(self._sequences)
+
     def repeated_in(self, text: str) -> float:
         """Return the share of the sequences that a text contains; 0 for an empty prompt."""
         if not self._sequences:

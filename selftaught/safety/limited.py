@@ -28,12 +28,15 @@ def read_patterns(patterns: Sequence[str], file: Path | None) -> list[str]:
     """
     named = [(pattern, "--check-patterns") for pattern in patterns]
     if file is not None:
-        lines = file.read_text(encoding="utf-8").splitlines()
-        named += [
+        lines = file.read_text(encoding="utf-8-sig").splitlines()
+        read = [
             (line, f"{file}, line {number}")
             for number, line in enumerate(lines, 1)
             if line.strip() and not line.startswith("#")
         ]
+        if not read:
+            raise ValueError(f"Expected one regular expression per line in {file}; got none.")
+        named += read
     for pattern, where in named:
         try:
             empty = re.compile(pattern).search("")
