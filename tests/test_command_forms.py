@@ -14,11 +14,11 @@ from selftaught.cli import pause as pause_commands
 from selftaught.cli import quiet as quiet_commands
 from selftaught.cli import stages, tools
 from selftaught.cli.arguments import plain_forms
+from selftaught.cli.audit import AuditOptions
 from selftaught.cli.push import HubOptions, PushOptions
 from selftaught.cli.solve import SolveOptions
 from selftaught.cli.subcommands import DryRun
 from selftaught.methods.comparison import CompareConfig
-from selftaught.cli.audit import AuditOptions
 from selftaught.methods.rft import RftConfig
 from selftaught.methods.star import StarConfig
 from selftaught.methods.step_values import StepDpoConfig

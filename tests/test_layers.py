@@ -14,7 +14,8 @@ PACKAGE = ROOT / "selftaught"
 
 LAYERS = (
     {"deprecation"},
-    {"records", "metrics", "option_groups", "options", "printable", "thought_marks", "hub", "own_file"},
+    {"records", "metrics", "option_groups", "options", "printable", "thought_marks", "hub"},
+    {"own_file"},
     {"prompts", "rendering"},
     {"processes"},
     {"samplers"},

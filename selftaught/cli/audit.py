@@ -72,7 +72,7 @@ def rates_table(found: "Audit") -> str:
 
     rows: list[Sequence[str]] = [
         [one.group, one.check, f"{one.texts:,}", f"{one.flagged:,}", f"{100 * one.rate:.2f}%",
-         f"{100 * one.low:.2f}–{100 * one.high:.2f}", f"{one.undecided:,}"]
+         f"{100 * one.low:.2f}\N{EN DASH}{100 * one.high:.2f}", f"{one.undecided:,}"]
         for one in found.rates
     ]  # fmt: skip
     head = ["texts", "check", "n", "flagged", "rate", "95% interval", "without a result"]

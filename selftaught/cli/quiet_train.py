@@ -100,7 +100,9 @@ class StepOptions:
 
 
 @dataclass(frozen=True)
-class TrainOptions(ExcludeOptions, StepOptions, RunOptions, PresetOptions, ModelOptions, TextOptions):
+class TrainOptions(
+    ExcludeOptions, StepOptions, RunOptions, PresetOptions, ModelOptions, TextOptions
+):
     """Training."""
 
     heading: ClassVar[str] = "training"

@@ -240,7 +240,10 @@ def learn(size: StepSize, method: Learner, gold: Sequence[Example]) -> Row:
                 training, more = _preferred(size, method, folder)
         name = f"{NAMES[method]}, {size.count}"
         evaluation = measured(size.run, str(training.model), name, folder)
-        spent = {"sampled tokens": sampled_tokens(size, method), **flagged_row(size.run, samples(size))}
+        spent = {
+            "sampled tokens": sampled_tokens(size, method),
+            **flagged_row(size.run, samples(size)),
+        }
         return trained_row(size.run, training, evaluation, method=method, size=size.count, **more, **spent)  # fmt: skip
 
     return once(size.run, f"{NAMES[method]}, {size.count}", make)

@@ -42,9 +42,7 @@ class ThoughtFilter:
         rows = thought_BNJS[asked_BNJ]
         lengths = content_lengths(rows, end).tolist()
         ids = [row[:length] for row, length in zip(rows.tolist(), lengths, strict=True)]
-        texts = [
-            str(self.tokenizer.decode(one, clean_up_tokenization_spaces=False)) for one in ids
-        ]
+        texts = [str(self.tokenizer.decode(one, clean_up_tokenization_spaces=False)) for one in ids]
         found = torch.zeros_like(asked_BNJ)
         if texts:
             known = dict.fromkeys(texts, False)

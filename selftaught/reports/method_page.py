@@ -11,7 +11,7 @@ from selftaught.printable import printable
 from selftaught.records import write_atomically
 from selftaught.reports.pages import markdown, percent, rendered, shortened
 from selftaught.reports.plots import interval_plot
-from selftaught.runs.folder import read_json, read_rows
+from selftaught.runs.folder import Row, read_json, read_rows
 
 Point = tuple[float, float, float]
 """A value and the ends of its confidence interval."""
@@ -116,6 +116,24 @@ def _section_values(section: Section, number: int) -> dict[str, object]:
         plots.append({"caption": figure.caption, "svg": Markup(svg), "names": [line[0] for line in figure.lines]})  # fmt: skip
     return {"title": section.title, "words": section.words, "tables": section.tables,
             "plots": plots, "link": section.link}  # fmt: skip
+
+
+def flagged_sections(rows: Sequence[Row]) -> list[Section]:
+    """Return the section on the completions that the checks excluded; none without checks."""
+    counted = [row for row in rows if "flagged" in row]
+    if not counted:
+        return []
+    body = [
+        [row["name"], f"{sum(row['flagged'].values()):,}",
+         ", ".join(f"{count:,} {why.removeprefix('flagged: ')}" for why, count in row["flagged"].items()) or "none"]
+        for row in counted
+    ]  # fmt: skip
+    words = (
+        "Correct completions that a check flags, with the first check that does. They are in no "
+        "training set and in no preference pair. What no check flags can still be harmful."
+    )
+    table = Table(["model", "excluded", "by check"], body, texts=["by check"])
+    return [Section("Completions excluded by checks", words, [table])]
 
 
 def _seconds(out: Path) -> list[tuple[str, dict[str, float]]]:

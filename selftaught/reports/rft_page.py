@@ -9,6 +9,7 @@ from selftaught.reports.method_page import (
     Point,
     Section,
     Table,
+    flagged_sections,
     method_report,
     point,
     shown,
@@ -59,7 +60,7 @@ def report(out: Path) -> Path:
         "solution path. SFT is fine-tuned on the seed set only."
     )
     section = Section("Accuracy and distinct solution paths", words, [Table(head, body)], [accuracy, paths] if swept else [])  # fmt: skip
-    return method_report(out, "RFT", _lead(rows, swept), [section])
+    return method_report(out, "RFT", _lead(rows, swept), [section, *flagged_sections(rows)])
 
 
 OLD_NAMES = {

@@ -7,7 +7,15 @@ from pathlib import Path
 from selftaught import metrics
 from selftaught.evaluation.evaluator import accuracy_of
 from selftaught.records import read_rollouts
-from selftaught.reports.method_page import Figure, Section, Table, method_report, point, shown
+from selftaught.reports.method_page import (
+    Figure,
+    Section,
+    Table,
+    flagged_sections,
+    method_report,
+    point,
+    shown,
+)
 from selftaught.runs.folder import Row, read_rows
 
 NAMES: dict[str, str] = {
@@ -52,7 +60,7 @@ def report(out: Path) -> Path:
     )  # fmt: skip
     best = next((row for row in reversed(rows) if row["method"] == "step_dpo"), None)
     lead = f"Per-step DPO reaches {shown(accuracy_of(best))} on {best['size']} problems." if best else "There are no results yet."  # fmt: skip
-    return method_report(out, "per-step DPO", lead, [section])
+    return method_report(out, "per-step DPO", lead, [section, *flagged_sections(rows)])
 
 
 def _error(row: Row) -> tuple[float, float, float]:

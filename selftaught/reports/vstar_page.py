@@ -6,7 +6,14 @@ from pathlib import Path
 from selftaught.evaluation.candidates import Choice, share
 from selftaught.evaluation.evaluator import accuracy_of
 from selftaught.metrics import difference_interval
-from selftaught.reports.method_page import Figure, Section, Table, method_report, shown
+from selftaught.reports.method_page import (
+    Figure,
+    Section,
+    Table,
+    flagged_sections,
+    method_report,
+    shown,
+)
 from selftaught.runs.folder import Row, read_rows
 
 
@@ -38,7 +45,7 @@ def report(out: Path) -> Path:
         for row in generators
     ]  # fmt: skip
     sections.append(Section("Generators", "Each generator is the base model, fine-tuned on all correct completions up to its iteration.", [Table(head, body)]))  # fmt: skip
-    return method_report(out, "V-STaR", lead, sections)
+    return method_report(out, "V-STaR", lead, [*sections, *flagged_sections(rows)])
 
 
 def _choices_section(choices: Mapping[str, Row], ks: Sequence[int]) -> Section:

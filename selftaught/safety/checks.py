@@ -156,7 +156,9 @@ def open_checks(options: CheckOptions) -> Checks:
     if options.check_system_prompt is not None:
         system = SystemPrompt(options.check_system_prompt.read_text(encoding="utf-8"))
         if not system:
-            raise ValueError(f"Expected a system prompt in {options.check_system_prompt}; it has no word.")
+            raise ValueError(
+                f"Expected a system prompt in {options.check_system_prompt}; it has no word."
+            )
     if not options.check_leaks:
         check_given(options, "texts")
     checks = Checks(options, limited, secrets, classifier, system)

@@ -41,7 +41,7 @@ class Classifier:
 
         check_model_name(name)
         self.name, self.threshold = name, threshold
-        config = AutoConfig.from_pretrained(name)
+        config: Any = AutoConfig.from_pretrained(name)
         if not any(one.endswith("ForSequenceClassification") for one in config.architectures or ()):
             made = ", ".join(config.architectures or ()) or "no architecture"
             raise ValueError(

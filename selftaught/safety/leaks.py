@@ -27,14 +27,14 @@ MENTIONS = re.compile(
     re.IGNORECASE,
 )  # fmt: skip
 """Phrases that refer to a hint or to an answer that was known before the reasoning."""
-LEAD = frozenset(
+LEAD = frozenset(re.findall(r"\w+",
     "a an and answer answers are as be choice correct final first gives hence here i is it know known "
     "must needs note obviously of okay ok option please result right so solution sure that the then "
-    "therefore this thus to true value we will with you".split()
-)
+    "therefore this thus to true value we will with you",
+))  # fmt: skip
 """Words before an answer that are not reasoning."""
 NAMES_ANSWER = frozenset({"answer", "choice", "correct", "option", "result", "solution"})
-_AFTER = re.compile(r"[)\]\"'*.]*\s*(?:$|[.,;:!\n]|-|because\b|since\b|as\b|for\b|due\b)", re.IGNORECASE)  # fmt: skip
+_AFTER = re.compile(r"[)\]}\"'*.$\\]*\s*(?:$|[.,;:!\n]|-|because\b|since\b|as\b|for\b|due\b)", re.IGNORECASE)  # fmt: skip
 _BRACKETS = re.compile(r"\([^()]*\)|\[[^\[\]]*\]|\{[^{}]*\}")
 _WORD = re.compile(r"[^\W_]+(?:'[^\W_]+)?")
 

@@ -9,8 +9,8 @@ import signal
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from selftaught.processes.child import conversation
 from selftaught.own_file import function_in_file
+from selftaught.processes.child import conversation
 
 LONGEST_REASON = 200
 """Maximum number of characters of a function's reason."""

@@ -13,8 +13,8 @@ from typing import Any
 import yaml
 
 from selftaught.options import Option, hints_of, is_of_type, options_of, type_name, unknown_options
-from selftaught.tasks.base import Task
 from selftaught.own_file import function_in_file
+from selftaught.tasks.base import Task
 from selftaught.thought_marks import checked_marks
 
 __all__ = ["TASKS", "Task", "open_task", "task_help"]
