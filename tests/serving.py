@@ -16,6 +16,7 @@ import uvicorn
 from selftaught.quiet.gating import ThoughtParams
 from selftaught.serving.app import make_app
 from selftaught.serving.best_of_n import Chooser
+from selftaught.serving.review import Reviewer
 from selftaught.serving.server import ModelServer, ServerSettings, open_server
 
 
@@ -79,6 +80,7 @@ def running(
     *,
     chooser: Chooser | None = None,
     how: ThoughtParams | None = None,
+    reviewer: Reviewer | None = None,
     app_options: dict[str, Any] | None = None,
     **settings: Any,
 ) -> Iterator[Running]:
@@ -86,7 +88,7 @@ def running(
     server = model
     if isinstance(server, Path):
         chosen = ServerSettings(name="m", **settings)
-        server = open_server(str(server), chosen, how or ThoughtParams(), chooser)
+        server = open_server(str(server), chosen, how or ThoughtParams(), chooser, reviewer)
     app = make_app(server, **(app_options or {}))
     config = uvicorn.Config(app, log_level="error", timeout_graceful_shutdown=2)
     listening = uvicorn.Server(config)

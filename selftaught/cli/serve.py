@@ -12,11 +12,13 @@ from jsonargparse import ArgumentParser, Namespace
 
 from selftaught.cli.arguments import add_options
 from selftaught.cli.output import DONE, say, tell
+from selftaught.safety.options import CheckOptions, changed_options
 
 if TYPE_CHECKING:
     from selftaught.prompts import PromptStyle
     from selftaught.quiet.gating import ThoughtParams
     from selftaught.serving.best_of_n import Chooser
+    from selftaught.serving.review import Reviewer
     from selftaught.serving.server import ModelServer, ServerSettings
     from selftaught.tasks.base import Task
 
@@ -101,7 +103,21 @@ class ChoiceOptions:
 
 
 @dataclass(frozen=True)
-class ServeOptions(ChoiceOptions, ThinkingOptions, ServedModel):
+class ReviewOptions(CheckOptions):
+    """Checks of thoughts and completions before a client gets them."""
+
+    heading: ClassVar[str] = "checks"
+
+    flagged: Literal["withhold", "redraw"] = "withhold"
+    """What happens to thoughts and completions that a check flags: they are withheld, or the
+    completion is drawn anew and withheld only if it is flagged again ("redraw"). With checks, a
+    stream starts when the completion has been checked."""
+    redraws: int = 3
+    """Maximum number of times that a completion is drawn anew."""
+
+
+@dataclass(frozen=True)
+class ServeOptions(ReviewOptions, ChoiceOptions, ThinkingOptions, ServedModel):
     """The server."""
 
     heading: ClassVar[str] = "server"
@@ -185,7 +201,7 @@ def checked(how: ServeOptions) -> str | None:
         if find_spec(package) is None:
             raise ValueError(f"serve needs {package}: pip install 'selftaught[serve]'.")
     for name, least in (("n", 1), ("num_thoughts", 1), ("max_batch_size", 1), ("max_waiting", 0),
-                        ("max_tokens", 1), ("cache_megabytes", 0), ("pauses", 0), ("port", 0)):  # fmt: skip
+                        ("max_tokens", 1), ("cache_megabytes", 0), ("redraws", 1), ("pauses", 0), ("port", 0)):  # fmt: skip
         value = getattr(how, name)
         if value < least:
             raise ValueError(f"--{name.replace('_', '-')} must be at least {least}; got {value}.")
@@ -232,8 +248,10 @@ def opened_server(how: ServeOptions) -> "ModelServer":
     task = open_task(how.task, **how.task_options) if how.task else None
     model = str(embedded_model()) if how.model == "embedded" else how.model
     chooser = _chooser(how, task)
-    settings = _settings(how, task)
-    return open_server(model, settings, _thinking(how), chooser, dtype=how.dtype, device=how.device)
+    return open_server(
+        model, _settings(how, task), _thinking(how), chooser, _reviewer(how), dtype=how.dtype,
+        device=how.device,
+    )  # fmt: skip
 
 
 def _settings(how: ServeOptions, task: "Task | None") -> "ServerSettings":
@@ -258,6 +276,17 @@ def _thinking(how: ServeOptions) -> "ThoughtParams":
 
     when = ThinkWhen(how.think_when, how.threshold, how.pattern or None)
     return ThoughtParams(how.num_thoughts, how.thought_temperature, when)
+
+
+def _reviewer(how: ServeOptions) -> "Reviewer | None":
+    from selftaught.safety import open_checks
+    from selftaught.serving.review import Reviewer
+
+    if not changed_options(how):
+        if how.flagged != "withhold":
+            raise ValueError("--flagged redraw needs a check, such as --check-secrets FILE.")
+        return None
+    return Reviewer(open_checks(how), how.flagged, how.redraws)
 
 
 def _chooser(how: ServeOptions, task: "Task | None") -> "Chooser | None":

@@ -5,21 +5,23 @@ import json
 import logging
 import time
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
+from fastapi.openapi.utils import get_openapi
 from fastapi.responses import HTMLResponse, JSONResponse, Response
 from starlette.exceptions import HTTPException
 
-from selftaught.serving.bodies import Bodies, Echo, summary
+from selftaught.serving.bodies import Bodies, Echo, finish_reason, shown_reasoning, summary
 from selftaught.serving.limits import Limits
 from selftaught.serving.protocol import ApiError, ChatRequest, CompletionRequest, error_of
-from selftaught.serving.requests import Generation, Prompt, Wanted, request_seed
+from selftaught.serving.requests import Generation, Prompt, Wanted, redrawn, request_seed
 from selftaught.serving.server import ModelServer
-from selftaught.serving.text import Piece
+from selftaught.serving.text import CompletionText, Piece
 
 logger = logging.getLogger(__name__)
 MAX_PROMPTS = 64
@@ -203,24 +205,60 @@ class Answer:
         self, request: Request, *, stream: bool, usage: bool, echo: bool = False
     ) -> Response:
         """Return the response."""
-        if self._server.chooser is not None and not echo:
-            return await self._chosen(request, stream=stream, usage=usage)
-        generation = self._server.generation(self._prompts, self._wanted)
-        if stream:
+        server = self._server
+        choosing = server.chooser is not None and not echo
+        wanted = self._for_choice() if choosing else self._wanted
+        generation = server.generation(self._prompts, wanted)
+        if stream and not choosing and server.reviewer is None:
             return EventStream(self._events(generation, usage), {})
         if not await self._finished(generation, request):
             return Response(status_code=499)
-        self._log(generation)
+        texts, headers = generation.texts, {}
+        if choosing:
+            texts, headers = await self._choice(generation)
+        if server.reviewer is not None and not await self._review(generation, texts, request):
+            return Response(status_code=499)
+        self._log(texts)
+        if stream:
+            return EventStream(self._whole_events(generation, texts, usage), headers)
         choices = [
             self._bodies.choice(at, text, log_probs=self._log_probs, prompt=self._echo(generation, at) if echo else None)
-            for at, text in enumerate(generation.texts)
+            for at, text in enumerate(texts)
         ]  # fmt: skip
-        return JSONResponse(self._bodies.whole(generation, choices))
+        return JSONResponse(self._bodies.whole(generation, choices), headers=headers)
 
     async def _finished(self, generation: Generation, request: Request) -> bool:
         """Wait until a generation has ended; return False if the client is gone."""
         task = asyncio.create_task(generation.finish())
         return await _unless_gone(task, request.receive)
+
+    async def _review(
+        self, generation: Generation, texts: list[CompletionText], request: Request
+    ) -> bool:
+        """Draw flagged completions anew, or withhold what is flagged; return False if the client is
+        gone."""
+        reviewer = self._server.reviewer
+        assert reviewer is not None
+        each = len(texts) // len(self._prompts)
+        for number, prompt in enumerate(self._prompts):
+            own = range(number * each, (number + 1) * each)
+            for attempt in range(reviewer.redraws + 1):
+                some = [texts[at] for at in own]
+                verdicts = await asyncio.to_thread(reviewer.verdicts, some, prompt.text)
+                flagged = [at for at, verdict in zip(own, verdicts, strict=True) if verdict]
+                if not flagged or attempt == reviewer.redraws:
+                    break
+                reviewer.counts["drawn anew"] += len(flagged)
+                again = redrawn(self._wanted, attempt, len(flagged))
+                new = self._server.generation([prompt], again)
+                if not await self._finished(new, request):
+                    return False
+                generation.also(new)
+                for at, text in zip(flagged, new.texts, strict=True):
+                    texts[at] = text
+            for text, verdict in zip([texts[at] for at in own], verdicts, strict=True):
+                reviewer.withhold(text, verdict)
+        return True
 
     def _echo(self, generation: Generation, at: int) -> Echo:
         """Return the prompt of a completion."""
@@ -228,8 +266,8 @@ class Answer:
         found = generation.prompt_log_probs[prompt]
         return Echo(self._prompts[prompt].ids, found, self._server.tokenizer)
 
-    def _log(self, generation: Generation) -> None:
-        self._server.log(self._id, [text.reasoning for text in generation.texts])
+    def _log(self, texts: Sequence[CompletionText]) -> None:
+        self._server.log(self._id, [text.reasoning for text in texts])
 
     async def _events(self, generation: Generation, usage: bool) -> AsyncIterator[dict[str, Any]]:
         """Yield the chunks of a streamed response."""
@@ -247,47 +285,49 @@ class Answer:
                     yield self._chunk(index, Piece(), finish=text.finish_reason)
             if usage:
                 yield self._bodies.usage_chunk(generation)
-            self._log(generation)
+            self._log(generation.texts)
         finally:
             generation.cancel()
 
     def _chunk(self, index: int, piece: Piece, **how: Any) -> dict[str, Any]:
         return self._bodies.chunk(index, piece, log_probs=self._log_probs, **how)
 
-    async def _chosen(self, request: Request, *, stream: bool, usage: bool) -> Response:
-        """Sample several completions and return one of them."""
-        server = self._server
-        assert server.chooser is not None
+    async def _whole_events(
+        self, generation: Generation, texts: Sequence[CompletionText], usage: bool
+    ) -> AsyncIterator[dict[str, Any]]:
+        """Yield the chunks of completions that have ended."""
+        for index, text in enumerate(texts):
+            yield self._chunk(index, Piece(), first=True)
+            reasoning = shown_reasoning(self._server.settings.thoughts, text) or ""
+            yield self._chunk(index, Piece(reasoning, text.content, text.log_probs, text.hidden))
+            yield self._chunk(index, Piece(), finish=finish_reason(text))
+        if usage:
+            yield self._bodies.usage_chunk(generation)
+
+    def _for_choice(self) -> Wanted:
+        """Return how the candidates of a choice are sampled.
+
+        Raises:
+            ApiError: the request asks for several completions, or for greedy decoding.
+        """
         if self._wanted.n > 1 or len(self._prompts) > 1:
             raise ApiError("This server chooses one of several completions of one prompt; expected n=1 and one prompt.", param="n")  # fmt: skip
-        wanted = Wanted(**{**vars(self._wanted), "n": server.settings.candidates})
-        if wanted.temperature == 0:
+        if self._wanted.temperature == 0:
             raise ApiError("This server chooses among several samples; expected a temperature above 0.", param="temperature")  # fmt: skip
-        generation = server.generation(self._prompts, wanted)
-        if not await self._finished(generation, request):
-            return Response(status_code=499)
-        self._log(generation)
-        prompt = self._prompts[0]
+        return replace(self._wanted, n=self._server.settings.candidates)
+
+    async def _choice(self, generation: Generation) -> tuple[list[CompletionText], dict[str, str]]:
+        """Return the completion that is chosen, and headers with its support."""
+        chooser, prompt = self._server.chooser, self._prompts[0]
+        assert chooser is not None
         choice = await asyncio.to_thread(
-            server.chooser.choose, prompt.text, generation.completions(), prompt.options
+            chooser.choose, prompt.text, generation.completions(), prompt.options
         )
-        text = generation.texts[choice.at]
-        headers = {"x-selftaught-candidates": str(wanted.n)}
+        count = len(generation.texts)
+        headers = {"x-selftaught-candidates": str(count)}
         if choice.support is not None:
-            headers["x-selftaught-support"] = f"{choice.support}/{wanted.n}"
-        if not stream:
-            body = self._bodies.whole(generation, [self._bodies.choice(0, text, log_probs=self._log_probs)])  # fmt: skip
-            return JSONResponse(body, headers=headers)
-
-        async def events() -> AsyncIterator[dict[str, Any]]:
-            yield self._chunk(0, Piece(), first=True)
-            reasoning = summary(text) if server.settings.thoughts == "summary" else text.reasoning
-            yield self._chunk(0, Piece(reasoning, text.content, text.log_probs))
-            yield self._chunk(0, Piece(), finish=text.finish_reason)
-            if usage:
-                yield self._bodies.usage_chunk(generation)
-
-        return EventStream(events(), headers)
+            headers["x-selftaught-support"] = f"{choice.support}/{count}"
+        return [generation.texts[choice.at]], headers
 
 
 def _or(value: Any, default: Any) -> Any:
@@ -321,6 +361,17 @@ def make_app(
     app.get("/health")(routes.health)
     if page:
         app.get("/", include_in_schema=False)(lambda: HTMLResponse(page))
+
+    def described() -> dict[str, Any]:
+        """Return the OpenAPI description, with the name of the model."""
+        if app.openapi_schema is None:
+            found = get_openapi(title=app.title, version=app.version, routes=app.routes)
+            for one in ("CompletionRequest", "ChatRequest"):
+                found["components"]["schemas"][one]["properties"]["model"]["enum"] = [server.settings.name]  # fmt: skip
+            app.openapi_schema = found
+        return app.openapi_schema
+
+    app.openapi = described  # type: ignore[method-assign]
 
     async def api_error(request: Request, error: Exception) -> Response:
         del request

@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
-from selftaught.records import FinishReason
 from selftaught.rendering import completion_text
 from selftaught.serving.jobs import LogProb
 from selftaught.serving.requests import Generation
@@ -22,6 +21,11 @@ def summary(text: CompletionText) -> str:
             f"{len(text.token_ids)} tokens."
         )
     return f"A thought of {text.reasoning_tokens} tokens."
+
+
+def finish_reason(text: CompletionText) -> str | None:
+    """Return why a completion ended, with OpenAI's name for content that was withheld."""
+    return "content_filter" if text.filtered else text.finish_reason
 
 
 def shown_reasoning(mode: ThoughtsMode, text: CompletionText) -> str | None:
@@ -48,7 +52,8 @@ class Bodies:
         self, kind: str, identity: dict[str, Any], tokenizer: Any, mode: ThoughtsMode
     ) -> None:
         self._chat = kind == "chat"
-        self._identity, self._tokenizer, self._mode = identity, tokenizer, mode
+        self._identity, self._tokenizer = identity, tokenizer
+        self._mode: ThoughtsMode = mode
 
     def whole(self, generation: Generation, choices: Sequence[dict[str, Any]]) -> dict[str, Any]:
         """Return the body of a response that is not streamed."""
@@ -65,7 +70,7 @@ class Bodies:
         reasoning = shown_reasoning(self._mode, text)
         found: dict[str, Any] = {
             "index": index,
-            "finish_reason": text.finish_reason,
+            "finish_reason": finish_reason(text),
             "logprobs": self.log_probs(text.log_probs, prompt) if log_probs else None,
         }
         if self._chat:
@@ -92,7 +97,7 @@ class Bodies:
         piece: Piece,
         *,
         log_probs: bool,
-        finish: FinishReason | None = None,
+        finish: str | None = None,
         first: bool = False,
     ) -> dict[str, Any]:
         """Return a chunk of a streamed response."""

@@ -60,7 +60,7 @@ class Lane:
             self._slots.receive(computed, range(first, first + count), len(own) - 1)
         for index in range(count):
             row = Row(job, index)
-            row.last, row.stored = own[-1], len(own) - 1
+            row.last, row.stored = job.prompt[-1], len(own) - 1
             self.rows.append(row)
 
     def _reserve(self, rows: int, capacity: int) -> None:

@@ -92,6 +92,7 @@ class Generation:
         ]  # fmt: skip
         self.prompt_log_probs: list[tuple[LogProb, ...]] = [() for _ in prompts]
         self._jobs: list[Job] = []
+        self._more: list[Generation] = []
         try:
             for at, prompt in enumerate(prompts):
                 job = self._job(at, prompt)
@@ -152,6 +153,10 @@ class Generation:
         async for _ in self.pieces():
             pass
 
+    def also(self, other: "Generation") -> None:
+        """Count the tokens of completions that were drawn anew."""
+        self._more.append(other)
+
     def completions(self) -> list[Completion]:
         """Return the completions of a request with one prompt."""
         ending = self.prompts[0].ending
@@ -160,10 +165,11 @@ class Generation:
     @property
     def usage(self) -> Usage:
         """The number of tokens so far."""
+        texts = [text for one in (self, *self._more) for text in one.texts]
         return Usage(
             sum(len(prompt.ids) for prompt in self.prompts),
-            sum(len(text.token_ids) + text.hidden_tokens for text in self.texts),
-            sum(text.reasoning_tokens for text in self.texts),
+            sum(len(text.token_ids) + text.hidden_tokens for text in texts),
+            sum(text.reasoning_tokens for text in texts),
         )
 
 
@@ -182,6 +188,8 @@ def request_seed(given: int | None) -> int:
     return secrets.randbits(63) if given is None else given
 
 
-def with_seed(wanted: Wanted, more: int) -> Wanted:
-    """Return how to draw again, with another seed."""
-    return replace(wanted, seed=wanted.seed + more)
+def redrawn(wanted: Wanted, attempt: int, n: int) -> Wanted:
+    """Return how to draw completions anew: with another seed, and at a temperature above 0."""
+    return replace(
+        wanted, seed=wanted.seed + attempt + 1, temperature=wanted.temperature or 1.0, n=n
+    )

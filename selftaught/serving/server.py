@@ -31,6 +31,7 @@ from selftaught.serving.engine import DecodingEngine
 from selftaught.serving.interleaved import InterleavedDecoder, plain_predictions, quiet_predictions
 from selftaught.serving.protocol import ApiError
 from selftaught.serving.requests import Generation, Prompt, Wanted
+from selftaught.serving.review import Reviewer
 from selftaught.thought_marks import THINK, ThoughtMarks
 
 ThoughtsMode = Literal["hidden", "shown", "summary"]
@@ -74,6 +75,7 @@ class ModelServer(Closing):
         settings: how it is served.
         how: how a Quiet-STaR model thinks.
         chooser: chooses among several completions; None: requests get all of them.
+        reviewer: checks completions before a client gets them; None: no checks.
     """
 
     def __init__(
@@ -82,8 +84,9 @@ class ModelServer(Closing):
         settings: ServerSettings,
         how: ThoughtParams,
         chooser: Chooser | None = None,
+        reviewer: Reviewer | None = None,
     ) -> None:
-        self.settings, self.chooser = settings, chooser
+        self.settings, self.chooser, self.reviewer = settings, chooser, reviewer
         self.tokenizer = model.tokenizer
         self.created = int(time.time())
         self._context, self._vocabulary = model.context, vocabulary_size(model.described)
@@ -236,8 +239,9 @@ class ModelServer(Closing):
     def close(self) -> None:
         """Stop decoding, and free the memory."""
         self.engine.close()
-        if self.chooser is not None:
-            self.chooser.close()
+        for one in (self.chooser, self.reviewer):
+            if one is not None:
+                one.close()
         free_memory()
 
 
@@ -268,6 +272,7 @@ def open_server(
     settings: ServerSettings,
     how: ThoughtParams,
     chooser: Chooser | None = None,
+    reviewer: Reviewer | None = None,
     *,
     dtype: str = "auto",
     device: str = "auto",
@@ -279,10 +284,11 @@ def open_server(
         settings: how it is served.
         how: how a Quiet-STaR model thinks.
         chooser: chooses among several completions; None: requests get all of them.
+        reviewer: checks completions before a client gets them; None: no checks.
         dtype: data type of the weights; "auto" is the type in which they were saved.
         device: name of a device; "auto" is the GPU if there is one.
 
     Raises:
         ValueError: the folder has no model or no tokenizer.
     """
-    return ModelServer(opened(model, None, dtype, device), settings, how, chooser)
+    return ModelServer(opened(model, None, dtype, device), settings, how, chooser, reviewer)

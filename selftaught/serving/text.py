@@ -137,6 +137,8 @@ class CompletionText:
         self._pending: list[tuple[LogProb, int]] = []
         self.token_ids: list[int] = []
         self.finish_reason: FinishReason | None = None
+        self.filtered = False
+        """Whether the content was withheld."""
         self.reasoning_tokens = 0
         """Number of tokens in thoughts, hidden ones of Quiet-STaR included."""
         self.hidden_tokens = 0
