@@ -15,7 +15,9 @@ from selftaught.cli import quiet as quiet_commands
 from selftaught.cli import stages, tools
 from selftaught.cli.arguments import plain_forms
 from selftaught.cli.audit import AuditOptions
+from selftaught.cli.chat import ChatOptions
 from selftaught.cli.push import HubOptions, PushOptions
+from selftaught.cli.serve import ServeOptions
 from selftaught.cli.solve import SolveOptions
 from selftaught.cli.subcommands import DryRun
 from selftaught.methods.comparison import CompareConfig
@@ -44,6 +46,8 @@ CLASSES: dict[str, type] = {
     "step-dpo": StepDpoConfig,
     "compare": CompareConfig,
     "solve": SolveOptions,
+    "serve": ServeOptions,
+    "chat": ChatOptions,
     "sample": stages.AskOptions,
     "evaluate": stages.EvaluateOptions,
     "grade": stages.GradeOptions,

@@ -207,7 +207,7 @@ def test_thoughts_of_earlier_turns_never_reach_a_prompt(
     submit = served.server.engine.submit
 
     def spy(job: Job) -> None:
-        read.append(served.server.tokenizer.decode(list(job.prompt)))
+        read.append(str(served.server.tokenizer.decode(list(job.prompt))))
         submit(job)
 
     monkeypatch.setattr(served.server.engine, "submit", spy)
