@@ -27,9 +27,13 @@ def test_curl_gets_a_completion_and_a_stream(served: Running):
     text = json.loads(plain.stdout)["choices"][0]["text"]
     stream = json.dumps(body | {"stream": True})
     lines = subprocess.run([*command, "-N", "-d", stream], capture_output=True, check=True).stdout
-    chunks = [json.loads(one[6:]) for one in lines.decode().split("\n\n") if one.startswith("data: {")]
+    chunks = [
+        json.loads(one[6:]) for one in lines.decode().split("\n\n") if one.startswith("data: {")
+    ]
     assert "".join(one["choices"][0]["text"] for one in chunks) == text
-    missing = subprocess.run([curl, "-sS", f"{served.url}/v1/nothing"], capture_output=True, check=True)
+    missing = subprocess.run(
+        [curl, "-sS", f"{served.url}/v1/nothing"], capture_output=True, check=True
+    )
     assert json.loads(missing.stdout)["error"]["message"] == "Not Found"
 
 

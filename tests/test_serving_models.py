@@ -65,7 +65,7 @@ def test_jobs_that_arrive_in_turn_are_decoded_as_alone(name: str, apart: int):
         loop = shared_prefix_loop(model, rows[0], 20)
     assert isinstance(loop, SharedPrefixLoop)
     with torch.inference_mode(), two_part(model):
-        decoder = ContinuousDecoder(loop, 4, 2**20)
+        decoder = ContinuousDecoder(loop, 4, 2**20, 2**30)
         jobs = [job(row, n=1 + at % 2) for at, row in enumerate(rows)]
         found = collected(decoder, jobs, apart)
     expected = one_at_a_time(model, rows, NEW)
@@ -94,9 +94,33 @@ def test_stored_prompts_take_no_more_memory_than_allowed():
     assert isinstance(loop, SharedPrefixLoop)
     per_prompt = 512 * 2 * 2 * 2 * 8 * 4  # tokens, keys and values, layers, heads, width, bytes
     with torch.inference_mode(), two_part(model):
-        decoder = ContinuousDecoder(loop, 4, 3 * per_prompt)
+        decoder = ContinuousDecoder(loop, 4, 3 * per_prompt, 2**30)
         collected(decoder, [job(row) for row in rows], 1)
     assert decoder._cache.bytes == 3 * per_prompt
+
+
+def test_jobs_wait_for_memory_and_one_that_never_fits_is_refused():
+    model = random_model(SHARING["llama"])
+    rows = random_rows(shared=[0] * 6, own=[50, 100, 20, 50, 10, 60])
+    with torch.inference_mode():
+        loop = shared_prefix_loop(model, rows[0], 20)
+    assert isinstance(loop, SharedPrefixLoop)
+    per_token = 2 * 2 * 2 * 8 * 4  # keys and values, layers, heads, width, bytes
+    assert loop.bytes_per_token == per_token
+    most = 2 * (100 + NEW) * per_token
+    with torch.inference_mode(), two_part(model):
+        decoder = ContinuousDecoder(loop, 4, 0, most)
+        jobs = [job(row) for row in rows]
+        decoder.add(jobs[0])
+        assert decoder.fits(jobs[1])
+        decoder.add(jobs[1])
+        assert not decoder.fits(jobs[2])  # three rows would have the length of the second
+        decoder.clear()
+        found = collected(decoder, jobs, 1)
+        with pytest.raises(ValueError, match=r"3 x 107 tokens need .* smaller n"):
+            decoder.add(job(rows[1], n=3))
+    for one, tokens in zip(jobs, one_at_a_time(model, rows, NEW), strict=True):
+        assert found[one] == [list(tokens)]
 
 
 @pytest.fixture(scope="module")

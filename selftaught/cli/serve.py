@@ -137,6 +137,9 @@ class ServeOptions(ReviewOptions, ChoiceOptions, ThinkingOptions, ServedModel):
     """Maximum number of new tokens of a chat completion that gives none."""
     max_body_megabytes: float = 4.0
     """Maximum size of a request's body."""
+    kv_megabytes: int | None = None
+    """Memory for the keys and values of completions in progress; further requests wait. Default: half
+    of the free memory."""
     cache_megabytes: int = 256
     """Memory for the keys and values of earlier prompts, which later prompts reuse."""
 
@@ -205,6 +208,8 @@ def checked(how: ServeOptions) -> str | None:
         value = getattr(how, name)
         if value < least:
             raise ValueError(f"--{name.replace('_', '-')} must be at least {least}; got {value}.")
+    if how.kv_megabytes is not None and how.kv_megabytes < 1:
+        raise ValueError(f"--kv-megabytes must be at least 1; got {how.kv_megabytes}.")
     if how.max_body_megabytes <= 0:
         raise ValueError(f"--max-body-megabytes must be above 0; got {how.max_body_megabytes}.")
     choosing = how.choose is not None or how.verifier is not None
@@ -266,7 +271,8 @@ def _settings(how: ServeOptions, task: "Task | None") -> "ServerSettings":
     return ServerSettings(
         name=how.served_model_name or how.model, thoughts=how.thoughts, max_rows=how.max_batch_size,
         max_waiting=how.max_waiting, max_tokens=how.max_tokens,
-        cache_bytes=how.cache_megabytes * 2**20, pauses=PAUSE * how.pauses, style=style,
+        cache_bytes=how.cache_megabytes * 2**20,
+        kv_bytes=None if how.kv_megabytes is None else how.kv_megabytes * 2**20, pauses=PAUSE * how.pauses, style=style,
         marks=checked_marks(how.thought_marks), candidates=how.n, log_thoughts=how.log_thoughts,
     )  # fmt: skip
 

@@ -9,7 +9,7 @@ Shapes: B rows, T new tokens, P prefix tokens, D head width, V vocabulary.
 """
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -54,7 +54,7 @@ class Lane:
             own: the prompt's tokens after the prefix.
         """
         first, count = len(self.rows), job.n
-        self._reserve(first + count, len(own) + job.max_tokens)
+        self._reserve(first + count, len(own))
         assert self._slots is not None
         if len(own) > 1:
             self._slots.receive(computed, range(first, first + count), len(own) - 1)
@@ -78,11 +78,12 @@ class Lane:
 
     def step(self) -> list[tuple[Row, Step]]:
         """Compute one token of every row; rows that end are removed."""
+        stored = max(row.stored for row in self.rows) + 1
+        self._reserve(len(self.rows), stored)
         assert self._slots is not None
         device = self._loop.device
         position_B = torch.tensor([row.stored for row in self.rows], device=device)
         token_B = torch.tensor([row.last for row in self.rows], device=device)
-        stored = max(row.stored for row in self.rows) + 1
         logits_BTV = self._loop.forward(
             self._slots, self.prefix, 0, token_B[:, None], position_B[:, None], stored, head=True
         )
@@ -133,10 +134,14 @@ class ContinuousDecoder:
         loop: the loop of the model, inside `two_part(model)`.
         max_rows: maximum number of completions that are decoded at the same time.
         cache_bytes: memory for the keys and values of earlier prompts.
+        kv_bytes: memory for the keys and values of completions in progress. A job for which it does
+            not suffice waits until others have ended.
     """
 
-    def __init__(self, loop: SharedPrefixLoop, max_rows: int, cache_bytes: int) -> None:
-        self._loop, self._max_rows = loop, max_rows
+    def __init__(
+        self, loop: SharedPrefixLoop, max_rows: int, cache_bytes: int, kv_bytes: int
+    ) -> None:
+        self._loop, self._max_rows, self._kv_bytes = loop, max_rows, kv_bytes
         self._cache, self._recent = PromptCache(cache_bytes), RecentPrompts()
         self._lanes = [Lane(loop, Prefix(()))]
         self._prompts: deque[_Prompt] = deque()
@@ -147,11 +152,36 @@ class ContinuousDecoder:
         return sum(len(lane.rows) + lane.expected for lane in self._lanes)
 
     def fits(self, job: Job) -> bool:
-        """Return whether there are enough free rows for a job."""
-        return self.rows + job.n <= self._max_rows
+        """Return whether there are enough free rows and memory for a job."""
+        rows = self.rows
+        if not rows:
+            return True  # `add` refuses a job that never fits
+        return (
+            rows + job.n <= self._max_rows and self._needed([*self._jobs(), job]) <= self._kv_bytes
+        )
+
+    def _jobs(self) -> list[Job]:
+        """Return the jobs in progress."""
+        jobs = {row.job: None for lane in self._lanes for row in lane.rows}
+        return list(jobs | {prompt.job: None for prompt in self._prompts})
+
+    def _needed(self, jobs: Sequence[Job]) -> int:
+        """Return the bytes that jobs can need: every row has the length of the longest one."""
+        longest = max(len(job.prompt) + job.max_tokens for job in jobs)
+        return sum(job.n for job in jobs) * longest * self._loop.bytes_per_token
 
     def add(self, job: Job) -> None:
-        """Start a job: choose its lane, and queue its prompt."""
+        """Start a job: choose its lane, and queue its prompt.
+
+        Raises:
+            ValueError: the memory does not suffice for the job alone.
+        """
+        if self._needed([job]) > self._kv_bytes:
+            raise ValueError(
+                f"{job.n} x {len(job.prompt) + job.max_tokens} tokens need "
+                f"{self._needed([job]) / 2**20:.0f} MB; this server has {self._kv_bytes / 2**20:.0f} MB "
+                "for requests in progress. Set a smaller n or max_tokens."
+            )
         lane = self._lanes[0] if job.prompt_log_probs else self._lane(job.prompt)
         lane.expected += job.n
         own = job.prompt[len(lane.prefix.tokens) :]
@@ -254,12 +284,11 @@ class ContinuousDecoder:
 
     def clear(self) -> list[Job]:
         """Drop everything after an error, and return the jobs that were in progress."""
-        jobs = {row.job: None for lane in self._lanes for row in lane.rows}
-        jobs |= {prompt.job: None for prompt in self._prompts}
+        jobs = self._jobs()
         self._prompts.clear()
         self._lanes = [Lane(self._loop, Prefix(()))]
         self._recent = RecentPrompts()
-        return list(jobs)
+        return jobs
 
 
 def _prompt_log_probs(logits_TV: Tensor, targets: tuple[int, ...], job: Job) -> list[LogProb]:

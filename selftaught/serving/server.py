@@ -55,6 +55,8 @@ class ServerSettings:
     """Maximum number of new tokens of a chat completion that gives none."""
     cache_bytes: int = 256 * 2**20
     """Memory for the keys and values of earlier prompts."""
+    kv_bytes: int | None = None
+    """Memory for the keys and values of completions in progress. None: half of the free memory."""
     pauses: str = ""
     """Text that is appended to prompts: the pause tokens."""
     style: PromptStyle | None = None
@@ -259,12 +261,24 @@ def _decoder(
     with torch.inference_mode():
         loop = shared_prefix_loop(plain, probe, len(probe) // 2)
     if isinstance(loop, SharedPrefixLoop):
-        decoder = ContinuousDecoder(loop, rows, settings.cache_bytes)
+        kv_bytes = settings.kv_bytes or free_bytes(plain.device) // 2
+        decoder = ContinuousDecoder(loop, rows, settings.cache_bytes, kv_bytes)
         return decoder, partial(two_part, plain)
     # `generate` applies the model's own settings, such as a repetition penalty.
     plain.generation_config = GenerationConfig()
     nothing: Any = nullcontext
     return InterleavedDecoder(partial(plain_predictions, plain), rows), nothing
+
+
+def free_bytes(device: torch.device) -> int:
+    """Return the free memory of a device."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    meminfo = Path("/proc/meminfo")
+    for line in meminfo.read_text().splitlines() if meminfo.exists() else ():
+        if line.startswith("MemAvailable:"):
+            return 1024 * int(line.split()[1])
+    return 8 * 2**30  # not Linux
 
 
 def open_server(

@@ -401,6 +401,15 @@ class SharedPrefixLoop:
         """The model's device."""
         return self._model.device
 
+    @property
+    def bytes_per_token(self) -> int:
+        """Memory of the keys and values of one token in all layers, after the check at the start."""
+        for prefix in self._prefixes.values():
+            if prefix.tokens:
+                parts = (*prefix.key_KPD, *prefix.value_KPD)
+                return sum(one[:, :1].numel() * one.element_size() for one in parts)
+        raise RuntimeError("The check at the start has not computed a prefix.")
+
     def slots(self, rows: int, capacity: int) -> Slots:
         """Return empty slots for `rows` rows of at most `capacity` tokens."""
         return Slots(rows, capacity, self._layers)
