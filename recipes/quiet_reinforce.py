@@ -191,8 +191,13 @@ def measure_plain(model: Any, tokenizer: Any, after: str) -> list[dict[str, floa
     return [{"nats_without": -row[answer].item()} for row, answer in zip(log_prob_BV, answers, strict=True)]  # fmt: skip
 
 
-def quiet_config(method: str) -> QuietConfig:
-    """Return the options of a method such as `weight-10`, `weight-10-base-3` or `rlp`."""
+def quiet_config(method: str, **more: Any) -> QuietConfig:
+    """Return the options of a method such as `weight-10`, `weight-10-base-3` or `rlp`.
+
+    Args:
+        method: name of the method.
+        more: further options; not for `rlp`.
+    """
     if method == "rlp":
         return QuietConfig.rlp(
             thought_tokens=TERMS,
@@ -205,7 +210,7 @@ def quiet_config(method: str) -> QuietConfig:
     given = {name: float(value) for name, value in zip(parts[::2], parts[1::2], strict=True)}
     return QuietConfig(
         thought_tokens=TERMS, thoughts=int(given.get("thoughts", 4)), lookahead=2, initial_text="(",
-        reinforce_weight=given["weight"], base_nll_weight=given.get("base", 1.0),
+        reinforce_weight=given["weight"], base_nll_weight=given.get("base", 1.0), **more,
     )  # fmt: skip
 
 

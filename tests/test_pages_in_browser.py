@@ -17,6 +17,7 @@ from test_step_pages import all_drawn, valued, written
 from selftaught.evaluation.evaluator import evaluation_from
 from selftaught.quiet.evaluation import Measured
 from selftaught.quiet.explore import Explored
+from selftaught.quiet.legibility import Legibility
 from selftaught.records import write_jsonl
 from selftaught.reports import comparison_page, rft_page, star_page, step_dpo_page, vstar_page
 from selftaught.reports.quiet_page import explorer_page, training_page
@@ -79,6 +80,7 @@ def compared(name: str, right: tuple[int, ...]) -> Row:
 MEASURED = Measured(
     tokens=4000, texts=20, nll_without=1.234, nll_with=1.2, gain=0.034, gain_low=0.01, gain_high=0.05,
     weight=0.2, thinking=0.9, helped=0.4, hurt=0.2, gain_by_decile=[-0.01, 0, 0, 0, 0, 0.01, 0.02, 0.05, 0.1, 0.2],
+    legibility=Legibility(4000, (2.5, 2.3, 2.7), (0.3, 0.2, 0.4), (0.1, 0.05, 0.15), None, (0.9, 0.8, 1.0)),
 )  # fmt: skip
 
 
@@ -95,7 +97,8 @@ def explored(text: str) -> list[Explored]:
 
 def quiet_log() -> list[dict[str, float]]:
     names = ("nll_without", "nll_with", "reward", "positive_advantages", "mixing_weight",
-             "thought_entropy", "gain_decile_10", "gain_decile_1", "tokens_per_second")  # fmt: skip
+             "thought_entropy", "thought_base_nll", "thought_kl", "repeated_tokens", "distinct_thoughts",
+             "distinct_in_text", "gain_decile_10", "gain_decile_1", "tokens_per_second")  # fmt: skip
     return [
         {"step": step} | {name: 1 / step + at for at, name in enumerate(names)}
         for step in range(1, 40)

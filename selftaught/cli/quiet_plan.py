@@ -28,7 +28,7 @@ def show_plan(how: TrainOptions) -> None:
     text = ready.tokenizer.decode(first["input_ids"], clean_up_tokenization_spaces=False)
     parameters = sum(one.numel() for one in ready.model.parameters())
     peft_model = adapted(how, ready.model)
-    average = _average(ready)
+    copies = [*_average(ready), *_reference(ready)]
     check_writable(how.out)
     with thought_filter(ready) as filtered:
         made_from = run_hash(ready.model, ready.spans, ready.arguments, peft_model, filtered)
@@ -41,7 +41,7 @@ def show_plan(how: TrainOptions) -> None:
         ("Spans", f"{len(ready.spans)} per epoch, at most {how.length} tokens each"),
         *_options(ready),
         *_training(ready, adapted=peft_model is not None),
-        *average,
+        *copies,
         *_checks(ready),
         ("Folder", f"{how.out}{' (contains the finished model)' if finished else ''}"),
     ]
@@ -95,6 +95,21 @@ def _average(ready: Prepared) -> list[tuple[str, str]]:
     check_memory(ready.model.base)
     needed = average_bytes(ready.model.base)
     return [("Average", f"moving average of the trained weights, {needed:,} bytes")]
+
+
+def _reference(ready: Prepared) -> list[tuple[str, str]]:
+    """Return the line on the copy of the weights at the start, if the training needs one.
+
+    Raises:
+        ValueError: the memory is too small for it.
+    """
+    from selftaught.quiet.reference import check_memory, reference_bytes
+
+    if ready.config.thought_kl_weight == 0 and ready.how.perplexity_steps == 0:
+        return []
+    check_memory(ready.model.base)
+    needed = reference_bytes(ready.model.base)
+    return [("Reference", f"copy of the trained weights at the start, {needed:,} bytes")]
 
 
 def _training(ready: Prepared, *, adapted: bool) -> list[tuple[str, str]]:

@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 
     from selftaught.quiet.evaluation import Measured
     from selftaught.quiet.gating import ThoughtParams
+    from selftaught.quiet.legibility import Interval
+    from selftaught.quiet.model import QuietLM
+    from selftaught.quiet.reference import Reference
 
 
 @dataclass(frozen=True)
@@ -59,6 +62,9 @@ class EvaluateOptions(ThinkOptions, TextOptions):
 
     batch_size: int = 8
     """Number of spans per forward pass."""
+    base_model: str | None = None
+    """Model before training (folder or name, with or without thoughts). The perplexity of the thoughts
+    is measured under it. It is loaded in addition to the trained model. Default: not measured."""
     out: Path | None = None
     """JSON file for the results."""
 
@@ -104,12 +110,50 @@ def evaluate(how: EvaluateOptions) -> None:
     check_fits(model, how.length, "--length")
     when = thinking(how, tokenizer)
     cut = consecutive(spans(texts_of(how), tokenizer, length=how.length, least=2))
+    reference = None if how.base_model is None else reference_to(how.base_model, model, tokenizer)
     with progress_bar("measuring", len(cut)) as advance:
-        found = measure(model, cut, when, batch_size=how.batch_size, progress=advance)
+        found = measure(
+            model, cut, when, batch_size=how.batch_size, reference=reference, progress=advance
+        )
     if how.out is not None:
         how.out.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(how.out, json.dumps(found.to_dict(), indent=2) + "\n")
     print(measured_table({Path(how.model).name: found}))
+    if readable := legibility_table({Path(how.model).name: found}):
+        print(f"\n{readable}")
+
+
+def reference_to(name: str, model: "QuietLM", tokenizer: "PreTrainedTokenizerBase") -> "Reference":
+    """Load the model before training, to which the thoughts of a trained model are compared.
+
+    Args:
+        name: folder or name of a model, with or without thoughts.
+        model: the trained model.
+        tokenizer: its tokenizer.
+
+    Raises:
+        ValueError: it has another vocabulary than the trained model.
+        OSError: it does not exist.
+    """
+    from transformers import AutoTokenizer
+
+    from selftaught.models.embedded import embedded_model
+    from selftaught.quiet.checkpoint import is_quiet, make_quiet, open_quiet
+    from selftaught.quiet.reference import Reference
+    from selftaught.samplers.weights import load_model
+
+    if is_quiet(Path(name)):
+        before, other = open_quiet(Path(name))
+    else:
+        folder = str(embedded_model()) if name == "embedded" else name
+        other = AutoTokenizer.from_pretrained(folder)
+        before = make_quiet(load_model(folder), other, model.quiet_config)
+    if other.get_vocab() != tokenizer.get_vocab():
+        raise ValueError(
+            f"Expected the model before training in --base-model, got {name}, which has other tokens "
+            f"({len(other)} with those of thoughts; the trained model has {len(tokenizer)})."
+        )
+    return Reference.other(before.to(model.base.device).eval())
 
 
 def generate(how: GenerateOptions, prompt: str) -> None:
@@ -214,3 +258,25 @@ def measured_table(rows: "dict[str, Measured]") -> str:
         if 0 < one.thinking < 1
     ]
     return "\n".join(lines)
+
+
+def legibility_table(rows: "dict[str, Measured]") -> str:
+    """Return a Markdown table of how readable thoughts are. Empty without thoughts."""
+    lines = ["| thoughts of | thoughts | nats/token under the base [95%] | repeated tokens [95%] | in the text | distinct at a position [95%] | distinct in a span [95%] |",
+             "|---|---|---|---|---|---|---|"]  # fmt: skip
+    for name, measured in rows.items():
+        if (one := measured.legibility) is not None:
+            lines.append(
+                f"| {printable(name)} | {one.thoughts} | {_interval(one.base_nll, '.3f')} | "
+                f"{_interval(one.repeated_tokens, '.1%')} | {_interval(one.repeated_in_text, '.1%')} | "
+                f"{_interval(one.distinct_thoughts, '.1%')} | {_interval(one.distinct_in_text, '.1%')} |"
+            )
+    return "\n".join(lines) if len(lines) > 2 else ""
+
+
+def _interval(value: "Interval | None", form: str) -> str:
+    """Return a mean with its interval. Empty if it was not measured."""
+    if value is None:
+        return ""
+    mean, low, high = value
+    return f"{mean:{form}} [{low:{form}}, {high:{form}}]"

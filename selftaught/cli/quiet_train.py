@@ -16,7 +16,7 @@ from selftaught.cli.quiet_model import (
     open_trained,
     pattern_of,
 )
-from selftaught.cli.quiet_think import measured_table
+from selftaught.cli.quiet_think import legibility_table, measured_table
 from selftaught.cli.texts import TextOptions, texts_of
 from selftaught.quiet.config import QuietConfig
 from selftaught.records import write_atomically
@@ -73,6 +73,10 @@ class RunOptions:
     """Random seed for spans, thoughts and new weights."""
     save_steps: int = 50
     """Number of optimizer steps between checkpoints."""
+    perplexity_steps: int = 0
+    """Number of optimizer steps between measurements of the perplexity of thoughts under the model as
+    it was at the start of training, for the page. It needs a copy of the trained weights. 0: only
+    after training. With `thought_kl_weight`, it is measured at every step."""
 
 
 @dataclass(frozen=True)
@@ -159,7 +163,7 @@ def prepared(how: TrainOptions) -> Prepared:
     logging.disable_progress_bar()
     checks = _checks(how)
     check_least(2, length=how.length)
-    check_least(0, held_out=how.held_out, seed=how.seed)
+    check_least(0, held_out=how.held_out, seed=how.seed, perplexity_steps=how.perplexity_steps)
     check_least(1, per_device_train_batch_size=how.per_device_train_batch_size, gradient_accumulation_steps=how.gradient_accumulation_steps,
               save_steps=how.save_steps, lora_r=how.lora_r)  # fmt: skip
     set_seed(how.seed)
@@ -257,6 +261,7 @@ def train(how: TrainOptions) -> bool:
     from selftaught.quiet.curriculum import train_stages
     from selftaught.quiet.evaluation import measure
     from selftaught.quiet.gating import ThinkWhen
+    from selftaught.quiet.reference import Reference
     from selftaught.quiet.spans import consecutive
     from selftaught.quiet.training import train_quiet
     from selftaught.reports.quiet_page import training_page
@@ -269,6 +274,8 @@ def train(how: TrainOptions) -> bool:
     if held_out and main:
         before = measure(model, held_out, think_when=ThinkWhen("never"))
     peft_model = adapted(how, model)
+    if how.perplexity_steps:
+        model.reference = Reference.frozen(model, every=how.perplexity_steps)
     total = max(how.max_steps, 0) * max(1, len(ready.stages))
     with (
         thought_filter(ready) as filtered,
@@ -289,7 +296,7 @@ def train(how: TrainOptions) -> bool:
         return False
     if held_out:
         trained = str(how.out / "model")
-        after = _stored(how.out / "after.json", lambda: _measured(trained, held_out))
+        after = _stored(how.out / "after.json", lambda: _measured(how, trained, held_out))
     skipped = ready.spans.skipped
     config = model.quiet_config
     if ready.stages:
@@ -442,13 +449,20 @@ def opened_to_train(how: TrainOptions) -> "tuple[QuietLM, PreTrainedTokenizerBas
     return make_quiet(base.to(device()), tokenizer, config), tokenizer
 
 
-def _measured(model: str, held_out: Sequence[tuple[int, Sequence[int]]]) -> "Measured":
-    """Measure a trained model, with thoughts where it was trained to think."""
+def _measured(
+    how: TrainOptions, model: str, held_out: Sequence[tuple[int, Sequence[int]]]
+) -> "Measured":
+    """Measure a trained model, with thoughts where it was trained to think.
+
+    The model before training is opened once more, for the perplexity of the thoughts under it.
+    """
     from selftaught.quiet.evaluation import measure
     from selftaught.quiet.gating import ThinkWhen
+    from selftaught.quiet.reference import Reference
 
     opened, tokenizer = open_trained(model)
-    return measure(opened, held_out, think_when=ThinkWhen(tokenizer=tokenizer))
+    reference = Reference.other(opened_to_train(how)[0].eval())
+    return measure(opened, held_out, think_when=ThinkWhen(tokenizer=tokenizer), reference=reference)
 
 
 def _stored(path: Path, measure: "Callable[[], Measured]") -> "Measured":
@@ -456,7 +470,7 @@ def _stored(path: Path, measure: "Callable[[], Measured]") -> "Measured":
     from selftaught.quiet.evaluation import Measured
 
     if path.exists():
-        return Measured(**json.loads(path.read_text(encoding="utf-8")))
+        return Measured.from_dict(json.loads(path.read_text(encoding="utf-8")))
     found = measure()
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, json.dumps(found.to_dict(), indent=2) + "\n")
@@ -473,5 +487,7 @@ def _print_summary(
               f"{last['nll_with']:.3f} with thoughts, {last['tokens_per_second']:.0f} tokens/s.")  # fmt: skip
     if measured:
         print(measured_table(measured))
+        if readable := legibility_table(measured):
+            print(f"\n{readable}")
     say(f"Model   {out / 'model'}\nPage    {out / 'report.html'}")
     say(f"Next    selftaught quiet explore --model {out / 'model'} --text FILE")

@@ -74,7 +74,9 @@ def bytes_per_thought(base: PreTrainedModel, config: QuietConfig) -> int:
     scored = (
         config.thought_tokens if config.advantages == "both" else (config.thought_tokens + 1) // 2
     )
-    predicted = config.lookahead + scored
+    # The divergence needs two distributions, their logits and what is multiplied.
+    compared = 2 * config.thought_tokens if config.thought_kl_weight > 0 else 0
+    predicted = config.lookahead + scored + compared
     return bytes_per_row(base, tokens, predicted)
 
 

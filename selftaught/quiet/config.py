@@ -91,6 +91,11 @@ class QuietConfig:
     reinforce_reduction: Literal["sum", "mean"] = "sum"
     """Reduction over the tokens of a thought: "sum" (the log-probability of the whole thought,
     Algorithm 1) or "mean" (the authors' code and RLP)."""
+    thought_kl_weight: float = 0.0
+    """Weight of the divergence KL(model, reference) of the distribution of thought tokens, which
+    keeps thoughts readable (not in the paper). The reference is the model as it was at the start of
+    training, of which a copy of the trained weights stays in memory. The divergence is exact, at
+    `temperature`, in nats per sampled token, and a mean over thoughts. 0 disables it."""
     nll_weight: float = 1.0
     """Weight of the next-token loss with thoughts. 1 in Algorithm 1, 0.5 in the authors' code."""
     base_nll_weight: float = 1.0
@@ -154,6 +159,10 @@ class QuietConfig:
             given = getattr(self, name)
             if given < 0 or (given == 0 and name != "temperature"):
                 raise ValueError(f"{name} must be positive; got {given:g}.")
+        if not 0 <= self.thought_kl_weight < float("inf"):
+            raise ValueError(
+                f"thought_kl_weight must be at least 0 and finite; got {self.thought_kl_weight:g}."
+            )
         if self.mix == "log_probs" and self.mixing_range == "free":
             raise ValueError(
                 "mix='log_probs' needs mixing_range 'unit', got 'free': this mixture is not "

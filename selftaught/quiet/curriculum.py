@@ -15,6 +15,7 @@ from transformers import PreTrainedTokenizerBase, TrainingArguments
 
 from selftaught.quiet.checkpoint import open_quiet
 from selftaught.quiet.model import QuietLM
+from selftaught.quiet.reference import Reference
 from selftaught.quiet.spans import Spans
 from selftaught.quiet.thought_filter import ThoughtFilter
 from selftaught.quiet.trainer import last_checkpoint
@@ -111,7 +112,8 @@ def train_stages(
     """Train with one stage after another; the same call continues an interrupted training.
 
     Args:
-        model: the model to train, changed in place in the first stage.
+        model: the model to train, changed in place in the first stage. The thoughts of all stages are
+            compared with its `reference`, or with `thought_kl_weight` to the model before the first.
         tokenizer: its tokenizer.
         spans: the training data of every stage.
         stages: at least one stage.
@@ -132,6 +134,9 @@ def train_stages(
     """
     check_stage_folders(out, stages)
     history: list[dict[str, float]] = []
+    reference = model.reference
+    if reference is None and model.quiet_config.thought_kl_weight > 0:
+        reference = Reference.frozen(model)
     before = 0
     for number, stage in enumerate(stages, 1):
         model.quiet_config = replace(model.quiet_config, thought_tokens=stage.thought_tokens, lookahead=stage.lookahead)  # fmt: skip
@@ -139,6 +144,7 @@ def train_stages(
         folder = out if last else out / f"stage-{number}"
         given = arguments(folder / "checkpoints", number)
         part = replace(spans, seed=spans.seed + number - 1)
+        model.reference = None if reference is None else reference.within(model)
         log = train_quiet(
             model, tokenizer, part, given, out=folder, progress=progress, thought_filter=thought_filter
         )  # fmt: skip

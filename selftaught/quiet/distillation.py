@@ -21,8 +21,9 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainingArguments
 from transformers.trainer_utils import set_seed
 
-from selftaught.quiet.evaluation import predictions, ratio_interval, score
+from selftaught.quiet.evaluation import predictions, score
 from selftaught.quiet.gating import GREEDY, ThoughtParams
+from selftaught.quiet.intervals import ratio_interval
 from selftaught.quiet.model import QuietLM
 from selftaught.quiet.spans import Spans, padded
 from selftaught.quiet.trainer import SpanEpochs, collated, filler_of

@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 from selftaught.quiet.chunks import positions_per_chunk
 from selftaught.quiet.config import SAMPLED_AT_ONCE, QuietConfig
 from selftaught.quiet.positions import Positions
+from selftaught.quiet.reference import Read
 from selftaught.quiet.thought_ends import sampled_tokens
 from selftaught.quiet.thoughts import Prefix, SpecialTokens, at_positions, language_head, think
 
@@ -33,6 +34,8 @@ class Drawn:
     baseline_BT: Tensor | None = None
     """Log-probability of each next token without a thought that a reward is the gain over. None:
     that of the current weights."""
+    reference: Read | None = None
+    """The texts, read by the reference to which thoughts are compared. None: there is none."""
 
     @property
     def old_log_prob_RS(self) -> Tensor | None:

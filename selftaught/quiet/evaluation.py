@@ -15,8 +15,11 @@ from torch import Tensor
 
 from selftaught.quiet.attention import thoughtful
 from selftaught.quiet.gating import GREEDY, ThoughtParams
+from selftaught.quiet.intervals import ratio_interval
+from selftaught.quiet.legibility import Legibility, ThoughtRows, legibility, rows_of
 from selftaught.quiet.model import QuietLM
 from selftaught.quiet.next_token import Mixed, mixed_at
+from selftaught.quiet.reference import Reference
 from selftaught.quiet.spans import padded
 from selftaught.quiet.thoughts import at_positions, read
 from selftaught.quiet.where import matcher_of
@@ -183,6 +186,8 @@ class Measured:
     gain_by_decile: list[float]
     """Gain in ten equally large groups of tokens, from the lowest loss without thoughts to the
     highest."""
+    legibility: Legibility | None = None
+    """How readable the thoughts are. None if there is no thought."""
 
     @property
     def gain_where_thinking(self) -> float:
@@ -193,6 +198,13 @@ class Measured:
         """Return the fields as a dictionary for JSON."""
         return asdict(self)
 
+    @classmethod
+    def from_dict(cls, stored: dict[str, Any]) -> "Measured":
+        """Return the measurement that `to_dict` has written, also in earlier versions."""
+        readable = stored.get("legibility")
+        found = cls(**{name: value for name, value in stored.items() if name != "legibility"})
+        return replace(found, legibility=readable and Legibility(**readable))
+
 
 def measure(
     model: QuietLM,
@@ -200,6 +212,7 @@ def measure(
     how: ThoughtParams = GREEDY,
     *,
     batch_size: int = 8,
+    reference: Reference | None = None,
     progress: Callable[[int], object] | None = None,
     **changes: Any,
 ) -> Measured:
@@ -211,6 +224,8 @@ def measure(
             confidence interval.
         how: how the model thinks. Default: one greedy thought where the model was trained to think.
         batch_size: number of spans per forward pass.
+        reference: the model before training, under which the log-probability of the thoughts is
+            measured; see `Reference.other`. None: it is not measured.
         progress: called with the number of spans after every batch.
         changes: fields of `ThoughtParams` by name. They take precedence over `how`.
 
@@ -224,6 +239,7 @@ def measure(
         raise ValueError("Expected spans of at least two tokens to measure, got none.")
     order = sorted(spans, key=lambda one: len(one[1]))
     rows: list[Tensor] = []
+    thoughts: list[ThoughtRows] = []
     for first in range(0, len(order), batch_size):
         batch = order[first : first + batch_size]
         ids, mask = (one.to(model.base.device) for one in padded([ids for _, ids in batch], 0))
@@ -231,9 +247,27 @@ def measure(
         known = mask[:, 1:].bool()
         of_text = torch.tensor([text for text, _ in batch], device=ids.device)
         rows.append(_columns(scored, of_text, known))
+        thinks = scored.thinks_BT & known
+        nats = None if reference is None else _nats(reference, ids, mask, scored, thinks)
+        thoughts.append(rows_of(scored.thought_BNTS, thinks, of_text, nats, model.marks.end))
         if progress:
             progress(len(batch))
-    return _summed(torch.cat(rows, 1))
+    return replace(_summed(torch.cat(rows, 1)), legibility=legibility(thoughts, spans))
+
+
+def _nats(
+    reference: Reference, ids_BT: Tensor, mask_BT: Tensor, scored: Scored, thinks_BT: Tensor
+) -> Tensor:
+    """Return the negative log-probability per token of each thought under the reference.
+
+    It is `[B, N, T - 1]`, in nats; 0 at positions where no text thinks.
+    """
+    told, thought_BNTS = reference.read(ids_BT, mask_BT), scored.thought_BNTS
+    nats_BNT = torch.zeros(thought_BNTS.shape[:3], device=ids_BT.device)
+    for some_J in thinks_BT.any(0).nonzero()[:, 0].split(AT_ONCE):
+        nats_BNJ = told.neg_log_probs(some_J[None], thought_BNTS[:, :, some_J])
+        nats_BNT[:, :, some_J] = nats_BNJ.float()
+    return nats_BNT
 
 
 def measured(scored: Scored) -> Measured:
@@ -273,24 +307,3 @@ def _summed(rows: Tensor) -> Measured:
         hurt=float((gain < -0.01).double().mean()),
         gain_by_decile=[float(part.mean()) for part in gain[hard].tensor_split(DECILES) if len(part)],
     )  # fmt: skip
-
-
-def ratio_interval(text: Tensor, part: Tensor, whole: Tensor) -> tuple[float, float]:
-    """Return the 95% confidence interval of the ratio of two sums over tokens.
-
-    The tokens of a text form one cluster (linearized ratio of sums). NaN for a single text.
-
-    Args:
-        text: number of the text of each token, `[X]`.
-        part: values of the numerator, `[X]`.
-        whole: values of the denominator, `[X]`; ones for a mean.
-    """
-    ratio, total = part.sum() / whole.sum(), float(whole.sum())
-    _, place = text.unique(return_inverse=True)
-    sums = torch.zeros(int(place.max()) + 1, dtype=part.dtype)
-    sums = sums.index_add(0, place, part - ratio * whole)
-    count = len(sums)
-    if count < 2:
-        return float("nan"), float("nan")
-    error = 1.96 * float(((sums**2).sum() * count / (count - 1)).sqrt()) / abs(total)
-    return float(ratio) - error, float(ratio) + error

@@ -88,6 +88,36 @@ def thought_log_probs(
     return logits_RSV.gather(-1, thought_RS[..., None])[..., 0] - total_RS
 
 
+def thought_scores(head: Head, hidden_RSD: Tensor, marks: SpecialTokens) -> Tensor:
+    """Return the logits of the tokens of thoughts, `[R, S, V]`; -inf for those never sampled.
+
+    Args:
+        head: maps hidden states to logits.
+        hidden_RSD: hidden states that predict the thought tokens (R thoughts).
+        marks: the special tokens.
+    """
+    logits_RSV = _precise(head(hidden_RSD))
+    banned_SV = torch.zeros(logits_RSV.shape[1:], dtype=torch.bool, device=logits_RSV.device)
+    for slot in range(len(banned_SV)):
+        banned_SV[slot, marks.banned(slot)] = True
+    return logits_RSV.masked_fill(banned_SV, -torch.inf)
+
+
+def divergence(scores_XV: Tensor, log_q_XV: Tensor) -> Tensor:
+    """Return the Kullback-Leibler divergence of a distribution p from q in nats, `[...]`.
+
+    KL(p, q) is the sum over the vocabulary of p (log p - log q). Tokens with a logit of -inf in
+    `scores_XV` add nothing.
+
+    Args:
+        scores_XV: logits of p, `[..., V]`.
+        log_q_XV: log-probabilities of q, `[..., V]`.
+    """
+    log_p_XV = scores_XV.log_softmax(-1)
+    ratio_XV = (log_p_XV - log_q_XV).masked_fill(scores_XV == -torch.inf, 0.0)
+    return (log_p_XV.exp() * ratio_XV).sum(-1)
+
+
 def mixed_log_probs(
     head: Head,
     mixing: MixingHead,

@@ -37,6 +37,7 @@ from selftaught.quiet.moving_average import MovingAverage
 from selftaught.quiet.outputs import Learned, Means, QuietOutput, gathered
 from selftaught.quiet.passes import Gradients
 from selftaught.quiet.positions import Positions, choose, given_positions, thinking_positions
+from selftaught.quiet.reference import Reference, compared
 from selftaught.quiet.self_check import self_check
 from selftaught.quiet.targets import IGNORED, Targets, only_at, text_targets
 from selftaught.quiet.thought_filter import ThoughtFilter
@@ -68,6 +69,8 @@ class QuietLM(nn.Module):
         average: moving average of the base model's weights, for `baseline="ema"`. `train_quiet` sets
             it. None means that rewards are compared with the present weights.
         thought_filter: checks of thoughts; flagged ones get no positive advantage. None: no checks.
+        reference: the model as it was at the start of training, to which thoughts are compared.
+            `thought_kl_weight` above 0 needs it; `train_quiet` then sets it if it is None.
 
     Raises:
         UnsupportedModel: thoughts cannot be computed in parallel with this model; names the layer.
@@ -95,6 +98,7 @@ class QuietLM(nn.Module):
         self._ids = SpecialTokens(start, end, tuple(sorted(never)), may_end=may_end)
         self.average: MovingAverage | None = None
         self.thought_filter: ThoughtFilter | None = None
+        self.reference: Reference | None = None
         self._zeros_expected = False  # whether the last batch had losses of exactly 0
         if check:
             self_check(base, self._ids)
@@ -199,7 +203,8 @@ class QuietLM(nn.Module):
                 targets = targets.counted(text=(without_BT != 0).sum().clamp(min=1))
             chosen = self._positions(prefix, targets, draw, think_BT)
             drawn = self._drawn(prefix, chosen, draw, thoughts, old_log_probs)
-            drawn = replace(drawn, baseline_BT=average_BT)
+            told = self.reference.read(input_ids, attention_mask) if self.reference else None
+            drawn = replace(drawn, baseline_BT=average_BT, reference=told)
             loss, parts = self._in_chunks(prefix, without_BT, chosen, drawn, targets, gradients)
         nll_without = -(without_BT * self._counted(without_BT)).sum() / targets.counts.text
         loss = loss + config.base_nll_weight * nll_without
@@ -235,6 +240,12 @@ class QuietLM(nn.Module):
                 "token to predict. Remove such texts."
             )
         self.check_length(ids_BT, mask_BT, max(0, self.quiet_config.lookahead - 2))
+        if self.quiet_config.thought_kl_weight > 0 and self.reference is None:
+            raise ValueError(
+                f"thought_kl_weight={self.quiet_config.thought_kl_weight:g} needs a reference, the model "
+                "as it was at the start of training. train_quiet sets it; in a loop of your own, set "
+                "model.reference = Reference.frozen(model) (from selftaught.quiet.reference) first."
+            )
         why = self.quiet_config.without_reinforcement
         if why and sampled and torch.is_grad_enabled() and self.training:
             warnings.warn(why, stacklevel=3)
@@ -409,6 +420,9 @@ class QuietLM(nn.Module):
             thought_BNJS.flatten(0, 2), drawn.old_log_prob_RS, marks, config,
         ) / counts.reinforced  # fmt: skip
         loss = loss + config.reinforce_weight * reinforced
+        kl, base_nll = self._from_reference(chosen, targets, drawn, thinking_RSD)
+        if kl is not None and config.thought_kl_weight > 0:
+            loss = loss + config.thought_kl_weight * kl
         if self.gate is not None:
             gain_BJ = (log_prob_BNJK - without_BJK[:, None]).detach()[..., 0].mean(1)
             expected_BJ = self.gate(hidden_BJKD[:, :, 0].detach())
@@ -424,7 +438,28 @@ class QuietLM(nn.Module):
             log_prob_BNJK.detach(),
             weight_BNJK.detach(),
             None if withheld_BNJ is None else (withheld_BNJ * factor_BNJ).sum() / counts.reinforced,
+            None if kl is None else kl.detach(),
+            base_nll,
         )  # fmt: skip
+
+    def _from_reference(
+        self, chosen: Positions, targets: Targets, drawn: Drawn, thinking_RSD: Tensor
+    ) -> tuple[Tensor, Tensor] | tuple[None, None]:
+        """Return the means of `reference.Compared` over a chunk of positions, in nats per token.
+
+        None without a reference. Without the loss, no gradient is computed.
+        """
+        config, marks = self.quiet_config, self.marks
+        if drawn.reference is None or config.thought_tokens == 0:
+            return None, None
+        with torch.set_grad_enabled(torch.is_grad_enabled() and config.thought_kl_weight > 0):
+            found = compared(
+                language_head(self.base), thinking_RSD, drawn.thought_BNJS, chosen.position_BJ,
+                drawn.reference, marks, config.temperature,
+            )  # fmt: skip
+        known_BJ = at_positions(targets.next_BT, chosen.position_BJ) != IGNORED
+        share_BJ = chosen.factor_BJ.to(found.kl_BNJ.dtype) * known_BJ / targets.counts.gated
+        return (found.kl_BNJ.mean(1) * share_BJ).sum(), (found.nll_BNJ.mean(1) * share_BJ).sum()
 
     def _withheld(self, advantage_BNJ: Tensor, thought_BNJS: Tensor) -> Tensor | None:
         """Return which thoughts lose their positive advantage, because a check flags them.

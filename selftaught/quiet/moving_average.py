@@ -21,6 +21,7 @@ from transformers import (
 
 from selftaught.quiet.config import HEAD_TOKENS
 from selftaught.quiet.losses import text_log_probs
+from selftaught.quiet.swapped import swapped
 from selftaught.quiet.thoughts import language_head, read
 
 AVERAGE = "average.safetensors"
@@ -45,19 +46,12 @@ class MovingAverage:
     def __init__(self, base: nn.Module, decay: float) -> None:
         check_memory(base)
         self.decay = decay
+        self._base = base
         self._trained = dict(_trained(base))
         self._average = {
             name: weight.detach().to(_precise(weight.dtype), copy=True)
             for name, weight in self._trained.items()
         }
-        names = {id(weight): name for name, weight in self._trained.items()}
-        # Tied weights have several places.
-        self._places = [
-            (module, place, names[id(weight)])
-            for module in base.modules()
-            for place, weight in module.named_parameters(recurse=False, remove_duplicate=False)
-            if id(weight) in names
-        ]
 
     @torch.no_grad()
     def update(self) -> None:
@@ -68,15 +62,9 @@ class MovingAverage:
     @contextmanager
     def weights(self) -> Iterator[None]:
         """Context manager: the model has the average as its weights. Not for computing gradients."""
-        try:
-            for module, place, name in self._places:
-                # The average takes the place of the parameter. If it were copied into the parameter,
-                # autocast could take a cached 16-bit copy of the other weights.
-                module._parameters[place] = self._average[name].to(self._trained[name].dtype)  # type: ignore[assignment]
+        average = {name: one.to(self._trained[name].dtype) for name, one in self._average.items()}
+        with swapped(self._base, average):
             yield
-        finally:
-            for module, place, name in self._places:
-                module._parameters[place] = self._trained[name]
 
     @torch.no_grad()
     def log_probs(

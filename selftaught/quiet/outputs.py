@@ -42,6 +42,11 @@ class QuietOutput(ModelOutput):
     """Mean negative log-probability of the sampled thought tokens, an estimate of their entropy."""
     length: Tensor | None = None
     """Mean number of sampled tokens per thought. None if all thoughts have the same length."""
+    thought_kl: Tensor | None = None
+    """Mean KL divergence of the distribution of thought tokens from the reference, in nats per
+    token. None without a reference; so is the next field."""
+    thought_base_nll: Tensor | None = None
+    """Mean negative log-probability of thought tokens under the reference, in nats per token."""
     position_BJ: Tensor | None = None
     """Positions that think, in ascending order. The following fields are for these positions."""
     factor_BJ: Tensor | None = None
@@ -71,6 +76,8 @@ class Learned:
     log_prob_BNJK: Tensor
     weight_BNJK: Tensor
     withheld: Tensor | None = None
+    thought_kl: Tensor | None = None
+    thought_base_nll: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -113,9 +120,17 @@ def gathered(
         withheld=torch.stack(withheld).sum() if withheld else None,
         entropy=means.entropy,
         length=means.length,
+        thought_kl=_sum_of([part.thought_kl for part in parts]),
+        thought_base_nll=_sum_of([part.thought_base_nll for part in parts]),
         position_BJ=chosen.position_BJ,
         factor_BJ=chosen.factor_BJ,
         log_prob_with_BNJK=torch.cat([part.log_prob_BNJK for part in parts], 2),
         weight_BNJK=torch.cat([part.weight_BNJK for part in parts], 2),
         thought_BNJS=thought_BNJS,
     )
+
+
+def _sum_of(values: Sequence[Tensor | None]) -> Tensor | None:
+    """Return the sum over chunks, or None if the chunks do not have the value."""
+    known = [one for one in values if one is not None]
+    return torch.stack(known).sum() if known else None

@@ -23,7 +23,9 @@ from transformers import (
 )
 
 from selftaught.quiet.evaluation import DECILES
+from selftaught.quiet.legibility import batch_signals, distinct_at_positions
 from selftaught.quiet.model import QuietOutput
+from selftaught.quiet.reference import Reference
 from selftaught.quiet.spans import Spans, padded
 from selftaught.quiet.where import Matcher
 
@@ -45,6 +47,7 @@ class QuietTrainer(Trainer):
         self._micro = (-1, 0)
         self._warned = False
         self._tokens, self._since = 0, time.perf_counter()
+        self.reference: Reference | None = None
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """Create the optimizer, with the heads in separate parameter groups with their learning
@@ -77,6 +80,8 @@ class QuietTrainer(Trainer):
         step = self.state.global_step
         self._micro = (step, self._micro[1] + 1 if self._micro[0] == step else 0)
         seed = f"{self.args.seed} {step} {self._micro[1]} {self.args.process_index}"
+        quiet: Any = self.accelerator.unwrap_model(self.model)
+        quiet.reference = self.reference if self._compares(step) else None
         out: QuietOutput = model(**inputs, seed=random.Random(seed).getrandbits(60))
         assert out.loss is not None
         if not bool(torch.isfinite(out.loss)):
@@ -89,6 +94,15 @@ class QuietTrainer(Trainer):
             )
         self._note(out, inputs)
         return (out.loss, out) if return_outputs else out.loss
+
+    def _compares(self, step: int) -> bool:
+        """Return whether the thoughts of a step, numbered from 0, are compared with the reference."""
+        quiet: Any = self.accelerator.unwrap_model(self.model)
+        if quiet.quiet_config.thought_kl_weight > 0:
+            return True
+        if self.reference is None:
+            return False
+        return step % self.reference.every == 0 or step + 1 == self.state.max_steps
 
     def _note(self, out: QuietOutput, inputs: dict[str, Any]) -> None:
         assert out.nll_with_K is not None
@@ -104,13 +118,21 @@ class QuietTrainer(Trainer):
                 ("positive_advantages", out.positive), ("mixing_weight", out.weight),
                 ("thought_entropy", out.entropy), ("reinforce", out.reinforce),
                 ("thought_length", out.length), ("withheld_advantages", out.withheld),
+                ("thought_length", out.length), ("thought_kl", out.thought_kl),
+                ("thought_base_nll", out.thought_base_nll),
             ):  # fmt: skip
                 if value is not None:
                     self._sums[name].append(float(value))
-            for name, value in signals(out, inputs).items():
+            for name, value in (signals(out, inputs) | self._legibility(out, inputs)).items():
                 self._sums[name].append(value)
         self._gains.append(gains)
         self._tokens += int(inputs["attention_mask"].sum())
+
+    def _legibility(self, out: QuietOutput, inputs: dict[str, Any]) -> dict[str, float]:
+        assert out.thought_BNJS is not None
+        quiet: Any = self.accelerator.unwrap_model(self.model)
+        used_BJ = _used(out, inputs, len(out.thought_BNJS))[1]
+        return batch_signals(out.thought_BNJS, used_BJ, quiet.marks.end)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add the metrics of thoughts since the last log entry, and log as the Trainer does."""
@@ -235,10 +257,7 @@ def signals(out: QuietOutput, inputs: dict[str, Any]) -> dict[str, float]:
         return {}
     known_BJ = _used(out, inputs, len(out.thought_BNJS))[1]
     spread_BJ = out.log_prob_with_BNJK.detach().float().sum(-1).std(1, correction=0)
-    equal_BNNJ = (out.thought_BNJS[:, :, None] == out.thought_BNJS[:, None]).all(-1)
-    before_NN = torch.ones(thoughts, thoughts, dtype=torch.bool, device=equal_BNNJ.device).tril(-1)
-    repeated_BNJ = (equal_BNNJ & before_NN[None, :, :, None]).any(2)
-    distinct_BJ = 1 - repeated_BNJ.float().mean(1)
+    distinct_BJ = distinct_at_positions(out.thought_BNJS)
     return {
         "reward_spread": float(spread_BJ[known_BJ].mean()),
         "distinct_thoughts": float(distinct_BJ[known_BJ].mean()),

@@ -27,6 +27,7 @@ from selftaught.quiet.checkpoint import fingerprint, save_quiet
 from selftaught.quiet.config import QuietConfig
 from selftaught.quiet.model import QuietLM
 from selftaught.quiet.moving_average import AverageUpdates, MovingAverage
+from selftaught.quiet.reference import Reference
 from selftaught.quiet.spans import Spans
 from selftaught.quiet.thought_filter import ThoughtFilter
 from selftaught.quiet.trainer import QuietTrainer, SpanEpochs, collated, filler_of, last_checkpoint
@@ -51,7 +52,7 @@ DECIDING_SINCE = ("train_sampling_strategy", "neftune_noise_alpha", "optim_targe
 """Further ones that earlier versions did not compare. They count only if they differ from the default."""
 ADDED_LATER = (
     "drop_zero_losses", "thought_may_end", "ema_decay", "advantages", "clip_low", "clip_high",
-    "positions_pattern",
+    "positions_pattern", "thought_kl_weight",
 )  # fmt: skip
 """Options of Quiet-STaR that earlier versions did not have. At their defaults, they do not change
 the hash of a run."""
@@ -110,7 +111,8 @@ def train_quiet(
     """Train a Quiet-STaR model and save it in `out/model`.
 
     Args:
-        model: the model to train, changed in place.
+        model: the model to train, changed in place. If `model.reference` is set, the perplexity of
+            the thoughts under it is logged; with `thought_kl_weight`, it is set here if it is not.
         tokenizer: its tokenizer.
         spans: the training data.
         arguments: training arguments; see `quiet_arguments`.
@@ -127,7 +129,7 @@ def train_quiet(
     Raises:
         ValueError: `out` belongs to another training, a loss is not finite, the settings make all
             advantages of REINFORCE 0, no text matches the pattern of `positions`, or the memory is
-            too small for the moving average of `baseline="ema"`.
+            too small for the moving average of `baseline="ema"` or for the reference.
     """
     if why := model.quiet_config.without_reinforcement:
         raise ValueError(why)
@@ -148,8 +150,9 @@ def train_quiet(
     )
     _add_average(trainer, model)
     model.thought_filter = thought_filter
+    _add_reference(trainer, model)
     fit(trainer, out)
-    model.average = model.thought_filter = None
+    model.average = model.reference = model.thought_filter = None
     history = [entry for entry in trainer.state.log_history if "tokens_per_second" in entry]
     if trainer.is_world_process_zero():
         if peft_model is not None:
@@ -167,6 +170,14 @@ def _add_average(trainer: QuietTrainer, model: QuietLM) -> None:
     if config.baseline == "ema" and config.ema_decay > 0:
         model.average = MovingAverage(model.base, config.ema_decay)
         trainer.add_callback(AverageUpdates(model.average))
+
+
+def _add_reference(trainer: QuietTrainer, model: QuietLM) -> None:
+    """Give the trainer the model to which thoughts are compared, if there is one."""
+    if model.reference is None and model.quiet_config.thought_kl_weight > 0:
+        model.reference = Reference.frozen(model)
+    if model.reference is not None:  # the Trainer may have moved the model to another device
+        trainer.reference = model.reference.within(model)
 
 
 def start_run(out: Path, made_from: str, arguments: TrainingArguments) -> None:

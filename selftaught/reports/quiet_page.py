@@ -12,6 +12,7 @@ from pathlib import Path
 from markupsafe import Markup
 
 from selftaught.printable import printable
+from selftaught.quiet.evaluation import Measured
 from selftaught.quiet.explore import Explored
 from selftaught.records import write_atomically
 from selftaught.reports.pages import rendered
@@ -25,6 +26,10 @@ CURVES = (
     ("Differences between the thoughts of a position (nats, standard deviation)", ("reward_spread",), True),
     ("Share of distinct thoughts per position", ("distinct_thoughts",), True),
     ("Mean mixing weight of thoughts", ("mixing_weight",), True),
+    ("Thoughts under the base model (nats per token, log of the perplexity)", ("thought_base_nll",), True),
+    ("Divergence of thought tokens from the base model (nats per token)", ("thought_kl",), True),
+    ("Share of repeated tokens in a thought", ("repeated_tokens",), True),
+    ("Share of distinct thoughts in a text", ("distinct_in_text",), True),
     ("Entropy of thought tokens (nats)", ("thought_entropy",), True),
     ("Mean length of thoughts (sampled tokens)", ("thought_length",), True),
     ("Gain of the hardest and the easiest tenth of tokens (nats)", ("gain_decile_10", "gain_decile_1"), True),
@@ -33,6 +38,14 @@ CURVES = (
 """Plots: caption, names of the logged values, and whether to draw a line at 0."""
 NAMES = {"nll_without": "without thoughts", "nll_with": "with thoughts",
          "gain_decile_10": "hardest tenth", "gain_decile_1": "easiest tenth"}  # fmt: skip
+READABLE = {
+    "thought_base_nll": "nats per token under the base model", "thought_kl": "divergence from it (nats per token)",
+    "repeated_tokens": "repeated tokens", "distinct_thoughts": "distinct at a position",
+    "distinct_in_text": "distinct in a text", "thought_entropy": "entropy (nats per token)",
+}  # fmt: skip
+"""Logged values in the table on thoughts over training, with their names."""
+PARTS = 5
+"""Number of rows of that table. Values are means over the steps of a part."""
 POINTS = 120
 """Maximum number of points per curve. Neighboring points are averaged."""
 
@@ -41,17 +54,18 @@ def training_page(
     out: Path,
     log: Sequence[Mapping[str, float]],
     settings: Mapping[str, object],
-    before: object = None,
-    after: object = None,
+    before: Measured | None = None,
+    after: Measured | None = None,
 ) -> Path:
-    """Write the report of a training: curves, gains of thoughts on held-out texts, and settings.
+    """Write the report of a training: curves, gains and readability of thoughts on held-out texts,
+    and settings.
 
     Args:
         out: the run folder.
         log: logged metrics, one dictionary per step.
         settings: settings to show.
-        before: `Measured` of the base model. None: not measured.
-        after: `Measured` of the trained model. None: not measured.
+        before: the base model on held-out texts. None: not measured.
+        after: the trained model on held-out texts. None: not measured.
 
     Returns:
         The path of `report.html`.
@@ -63,11 +77,50 @@ def training_page(
             svg = value_plot(f"curve{number}", caption, lines, across="steps", zero=zero)
             plots.append({"caption": caption, "svg": Markup(svg), "names": [NAMES.get(n, n) for n in names]})  # fmt: skip
     page = rendered(
-        "quiet.html.j2", title=out.name, plots=plots, settings=settings, before=before, after=after
-    )
+        "quiet.html.j2", title=out.name, plots=plots, settings=settings, before=before, after=after,
+        readable=_readable(before, after), over_training=_over_training(log),
+    )  # fmt: skip
     path = out / "report.html"
     write_atomically(path, page)
     return path
+
+
+def _readable(before: Measured | None, after: Measured | None) -> list[tuple[str, str, str]]:
+    """Return rows on how readable thoughts are: name, of the thoughts, of the texts themselves."""
+    if after is None or after.legibility is None:
+        return []
+    found, text = after.legibility, "" if before is None else f"{before.nll_without:.3f}"
+    rows = [
+        ("nats per token under the base model", _interval(found.base_nll, ".3f"), text),
+        ("repeated tokens", _interval(found.repeated_tokens, ".1%"),
+         _interval(found.repeated_in_text, ".1%")),
+        ("distinct thoughts at a position", _interval(found.distinct_thoughts, ".1%"), ""),
+        ("distinct thoughts in a text", _interval(found.distinct_in_text, ".1%"), ""),
+    ]  # fmt: skip
+    return [row for row in rows if row[1]]
+
+
+def _interval(value: Sequence[float] | None, form: str) -> str:
+    """Return a mean with its 95% interval, if there is one. Empty if it was not measured."""
+    if value is None:
+        return ""
+    mean, low, high = value
+    return f"{mean:{form}}" + (f" [{low:{form}}, {high:{form}}]" if low == low else "")
+
+
+def _over_training(log: Sequence[Mapping[str, float]]) -> list[list[str]]:
+    """Return a table with a head on the thoughts in each of `PARTS` parts of a training."""
+    names = [name for name in READABLE if any(name in row for row in log)]
+    if not names:
+        return []
+    width = -(-len(log) // PARTS)
+    table = [["steps", *(READABLE[name] for name in names)]]
+    for first in range(0, len(log), width):
+        part = log[first : first + width]
+        values = [[row[name] for row in part if name in row] for name in names]
+        cells = [f"{sum(one) / len(one):.3f}" if one else "" for one in values]
+        table.append([f"{part[0]['step']:.0f} to {part[-1]['step']:.0f}", *cells])
+    return table
 
 
 def _curve(log: Sequence[Mapping[str, float]], name: str) -> tuple[list[float], list[float]]:
