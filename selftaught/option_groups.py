@@ -10,6 +10,7 @@ from typing import Any, ClassVar, Literal
 
 Prompt = Literal["few_shot", "bare", "chat"]
 Launcher = Literal["inline", "torchrun", "accelerate", "ray"]
+TrackerName = Literal["tensorboard", "trackio", "wandb", "none"]
 Auto = Literal["auto"]
 """The value of an option that is chosen for the model; the plan of a run shows the choice."""
 
@@ -23,6 +24,17 @@ def as_number(value: float | Auto) -> float:
     if value == "auto":
         raise ValueError('Expected a number, got "auto", which is chosen when a run is opened.')
     return value
+
+
+@dataclass(frozen=True)
+class TrackerOptions:
+    """Where the results of a run are reported."""
+
+    heading: ClassVar[str] = "run"
+
+    report_to: list[TrackerName] = field(default_factory=list)
+    """Experiment trackers that show the results while the run goes on: one or several of
+    "tensorboard", "trackio" and "wandb". May change when a run is continued. See docs/concepts.md."""
 
 
 @dataclass(frozen=True)
@@ -180,7 +192,8 @@ def refuse_repeated(options: Any) -> None:
     Raises:
         ValueError: a field is repeated; says which option to give.
     """
-    own = {one.name for one in fields(options)}
+    # transformers' report_to is for each fine-tuning by itself
+    own = {one.name for one in fields(options)} - {"report_to"}
     if repeated := sorted(own & set(options.training)):
         shown = ", ".join(f"--{name.replace('_', '-')}" for name in repeated)
         raise ValueError(

@@ -40,7 +40,7 @@ USERS: dict[str, set[str]] = {
     "datasets": {"tasks", "training", "quiet"},
     "torch": {
         "samplers", "training", "models", "quiet", "cli.quiet_model", "evaluation.verifier", "harness",
-        "serving", "safety.classifier",
+        "serving", "safety.classifier", "runs.trackers",
     },
     "transformers": {
         "samplers", "training", "models", "quiet", "cli.pause", "cli.quiet_model", "cli.quiet_think",
@@ -63,6 +63,9 @@ USERS: dict[str, set[str]] = {
     "openai": {"samplers.openai_client"},
     "lm_eval": {"harness"},
     "accelerate": {"training"},
+    "tensorboard": {"runs.trackers"},
+    "trackio": {"runs.trackers"},
+    "wandb": {"runs.trackers"},
 }  # fmt: skip
 """The packages and modules that import a third-party library."""
 NO_TORCH = [

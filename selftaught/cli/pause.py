@@ -12,7 +12,8 @@ from selftaught.cli.output import DONE, locked_output, locked_run, plan_text, sa
 from selftaught.cli.push import HubOptions, check_push, hub_options, push_after
 from selftaught.cli.subcommands import DryRun, Subcommand, add_subcommands, chosen_subcommand
 from selftaught.cli.texts import TextOptions, texts_of
-from selftaught.option_groups import ModelOptions
+from selftaught.option_groups import ModelOptions, TrackerOptions
+from selftaught.runs.trackers import trainer_reports
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -65,7 +66,7 @@ class PauseOptions:
 
 
 @dataclass(frozen=True)
-class RunOptions:
+class RunOptions(TrackerOptions):
     """The result of the run."""
 
     heading: ClassVar[str] = "run"
@@ -192,8 +193,9 @@ def prepared(how: TrainOptions) -> Prepared:
             "Expected exactly one of --data (pause-finetuning) and --text (pause-pretraining)."
         )
     own = {"model", "data", "text", "column", "split", "subset", "variant", "pauses", "share", "length", "limit",
-           "out", "training"}  # fmt: skip
-    given = {name: value for name, value in asdict(how).items() if name not in own} | how.training
+           "out", "report_to", "training"}  # fmt: skip
+    given = {name: value for name, value in asdict(how).items() if name not in own}
+    given |= trainer_reports(how.report_to, how.training) | how.training
     config = sft_config(how.out.with_name(how.out.name + ".training"), **given)
     name = str(embedded_model()) if how.model == "embedded" else how.model
     if how.data is not None:

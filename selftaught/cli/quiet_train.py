@@ -18,8 +18,10 @@ from selftaught.cli.quiet_model import (
 )
 from selftaught.cli.quiet_think import legibility_table, measured_table
 from selftaught.cli.texts import TextOptions, texts_of
+from selftaught.option_groups import TrackerOptions
 from selftaught.quiet.config import QuietConfig
 from selftaught.records import write_atomically
+from selftaught.runs.trackers import trainer_reports
 from selftaught.safety.options import ExcludeOptions
 
 if TYPE_CHECKING:
@@ -80,7 +82,7 @@ class RunOptions:
 
 
 @dataclass(frozen=True)
-class StepOptions:
+class StepOptions(TrackerOptions):
     """Optimizer steps. `--training.NAME VALUE` sets any other field of `TrainingArguments`."""
 
     heading: ClassVar[str] = "training"
@@ -99,8 +101,7 @@ class StepOptions:
     bf16: bool = False
     """Compute in bfloat16. The weights stay in float32."""
     training: dict[str, Any] = field(default_factory=dict)
-    """Any other field of transformers' `TrainingArguments`, such as `--training.report_to
-    tensorboard`."""
+    """Any other field of transformers' `TrainingArguments`, such as `--training.weight_decay 0.1`."""
 
 
 @dataclass(frozen=True)
@@ -220,11 +221,15 @@ def trainer_options(how: StepOptions, rate: float) -> dict[str, Any]:
         how: options of a command, of which `seed` and `save_steps` are taken, too.
         rate: the default learning rate.
     """
-    names = {one.name for one in fields(StepOptions)} - {"training"} | {"seed", "save_steps"}
+    names = {one.name for one in fields(StepOptions)} - {"training", "report_to"} | {
+        "seed",
+        "save_steps",
+    }
     options = {name: value for name, value in asdict(how).items() if name in names}
     return (
         options
         | {"learning_rate": rate if how.learning_rate is None else how.learning_rate}
+        | trainer_reports(how.report_to, how.training)
         | how.training
     )
 

@@ -99,7 +99,7 @@ class CompareConfig(SeededConfig):
         )
 
 
-CHANGEABLE = ("out", "methods", *PLACE)
+CHANGEABLE = ("out", "methods", "report_to", *PLACE)
 """Options that may change when a comparison is continued."""
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Self, get_args
 
 from selftaught.option_groups import (
     Auto,
@@ -12,6 +12,8 @@ from selftaught.option_groups import (
     Prompt,
     PromptOptions,
     SamplingOptions,
+    TrackerName,
+    TrackerOptions,
     TrainingOptions,
     as_number,
     refuse_repeated,
@@ -74,6 +76,7 @@ class SelectionOptions:
 
 @dataclass(frozen=True)
 class MethodConfig(
+    TrackerOptions,
     RunOptions,
     LaunchOptions,
     TrainingOptions,
@@ -114,6 +117,12 @@ class MethodConfig(
                 "gradient_accumulation_steps",
                 at_least(self.gradient_accumulation_steps, 1),
                 "at least 1",
+            ),
+            (
+                "report_to",
+                not isinstance(self.report_to, str)
+                and {*self.report_to} <= {*get_args(TrackerName)},
+                'a list of "tensorboard", "trackio", "wandb" or "none"',
             ),
             ("max_tokens", self.max_tokens is None or self.max_tokens >= 1, "at least 1"),
             *(
@@ -212,7 +221,8 @@ class MethodConfig(
         values |= {"train_batch_size": whole, "per_device_train_batch_size": device,
                    "gradient_accumulation_steps": None}  # fmt: skip
         values = only_used(self, values)
-        unused = {name for name in ("system_prompt", "chat_template_kwargs") if not values[name]}
+        later = ("system_prompt", "chat_template_kwargs", "report_to")
+        unused = {name for name in later if not values[name]}
         return {name: value for name, value in values.items() if name not in unused}
 
 

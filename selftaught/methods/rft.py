@@ -123,7 +123,7 @@ class RftConfig(SeededConfig):
         return super().small(**({"k": [4]} | changes))
 
 
-CHANGEABLE = ("out", "k", "baselines", *PLACE)
+CHANGEABLE = ("out", "k", "baselines", "report_to", *PLACE)
 """Options that may change when a run is continued, because nothing stored depends on them."""
 
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from selftaught.evaluation.evaluator import Evaluation, evaluate
 from selftaught.methods.config import Facts, MethodConfig
+from selftaught.methods.points import RunPoints
 from selftaught.models.embedded import embedded_model
 from selftaught.option_groups import Auto, as_number
 from selftaught.prompts import PromptStyle, bare
@@ -53,6 +54,7 @@ from selftaught.runs.folder import (
     write_rows,
 )
 from selftaught.runs.preflight import check_settings, check_texts, refuse_server
+from selftaught.runs.reporting import reported
 from selftaught.runs.status import tracked_status
 from selftaught.samplers import (
     Engine,
@@ -165,7 +167,8 @@ def running(
     """
     with (
         lock_folder(config.out),
-        tracked_status(config.out / "status.json", method, reporter) as reporting,
+        tracked_status(config.out / "status.json", method, reporter) as tracked,
+        reported(config.out, config.report_to, RunPoints(config.out), tracked) as reporting,
         Engine(config.sampler, config.sampler_options) as engine,
     ):
         yield reporting, engine

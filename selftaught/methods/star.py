@@ -31,6 +31,7 @@ from selftaught.methods.run import (
     fit,
     open_task_of,
     running,
+    tokens_of,
     trainer_options,
     write_options,
     write_summary,
@@ -211,7 +212,7 @@ class StarConfig(MethodConfig):
                 return -1
 
 
-CHANGEABLE = ("iterations", "patience", "out", "baselines", *PLACE)
+CHANGEABLE = ("iterations", "patience", "out", "baselines", "report_to", *PLACE)
 """Options that may change when a run is continued, because nothing stored depends on them."""
 
 
@@ -311,6 +312,7 @@ def run_iteration(star: Star, iteration: int) -> Row:
         "model": str(training.model),
         "validation": validation.to_dict(),
         "funnel": _funnel(star, problems, direct, rationalized, training),
+        "sampled tokens": tokens_of(direct) + tokens_of(rationalized),
         "training": {
             "steps": training.steps,
             "loss": training.loss,

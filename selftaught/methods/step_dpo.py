@@ -95,7 +95,7 @@ from selftaught.samplers import Engine
 from selftaught.training import open_tokenizer
 from selftaught.training.launch import PLACE
 
-CHANGEABLE = ("out", "methods", "sizes", "sft_sizes", *PLACE)
+CHANGEABLE = ("out", "methods", "sizes", "sft_sizes", "report_to", *PLACE)
 """Options that may change when a run is continued, because nothing stored depends on them."""
 
 

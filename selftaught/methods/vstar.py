@@ -165,7 +165,7 @@ class VstarConfig(SeededConfig):
         return super().small(**({"candidates": 32} | changes))
 
 
-CHANGEABLE = ("out", "baselines", "table", *PLACE)
+CHANGEABLE = ("out", "baselines", "table", "report_to", *PLACE)
 """Options that may change when a run is continued, because nothing stored depends on them."""
 
 

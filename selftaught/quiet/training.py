@@ -34,6 +34,7 @@ from selftaught.quiet.trainer import QuietTrainer, SpanEpochs, collated, filler_
 from selftaught.quiet.where import check_matches, training_matcher
 from selftaught.records import write_atomically
 from selftaught.training.options import checked_config
+from selftaught.training.trainer import keep_tensorboard
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -190,6 +191,7 @@ def start_run(out: Path, made_from: str, arguments: TrainingArguments) -> None:
 def fit(trainer: Trainer, out: Path) -> None:
     """Train from the last complete checkpoint in the run folder, or from the start."""
     trainer.remove_callback(PrinterCallback)
+    keep_tensorboard(trainer, out / "tensorboard")
     checkpoint = last_checkpoint(out / "checkpoints")
     if checkpoint is not None and 0 < trainer.args.max_steps <= _steps(checkpoint):
         # Training had finished, but the process stopped before it saved the model.

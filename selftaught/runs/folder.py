@@ -196,6 +196,7 @@ def remember(options: "DataclassInstance", out: Path) -> None:
     values = {
         name: str(value) if isinstance(value, Path) else value
         for name, value in asdict(options).items()
+        if name != "report_to" or value
     }
     is_run = (out / "run.lock").exists()
     path = out / "config.yaml" if is_run else out.with_name(out.stem + ".config.yaml")

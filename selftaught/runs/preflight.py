@@ -10,6 +10,7 @@ from typing import Any, Protocol
 from selftaught.options import check_options
 from selftaught.prompts import PromptStyle
 from selftaught.records import Problem
+from selftaught.runs.trackers import check_trackers
 from selftaught.samplers import check_model, check_prompts, check_sampler, count_too_long
 from selftaught.training import check_lora, lora_config
 from selftaught.training.launch import Kind, Launched, launch_of, refuse_unfit, stage_config
@@ -23,6 +24,8 @@ class Settings(Launched, Protocol):
 
     @property
     def out(self) -> Path: ...
+    @property
+    def report_to(self) -> Sequence[str]: ...
     @property
     def sampler(self) -> str: ...
     @property
@@ -42,7 +45,7 @@ class Settings(Launched, Protocol):
 def check_settings(
     config: Settings, base: str, trainings: Sequence[tuple[Kind, Mapping[str, object]]]
 ) -> None:
-    """Check the sampler and its options, the launcher, the training options and the base model.
+    """Check the trackers, the sampler and its options, the launcher, the training options and the base model.
 
     Args:
         config: The method's configuration.
@@ -54,6 +57,7 @@ def check_settings(
         ImportError: A package is not installed.
         OSError: The model does not exist.
     """
+    check_trackers(config.report_to)
     refuse_server(config.sampler)
     check_sampler(config.sampler, config.sampler_options)
     check_model(base)

@@ -156,6 +156,7 @@ def fit(
     refuse_another(checkpoints / "made_from.json", identity)
     tokenizer, rows, too_long = _rows(str(model), recipe)
     trainer = _trainer(str(model), recipe, config, tokenizer, rows, peft_config, progress)
+    keep_tensorboard(trainer, out.with_name(f"{out.name}.tensorboard"))
     if first:
         write_atomically(checkpoints / "made_from.json", json.dumps({"made_from": identity}) + "\n")
     with _explain_full_disk(checkpoints):
@@ -168,6 +169,19 @@ def fit(
         shutil.rmtree(checkpoints, ignore_errors=True)
     trainer.accelerator.wait_for_everyone()
     return summary
+
+
+def keep_tensorboard(trainer: "Trainer", folder: Path) -> None:
+    """Have transformers' TensorBoard callback write into a folder.
+
+    Its default is in the folder of the checkpoints, which is deleted when the training has
+    finished. The environment variable TENSORBOARD_LOGGING_DIR takes precedence.
+    """
+    from transformers.integrations import TensorBoardCallback
+
+    for callback in trainer.callback_handler.callbacks:
+        if isinstance(callback, TensorBoardCallback) and callback.logging_dir is None:
+            callback.logging_dir = str(folder)
 
 
 def _rows(model: str, recipe: Recipe) -> "tuple[PreTrainedTokenizerBase, Sequence[Row], int]":
