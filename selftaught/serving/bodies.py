@@ -8,7 +8,7 @@ from selftaught.rendering import completion_text
 from selftaught.serving.jobs import LogProb
 from selftaught.serving.requests import Generation
 from selftaught.serving.server import ThoughtsMode
-from selftaught.serving.text import CompletionText, Piece
+from selftaught.serving.text import CompletionText, Detokenizer, Piece
 
 
 def summary(text: CompletionText) -> str:
@@ -71,8 +71,11 @@ class Bodies:
         found: dict[str, Any] = {
             "index": index,
             "finish_reason": finish_reason(text),
-            "logprobs": self.log_probs(text.log_probs, prompt) if log_probs else None,
+            "logprobs": None,
         }
+        if log_probs:
+            unseen = bool(text.token_ids) and not text.log_probs
+            found["logprobs"] = self.log_probs(text.log_probs, prompt, unseen=unseen)
         if self._chat:
             message: dict[str, Any] = {
                 "role": "assistant",
@@ -132,16 +135,28 @@ class Bodies:
         return {**self._identity, "object": object_name, "choices": choices}
 
     def log_probs(
-        self, found: Sequence[tuple[LogProb, int]], prompt: "Echo | None" = None
+        self,
+        found: Sequence[tuple[LogProb, int]],
+        prompt: "Echo | None" = None,
+        *,
+        unseen: bool = False,
     ) -> dict[str, Any]:
-        """Return log-probabilities of tokens."""
+        """Return log-probabilities of tokens.
+
+        Args:
+            found: log-probabilities of the tokens, and where they start.
+            prompt: the prompt, if it is a part of the response.
+            unseen: the completion has tokens, and none of them is shown. After a prompt, there is
+                one entry without a value for them, because clients that measure prompts, such as
+                lm-evaluation-harness, take the last entry for that of the new token.
+        """
         if self._chat:
             return {"content": [self._token(one) for one, _ in found], "refusal": None}
         shift = len(prompt.text) if prompt else 0
-        values = [(one, at + shift) for one, at in found]
+        shifted = [(one, at + shift) for one, at in found]
         first = prompt.tokens if prompt else []
-        every = [*first, *values]
-        return {
+        every = [*first, *shifted]
+        body: dict[str, list[Any]] = {
             "tokens": [self._text(one.token) for one, _ in every],
             # The first token of a prompt has no log-probability.
             "token_logprobs": [None if prompt and at == 0 else one.value for at, (one, _) in enumerate(every)],
@@ -152,6 +167,16 @@ class Bodies:
             ],
             "text_offset": [at for _, at in every],
         }  # fmt: skip
+        if prompt and unseen:
+            values = {
+                "tokens": "",
+                "token_logprobs": None,
+                "top_logprobs": None,
+                "text_offset": shift,
+            }
+            for name, value in values.items():
+                body[name].append(value)
+        return body
 
     def _token(self, one: LogProb) -> dict[str, Any]:
         """Return a token of a chat completion."""
@@ -176,8 +201,11 @@ class Echo:
     """
 
     def __init__(self, ids: Sequence[int], log_probs: Sequence[LogProb], tokenizer: Any) -> None:
-        lengths = [len(completion_text(tokenizer, ids[:end], ())) for end in range(1, len(ids) + 1)]
         self.text = completion_text(tokenizer, ids, ())
-        starts = [0, *lengths][: len(ids)]
-        every = [LogProb(ids[0], 0.0), *log_probs] if log_probs else []
+        words = Detokenizer(tokenizer, ())
+        starts, length = [], 0
+        for token in ids:
+            starts.append(length)
+            length += len(words.add(token))
+        every = [LogProb(ids[0], 0.0), *log_probs]
         self.tokens = list(zip(every, starts, strict=False))

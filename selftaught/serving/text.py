@@ -134,6 +134,7 @@ class CompletionText:
         self._splitter = Splitter(marks, opened=ending.opened)
         self._text = ""
         self._sent = 0
+        self._cut = False
         self._pending: list[tuple[LogProb, int]] = []
         self.token_ids: list[int] = []
         self.finish_reason: FinishReason | None = None
@@ -168,6 +169,8 @@ class CompletionText:
         piece.reasoning += inner.reasoning
         piece.content += inner.content
         limit = self._sent if step.finished is None else len(self._text)
+        if step.finished is not None and not self._cut:
+            limit += 1  # the last token may have no text
         piece.log_probs = [one for one in self._pending if one[1] < limit]
         self._pending = self._pending[len(piece.log_probs) :] if step.finished is None else []
         self.reasoning += piece.reasoning
@@ -219,7 +222,9 @@ class CompletionText:
         if finished is None:
             end = len(self._text) - held_back(self._text, self._ending.stop)
         elif self.token_ids:
-            self._text = self._ending.completion(self.token_ids).text
+            whole = self._ending.completion(self.token_ids).text
+            self._cut = len(whole) < len(self._text)
+            self._text = whole
             end = len(self._text)
         else:
             end = 0

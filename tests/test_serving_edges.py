@@ -1,0 +1,108 @@
+"""Rare requests to the server: results beside plain forward passes, and errors that stay with one request."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from narrowed import tensor
+from serving import Running, running
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from selftaught.quiet.checkpoint import make_quiet, save_quiet
+from selftaught.quiet.config import QuietConfig
+from selftaught.records import Completion, Text
+from selftaught.serving.best_of_n import Choice, Chooser
+
+
+@pytest.fixture(scope="module")
+def served(wide_model_dir: Path) -> Iterator[Running]:
+    with running(wide_model_dir, max_rows=8, max_waiting=4) as one:
+        yield one
+
+
+@pytest.fixture(scope="module")
+def quiet_dir(tiny_model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("quiet")
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model_dir)
+    base = AutoModelForCausalLM.from_pretrained(tiny_model_dir)
+    model = make_quiet(base, tokenizer, QuietConfig.paper(thought_tokens=3, lookahead=2))
+    torch.manual_seed(0)
+    torch.nn.init.normal_(tensor(model.mixing.layers[-1].weight))
+    save_quiet(model, tokenizer, folder / "model")
+    return folder / "model"
+
+
+def harness_score(body: dict[str, Any], context: int) -> float:
+    """What lm-evaluation-harness reads of an echo: all tokens after the context except the last."""
+    return sum(body["choices"][0]["logprobs"]["token_logprobs"][context:-1])
+
+
+@pytest.mark.parametrize("next_token", ["plain", "end"])
+def test_an_echo_has_an_entry_for_the_new_token_also_if_it_ends_the_text(
+    wide_model_dir: Path, next_token: str
+):
+    tokenizer = AutoTokenizer.from_pretrained(wide_model_dir)
+    model = AutoModelForCausalLM.from_pretrained(wide_model_dir).eval()
+    ids = tokenizer("Tom has 3 apples").input_ids
+    with torch.no_grad():
+        log_prob = model(torch.tensor([ids])).logits[0].log_softmax(-1)
+    expected = sum(float(log_prob[at - 1, ids[at]]) for at in range(2, len(ids)))
+    with running(wide_model_dir) as one:
+        if next_token == "end":
+            one.server._eos = [int(log_prob[-1].argmax())]
+        body = one.complete(ids, max_tokens=1, temperature=0, logprobs=1, echo=True)
+        assert harness_score(body, 2) == pytest.approx(expected, abs=1e-4)
+        found = body["choices"][0]["logprobs"]
+        assert len({len(values) for values in found.values()}) == 1
+        last = None if next_token == "end" else pytest.approx(float(log_prob[-1].max()), abs=1e-4)
+        assert found["token_logprobs"][-1] == last
+        single = one.complete(ids[:1], max_tokens=1, temperature=0, logprobs=1, echo=True)
+    values = single["choices"][0]["logprobs"]["token_logprobs"]
+    assert values == [None, pytest.approx(float(log_prob[0].max()), abs=1e-4)]
+
+
+def test_an_echo_has_an_entry_for_a_new_token_that_is_hidden(wide_model_dir: Path):
+    with running(wide_model_dir) as plain:
+        body = plain.complete("Tom has", max_tokens=1, temperature=0, logprobs=1, echo=True)
+        mark = body["choices"][0]["logprobs"]["tokens"][-1]
+    assert mark.strip()
+    with running(wide_model_dir, marks=(mark, "</think>")) as one:
+        hidden = one.complete("Tom has", max_tokens=1, temperature=0, logprobs=1, echo=True)
+    found, shown = hidden["choices"][0]["logprobs"], body["choices"][0]["logprobs"]
+    assert found["token_logprobs"] == [*shown["token_logprobs"][:-1], None]
+    assert found["tokens"][-1] == "" and found["top_logprobs"][-1] is None
+
+
+class Noted(Chooser):
+    """Keeps the prompts that it is given, and chooses the first completion."""
+
+    def __init__(self) -> None:
+        self.prompts: list[Text] = []
+
+    def choose(self, prompt: Text, candidates: Sequence[Completion], options: Any) -> Choice:
+        del options
+        self.prompts.append(prompt)
+        return Choice(0, len(candidates))
+
+    def close(self) -> None:
+        pass
+
+
+def test_the_text_of_a_long_echo_takes_linear_time(served: Running):
+    from selftaught.serving.bodies import Echo
+
+    tokenizer = served.server.tokenizer
+    ids = tokenizer("Tom has 3 apples. " * 400).input_ids
+    read = 0
+
+    class Counting:
+        def decode(self, tokens: Sequence[int], **options: Any) -> str:
+            nonlocal read
+            read += len(tokens)
+            return tokenizer.decode(tokens, **options)
+
+    echo = Echo(ids, [], Counting())
+    assert echo.text == tokenizer.decode(ids)
+    assert read < 40 * len(ids)
