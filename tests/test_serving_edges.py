@@ -1,8 +1,9 @@
 """Rare requests to the server: results beside plain forward passes, and errors that stay with one request."""
 
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -14,6 +15,8 @@ from selftaught.quiet.checkpoint import make_quiet, save_quiet
 from selftaught.quiet.config import QuietConfig
 from selftaught.records import Completion, Text
 from selftaught.serving.best_of_n import Choice, Chooser
+from selftaught.serving.continuous import Lane
+from selftaught.serving.jobs import Job
 
 
 @pytest.fixture(scope="module")
@@ -73,6 +76,12 @@ def test_an_echo_has_an_entry_for_a_new_token_that_is_hidden(wide_model_dir: Pat
     found, shown = hidden["choices"][0]["logprobs"], body["choices"][0]["logprobs"]
     assert found["token_logprobs"] == [*shown["token_logprobs"][:-1], None]
     assert found["tokens"][-1] == "" and found["top_logprobs"][-1] is None
+
+
+@pytest.mark.parametrize("change", [{"temperature": 1e-40}, {"temperature": 1e-300}, {"top_p": 1e-300}])  # fmt: skip
+def test_extremely_small_sampling_parameters_are_greedy(served: Running, change: dict[str, float]):
+    greedy = served.complete("Q: 3", max_tokens=5, temperature=0)["choices"]
+    assert served.complete("Q: 3", max_tokens=5, **change)["choices"] == greedy
 
 
 class Noted(Chooser):

@@ -12,6 +12,10 @@ from selftaught.samplers.base import SamplingParams
 from selftaught.samplers.local.token_choice import choose
 from selftaught.serving.jobs import LogProb, Row
 
+SMALLEST = 1e-5
+"""A temperature below this number is greedy decoding, and so is a top_p. In float32, the division by
+a much smaller one gives no probabilities."""
+
 
 def choose_tokens(logits_BV: Tensor, rows: Sequence[Row]) -> tuple[list[int], list[LogProb | None]]:
     """Return the next token of every row, and its log-probability if its job asked for it.
@@ -24,7 +28,8 @@ def choose_tokens(logits_BV: Tensor, rows: Sequence[Row]) -> tuple[list[int], li
     """
     alike: dict[tuple[float, float], list[int]] = {}
     for at, row in enumerate(rows):
-        alike.setdefault((row.job.temperature, row.job.top_p), []).append(at)
+        temperature = row.job.temperature if row.job.temperature >= SMALLEST else 0.0
+        alike.setdefault((temperature, max(row.job.top_p, SMALLEST)), []).append(at)
     token_B = torch.empty(len(rows), dtype=torch.long, device=logits_BV.device)
     for (temperature, top_p), numbers in alike.items():
         uniform = torch.tensor([rows[at].uniform for at in numbers], device=logits_BV.device)
