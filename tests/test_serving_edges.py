@@ -84,6 +84,36 @@ def test_extremely_small_sampling_parameters_are_greedy(served: Running, change:
     assert served.complete("Q: 3", max_tokens=5, **change)["choices"] == greedy
 
 
+@pytest.mark.parametrize("where", ["add", "_reserve"])
+def test_a_failure_while_a_completion_starts_reaches_its_client(
+    served: Running, monkeypatch: pytest.MonkeyPatch, where: str
+):
+    def failing(*args: Any) -> None:
+        raise RuntimeError("out of memory")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Lane, where, failing)
+        status, body = served.post("/v1/completions", {"model": "m", "prompt": "Q: 3", "max_tokens": 2})  # fmt: skip
+    assert status == 500 and "RuntimeError" in body["error"]["message"]
+    assert served.idle(2)
+    assert served.complete("Q: 3", max_tokens=2)
+
+
+def test_a_failure_while_a_prompt_is_queued_leaves_no_row(
+    served: Running, monkeypatch: pytest.MonkeyPatch
+):
+    decoder = cast(Any, served.server.engine)._decoder
+
+    def failing(*args: Any) -> None:
+        raise RuntimeError("out of memory")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(decoder._cache, "longest", failing)
+        status, _ = served.post("/v1/completions", {"model": "m", "prompt": "Q: 3", "max_tokens": 2})  # fmt: skip
+    assert status == 500
+    assert served.idle(2)
+
+
 class Noted(Chooser):
     """Keeps the prompts that it is given, and chooses the first completion."""
 

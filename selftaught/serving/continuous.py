@@ -183,7 +183,6 @@ class ContinuousDecoder:
                 "for requests in progress. Set a smaller n or max_tokens."
             )
         lane = self._lanes[0] if job.prompt_log_probs else self._lane(job.prompt)
-        lane.expected += job.n
         own = job.prompt[len(lane.prefix.tokens) :]
         slots = self._loop.slots(1, len(own))
         prompt = _Prompt(job, lane, own, slots)
@@ -193,6 +192,7 @@ class ContinuousDecoder:
                 slots.load(known.key_KPD, known.value_KPD)
                 prompt.done = len(known.tokens)
         self._prompts.append(prompt)
+        lane.expected += job.n
 
     def _lane(self, prompt: tuple[int, ...]) -> Lane:
         """Return the lane for a prompt, a new one if it shares many tokens with earlier prompts."""
@@ -245,8 +245,8 @@ class ContinuousDecoder:
                 budget -= end - prompt.done
                 prompt.done = end
             if prompt.done >= before:
-                self._prompts.popleft()
                 yield from self._start(prompt)
+                self._prompts.popleft()  # last, so that `clear` returns the job after an error
 
     def _read(self, prompt: _Prompt, end: int) -> None:
         """Compute the keys and values of a prompt's tokens up to `end`."""
