@@ -84,6 +84,13 @@ def test_extremely_small_sampling_parameters_are_greedy(served: Running, change:
     assert served.complete("Q: 3", max_tokens=5, **change)["choices"] == greedy
 
 
+def test_equal_prompts_of_a_request_get_different_samples(served: Running):
+    body = served.complete(["Q: 3"] * 6, max_tokens=8, temperature=2.0, seed=1)
+    assert len({one["text"] for one in body["choices"]}) > 3
+    first = served.complete("Q: 3", max_tokens=8, temperature=2.0, seed=1, n=6)
+    assert [one["text"] for one in first["choices"]] == [one["text"] for one in body["choices"]]
+
+
 @pytest.mark.parametrize("where", ["add", "_reserve"])
 def test_a_failure_while_a_completion_starts_reaches_its_client(
     served: Running, monkeypatch: pytest.MonkeyPatch, where: str

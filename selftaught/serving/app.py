@@ -249,7 +249,8 @@ class Answer:
                 if not flagged or attempt == reviewer.redraws:
                     break
                 reviewer.counts["drawn anew"] += len(flagged)
-                again = redrawn(self._wanted, attempt, len(flagged))
+                other = number * reviewer.redraws + attempt
+                again = redrawn(self._wanted, other, len(flagged))
                 new = self._server.generation([prompt], again)
                 if not await self._finished(new, request):
                     return False

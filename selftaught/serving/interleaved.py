@@ -178,7 +178,7 @@ def quiet_predictions(
     """
     ids_BT = torch.tensor([job.prompt] * job.n, device=model.base.device)
     seen = SeenThoughts()
-    own = ThoughtParams(how.thoughts, how.temperature, how.think_when, job.seed)
+    own = ThoughtParams(how.thoughts, how.temperature, how.think_when, job.seed + job.first)
     predictions = next_logits(model, ids_BT, torch.ones_like(ids_BT), own, ends=ends, seen=seen)
     logits_BV = next(predictions)
     while True:

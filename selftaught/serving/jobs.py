@@ -68,6 +68,9 @@ class Job:
     """Number of most likely tokens to return for every token; None: no log-probabilities."""
     prompt_log_probs: bool = False
     """Return the log-probabilities of the prompt."""
+    first: int = 0
+    """Number of the request's completions that come before those of this prompt. It decides, with
+    the seed, their random numbers."""
     number: int = field(default_factory=lambda: next(_numbers))
     cancelled: bool = False
     """Set by the caller when nobody waits for the result."""
@@ -88,7 +91,7 @@ class Row:
         self.job, self.index = job, index
         self.tokens: list[int] = []
         self.finished: FinishReason | None = None
-        self._uniforms = uniforms(job.seed, "", index, job.max_tokens).tolist()
+        self._uniforms = uniforms(job.seed, "", job.first + index, job.max_tokens).tolist()
         self.last = 0
         """The token that is read next."""
         self.stored = 0

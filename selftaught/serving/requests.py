@@ -117,7 +117,7 @@ class Generation:
         wanted = self.wanted
         return Job(
             prompt.ids, prompt.ending, deliver, wanted.n, wanted.max_tokens, wanted.temperature,
-            wanted.top_p, wanted.seed, wanted.log_probs, wanted.prompt_log_probs,
+            wanted.top_p, wanted.seed, wanted.log_probs, wanted.prompt_log_probs, at * wanted.n,
         )  # fmt: skip
 
     def cancel(self) -> None:
