@@ -121,6 +121,25 @@ def test_a_failure_while_a_prompt_is_queued_leaves_no_row(
     assert served.idle(2)
 
 
+def test_flagged_content_is_not_beside_the_hidden_thoughts(quiet_dir: Path):
+    from test_serving_review import QUESTION, rest_of, reviewer
+
+    with running(quiet_dir, thoughts="shown") as plain:
+        choice = plain.complete(**QUESTION)["choices"][0]
+    text = choice["text"]
+    assert text.strip()
+    import re
+
+    with running(quiet_dir, thoughts="shown", reviewer=reviewer(f"^{re.escape(text)}$")) as one:
+        body = one.complete(**QUESTION)
+        chunks = one.stream("/v1/completions", QUESTION)
+    assert body["choices"][0]["finish_reason"] == "content_filter"
+    for found in (body["choices"][0], *(chunk["choices"][0] for chunk in chunks)):
+        tokens = "".join(hidden["token"] for hidden in found.get("hidden_thoughts", []))
+        assert text not in tokens
+    assert rest_of(body)
+
+
 class Noted(Chooser):
     """Keeps the prompts that it is given, and chooses the first completion."""
 
@@ -134,6 +153,20 @@ class Noted(Chooser):
 
     def close(self) -> None:
         pass
+
+
+def test_the_support_of_a_choice_is_not_sent_with_another_completion(wide_model_dir: Path):
+    import json
+    from urllib.request import Request, urlopen
+
+    from test_serving_review import reviewer
+
+    with running(wide_model_dir, chooser=Noted(), candidates=2, reviewer=reviewer("(?s).", "redraw", 1)) as one:  # fmt: skip
+        body = json.dumps({"model": "m", "prompt": "Tom has 3", "max_tokens": 2}).encode()
+        request = Request(f"{one.url}/v1/completions", body, {"content-type": "application/json"})
+        with urlopen(request) as response:
+            assert response.headers["x-selftaught-support"] is None
+            assert json.loads(response.read())["choices"][0]["finish_reason"] == "content_filter"
 
 
 def test_the_text_of_a_long_echo_takes_linear_time(served: Running):

@@ -216,8 +216,12 @@ class Answer:
         texts, headers = generation.texts, {}
         if choosing:
             texts, headers = await self._choice(generation)
-        if server.reviewer is not None and not await self._review(generation, texts, request):
-            return Response(status_code=499)
+        if server.reviewer is not None:
+            before = list(texts)
+            if not await self._review(generation, texts, request):
+                return Response(status_code=499)
+            if texts != before or any(text.filtered for text in texts):
+                headers.pop("x-selftaught-support", None)  # it is that of another completion
         self._log(texts)
         if stream:
             return EventStream(self._whole_events(generation, texts, usage), headers)

@@ -83,6 +83,7 @@ class Reviewer:
             text.reasoning, text.hidden = WITHHELD, []
         if verdict.content:
             text.content, text.log_probs, text.filtered = "", [], True
+            text.hidden = []  # each has the text of its token
 
     def close(self) -> None:
         """Free the memory of the checks."""
