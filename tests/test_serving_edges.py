@@ -91,6 +91,12 @@ def test_equal_prompts_of_a_request_get_different_samples(served: Running):
     assert [one["text"] for one in first["choices"]] == [one["text"] for one in body["choices"]]
 
 
+def test_a_request_with_many_prompts_is_not_refused_while_nothing_waits(served: Running):
+    body = served.complete(["Q: 3"] * 20, max_tokens=2, n=2)
+    assert len(body["choices"]) == 40
+    assert served.idle()
+
+
 @pytest.mark.parametrize("where", ["add", "_reserve"])
 def test_a_failure_while_a_completion_starts_reaches_its_client(
     served: Running, monkeypatch: pytest.MonkeyPatch, where: str

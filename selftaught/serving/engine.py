@@ -94,20 +94,21 @@ class DecodingEngine(Closing):
         with self._changed:
             return Load(self._rows, sum(job.n for job in self._waiting))
 
-    def submit(self, job: Job) -> None:
-        """Queue a job. Its steps are delivered from the decoding thread.
+    def submit(self, *jobs: Job) -> None:
+        """Queue jobs, all or none. Their steps are delivered from the decoding thread.
 
         Raises:
-            Full: too many completions wait, or the engine is closed.
-            ValueError: the job has more completions than fit at the same time.
+            Full: too many completions wait, or the engine is closed. While none wait, jobs are
+                queued however many they are, since they would never fit otherwise.
+            ValueError: a job has more completions than fit at the same time.
         """
-        if job.n > self.max_rows:
-            raise ValueError(f"n must be at most {self.max_rows}; got {job.n}.")
+        if (most := max(job.n for job in jobs)) > self.max_rows:
+            raise ValueError(f"n must be at most {self.max_rows}; got {most}.")
         with self._changed:
-            waiting = sum(one.n for one in self._waiting)
-            if self._closed or (waiting and waiting + job.n > self._max_waiting):
+            waiting, new = (sum(one.n for one in some) for some in (self._waiting, jobs))
+            if self._closed or (waiting and waiting + new > self._max_waiting):
                 raise Full
-            self._waiting.append(job)
+            self._waiting.extend(jobs)
             self._changed.notify()
 
     def cancel(self, job: Job) -> None:

@@ -91,15 +91,11 @@ class Generation:
             for prompt in prompts for _ in range(wanted.n)
         ]  # fmt: skip
         self.prompt_log_probs: list[tuple[LogProb, ...]] = [() for _ in prompts]
-        self._jobs: list[Job] = []
+        self._jobs = [self._job(at, prompt) for at, prompt in enumerate(prompts)]
         self._more: list[Generation] = []
         try:
-            for at, prompt in enumerate(prompts):
-                job = self._job(at, prompt)
-                engine.submit(job)
-                self._jobs.append(job)
+            engine.submit(*self._jobs)
         except Full:
-            self.cancel()
             raise ApiError(
                 "The server has too many requests. Try again later.", 429,
                 code="rate_limit_exceeded", kind="rate_limit_error",
