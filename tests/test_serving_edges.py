@@ -127,6 +127,21 @@ def test_a_failure_while_a_prompt_is_queued_leaves_no_row(
     assert served.idle(2)
 
 
+def test_a_very_long_stop_string_is_refused(served: Running):
+    start = time.monotonic()
+    wanted = {"model": "m", "prompt": "Q: 3", "max_tokens": 4, "stop": "a" * 200_000}
+    status, body = served.post("/v1/completions", wanted)
+    assert status == 400 and "characters" in body["error"]["message"]
+    assert time.monotonic() - start < 5
+
+
+def test_a_field_with_an_invalid_or_a_very_long_name_is_refused(served: Running):
+    for name in ("\ud800", "z" * 100_000):
+        status, body = served.post("/v1/completions", {"model": "m", "prompt": "a", name: 1})
+        assert status == 400
+        assert len(body["error"]["message"]) < 600
+
+
 def test_flagged_content_is_not_beside_the_hidden_thoughts(quiet_dir: Path):
     from test_serving_review import QUESTION, rest_of, reviewer
 

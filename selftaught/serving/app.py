@@ -382,7 +382,8 @@ def make_app(
         del request
         assert isinstance(error, ApiError)
         headers = {"retry-after": "1"} if error.status == 429 else {}
-        return JSONResponse(error.body, error.status, headers=headers)
+        # JSON in ASCII: the message may repeat halves of surrogate pairs from the request.
+        return Response(json.dumps(error.body), error.status, headers, "application/json")
 
     async def invalid(request: Request, error: Exception) -> Response:
         assert isinstance(error, RequestValidationError)

@@ -8,6 +8,8 @@ from selftaught.records import Message
 
 MAX_STOPS = 16
 """Maximum number of stop strings."""
+MAX_STOP_LENGTH = 256
+"""Maximum number of characters of a stop string."""
 MAX_TOP = 20
 """Maximum number of most likely tokens per token."""
 UNSUPPORTED = {
@@ -115,6 +117,11 @@ class _Request(_Strict):
             raise ValueError(f"at most {MAX_STOPS} stop strings, got {len(stops)}")
         if any(not one for one in stops):
             raise ValueError("stop strings that are not empty")
+        longest = max(map(len, stops), default=0)
+        if longest > MAX_STOP_LENGTH:
+            raise ValueError(
+                f"stop strings of at most {MAX_STOP_LENGTH} characters, got {longest:,}"
+            )
         for one in stops:
             check_encoding(one)
         return value
@@ -235,7 +242,7 @@ def error_of(errors: list[Any]) -> ApiError:
         errors, key=lambda one: len(one["loc"])
     )  # of a union, the branch that came furthest
     place = [str(part) for part in first["loc"] if not _is_type(str(part))]
-    param = ".".join(place) or None
+    param = ".".join(place)[:100] or None
     shown = repr(first.get("input"))
     shown = shown if len(shown) <= 100 else f"{shown[:100]}..."
     match first["type"]:
