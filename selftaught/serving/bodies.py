@@ -8,7 +8,7 @@ from selftaught.rendering import completion_text
 from selftaught.serving.jobs import LogProb
 from selftaught.serving.requests import Generation
 from selftaught.serving.server import ThoughtsMode
-from selftaught.serving.text import CompletionText, Detokenizer, Piece
+from selftaught.serving.text import UNFINISHED, CompletionText, Detokenizer, Piece
 
 
 def summary(text: CompletionText) -> str:
@@ -185,7 +185,9 @@ class Bodies:
 
     def _entry(self, token: int, value: float) -> dict[str, Any]:
         text = self._text(token)
-        return {"token": text, "logprob": value, "bytes": list(text.encode("utf-8", "replace"))}
+        part = UNFINISHED in text  # the bytes of a part of a character are not those of its text
+        own = None if part else list(text.encode("utf-8", "replace"))
+        return {"token": text, "logprob": value, "bytes": own}
 
     def _text(self, token: int) -> str:
         return completion_text(self._tokenizer, [token], ())
