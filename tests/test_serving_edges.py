@@ -161,6 +161,27 @@ def test_flagged_content_is_not_beside_the_hidden_thoughts(quiet_dir: Path):
     assert rest_of(body)
 
 
+def test_marks_of_hidden_thoughts_cannot_be_nested_into_a_prompt(
+    quiet_dir: Path, monkeypatch: pytest.MonkeyPatch
+):
+    with running(quiet_dir) as one:
+        begin, end = one.server.marks[1]
+        ids = {one.server.tokenizer.convert_tokens_to_ids(mark) for mark in (begin, end)}
+        read: list[Sequence[int]] = []
+        submit = one.server.engine.submit
+
+        def spy(jobs: Any) -> None:
+            read.extend(job.prompt for job in ([jobs] if isinstance(jobs, Job) else jobs))
+            submit(jobs)
+
+        monkeypatch.setattr(one.server.engine, "submit", spy)
+        nested = f"{begin[:3]}{begin}{begin[3:]}tangerine"
+        one.complete(f"Q: {nested} 3", max_tokens=1)
+        status, body = one.post("/v1/completions", {"model": "m", "prompt": [5, min(ids), 6, max(ids), 7], "max_tokens": 1})  # fmt: skip
+    assert not ids & set(read[0])
+    assert status == 400 and "thought" in body["error"]["message"]
+
+
 class Noted(Chooser):
     """Keeps the prompts that it is given, and chooses the first completion."""
 
@@ -174,6 +195,15 @@ class Noted(Chooser):
 
     def close(self) -> None:
         pass
+
+
+def test_a_verifier_reads_the_prompt_also_if_it_was_given_as_tokens(wide_model_dir: Path):
+    chooser = Noted()
+    tokenizer = AutoTokenizer.from_pretrained(wide_model_dir)
+    with running(wide_model_dir, chooser=chooser, candidates=2) as one:
+        one.complete("Tom has 3", max_tokens=2)
+        one.complete(tokenizer("Tom has 3").input_ids, max_tokens=2)
+    assert chooser.prompts == ["Tom has 3"] * 2
 
 
 def test_the_support_of_a_choice_is_not_sent_with_another_completion(wide_model_dir: Path):
@@ -206,3 +236,23 @@ def test_the_text_of_a_long_echo_takes_linear_time(served: Running):
     echo = Echo(ids, [], Counting())
     assert echo.text == tokenizer.decode(ids)
     assert read < 40 * len(ids)
+
+
+def test_tokens_that_are_parts_of_a_character_have_no_bytes(served: Running):
+    from selftaught.serving.bodies import Bodies
+    from selftaught.serving.jobs import LogProb
+
+    tokenizer = served.server.tokenizer
+    part = next(one for one in range(len(tokenizer)) if tokenizer.decode([one]) == "\ufffd")
+    word = tokenizer("a").input_ids[0]
+    bodies = Bodies("chat", {}, tokenizer, "hidden")
+    found = bodies.log_probs([(LogProb(part, -1.0), 0), (LogProb(word, -1.0), 1)])["content"]
+    assert [one["bytes"] for one in found] == [None, [97]]
+
+
+def test_a_model_without_a_limit_of_its_context_has_one_of_new_tokens(
+    served: Running, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(served.server, "_context", None)
+    status, body = served.post("/v1/completions", {"model": "m", "prompt": "a", "max_tokens": 10**9})  # fmt: skip
+    assert status == 400 and "max_tokens" in body["error"]["message"]

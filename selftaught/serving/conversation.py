@@ -21,6 +21,14 @@ def without_thoughts(text: str, marks: Sequence[ThoughtMarks], *, assistant: boo
             closed only, are removed as well. In other messages, only what stands between an opening
             and a closing mark is removed, and single marks are.
     """
+    while True:  # what is left after a removal may be a mark again
+        less = _removed(text, marks, assistant=assistant)
+        if less == text:
+            return text
+        text = less
+
+
+def _removed(text: str, marks: Sequence[ThoughtMarks], *, assistant: bool) -> str:
     for begin, end in marks:
         if begin not in text and end not in text:
             continue
@@ -42,11 +50,6 @@ def cleaned(messages: Sequence[Message], marks: Sequence[ThoughtMarks]) -> list[
     """
     found: list[Message] = []
     for message in messages:
-        text = message["content"]
-        while True:  # what is left after a removal may be a mark again
-            less = without_thoughts(text, marks, assistant=message["role"] == "assistant")
-            if less == text:
-                break
-            text = less
+        text = without_thoughts(message["content"], marks, assistant=message["role"] == "assistant")
         found.append({"role": message["role"], "content": text})
     return found

@@ -18,7 +18,7 @@ from selftaught.quiet.attention import thoughtful
 from selftaught.quiet.gating import ThoughtParams
 from selftaught.quiet.model import QuietLM
 from selftaught.records import Message, Problem, Text
-from selftaught.rendering import prompt_ids
+from selftaught.rendering import completion_text, prompt_ids
 from selftaught.samplers.base import Closing, SamplingParams
 from selftaught.samplers.local.model_loading import Opened, free_memory, opened, vocabulary_size
 from selftaught.samplers.local.prefix_loop import SharedPrefixLoop, shared_prefix_loop, two_part
@@ -36,6 +36,8 @@ from selftaught.thought_marks import THINK, ThoughtMarks
 
 ThoughtsMode = Literal["hidden", "shown", "summary"]
 """What a client gets of thoughts: nothing, their text, or their number and length."""
+MAX_NEW = 65_536
+"""Maximum number of new tokens of a model whose context has no limit."""
 ENDINGS = 256
 """Number of sets of stop strings whose tables are kept."""
 
@@ -96,10 +98,12 @@ class ModelServer(Closing):
         self._eos = end_tokens(model.described.generation_config, model.tokenizer)
         self._log_lock = Lock()
         self.marks = [settings.marks]
+        self._mark_ids: frozenset[int] = frozenset()
         if isinstance(model.model, QuietLM):
             ids = model.model.marks
             texts = [str(self.tokenizer.convert_ids_to_tokens(one)) for one in (ids.start, ids.end)]
             self.marks.append((texts[0], texts[1]))
+            self._mark_ids = frozenset((ids.start, ids.end))
             how = replace(how, think_when=replace(how.think_when, tokenizer=self.tokenizer))
         decoder, inside = _decoder(model, settings, how, list(self._eos))
         self.engine = DecodingEngine(
@@ -174,7 +178,7 @@ class ModelServer(Closing):
         """Return the prompt of token ids.
 
         Raises:
-            ApiError: an id is not in the vocabulary, or there are none.
+            ApiError: an id is not in the vocabulary or marks a hidden thought, or there are none.
         """
         if not ids or min(ids) < 0 or max(ids) >= self._vocabulary:
             raise ApiError(
@@ -182,7 +186,15 @@ class ModelServer(Closing):
                 f"{'an empty one' if not ids else f'{min(ids)} to {max(ids)}'}.",
                 param="prompt",
             )  # fmt: skip
-        return Prompt(tuple(ids), "", self._ending(False, None, stop), {})
+        if found := self._mark_ids.intersection(ids):
+            raise ApiError(
+                f"Expected a prompt without hidden thoughts, got the token id {min(found)}, which "
+                "marks one.",
+                param="prompt",
+            )
+        start = int(ids[0] == self.tokenizer.bos_token_id and len(ids) > 1)
+        text = completion_text(self.tokenizer, ids[start:], ())  # for a verifier
+        return Prompt(tuple(ids), text, self._ending(False, None, stop), {})
 
     def prompt(self, text: Text, stop: tuple[str, ...], options: dict[str, Any]) -> Prompt:
         """Return the prompt of a text or of messages."""
@@ -206,7 +218,10 @@ class ModelServer(Closing):
             ApiError: the prompt with them is longer than the model's context.
         """
         if self._context is None:
-            return self.settings.max_tokens if max_tokens is None else max_tokens
+            new = self.settings.max_tokens if max_tokens is None else max_tokens
+            if new > MAX_NEW:
+                raise ApiError(f"max_tokens must be at most {MAX_NEW:,}; got {new}.", param="max_tokens")  # fmt: skip
+            return new
         left = self._context - self._beside - len(prompt.ids)
         new = max(1, min(self.settings.max_tokens, left)) if max_tokens is None else max_tokens
         if new > left:
