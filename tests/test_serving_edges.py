@@ -256,3 +256,31 @@ def test_a_model_without_a_limit_of_its_context_has_one_of_new_tokens(
     monkeypatch.setattr(served.server, "_context", None)
     status, body = served.post("/v1/completions", {"model": "m", "prompt": "a", "max_tokens": 10**9})  # fmt: skip
     assert status == 400 and "max_tokens" in body["error"]["message"]
+
+
+def test_many_thought_marks_in_a_message_take_little_time():
+    from selftaught.serving.conversation import without_thoughts
+    from selftaught.serving.protocol import ApiError
+    from selftaught.thought_marks import THINK
+
+    start = time.monotonic()
+    for text in ("<think>" * 50_000, "</think>" * 50_000, "<think>a</think>" * 50_000):
+        for assistant in (False, True):
+            assert without_thoughts(text, [THINK], assistant=assistant) == ""
+    deep = "<thi" * 50_000 + "nk>" * 50_000
+    with pytest.raises(ApiError, match="inside thought marks"):
+        without_thoughts(deep, [THINK], assistant=False)
+    assert time.monotonic() - start < 5
+
+
+def test_thoughts_in_messages_of_the_user_are_removed_as_a_pattern_would():
+    import random
+    import re
+
+    from selftaught.serving.conversation import _outside_pairs
+
+    draw = random.Random(0)
+    for _ in range(3000):
+        text = "".join(draw.choice(["a", "b", "<x>", "</x>"]) for _ in range(8))
+        expected = re.sub("<x>.*?</x>", "", text)
+        assert _outside_pairs(text, ("<x>", "</x>")) == re.sub("</?x>", "", expected)

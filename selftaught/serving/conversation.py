@@ -8,7 +8,11 @@ import re
 from collections.abc import Sequence
 
 from selftaught.records import Message
+from selftaught.serving.protocol import ApiError
 from selftaught.thought_marks import ThoughtMarks, outside_thoughts
+
+ROUNDS = 20
+"""Maximum number of times that marks are removed which a removal has formed."""
 
 
 def without_thoughts(text: str, marks: Sequence[ThoughtMarks], *, assistant: bool) -> str:
@@ -20,12 +24,32 @@ def without_thoughts(text: str, marks: Sequence[ThoughtMarks], *, assistant: boo
         assistant: the message is the model's. Then a thought that is not closed, and one that is
             closed only, are removed as well. In other messages, only what stands between an opening
             and a closing mark is removed, and single marks are.
+
+    Raises:
+        ApiError: marks are nested more than `ROUNDS` times, which takes long to undo.
     """
-    while True:  # what is left after a removal may be a mark again
+    for _ in range(ROUNDS):  # what is left after a removal may be a mark again
         less = _removed(text, marks, assistant=assistant)
         if less == text:
             return text
         text = less
+    raise ApiError("Expected a text without thought marks inside thought marks. Remove them.")
+
+
+def _outside_pairs(text: str, marks: ThoughtMarks) -> str:
+    """Remove single marks, and what stands between an opening and the next closing mark."""
+    begin, end = marks
+    kept: list[str] = []
+    last, start = 0, None
+    for match in re.finditer(f"{re.escape(end)}|{re.escape(begin)}", text):
+        kept.append(text[last : match.start()])
+        last = match.end()
+        if match[0] == begin:
+            start = len(kept) if start is None else start
+        elif start is not None:
+            del kept[start:]
+            start = None
+    return "".join([*kept, text[last:]])
 
 
 def _removed(text: str, marks: Sequence[ThoughtMarks], *, assistant: bool) -> str:
@@ -36,8 +60,7 @@ def _removed(text: str, marks: Sequence[ThoughtMarks], *, assistant: bool) -> st
             spans = outside_thoughts(text, (begin, end))
             text = "".join(text[start:finish] for start, finish in spans).lstrip()
         else:
-            text = re.sub(f"{re.escape(begin)}.*?{re.escape(end)}", "", text, flags=re.DOTALL)
-            text = text.replace(begin, "").replace(end, "")
+            text = _outside_pairs(text, (begin, end))
     return text
 
 
