@@ -284,3 +284,37 @@ def test_thoughts_in_messages_of_the_user_are_removed_as_a_pattern_would():
         text = "".join(draw.choice(["a", "b", "<x>", "</x>"]) for _ in range(8))
         expected = re.sub("<x>.*?</x>", "", text)
         assert _outside_pairs(text, ("<x>", "</x>")) == re.sub("</?x>", "", expected)
+
+
+def test_the_text_of_a_token_has_its_space_with_a_sentencepiece_tokenizer():
+    from tokenizers import Tokenizer, decoders, models
+    from transformers import PreTrainedTokenizerFast
+
+    from selftaught.serving.bodies import Bodies
+    from selftaught.serving.jobs import LogProb
+
+    words = ["<unk>", "\u2581the", "\u2581cat", "cat", "s"]
+    plain = Tokenizer(
+        models.BPE({word: at for at, word in enumerate(words)}, [], unk_token="<unk>")
+    )
+    plain.decoder = decoders.Sequence([decoders.Replace("\u2581", " "), decoders.Fuse(), decoders.Strip(" ", 1, 0)])  # fmt: skip
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=plain, unk_token="<unk>")
+    bodies = Bodies("completion", {}, tokenizer, "hidden")
+    found = bodies.log_probs([(LogProb(2, -1.0, ((2, -1.0), (3, -2.0))), 3), (LogProb(4, -0.5), 7)])
+    assert found["tokens"] == [" cat", "s"]
+    assert found["top_logprobs"][0] == {" cat": -1.0, "cat": -2.0}
+
+
+def test_a_prompt_that_cannot_get_its_pauses_is_refused(tiny_model_dir: Path, tmp_path: Path):
+    from selftaught.methods.pause import PAUSE, add_pause_token
+
+    folder = add_pause_token(str(tiny_model_dir), tmp_path / "pause")
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.chat_template = "{% for m in messages %}{{ m['content'] }}\n{% endfor %}A:"
+    tokenizer.save_pretrained(folder)
+    with running(folder, pauses=PAUSE * 4) as one:
+        chat = {"model": "m", "messages": [{"role": "user", "content": "3?"}]}
+        tokens = {"model": "m", "prompt": [5, 6, 7], "max_tokens": 1}
+        answers = [one.post("/v1/chat/completions", chat), one.post("/v1/completions", tokens)]
+    for status, body in answers:
+        assert status == 400 and "pause tokens" in body["error"]["message"]

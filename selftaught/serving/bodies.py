@@ -54,6 +54,7 @@ class Bodies:
         self._chat = kind == "chat"
         self._identity, self._tokenizer = identity, tokenizer
         self._mode: ThoughtsMode = mode
+        self._texts: dict[int, str] = {}
 
     def whole(self, generation: Generation, choices: Sequence[dict[str, Any]]) -> dict[str, Any]:
         """Return the body of a response that is not streamed."""
@@ -190,7 +191,15 @@ class Bodies:
         return {"token": text, "logprob": value, "bytes": own}
 
     def _text(self, token: int) -> str:
-        return completion_text(self._tokenizer, [token], ())
+        """Return the text that a token has after another one.
+
+        SentencePiece tokenizers leave out the space before the first token of a text.
+        """
+        if token not in self._texts:
+            alone = completion_text(self._tokenizer, [token], ())
+            twice = completion_text(self._tokenizer, [token, token], ())
+            self._texts[token] = twice[len(alone) :]
+        return self._texts[token]
 
 
 class Echo:

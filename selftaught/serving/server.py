@@ -114,7 +114,9 @@ class ModelServer(Closing):
     @property
     def chats(self) -> bool:
         """Whether the server answers messages: with a chat template, or the prompt of a task."""
-        return self.settings.style is not None or self.tokenizer.chat_template is not None
+        if self.settings.style is not None:
+            return True
+        return self.tokenizer.chat_template is not None and not self.settings.pauses
 
     @property
     def one_turn(self) -> bool:
@@ -143,6 +145,12 @@ class ModelServer(Closing):
         """
         messages = cleaned(messages, self.marks)
         style = self.settings.style
+        if self.settings.pauses and style is None:
+            raise ApiError(
+                "This server appends pause tokens to prompts, which the chat template ends otherwise. "
+                "Use /v1/completions, or start the server with --task.",
+                param="messages",
+            )
         if style is not None and self.one_turn:
             if options:
                 raise ApiError("chat_template_kwargs needs a model with a chat template.", param="chat_template_kwargs")  # fmt: skip
@@ -186,6 +194,12 @@ class ModelServer(Closing):
                 f"{'an empty one' if not ids else f'{min(ids)} to {max(ids)}'}.",
                 param="prompt",
             )  # fmt: skip
+        if self.settings.pauses:
+            raise ApiError(
+                "This server appends pause tokens to prompts; send the prompt as text, not as token "
+                "ids.",
+                param="prompt",
+            )
         if found := self._mark_ids.intersection(ids):
             raise ApiError(
                 f"Expected a prompt without hidden thoughts, got the token id {min(found)}, which "
