@@ -32,11 +32,12 @@ PORTS = {"selftaught": 8123, "transformers": 8124}
 NEW = 48
 
 
-def prompts(count: int) -> list[str]:
-    """Return few-shot prompts with different questions."""
+def workload(count: int) -> tuple[list[str], list[str]]:
+    """Return few-shot prompts with different questions, and the stop strings of their completions."""
     config = {"min_terms": 2, "max_terms": 3, "min_digits": 1, "max_digits": 2}
     task = open_task("gym", name="chain_sum", train=3000, validation=10, test=10, config=config)
-    return [str(task.prompt(one)) for one in list(task.problems("train"))[:count]]
+    texts = [str(task.prompt(one)) for one in list(task.problems("train"))[:count]]
+    return texts, list(task.prompt.stop)
 
 
 class Servers:
@@ -133,13 +134,15 @@ def _has_text(found: bytes) -> bool:
     return False
 
 
-async def rate(port: int, model: str, texts: Sequence[str], clients: int) -> tuple[float, float]:
+async def rate(
+    port: int, model: str, texts: Sequence[str], stop: list[str], clients: int
+) -> tuple[float, float]:
     """Return requests per second and the median time to the first token."""
     waiting, firsts = list(texts), []
 
     async def client() -> None:
         while waiting:
-            body = {"model": model, "prompt": waiting.pop(), "max_tokens": NEW, "temperature": 0, "stream": True}  # fmt: skip
+            body = {"model": model, "prompt": waiting.pop(), "max_tokens": NEW, "temperature": 0, "stop": stop, "stream": True}  # fmt: skip
             first, found = await request(port, body)
             if not first:
                 raise SystemExit(f"no text came: {found[:500]!r}")
@@ -153,19 +156,19 @@ async def rate(port: int, model: str, texts: Sequence[str], clients: int) -> tup
 def compare_rates(model: str, threads: int, per_client: int, repeats: int) -> None:
     """Print requests per second and times to the first token of both servers."""
     servers = Servers(model, threads, list(PORTS))
-    texts = prompts(3000)
+    texts, stop = workload(3000)
     print("| clients | requests | selftaught req/s | transformers req/s | ratio | first token, s | transformers, s | ratio |")  # fmt: skip
     print("|---" * 8 + "|")
     try:
         for name, port in PORTS.items():  # compiles nothing, but opens files and caches the prefix
-            asyncio.run(rate(port, servers.model(name), texts[-3:], 1))
+            asyncio.run(rate(port, servers.model(name), texts[-3:], stop, 1))
         for clients in (1, 8, 32):
             best: dict[str, tuple[float, float]] = {}
             count = max(4, clients * per_client)
             for repeat in range(repeats):
                 for name, port in PORTS.items():
                     some = texts[repeat * count : (repeat + 1) * count]
-                    speed, first = asyncio.run(rate(port, servers.model(name), some, clients))
+                    speed, first = asyncio.run(rate(port, servers.model(name), some, stop, clients))
                     old = best.get(name, (0.0, float("inf")))
                     best[name] = (max(old[0], speed), min(old[1], first))
             (ours, first), (theirs, other) = best["selftaught"], best["transformers"]
@@ -180,13 +183,19 @@ def compare_best_of_n(model: str, threads: int, repeats: int) -> None:
 
     torch.set_num_threads(threads)
     servers = Servers(model, threads, ["selftaught"], ["--verifier", model, "--n", "16"])
-    params = SamplingParams(n=16, temperature=0.7, max_tokens=NEW)
-    texts = prompts(2 * repeats + 1)
+    texts, stop = workload(2 * repeats + 1)
+    params = SamplingParams(n=16, temperature=0.7, max_tokens=NEW, stop=tuple(stop))
     online, offline = [], []
     try:
         with open_sampler("transformers", model) as sampler:
             for number, text in enumerate(texts):
-                body = {"model": "m", "prompt": text, "max_tokens": NEW, "temperature": 0.7}
+                body = {
+                    "model": "m",
+                    "prompt": text,
+                    "max_tokens": NEW,
+                    "temperature": 0.7,
+                    "stop": stop,
+                }
                 began = time.perf_counter()
                 asyncio.run(request(PORTS["selftaught"], body))
                 middle = time.perf_counter()
