@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -21,6 +22,7 @@ from selftaught.methods.pause import PAUSE, add_pause_token
 from selftaught.quiet.checkpoint import make_quiet, open_quiet, save_quiet
 from selftaught.quiet.config import QuietConfig
 from selftaught.quiet.gating import ThinkWhen, ThoughtParams
+from selftaught.records import Problem
 from selftaught.samplers.base import SamplingParams
 from selftaught.samplers.local.prefix_loop import SharedPrefixLoop, shared_prefix_loop, two_part
 from selftaught.samplers.local.sampler import TransformersSampler
@@ -309,8 +311,6 @@ def test_the_majority_answer_comes_with_its_support():
             support = response.headers["x-selftaught-support"]
             text = json.loads(response.read())["choices"][0]["message"]["content"]
     params = SamplingParams(n=6, temperature=0.7, max_tokens=120).for_prompt(style.stop, {})
-    from selftaught.records import Problem
-
     with TransformersSampler(embedded_model()) as sampler:
         sampled = sampler.sample([style(Problem("", "48+17", ""))], params, keys=[""])[0]
     answers = [None if one.finish_reason == "length" else task.answer(one.text) for one in sampled]
@@ -331,3 +331,20 @@ def test_pauses_follow_the_prompt(tiny_model_dir: Path, tmp_path: Path):
         body = one.complete("Q: 3?", max_tokens=1, temperature=0, logprobs=1)
     assert body["usage"]["prompt_tokens"] == len(ids)
     assert body["choices"][0]["logprobs"]["tokens"] == [tokenizer.decode([expected])]
+
+
+def test_the_task_s_instruction_is_in_the_last_question_of_every_conversation(wide_model_dir: Path):
+    task = open_task("arithmetic")
+    style = replace(
+        task.styled("bare"), as_messages=True, instruction="End with #.", system="Be brief."
+    )
+    turns = [{"role": "user", "content": "1+1"}, {"role": "assistant", "content": "#2"},
+             {"role": "user", "content": "2+2"}]  # fmt: skip
+    with running(wide_model_dir, style=style) as one:
+        ids = [one.server.chat_prompt(some, (), {}).ids for some in (turns[:1], turns, [{"role": "system", "content": "Hi."}, *turns])]  # fmt: skip
+        texts = [one.server.tokenizer.decode(list(each)) for each in ids]
+    first, last = (style._question(Problem("", text, "")) for text in ("1+1", "2+2"))
+    assert last.endswith("\n\nEnd with #.")
+    assert texts[0] == f"system: Be brief.\nuser: {first}\nassistant:"
+    rest = f"user: 1+1\nassistant: #2\nuser: {last}\nassistant:"
+    assert texts[1:] == [f"system: Be brief.\n{rest}", f"system: Hi.\n{rest}"]

@@ -165,9 +165,7 @@ class ModelServer(Closing):
             return self.prompt(text, (*stop, *style.stop), {})
         if style is not None:
             options = {**style.chat_template_kwargs, **options}
-            built = style(Problem("", messages[-1]["content"], ""))
-            if len(messages) == 1 and not isinstance(built, str):
-                messages = built
+            messages = _asked(messages, style)
         if self.tokenizer.chat_template is None:
             raise ApiError(
                 f"The model {self.settings.name} has no chat template. Use /v1/completions, or start "
@@ -274,6 +272,22 @@ class ModelServer(Closing):
             if one is not None:
                 one.close()
         free_memory()
+
+
+def _asked(messages: Sequence[Message], style: PromptStyle) -> list[Message]:
+    """Return a conversation whose last question is asked in the style of a task.
+
+    The task's system message is added if the conversation has none, and its worked examples before
+    the first turn.
+    """
+    if messages[-1]["role"] != "user":
+        return list(messages)
+    built = style(Problem("", messages[-1]["content"], ""))
+    assert not isinstance(built, str)
+    own = [one for one in messages[:-1] if one["role"] == "system"]
+    turns = [one for one in messages[:-1] if one["role"] != "system"]
+    before = [one for one in built[:-1] if not (own and one["role"] == "system")]
+    return [*own, *before, *turns, built[-1]]
 
 
 def _decoder(
