@@ -60,7 +60,7 @@ class ThinkingOptions:
     heading: ClassVar[str] = "thinking"
 
     thoughts: Literal["hidden", "shown", "summary"] = "hidden"
-    """What a client gets of thoughts: nothing ("hidden"), their text in the field `reasoning_content`
+    """What clients see of thoughts: nothing ("hidden"), their text in the field `reasoning_content`
     ("shown"), or their number and length there ("summary")."""
     thought_marks: tuple[str, str] = ("<think>", "</think>")
     """Texts with which the model opens and closes a thought."""
@@ -87,10 +87,10 @@ class ChoiceOptions:
     heading: ClassVar[str] = "choice"
 
     choose: Literal["verifier", "majority", "weighted"] | None = None
-    """Rule of choice: the completion with the highest score of the verifier ("verifier"), the most
-    frequent answer ("majority"), or the answer with the largest total weight, where a completion's
-    weight is the exponential of its score ("weighted"). Default: "verifier" with `--verifier`,
-    otherwise no choice."""
+    """How to choose among completions: the completion with the highest score of the verifier
+    ("verifier"), the most frequent answer ("majority"), or the answer with the largest total weight,
+    where a completion's weight is the exponential of its score ("weighted"). Default: "verifier"
+    with `--verifier`, otherwise no choice."""
     verifier: str | None = None
     """Model folder of a verifier, such as runs/vstar/verifier."""
     n: int = 16
@@ -123,7 +123,7 @@ class ServeOptions(ReviewOptions, ChoiceOptions, ThinkingOptions, ServedModel):
     heading: ClassVar[str] = "server"
 
     host: str = "127.0.0.1"
-    """Address to listen on. The default is reached from this machine only."""
+    """Address to listen on. The default accepts connections from this machine only."""
     port: int = 8000
     """Port to listen on. 0: a free one, which is printed."""
     api_key_file: Path | None = None
@@ -134,7 +134,7 @@ class ServeOptions(ReviewOptions, ChoiceOptions, ThinkingOptions, ServedModel):
     max_waiting: int = 128
     """Maximum number of completions that wait. Further requests get the status 429."""
     max_tokens: int = 1024
-    """Maximum number of new tokens of a chat completion that gives none."""
+    """Maximum number of new tokens of a chat completion whose request sets none."""
     max_body_megabytes: float = 4.0
     """Maximum size of a request's body."""
     kv_megabytes: int | None = None

@@ -24,7 +24,7 @@ class CheckOptions:
     check_labels: list[str] = field(default_factory=list)
     """Labels of the classifier for which a text is flagged."""
     check_threshold: float = 0.5
-    """Probability of a label from which on a text is flagged."""
+    """Minimum probability of a label for a text to be flagged."""
     check_function: str | None = None
     """Function of your own, as FILE.py:FUNCTION. It gets a text and returns a reason to flag it, True, or
     a false value. It runs in a worker process, with a time limit of 5 seconds per text."""
