@@ -39,7 +39,8 @@ class ServedModel:
     """Name of the model in requests. Default: the value of `--model`."""
     task: str | None = None
     """Task whose prompt is put around the question of a chat, and whose rules extract the answers
-    that `--choose majority` and `--choose weighted` compare."""
+    that `--choose majority` and `--choose weighted` compare. Default: "arithmetic" for the embedded model,
+    otherwise none."""
     task_options: dict[str, Any] = field(default_factory=dict)
     """Options of the task."""
     prompt: Literal["few_shot", "bare", "chat"] = "bare"
@@ -250,7 +251,8 @@ def opened_server(how: ServeOptions) -> "ModelServer":
     from selftaught.serving.server import open_server
     from selftaught.tasks import open_task
 
-    task = open_task(how.task, **how.task_options) if how.task else None
+    name = how.task or ("arithmetic" if how.model == "embedded" else None)
+    task = open_task(name, **how.task_options) if name else None
     model = str(embedded_model()) if how.model == "embedded" else how.model
     chooser = _chooser(how, task)
     return open_server(

@@ -169,7 +169,7 @@ class ModelServer(Closing):
         if self.tokenizer.chat_template is None:
             raise ApiError(
                 f"The model {self.settings.name} has no chat template. Use /v1/completions, or start "
-                "the server with --task, which puts the question into the prompt of a task.",
+                "the server with --task NAME, which puts the question into the prompt of a task.",
                 param="messages",
             )  # fmt: skip
         return self.prompt(list(messages), stop, options)
