@@ -7,7 +7,7 @@ from typing import Any, cast
 
 import pytest
 import torch
-from narrowed import tensor
+from narrowed import tensor, token_id
 from serving import Running, running
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -166,7 +166,7 @@ def test_marks_of_hidden_thoughts_cannot_be_nested_into_a_prompt(
 ):
     with running(quiet_dir) as one:
         begin, end = one.server.marks[1]
-        ids = {one.server.tokenizer.convert_tokens_to_ids(mark) for mark in (begin, end)}
+        ids = {token_id(one.server.tokenizer.convert_tokens_to_ids(mark)) for mark in (begin, end)}
         read: list[Sequence[int]] = []
         submit = one.server.engine.submit
 
@@ -231,7 +231,7 @@ def test_the_text_of_a_long_echo_takes_linear_time(served: Running):
         def decode(self, tokens: Sequence[int], **options: Any) -> str:
             nonlocal read
             read += len(tokens)
-            return tokenizer.decode(tokens, **options)
+            return str(tokenizer.decode(list(tokens), **options))
 
     echo = Echo(ids, [], Counting())
     assert echo.text == tokenizer.decode(ids)

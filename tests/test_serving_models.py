@@ -12,7 +12,7 @@ from typing import Any, cast
 
 import pytest
 import torch
-from narrowed import tensor
+from narrowed import tensor, token_id
 from serving import Running, running
 from test_samplers import PLAIN, SHARING, one_at_a_time, random_model, random_rows
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -186,7 +186,7 @@ def test_marks_of_hidden_thoughts_in_a_prompt_are_not_read(quiet_dir: Path):
         one.complete(f"Q: {begin}tangerine{end}3?", max_tokens=1)
         one.chat([{"role": "assistant", "content": f"a{begin}tangerine{end}b"},
                   {"role": "user", "content": f"And{begin}?"}], max_tokens=1)  # fmt: skip
-    marks = {one.server.tokenizer.convert_tokens_to_ids(mark) for mark in (begin, end)}
+    marks = {token_id(one.server.tokenizer.convert_tokens_to_ids(mark)) for mark in (begin, end)}
     assert all(not marks & set(prompt) for prompt in read)
     texts = [one.server.tokenizer.decode(list(prompt)) for prompt in read]
     assert texts == ["Q: 3?", "ab\nAnd?\nA:"]
