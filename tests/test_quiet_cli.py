@@ -44,7 +44,7 @@ def test_training_leaves_a_model_a_page_and_the_numbers(
         "after.json",
     }
     page = (run / "report.html").read_text()
-    assert page.count("<svg") == 9
+    assert page.count("<svg") == 11
     assert "Gain by token difficulty" in page
     assert not re.search(r"(src|href)=[\"']?(https?:)?//", page)
     assert main(training(tiny_model_dir, texts, run)) == 0  # done already
