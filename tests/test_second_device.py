@@ -333,7 +333,9 @@ def test_measurements_are_equal():
     with second_device():
         found = measure(moved(model), rows, batch_size=2).to_dict()
     for name, value in expected.pop("legibility").items():
-        assert found["legibility"][name] == (value if value is None else near(value, rel=1e-3, abs=1e-5))
+        assert found["legibility"][name] == (
+            value if value is None else near(value, rel=1e-3, abs=1e-5)
+        )
     del found["legibility"]
     assert found == {name: near(value, rel=1e-3, abs=1e-5) for name, value in expected.items()}
 
