@@ -22,7 +22,7 @@ class Finding:
     reason: str
     """What was found, such as the pattern that matched."""
     span: tuple[int, int] | None = None
-    """First character, and the one after the last. None: the check does not say where."""
+    """Start and end (exclusive) of the match, in characters; None if the check gives no position."""
     undecided: bool = False
     """The check has no result, such as after its time limit. The text counts as flagged."""
 

@@ -32,7 +32,7 @@ class Chooser:
     Args:
         rule: the rule of choice.
         verifier: scores the completions; None: by majority.
-        task: extracts answers; None: the rule "verifier" compares completions, not answers.
+        task: extracts the answers; required by the rules "majority" and "weighted".
 
     Raises:
         ValueError: the rule needs a verifier or a task that is not given.

@@ -64,7 +64,7 @@ class Lane:
             self.rows.append(row)
 
     def _reserve(self, rows: int, capacity: int) -> None:
-        """Make room for a number of rows and of tokens per row."""
+        """Enlarge the key-value cache to at least `rows` rows of `capacity` tokens."""
         if self._slots is not None and rows <= self._size and capacity <= self._capacity:
             return
         while self._size < rows:

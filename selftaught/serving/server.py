@@ -62,7 +62,7 @@ class ServerSettings:
     pauses: str = ""
     """Text that is appended to prompts: the pause tokens."""
     style: PromptStyle | None = None
-    """Prompt around the question of a chat; None: the model's chat template."""
+    """Prompt style for the question of a chat; None: the model's chat template is used."""
     marks: ThoughtMarks = THINK
     """Texts that open and close a thought."""
     candidates: int = 16
