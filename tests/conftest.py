@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from narrowed import token_id
+from narrowed import tensor, token_id
 
 from selftaught.records import Completion, Text
 from selftaught.samplers.scripted import ScriptedSampler
@@ -81,6 +81,29 @@ def random_model(
     with torch.random.fork_rng():
         torch.manual_seed(0)
         LlamaForCausalLM(config).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def quiet_model_dir(tiny_model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a Quiet-STaR model that trusts its thoughts to a varying degree, with a chat template."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from selftaught.quiet.checkpoint import make_quiet, save_quiet
+    from selftaught.quiet.config import QuietConfig
+
+    folder = tmp_path_factory.mktemp("quiet") / "model"
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model_dir)
+    tokenizer.chat_template = (
+        "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}A:"
+    )
+    base = AutoModelForCausalLM.from_pretrained(tiny_model_dir)
+    model = make_quiet(base, tokenizer, QuietConfig.paper(thought_tokens=3, lookahead=2))
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        torch.nn.init.normal_(tensor(model.mixing.layers[-1].weight))
+    save_quiet(model, tokenizer, folder)
     return folder
 
 

@@ -10,28 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-from narrowed import tensor
 from serving import running
-from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from selftaught.quiet.checkpoint import make_quiet, save_quiet
-from selftaught.quiet.config import QuietConfig
 from selftaught.reports.chat_page import chat_page
-
-
-@pytest.fixture(scope="module")
-def quiet_dir(tiny_model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A Quiet-STaR model with a chat template."""
-    folder = tmp_path_factory.mktemp("quiet")
-    tokenizer = AutoTokenizer.from_pretrained(tiny_model_dir)
-    tokenizer.chat_template = "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}A:"  # fmt: skip
-    base = AutoModelForCausalLM.from_pretrained(tiny_model_dir)
-    model = make_quiet(base, tokenizer, QuietConfig.paper(thought_tokens=3, lookahead=2))
-    torch.manual_seed(0)
-    torch.nn.init.normal_(tensor(model.mixing.layers[-1].weight))
-    save_quiet(model, tokenizer, folder / "model")
-    return folder / "model"
 
 
 @pytest.fixture(scope="module")
@@ -67,11 +48,15 @@ def sent(browser: Any, text: str, answers: int) -> Any:
     raise AssertionError(browser.page_source)
 
 
-def test_the_page_shows_the_answer_with_folded_thoughts_and_gains(browser: Any, quiet_dir: Path):
+def test_the_page_shows_the_answer_with_folded_thoughts_and_gains(
+    browser: Any, quiet_model_dir: Path
+):
     from selenium.webdriver.common.by import By
 
     page = chat_page("m", chat=True, one_turn=False, thoughts="shown", tokens=6, key=True)
-    with running(quiet_dir, thoughts="shown", app_options={"page": page, "api_key": "k3y"}) as one:
+    with running(
+        quiet_model_dir, thoughts="shown", app_options={"page": page, "api_key": "k3y"}
+    ) as one:
         browser.get(one.url)
         refused = sent(browser, "Hello", 1)
         assert "Authorization: Bearer KEY" in refused.text
@@ -117,15 +102,15 @@ def talked(model: Path, lines: str, *options: str) -> subprocess.CompletedProces
 
 
 @pytest.mark.slow
-def test_a_conversation_in_the_terminal(quiet_dir: Path):
+def test_a_conversation_in_the_terminal(quiet_model_dir: Path):
     lines = "/thoughts\nHow many?\n/thoughts\nAnd?\n/zzz\n/new\nHow many?\n/quit\nnever read\n"
-    done = talked(quiet_dir, lines, "--max-tokens", "5")
+    done = talked(quiet_model_dir, lines, "--max-tokens", "5")
     assert done.returncode == 0, done.stderr
     assert "The last answer has no thoughts." in done.stdout
     assert done.stdout.count("15 tokens of thoughts: /thoughts; cut at --max-tokens") == 3
     assert done.stdout.count(" nats  ") == 5
     assert "Unknown command /zzz" in done.stdout
-    with running(quiet_dir) as one:
+    with running(quiet_model_dir) as one:
         first = [{"role": "user", "content": "How many?"}]
         answer = one.chat(first, max_tokens=5, temperature=0)["choices"][0]["message"]["content"]
         more = [

@@ -7,12 +7,10 @@ from typing import Any, cast
 
 import pytest
 import torch
-from narrowed import tensor, token_id
+from narrowed import token_id
 from serving import Running, running
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from selftaught.quiet.checkpoint import make_quiet, save_quiet
-from selftaught.quiet.config import QuietConfig
 from selftaught.records import Completion, Text
 from selftaught.serving.best_of_n import Choice, Chooser
 from selftaught.serving.continuous import Lane
@@ -23,18 +21,6 @@ from selftaught.serving.jobs import Job
 def served(wide_model_dir: Path) -> Iterator[Running]:
     with running(wide_model_dir, max_rows=8, max_waiting=4) as one:
         yield one
-
-
-@pytest.fixture(scope="module")
-def quiet_dir(tiny_model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("quiet")
-    tokenizer = AutoTokenizer.from_pretrained(tiny_model_dir)
-    base = AutoModelForCausalLM.from_pretrained(tiny_model_dir)
-    model = make_quiet(base, tokenizer, QuietConfig.paper(thought_tokens=3, lookahead=2))
-    torch.manual_seed(0)
-    torch.nn.init.normal_(tensor(model.mixing.layers[-1].weight))
-    save_quiet(model, tokenizer, folder / "model")
-    return folder / "model"
 
 
 def harness_score(body: dict[str, Any], context: int) -> float:
@@ -142,16 +128,18 @@ def test_a_field_with_an_invalid_or_a_very_long_name_is_refused(served: Running)
         assert len(body["error"]["message"]) < 600
 
 
-def test_flagged_content_is_not_beside_the_hidden_thoughts(quiet_dir: Path):
+def test_flagged_content_is_not_beside_the_hidden_thoughts(quiet_model_dir: Path):
     from test_serving_review import QUESTION, rest_of, reviewer
 
-    with running(quiet_dir, thoughts="shown") as plain:
+    with running(quiet_model_dir, thoughts="shown") as plain:
         choice = plain.complete(**QUESTION)["choices"][0]
     text = choice["text"]
     assert text.strip()
     import re
 
-    with running(quiet_dir, thoughts="shown", reviewer=reviewer(f"^{re.escape(text)}$")) as one:
+    with running(
+        quiet_model_dir, thoughts="shown", reviewer=reviewer(f"^{re.escape(text)}$")
+    ) as one:
         body = one.complete(**QUESTION)
         chunks = one.stream("/v1/completions", QUESTION)
     assert body["choices"][0]["finish_reason"] == "content_filter"
@@ -162,9 +150,9 @@ def test_flagged_content_is_not_beside_the_hidden_thoughts(quiet_dir: Path):
 
 
 def test_marks_of_hidden_thoughts_cannot_be_nested_into_a_prompt(
-    quiet_dir: Path, monkeypatch: pytest.MonkeyPatch
+    quiet_model_dir: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    with running(quiet_dir) as one:
+    with running(quiet_model_dir) as one:
         begin, end = one.server.marks[1]
         ids = {token_id(one.server.tokenizer.convert_tokens_to_ids(mark)) for mark in (begin, end)}
         read: list[Sequence[int]] = []

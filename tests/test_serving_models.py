@@ -12,15 +12,14 @@ from typing import Any, cast
 
 import pytest
 import torch
-from narrowed import tensor, token_id
+from narrowed import token_id
 from serving import Running, running
 from test_samplers import PLAIN, SHARING, one_at_a_time, random_model, random_rows
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from selftaught.evaluation.verifier import Verifier
 from selftaught.methods.pause import PAUSE, add_pause_token
-from selftaught.quiet.checkpoint import make_quiet, open_quiet, save_quiet
-from selftaught.quiet.config import QuietConfig
+from selftaught.quiet.checkpoint import open_quiet
 from selftaught.quiet.gating import ThinkWhen, ThoughtParams
 from selftaught.records import Problem
 from selftaught.samplers.base import SamplingParams
@@ -125,28 +124,15 @@ def test_jobs_wait_for_memory_and_one_that_never_fits_is_refused():
         assert found[one] == [list(tokens)]
 
 
-@pytest.fixture(scope="module")
-def quiet_dir(tiny_model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("quiet")
-    tokenizer = AutoTokenizer.from_pretrained(tiny_model_dir)
-    tokenizer.chat_template = "{% for m in messages %}{{ m['content'] }}\n{% endfor %}A:"
-    base = AutoModelForCausalLM.from_pretrained(tiny_model_dir)
-    model = make_quiet(base, tokenizer, QuietConfig.paper(thought_tokens=3, lookahead=2))
-    torch.manual_seed(0)
-    torch.nn.init.normal_(tensor(model.mixing.layers[-1].weight))
-    save_quiet(model, tokenizer, folder / "model")
-    return folder / "model"
-
-
 def test_a_quiet_model_writes_what_generate_writes_and_hides_its_thoughts(
-    quiet_dir: Path, tmp_path: Path
+    quiet_model_dir: Path, tmp_path: Path
 ):
-    model, tokenizer = open_quiet(quiet_dir)
+    model, tokenizer = open_quiet(quiet_model_dir)
     ids = tokenizer("Q: 3 + 4?\nA:", return_tensors="pt").input_ids
     out = model.generate(ids, max_new_tokens=6, seed=0)[0, ids.shape[1] :]
     expected = tokenizer.decode(out)
     log = tmp_path / "thoughts.jsonl"
-    with running(quiet_dir, thoughts="hidden", log_thoughts=log) as one:
+    with running(quiet_model_dir, thoughts="hidden", log_thoughts=log) as one:
         body = one.complete("Q: 3 + 4?\nA:", max_tokens=6, temperature=0)
         chunks = one.stream("/v1/completions", {"prompt": "Q: 3 + 4?\nA:", "max_tokens": 6, "temperature": 0})  # fmt: skip
     assert body["choices"][0]["text"] == expected
@@ -159,26 +145,26 @@ def test_a_quiet_model_writes_what_generate_writes_and_hides_its_thoughts(
     assert "reasoning_content" not in json.dumps([body, chunks])
 
 
-def test_thoughts_are_shown_or_summed_up_where_the_server_says_so(quiet_dir: Path):
+def test_thoughts_are_shown_or_summed_up_where_the_server_says_so(quiet_model_dir: Path):
     question = [{"role": "user", "content": "Q: 3 + 4?"}]
     wanted: dict[str, Any] = {"max_tokens": 4, "temperature": 0}
-    with running(quiet_dir, thoughts="shown") as one:
+    with running(quiet_model_dir, thoughts="shown") as one:
         message = one.chat(question, **wanted)["choices"][0]["message"]
         deltas = [chunk["choices"][0]["delta"] for chunk in one.stream("/v1/chat/completions", {"messages": question, **wanted})]  # fmt: skip
     assert message["reasoning_content"].count("[") == 4
     assert "".join(delta.get("reasoning_content", "") for delta in deltas) == message["reasoning_content"]  # fmt: skip
     assert "".join(delta.get("content", "") for delta in deltas) == message["content"]
-    with running(quiet_dir, thoughts="summary") as one:
+    with running(quiet_model_dir, thoughts="summary") as one:
         body = one.chat(question, **wanted)["choices"][0]["message"]
     assert body["content"] == message["content"]
     assert body["reasoning_content"] == "12 tokens of thoughts before 4 of 4 tokens."
     never = ThoughtParams(think_when=ThinkWhen("never"))
-    with running(quiet_dir, thoughts="shown", how=never) as one:
+    with running(quiet_model_dir, thoughts="shown", how=never) as one:
         assert "reasoning_content" not in one.chat(question, **wanted)["choices"][0]["message"]
 
 
-def test_marks_of_hidden_thoughts_in_a_prompt_are_not_read(quiet_dir: Path):
-    with running(quiet_dir) as one:
+def test_marks_of_hidden_thoughts_in_a_prompt_are_not_read(quiet_model_dir: Path):
+    with running(quiet_model_dir) as one:
         read: list[tuple[int, ...]] = []
         submit = one.server.engine.submit
         one.server.engine.submit = lambda job: (read.append(job.prompt), submit(job))[1]  # type: ignore[method-assign]
@@ -189,7 +175,7 @@ def test_marks_of_hidden_thoughts_in_a_prompt_are_not_read(quiet_dir: Path):
     marks = {token_id(one.server.tokenizer.convert_tokens_to_ids(mark)) for mark in (begin, end)}
     assert all(not marks & set(prompt) for prompt in read)
     texts = [one.server.tokenizer.decode(list(prompt)) for prompt in read]
-    assert texts == ["Q: 3?", "ab\nAnd?\nA:"]
+    assert texts == ["Q: 3?", "assistant: ab\nuser: And?\nA:"]
 
 
 class Words:

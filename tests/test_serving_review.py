@@ -6,14 +6,8 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-import pytest
-import torch
-from narrowed import tensor
 from serving import running
-from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from selftaught.quiet.checkpoint import make_quiet, save_quiet
-from selftaught.quiet.config import QuietConfig
 from selftaught.safety import CheckOptions, open_checks
 from selftaught.serving.review import WITHHELD, Flagged, Reviewer
 
@@ -72,26 +66,14 @@ def test_a_flagged_completion_is_drawn_anew(tiny_model_dir: Path):
     assert body["usage"]["completion_tokens"] > 18  # what was drawn anew is counted
 
 
-@pytest.fixture(scope="module")
-def quiet_dir(tiny_model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("quiet")
-    tokenizer = AutoTokenizer.from_pretrained(tiny_model_dir)
-    base = AutoModelForCausalLM.from_pretrained(tiny_model_dir)
-    model = make_quiet(base, tokenizer, QuietConfig.paper(thought_tokens=3, lookahead=2))
-    torch.manual_seed(0)
-    torch.nn.init.normal_(tensor(model.mixing.layers[-1].weight))
-    save_quiet(model, tokenizer, folder / "model")
-    return folder / "model"
-
-
-def test_flagged_thoughts_are_withheld_and_the_answer_is_not(quiet_dir: Path):
-    with running(quiet_dir, thoughts="shown") as plain:
+def test_flagged_thoughts_are_withheld_and_the_answer_is_not(quiet_model_dir: Path):
+    with running(quiet_model_dir, thoughts="shown") as plain:
         choice = plain.complete(**QUESTION)["choices"][0]
     thoughts = [one["thoughts"][0] for one in choice["hidden_thoughts"]]
     pairs = [one[-1:] + two[:1] for one, two in pairwise(thoughts)]
     # It begins in one thought and ends in the next, and the answer does not contain it.
     across = re.escape(next(one for one in pairs if one not in choice["text"]))
-    with running(quiet_dir, thoughts="shown", reviewer=reviewer(across)) as one:
+    with running(quiet_model_dir, thoughts="shown", reviewer=reviewer(across)) as one:
         body = one.complete(**QUESTION)
         chunks = one.stream("/v1/completions", QUESTION)
     assert body["choices"][0]["text"] == choice["text"]
