@@ -23,12 +23,17 @@ from selftaught.quiet.checkpoint import open_quiet
 from selftaught.quiet.gating import ThinkWhen, ThoughtParams
 from selftaught.records import Problem
 from selftaught.samplers.base import SamplingParams
-from selftaught.samplers.local.prefix_loop import SharedPrefixLoop, shared_prefix_loop, two_part
+from selftaught.samplers.local.prefix_loop import (
+    CHUNK,
+    SharedPrefixLoop,
+    shared_prefix_loop,
+    two_part,
+)
 from selftaught.samplers.local.sampler import TransformersSampler
 from selftaught.samplers.stopping import Ending
 from selftaught.serving.best_of_n import Chooser
 from selftaught.serving.continuous import ContinuousDecoder
-from selftaught.serving.interleaved import InterleavedDecoder, plain_predictions
+from selftaught.serving.interleaved import InterleavedDecoder, Predictions, plain_predictions
 from selftaught.serving.jobs import Job, Step
 from selftaught.serving.text import CompletionText, held_back
 from selftaught.tasks import open_task
@@ -85,6 +90,102 @@ def test_other_layers_are_decoded_one_job_beside_the_other(name: str):
         found = collected(decoder, jobs, 2)
     for one, tokens in zip(jobs, one_at_a_time(model, rows, NEW), strict=True):
         assert found[one] == [list(tokens)] * one.n
+
+
+def test_a_new_shared_prefix_is_computed_in_pieces_between_the_tokens_of_others():
+    model = random_model(SHARING["llama"])
+    rows = random_rows(shared=[0, 1300, 1300], own=[4, 9, 7])
+    with torch.inference_mode():
+        loop = shared_prefix_loop(model, rows[1], 20)
+    assert isinstance(loop, SharedPrefixLoop)
+    read: list[int] = []
+    model.get_input_embeddings().register_forward_hook(
+        lambda _, ids, out: read.append(ids[0].numel())
+    )
+    with torch.inference_mode(), two_part(model):
+        decoder = ContinuousDecoder(loop, 4, 0, 2**30)
+        first, *others = (job(row) for row in rows)
+        first.max_tokens = 40
+        decoder.add(first)
+        for one in others:
+            decoder.add(one)
+        found = {one: list[int]() for one in (first, *others)}
+        while decoder.rows:
+            read.clear()
+            for one, steps in decoder.step():
+                found[one] += [step.token for step in steps if step.token is not None]
+            assert sum(read) <= CHUNK + 3
+        assert [len(lane.tokens) for lane in decoder._lanes] == [0, 1300]
+    expected = one_at_a_time(model, rows, 40)
+    assert [tuple(one) for one in found.values()] == [
+        tuple(expected[0]),
+        *(tuple(one[:NEW]) for one in expected[1:]),
+    ]
+
+
+@pytest.mark.parametrize("when", ["prefix", "prompt", "token"])
+def test_an_error_ends_the_requests_of_its_lane_only(when: str, monkeypatch: pytest.MonkeyPatch):
+    model = random_model(SHARING["llama"])
+    rows = random_rows(shared=[0, 300, 300], own=[4, 9, 7])
+    with torch.inference_mode():
+        loop = shared_prefix_loop(model, rows[1], 20)
+    assert isinstance(loop, SharedPrefixLoop)
+    forward = loop.forward
+
+    def failing(
+        slots: Any, prefix: Any, first: int, token_BT: torch.Tensor, *rest: Any, **how: Any
+    ) -> Any:
+        if prefix.tokens and when == ("token" if token_BT.shape[1] == 1 else "prompt"):
+            raise RuntimeError("out of memory")
+        return forward(slots, prefix, first, token_BT, *rest, **how)
+
+    def no_prefix(*args: Any) -> Any:
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(loop, "forward", failing)
+    if when == "prefix":
+        monkeypatch.setattr(loop, "extended", no_prefix)
+    with torch.inference_mode(), two_part(model):
+        decoder = ContinuousDecoder(loop, 4, 0, 2**30)
+        jobs = [job(row) for row in rows]
+        for one in jobs:
+            decoder.add(one)
+        found: dict[Job, list[int]] = {one: [] for one in jobs}
+        errors: list[Job] = []
+        while decoder.rows:
+            for one, steps in decoder.step():
+                found[one] += [step.token for step in steps if step.token is not None]
+                errors += [one for step in steps if step.error is not None]
+    assert errors == [jobs[2]]  # the first prompt that shares its beginning with an earlier one
+    expected = one_at_a_time(model, rows, NEW)
+    assert [found[one] for one in jobs[:2]] == [list(one) for one in expected[:2]]
+    assert found[jobs[2]] == []
+
+
+def test_an_error_ends_its_own_job_among_those_that_take_turns():
+    model = random_model(PLAIN[next(iter(PLAIN))])
+    rows = random_rows(shared=[5, 5], own=[4, 9])
+
+    def predict(one: Job) -> Predictions:
+        return broken() if one is bad else plain_predictions(model, one)
+
+    def broken() -> Predictions:
+        yield torch.zeros(1, 300), {}
+        raise RuntimeError("out of memory")
+
+    with torch.inference_mode():
+        decoder = InterleavedDecoder(predict, 4)
+        bad, good = (job(row) for row in rows)
+        decoder.add(bad)
+        decoder.add(good)
+        tokens: list[int] = []
+        errors: list[Job] = []
+        while decoder.rows:
+            for one, steps in decoder.step():
+                tokens += [step.token for step in steps if one is good and step.token is not None]
+                errors += [one for step in steps if step.error is not None]
+    assert errors == [bad]
+    assert tokens == list(one_at_a_time(model, rows[1:], NEW)[0])
 
 
 def test_stored_prompts_take_no_more_memory_than_allowed():
@@ -226,6 +327,16 @@ def test_every_split_of_a_text_into_tokens_gives_the_same_thoughts_and_content(o
             assert content == expected
             seen.add((bool(expected), bool(reasoning), finished))
     assert len(seen) >= 6
+
+
+def test_tokens_of_a_thought_that_nothing_opened_are_counted_when_it_is_closed():
+    texts = ["<think>", "</think>", "a", "b", ""]
+    tokenizer = cast(Any, Words(texts))
+    text = CompletionText(tokenizer, Ending(tokenizer, [], (), THINK), THINK)
+    for at, token in enumerate([2, 2, 1, 3, 0, 2, 1, 3]):
+        text.add(Step(0, token, finished="length" if at == 7 else None))
+    assert (text.reasoning, text.content) == ("aaa", "bb")
+    assert text.reasoning_tokens == 6  # a a </think> and <think> a </think>
 
 
 def test_the_longest_beginning_of_a_string_is_held_back():

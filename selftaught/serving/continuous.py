@@ -17,7 +17,7 @@ from torch import Tensor
 
 from selftaught.samplers.local.prefix_loop import CHUNK, Prefix, SharedPrefixLoop, Slots
 from selftaught.serving.choice import choose_tokens, log_prob
-from selftaught.serving.jobs import Job, LogProb, Row, Step
+from selftaught.serving.jobs import Delivery, Job, LogProb, Row, Step, failed
 from selftaught.serving.prompt_cache import PromptCache, RecentPrompts
 
 LANES = 4
@@ -26,14 +26,19 @@ FIRST_ROWS = 4
 """Number of rows for which a new lane has memory; it grows when more are needed."""
 CAPACITY = 256
 """The memory per row is a multiple of this number of tokens."""
-Delivery = tuple[Job, list[Step]]
 
 
 class Lane:
-    """Rows that share a prefix, in the first slots of a cache of keys and values."""
+    """Rows that share a prefix, in the first slots of a cache of keys and values.
 
-    def __init__(self, loop: SharedPrefixLoop, prefix: Prefix) -> None:
-        self._loop, self.prefix = loop, prefix
+    Args:
+        loop: the loop of the model.
+        tokens: the tokens of the prefix.
+        prefix: the first of these tokens, with their keys and values; `extend` computes the others.
+    """
+
+    def __init__(self, loop: SharedPrefixLoop, tokens: tuple[int, ...], prefix: Prefix) -> None:
+        self._loop, self.tokens, self.prefix = loop, tokens, prefix
         self.rows: list[Row] = []
         self.expected = 0
         """Number of rows whose prompts are being computed."""
@@ -44,6 +49,16 @@ class Lane:
     def used(self) -> bool:
         """Whether the lane has rows or expects some."""
         return bool(self.rows or self.expected)
+
+    @property
+    def ready(self) -> bool:
+        """Whether the keys and values of the whole prefix have been computed."""
+        return len(self.prefix.tokens) == len(self.tokens)
+
+    def extend(self) -> None:
+        """Compute the keys and values of the next `CHUNK` tokens of the prefix."""
+        start = len(self.prefix.tokens)
+        self.prefix = self._loop.extended(self.prefix, self.tokens[start : start + CHUNK])
 
     def add(self, job: Job, computed: Slots, own: tuple[int, ...]) -> None:
         """Add the rows of a job whose prompt has been computed.
@@ -96,6 +111,10 @@ class Lane:
         self.remove({at for at, row in enumerate(self.rows) if row.finished})
         return done
 
+    def remove_job(self, job: Job) -> None:
+        """Remove the rows of a job."""
+        self.remove({at for at, row in enumerate(self.rows) if row.job is job})
+
     def remove(self, gone: set[int]) -> None:
         """Remove rows; the last ones move into their slots. An empty lane frees its memory."""
         if not gone:
@@ -143,7 +162,7 @@ class ContinuousDecoder:
     ) -> None:
         self._loop, self._max_rows, self._kv_bytes = loop, max_rows, kv_bytes
         self._cache, self._recent = PromptCache(cache_bytes), RecentPrompts()
-        self._lanes = [Lane(loop, Prefix(()))]
+        self._lanes = [Lane(loop, (), Prefix(()))]
         self._prompts: deque[_Prompt] = deque()
 
     @property
@@ -183,10 +202,10 @@ class ContinuousDecoder:
                 "for requests in progress. Set a smaller n or max_tokens."
             )
         lane = self._lanes[0] if job.prompt_log_probs else self._lane(job.prompt)
-        own = job.prompt[len(lane.prefix.tokens) :]
+        own = job.prompt[len(lane.tokens) :]
         slots = self._loop.slots(1, len(own))
         prompt = _Prompt(job, lane, own, slots)
-        if not lane.prefix.tokens and not job.prompt_log_probs:
+        if not lane.tokens and not job.prompt_log_probs:
             known = self._cache.longest(own, len(own) - 1)
             if known.tokens:
                 slots.load(known.key_KPD, known.value_KPD)
@@ -199,36 +218,39 @@ class ContinuousDecoder:
         shared = self._recent.shared(prompt)
         fitting = [
             lane for lane in self._lanes
-            if len(lane.prefix.tokens) < len(prompt)
-            and prompt[: len(lane.prefix.tokens)] == lane.prefix.tokens
+            if len(lane.tokens) < len(prompt) and prompt[: len(lane.tokens)] == lane.tokens
         ]  # fmt: skip
-        longest = max(len(lane.prefix.tokens) for lane in fitting)
+        longest = max(len(lane.tokens) for lane in fitting)
         if shared and longest < 0.8 * shared:
             for lane in [one for one in self._lanes[1:] if not one.used]:
                 if len(self._lanes) > LANES:
                     self._lanes.remove(lane)
             if len(self._lanes) <= LANES:
-                new = Lane(self._loop, self._computed(prompt[:shared]))
+                tokens = prompt[:shared]
+                new = Lane(self._loop, tokens, self._cache.longest(tokens, shared))
                 self._lanes.append(new)
                 return new
-        similar = [lane for lane in fitting if len(lane.prefix.tokens) >= 0.8 * longest]
+        similar = [lane for lane in fitting if len(lane.tokens) >= 0.8 * longest]
         return max(similar, key=lambda lane: len(lane.rows) + lane.expected)
 
-    def _computed(self, tokens: tuple[int, ...]) -> Prefix:
-        """Return a prefix with its keys and values."""
-        prefix = self._cache.longest(tokens, len(tokens))
-        for start in range(len(prefix.tokens), len(tokens), CHUNK):
-            prefix = self._loop.extended(prefix, tokens[start : start + CHUNK])
-        return prefix
-
     def step(self) -> Iterator[Delivery]:
-        """Compute the next piece of a prompt and the next token of every row."""
+        """Compute the next piece of a prompt and the next token of every row.
+
+        An error ends the jobs of the prompt or the lane in which it happens, and no others.
+        """
         yield from self._read_prompts()
         for lane in self._lanes:
-            if lane.rows:
-                steps: dict[Job, list[Step]] = {}
+            if not lane.rows:
+                continue
+            steps: dict[Job, list[Step]] = {}
+            try:
                 for row, step in lane.step():
                     steps.setdefault(row.job, []).append(step)
+            except Exception as error:
+                jobs = dict.fromkeys(row.job for row in lane.rows)
+                lane.remove(set(range(len(lane.rows))))
+                yield from failed(jobs, error)
+            else:
                 yield from steps.items()
 
     def _read_prompts(self) -> Iterator[Delivery]:
@@ -238,15 +260,26 @@ class ContinuousDecoder:
             prompt = self._prompts[0]
             before = len(prompt.own) - 1
             end = min(before, (prompt.done // CHUNK + 1) * CHUNK)
-            if end > prompt.done and budget < CHUNK and end - prompt.done > budget:
+            size = end - prompt.done if prompt.lane.ready else CHUNK
+            if size > budget:
                 return
-            if end > prompt.done:
-                self._read(prompt, end)
-                budget -= end - prompt.done
-                prompt.done = end
-            if prompt.done >= before:
-                yield from self._start(prompt)
-                self._prompts.popleft()  # last, so that `clear` returns the job after an error
+            budget -= size
+            try:
+                if not prompt.lane.ready:
+                    prompt.lane.extend()
+                    continue
+                if size:
+                    self._read(prompt, end)
+                    prompt.done = end
+                if prompt.done < before:
+                    continue
+                deliveries = self._start(prompt)
+            except Exception as error:
+                prompt.lane.remove_job(prompt.job)
+                deliveries = failed([prompt.job], error)
+            self._prompts.popleft()
+            prompt.lane.expected -= prompt.job.n
+            yield from deliveries
 
     def _read(self, prompt: _Prompt, end: int) -> None:
         """Compute the keys and values of a prompt's tokens up to `end`."""
@@ -260,19 +293,19 @@ class ContinuousDecoder:
         if wanted:
             prompt.log_probs += _prompt_log_probs(out_BTX[0], own[prompt.done + 1 : end + 1], prompt.job)  # fmt: skip
 
-    def _start(self, prompt: _Prompt) -> Iterator[Delivery]:
-        """Begin decoding after a prompt has been computed."""
+    def _start(self, prompt: _Prompt) -> list[Delivery]:
+        """Begin decoding after a prompt has been computed, and return the prompt's log-probabilities
+        if they were asked for."""
         job, lane = prompt.job, prompt.lane
-        lane.expected -= job.n
-        if not lane.prefix.tokens and not job.prompt_log_probs and len(prompt.own) > CHUNK:
+        if not lane.tokens and not job.prompt_log_probs and len(prompt.own) > CHUNK:
             self._cache.put(prompt.own[:-1], *prompt.slots.row(len(prompt.own) - 1))
         if job.max_tokens:
             lane.add(job, prompt.slots, prompt.own)
-        if job.prompt_log_probs:
-            finished = None if job.max_tokens else "length"
-            for index in range(job.n):
-                found = tuple(prompt.log_probs)
-                yield job, [Step(index, prompt=found, finished=finished)]
+        if not job.prompt_log_probs:
+            return []
+        finished = None if job.max_tokens else "length"
+        found = tuple(prompt.log_probs)
+        return [(job, [Step(at, prompt=found, finished=finished)]) for at in range(job.n)]
 
     def drop_cancelled(self) -> None:
         """Free the rows of jobs that were cancelled."""
@@ -280,13 +313,14 @@ class ContinuousDecoder:
             self._prompts.remove(prompt)
             prompt.lane.expected -= prompt.job.n
         for lane in self._lanes:
-            lane.remove({at for at, row in enumerate(lane.rows) if row.job.cancelled})
+            for job in {row.job for row in lane.rows if row.job.cancelled}:
+                lane.remove_job(job)
 
     def clear(self) -> list[Job]:
         """Drop everything after an error, and return the jobs that were in progress."""
         jobs = self._jobs()
         self._prompts.clear()
-        self._lanes = [Lane(self._loop, Prefix(()))]
+        self._lanes = [Lane(self._loop, (), Prefix(()))]
         self._recent = RecentPrompts()
         return jobs
 

@@ -11,8 +11,7 @@ from typing import Protocol
 import torch
 
 from selftaught.samplers.base import Closing
-from selftaught.serving.continuous import Delivery
-from selftaught.serving.jobs import Job, Step
+from selftaught.serving.jobs import Delivery, Job, Step
 
 logger = logging.getLogger(__name__)
 

@@ -19,8 +19,7 @@ from selftaught.quiet.gating import ThoughtParams
 from selftaught.quiet.next_token import SeenThoughts, ThinkingModel, next_logits
 from selftaught.quiet.thought_ends import content_lengths
 from selftaught.serving.choice import choose_tokens
-from selftaught.serving.continuous import Delivery
-from selftaught.serving.jobs import Job, Row, Step
+from selftaught.serving.jobs import Delivery, Job, Row, Step, failed
 
 
 @dataclass(frozen=True)
@@ -74,26 +73,37 @@ class InterleavedDecoder:
         self._running[job] = (self._predict(job), rows, None)
 
     def step(self) -> Iterator[Delivery]:
-        """Compute the next token of every completion."""
-        for job, (predictions, rows, sent_B) in list(self._running.items()):
-            logits_BV, thoughts = next(predictions) if sent_B is None else predictions.send(sent_B)
-            active = [at for at, row in enumerate(rows) if not row.finished]
-            some = [rows[at] for at in active]
-            tokens, log_probs = choose_tokens(logits_BV[active], some)
-            steps: list[Step] = []
-            token_B = torch.zeros(len(rows), dtype=torch.long, device=logits_BV.device)
-            for at, row, token, value in zip(active, some, tokens, log_probs, strict=True):
-                step = row.accept(token, value)
-                if (thought := thoughts.get(at)) is not None:
-                    gain = float(logits_BV[at, token] - thought.before_V[token])
-                    step = replace(step, thoughts=thought.ids, gain=gain)
-                steps.append(step)
-                token_B[at] = token
-            yield job, steps
-            if all(row.finished for row in rows):
+        """Compute the next token of every completion. An error ends its job, and no others."""
+        for job in list(self._running):
+            try:
+                delivery = job, self._advance(job)
+            except Exception as error:
                 self._remove(job)
+                yield from failed([job], error)
             else:
-                self._running[job] = (predictions, rows, token_B)
+                yield delivery
+
+    def _advance(self, job: Job) -> list[Step]:
+        """Compute the next token of every completion of a job."""
+        predictions, rows, sent_B = self._running[job]
+        logits_BV, thoughts = next(predictions) if sent_B is None else predictions.send(sent_B)
+        active = [at for at, row in enumerate(rows) if not row.finished]
+        some = [rows[at] for at in active]
+        tokens, log_probs = choose_tokens(logits_BV[active], some)
+        steps: list[Step] = []
+        token_B = torch.zeros(len(rows), dtype=torch.long, device=logits_BV.device)
+        for at, row, token, value in zip(active, some, tokens, log_probs, strict=True):
+            step = row.accept(token, value)
+            if (thought := thoughts.get(at)) is not None:
+                gain = float(logits_BV[at, token] - thought.before_V[token])
+                step = replace(step, thoughts=thought.ids, gain=gain)
+            steps.append(step)
+            token_B[at] = token
+        if all(row.finished for row in rows):
+            self._remove(job)
+        else:
+            self._running[job] = (predictions, rows, token_B)
+        return steps
 
     def drop_cancelled(self) -> None:
         """Free the rows of jobs that were cancelled."""

@@ -1,13 +1,15 @@
 """What the decoding thread is given, and what it returns: jobs, rows and steps."""
 
 import itertools
-from collections.abc import Callable, Sequence
+import logging
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 from selftaught.records import FinishReason
 from selftaught.samplers.local.token_choice import uniforms
 from selftaught.samplers.stopping import Ending
 
+logger = logging.getLogger(__name__)
 _numbers = itertools.count()
 
 
@@ -110,3 +112,13 @@ class Row:
         elif len(self.tokens) == self.job.max_tokens:
             self.finished = "length"
         return Step(self.index, token, log_prob, finished=self.finished)
+
+
+Delivery = tuple[Job, list[Step]]
+"""A job and its new steps."""
+
+
+def failed(jobs: Iterable[Job], error: Exception) -> list[Delivery]:
+    """Log an error, and return the last step of the jobs that it ends."""
+    logger.error("Decoding failed; its requests get an error.", exc_info=error)
+    return [(job, [Step(0, error=error)]) for job in jobs]

@@ -137,6 +137,7 @@ class CompletionText:
         self._cut = False
         self._pending: list[tuple[LogProb, int]] = []
         self.token_ids: list[int] = []
+        self._starts: list[int] = []
         self.finish_reason: FinishReason | None = None
         self.filtered = False
         """Whether the content was withheld."""
@@ -197,9 +198,13 @@ class CompletionText:
         thoughts = "".join(list(inner)[::2])
         self.reasoning = thoughts.replace(marks[0], "").replace(marks[1], "")
         self.content = content
-        self.log_probs = [
-            one for one in self.log_probs if any(start <= one[1] < end for start, end in spans)
-        ]
+
+        def outside(at: int) -> bool:
+            return any(start <= at < end for start, end in spans)
+
+        self.log_probs = [one for one in self.log_probs if outside(one[1])]
+        inside = sum(at < len(self._text) and not outside(at) for at in self._starts)
+        self.reasoning_tokens = self.hidden_tokens + inside
 
     def _hidden(self, step: Step, token: int) -> HiddenThought:
         """Count the hidden thoughts of a step, and return their text."""
@@ -213,6 +218,7 @@ class CompletionText:
     def _take(self, token: int, log_prob: LogProb | None) -> None:
         """Append a token, and its text."""
         self.token_ids.append(token)
+        self._starts.append(len(self._text))
         if log_prob is not None and token not in self._ending.silent:
             self._pending.append((log_prob, len(self._text)))
         self._text += self._words.add(token)
