@@ -588,6 +588,17 @@ def test_an_accuracy_has_one_interval_on_the_page_in_markdown_and_in_the_console
     assert found["page"] == {("90.1", "96.9"), ("83.5", "98.6")}
 
 
+def test_the_console_says_when_the_best_model_is_the_base_model(tmp_path):
+    folder = fake_run(tmp_path / "run")
+    config = StarConfig(task="arithmetic", out=folder)
+    summary = json.loads((folder / "summary.json").read_text())
+    base = summary | {"best": 0, "best model": "org/base"}
+    line = next(one for one in star_ending(config, base).splitlines() if one.startswith("Model"))
+    assert line == "Model   org/base (the base model: no trained model was better)"
+    better = summary | {"best model": str(folder / "model")}
+    assert f"Model   {folder / 'model'}\n" in star_ending(config, better)
+
+
 def test_plot_and_table_have_the_same_intervals(run, page):
     source = (run / "report.html").read_text(encoding="utf-8")
     svg = source[source.index('aria-label="Validation accuracy by iteration"') :]

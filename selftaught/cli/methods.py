@@ -114,11 +114,17 @@ def ending(config: MethodConfig, summary: Row) -> str:
     """Return the results and the paths of the outputs."""
     lines = [(config.out / "report.md").read_text(encoding="utf-8")]
     if "best model" in summary:
-        lines.append(f"Model   {summary['best model']}")
+        lines.append(_model_line(config.out, summary["best model"]))
     if "verifier" in summary:
         lines.append(f"Verifier {summary['verifier']}")
     next_command = f"Next    selftaught report {config.out} ANOTHER_RUN"
     return printable("\n".join([*lines, *_places(config.out), next_command]))
+
+
+def _model_line(out: Path, model: str) -> str:
+    """Return the line that names the best model, which a run without a better one has not trained."""
+    trained = Path(model).resolve().is_relative_to(out.resolve())
+    return f"Model   {model}{'' if trained else ' (the base model: no trained model was better)'}"
 
 
 def _places(out: Path) -> list[str]:
@@ -156,7 +162,7 @@ def star_ending(config: MethodConfig, summary: Row) -> str:
     groups = len(summary["test"]["best"]["groups"])
     over = f", mean of {groups} groups" if groups > 1 else ""
     lines = [
-        f"Model   {best_model}",
+        _model_line(out, best_model),
         *_places(out),
         f"Next    selftaught evaluate --model {best_model}{_asked(config)} --out {out / 'evaluate.jsonl'}",
         f"        selftaught report {out} ANOTHER_RUN",
