@@ -5,6 +5,7 @@ import random
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -323,6 +324,8 @@ def test_invalid_completion_requests_get_an_error_of_openai_s_form(
         ({"max_tokens": 0}, "max_tokens"),
         ({"chat_template_kwargs": {"tokenize": False}}, "tokenize"),
         ({"chat_template_kwargs": {"enable_thinking": True}}, "enable_thinking"),
+        ({"chat_template_kwargs": {"a": [{"b": "<think>x"}]}}, "thought marks"),
+        ({"chat_template_kwargs": {"</think>": 1}}, "thought marks"),
     ],
     ids=str,
 )
@@ -333,6 +336,26 @@ def test_invalid_chats_get_an_error_of_openai_s_form(
     status, answer = served.post("/v1/chat/completions", body)
     assert status == 400
     assert part in answer["error"]["message"]
+
+
+def test_others_are_served_while_a_prompt_is_tokenized(
+    served: Running, monkeypatch: pytest.MonkeyPatch
+):
+    whole, begun, go_on = served.server.text_prompt, threading.Event(), threading.Event()
+
+    def slow(text: str, stop: tuple[str, ...]) -> Any:
+        if text == "long":
+            begun.set()
+            assert go_on.wait(20)
+        return whole(text, stop)
+
+    monkeypatch.setattr(served.server, "text_prompt", slow)
+    with ThreadPoolExecutor(1) as pool:
+        long = pool.submit(served.complete, "long", max_tokens=1)
+        assert begun.wait(20)
+        assert served.complete("Q: 3", max_tokens=2)
+        go_on.set()
+        assert long.result()
 
 
 def test_large_and_slow_bodies_are_refused_while_others_are_served(wide_model_dir: Path):

@@ -105,7 +105,7 @@ class Routes:
         """Complete prompts."""
         server = self._server
         self._check_model(body.model)
-        prompts = self._prompts(body)
+        prompts = await asyncio.to_thread(self._prompts, body)  # a long one takes seconds
         echo = bool(body.echo)
         new = 16 if body.max_tokens is None else body.max_tokens
         for prompt in prompts:
@@ -124,7 +124,8 @@ class Routes:
         server = self._server
         self._check_model(body.model)
         messages = [one.message() for one in body.messages]
-        prompt = server.chat_prompt(messages, body.stops, body.chat_template_kwargs or {})
+        options = body.chat_template_kwargs or {}
+        prompt = await asyncio.to_thread(server.chat_prompt, messages, body.stops, options)
         new = server.checked(prompt, _or(body.max_completion_tokens, body.max_tokens))
         wanted = Wanted(
             body.n or 1, new, _or(body.temperature, 1.0), _or(body.top_p, 1.0),

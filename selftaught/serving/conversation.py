@@ -64,6 +64,23 @@ def _removed(text: str, marks: Sequence[ThoughtMarks], *, assistant: bool) -> st
     return text
 
 
+def check_options(options: object, marks: Sequence[ThoughtMarks]) -> None:
+    """Check that the options of a chat template, with all values inside them, have no thought marks.
+
+    Raises:
+        ApiError: a string contains a mark.
+    """
+    values = [options]
+    while values:
+        value = values.pop()
+        if isinstance(value, dict):
+            values += [*value.keys(), *value.values()]
+        elif isinstance(value, list):
+            values += value
+        elif isinstance(value, str) and any(one in value for pair in marks for one in pair):
+            raise ApiError("Expected options without thought marks.", param="chat_template_kwargs")
+
+
 def cleaned(messages: Sequence[Message], marks: Sequence[ThoughtMarks]) -> list[Message]:
     """Return messages without thoughts.
 

@@ -26,7 +26,7 @@ from selftaught.samplers.local.token_choice import endings
 from selftaught.samplers.tokens import end_tokens
 from selftaught.serving.best_of_n import Chooser
 from selftaught.serving.continuous import ContinuousDecoder
-from selftaught.serving.conversation import cleaned, without_thoughts
+from selftaught.serving.conversation import check_options, cleaned, without_thoughts
 from selftaught.serving.engine import DecodingEngine
 from selftaught.serving.interleaved import InterleavedDecoder, plain_predictions, quiet_predictions
 from selftaught.serving.protocol import ApiError
@@ -140,10 +140,11 @@ class ModelServer(Closing):
         """Return the prompt of a conversation, without the thoughts of earlier turns.
 
         Raises:
-            ApiError: the model has no chat template and the server no task, or the template rejects
-                the messages.
+            ApiError: the model has no chat template and the server no task, the template rejects the
+                messages, or an option contains a thought mark.
         """
         messages = cleaned(messages, self.marks)
+        check_options(options, self.marks)
         style = self.settings.style
         if self.settings.pauses and style is None:
             raise ApiError(
