@@ -15,6 +15,15 @@ if workers := int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "0")):
     # before torch is imported: each worker, and each process that it starts, has its share of the cores
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // workers)))
 
+FIRST = ("test_nothing_lost", "test_methods_killed", "test_vllm_engine")
+"""Modules with long tests, which begin first so that no process waits for another at the end."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Sort the modules in `FIRST` before the others."""
+    items.sort(key=lambda item: not item.path.stem.startswith(FIRST))
+
+
 CORPUS = (
     "Q: What is 12 + 7?\nA: 12 + 7 = 19. The answer is 19.\n\n",
     "Q: Tom has 3 apples and buys 40 more. How many apples does he have?\nA: 3 + 40 = 43.\n\n",

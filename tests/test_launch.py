@@ -111,8 +111,10 @@ def assert_same(one: Training, other: Training, *, atol: float) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("batches", [2, 1])  # two batches of two in a step, or one of four
-@pytest.mark.parametrize("kind", ["sft", "dpo", "outcome", "weighted"])
+# two batches of two in a step, or one of four
+@pytest.mark.parametrize(
+    ("kind", "batches"), [("sft", 2), ("sft", 1), ("dpo", 2), ("outcome", 2), ("weighted", 2)]
+)
 def test_two_processes_train_as_one(kind: str, batches: int, tiny_model_dir: Path, tmp_path: Path):
     more = {"gradient_accumulation_steps": batches, "per_device_train_batch_size": 4 // batches}
     one = launch(stage(tiny_model_dir, tmp_path / "one", kind, **more), Launch())
@@ -133,13 +135,10 @@ def test_an_adapter_is_merged_by_the_first_process(tiny_model_dir: Path, tmp_pat
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["sft", "dpo"])
-def test_two_workers_of_ray_train_as_one(
-    kind: str, tiny_model_dir: Path, tmp_path: Path, own_ray: None
-):
-    one = launch(stage(tiny_model_dir, tmp_path / "one", kind), Launch())
+def test_two_workers_of_ray_train_as_one(tiny_model_dir: Path, tmp_path: Path, own_ray: None):
+    one = launch(stage(tiny_model_dir, tmp_path / "one", "sft"), Launch())
     steps: list[int] = []
-    two = launch(stage(tiny_model_dir, tmp_path / "two", kind), Launch("ray", 2), steps.append)
+    two = launch(stage(tiny_model_dir, tmp_path / "two", "sft"), Launch("ray", 2), steps.append)
     assert_same(one, two, atol=1e-5)
     assert sum(steps) == 6
 
@@ -153,20 +152,19 @@ def accelerate_file(name: str, folder: Path) -> Path:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["sft", "dpo"])
-def test_two_processes_of_accelerate_train_as_one(kind: str, tiny_model_dir: Path, tmp_path: Path):
+def test_two_processes_of_accelerate_train_as_one(tiny_model_dir: Path, tmp_path: Path):
     how = Launch("accelerate", 2, accelerate_file("ddp_8gpu.yaml", tmp_path))
-    one = launch(stage(tiny_model_dir, tmp_path / "one", kind), Launch())
+    one = launch(stage(tiny_model_dir, tmp_path / "one", "dpo"), Launch())
     steps: list[int] = []
-    two = launch(stage(tiny_model_dir, tmp_path / "two", kind), how, steps.append)
+    two = launch(stage(tiny_model_dir, tmp_path / "two", "dpo"), how, steps.append)
     assert_same(one, two, atol=1e-5)
     assert sum(steps) == 6
 
 
 SPREAD = {
-    "fsdp2": [("sft", None), ("sft", LORA), ("dpo", None), ("dpo", LORA), ("outcome", None), ("weighted", None)],
-    "zero3": [("sft", None), ("dpo", None), ("dpo", LORA)],
-}  # fmt: skip
+    "fsdp2": [("sft", LORA), ("dpo", None), ("outcome", None), ("weighted", None)],
+    "zero3": [("sft", None), ("dpo", LORA)],
+}
 
 
 @pytest.mark.slow
@@ -326,8 +324,10 @@ def test_a_killed_worker_ends_the_stage_which_then_continues(tiny_model_dir: Pat
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
-@pytest.mark.parametrize("launcher", ["torchrun", "ray"])
+@pytest.mark.parametrize(
+    ("launcher", "number"),
+    [("torchrun", signal.SIGINT), ("torchrun", signal.SIGKILL), ("ray", signal.SIGKILL)],
+)
 def test_workers_end_with_the_process_that_started_them(
     launcher: str, number: signal.Signals, tiny_model_dir: Path, tmp_path: Path, own_ray: None
 ):
