@@ -18,6 +18,7 @@ LAYERS = (
     {"own_file"},
     {"prompts", "rendering"},
     {"processes"},
+    {"sandbox"},
     {"samplers"},
     {"training"},
     {"quiet"},
