@@ -34,6 +34,8 @@ class Problem:
     """The reference answer."""
     rationale: str | None = None
     """A worked solution, if the data set has one."""
+    tests: str = ""
+    """Tests of a program, as JSON, for tasks whose answers are programs; see `tasks.programs.ProblemTests`."""
 
 
 @dataclass(frozen=True)
@@ -122,11 +124,14 @@ def to_json(record: Rollout | Example | Preference | Problem) -> str:
 
 
 def plain_fields(record: object) -> dict[str, Any]:
-    """Return the fields of a record in order; fields in `OPTIONAL` only if they are set.
+    """Return the fields of a record in order; fields in `OPTIONAL`, and a problem's tests, only if
+    they are set.
 
     `dataclasses.asdict` is not used because it makes deep copies.
     """
     fields: dict[str, Any] = vars(record)
+    if isinstance(record, Problem) and not record.tests:
+        return {name: value for name, value in fields.items() if name != "tests"}
     if isinstance(record, Rollout) and not record.thought_open:
         return {name: value for name, value in fields.items() if name != "thought_open"}
     if isinstance(record, Rollout | Problem):

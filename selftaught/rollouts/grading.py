@@ -10,6 +10,7 @@ import importlib
 import os
 import signal
 import sys
+import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
@@ -18,12 +19,15 @@ from queue import SimpleQueue
 
 from selftaught.processes.child import Child, conversation
 from selftaught.records import Outcome, Problem, Rollout
+from selftaught.sandbox import Sandbox
 from selftaught.tasks.answers import Verdict
-from selftaught.tasks.base import Task
+from selftaught.tasks.base import Execution, Task
 
 Pair = tuple[str, str]
-"""A gold answer, and the answer that is compared with it."""
+"""A gold answer, or the tests of a program, and the answer that is compared with it."""
 
+SOLUTIONS = 32
+"""Maximum number of reference solutions that are run before a run starts."""
 MOST_MEMORY = 4 * 2**30
 """Limit of a worker's address space in bytes (Linux). Beyond it, `prove` raises a MemoryError."""
 
@@ -61,6 +65,8 @@ class Grader:
     def __init__(self, task: Task, *, seconds: float = 5.0, workers: int | None = None) -> None:
         self._task, self._seconds, self._most = task, seconds, workers
         self._workers: list[_Worker] = []
+        self._sandbox: Sandbox | None = None
+        self._opening = threading.Lock()
 
     def grade(self, rollouts: Sequence[Rollout]) -> list[Rollout]:
         """Return the graded rollouts; see `grade`."""
@@ -68,18 +74,20 @@ class Grader:
             self._task.answer(one.completion, thought_open=one.thought_open) for one in rollouts
         ]
         pairs = {
-            (rollout.problem.gold, answer): Verdict(None, "")
+            (self._task.reference(rollout.problem), answer): Verdict(None, "")
             for rollout, answer in zip(rollouts, answers, strict=True)
             if answer is not None and rollout.finish_reason != "length"
         }
         verdicts = self.compare(list(pairs))
         return [
-            _graded(rollout, answer, verdicts)
+            _graded(rollout, answer, self._task.reference(rollout.problem), verdicts)
             for rollout, answer in zip(rollouts, answers, strict=True)
         ]
 
     def compare(self, pairs: Sequence[Pair]) -> dict[Pair, Verdict]:
         """Return a verdict for every pair; see `compare`."""
+        if self._task.execution is not None:
+            return self._executed(self._task.execution, pairs)
         verdicts = {pair: _verdict(self._task.equal(*pair)) for pair in pairs}
         undecided = [pair for pair, verdict in verdicts.items() if verdict.equal is None]
         if self._task.prove is None or not undecided:
@@ -114,23 +122,47 @@ class Grader:
         finally:
             pool.shutdown(cancel_futures=True)
 
+    def _executed(self, execution: Execution, pairs: Sequence[Pair]) -> dict[Pair, Verdict]:
+        """Run programs with their tests. All failures are wrong answers, with the reason in
+        `decided_by`; only what could not be run is ungradable."""
+        with self._opening:
+            if self._sandbox is None:
+                self._sandbox = Sandbox(
+                    limits=execution.limits, isolation=execution.isolation, workers=self._most
+                )
+        results = self._sandbox.run([execution.program(*pair) for pair in pairs])
+        return {
+            pair: Verdict(
+                None if result.outcome == "refused" else result.outcome == "right",
+                "tests"
+                if result.outcome == "right"
+                else f"{result.outcome}: {result.detail}".removesuffix(": "),
+            )
+            for pair, result in zip(pairs, results, strict=True)
+        }
+
     def close(self) -> None:
         """End the worker processes."""
         for worker in self._workers:
             worker.close()
         self._workers.clear()
+        if self._sandbox is not None:
+            self._sandbox.close()
+            self._sandbox = None
 
 
 def _verdict(found: Verdict | bool) -> Verdict:
     return Verdict(found, "equal") if isinstance(found, bool) else found
 
 
-def _graded(rollout: Rollout, answer: str | None, verdicts: dict[Pair, Verdict]) -> Rollout:
+def _graded(
+    rollout: Rollout, answer: str | None, reference: str, verdicts: dict[Pair, Verdict]
+) -> Rollout:
     if rollout.finish_reason == "length":
         return replace(rollout, answer=answer, outcome="cut by length", decided_by="finish reason")
     if answer is None:
         return replace(rollout, answer=None, outcome="no answer", decided_by="extraction")
-    equal, decided_by = verdicts[rollout.problem.gold, answer]
+    equal, decided_by = verdicts[reference, answer]
     return replace(rollout, answer=answer, outcome=_NAMES[equal], decided_by=decided_by)
 
 
@@ -140,9 +172,17 @@ def check_gold(problems: Sequence[Problem], task: Task, *, seconds: float = 5.0)
     A gold answer passes if a completion that states it directly (`Task.direct`) is graded as
     correct.
 
+    Of tasks whose answers are programs, an empty program must pass the tests of no problem, and at
+    most `SOLUTIONS` reference solutions are run. One may fail: it says nothing about other
+    solutions. If more than half fail, the tests or the sandbox are at fault.
+
     Raises:
-        ValueError: a gold answer does not pass; the message lists the first ten with the reasons.
+        ValueError: a gold answer does not pass, tests cannot be run or assert nothing, or more than
+            half of the reference solutions fail; the message lists the first ten with the reasons.
     """
+    if task.execution is not None:
+        _check_programs(problems, task)
+        return
     answers = {
         gold: task.answer(task.direct.format(answer=gold))
         for gold in {problem.gold: None for problem in problems}
@@ -171,12 +211,38 @@ def check_gold(problems: Sequence[Problem], task: Task, *, seconds: float = 5.0)
     )
 
 
+def _check_programs(problems: Sequence[Problem], task: Task) -> None:
+    """Run an empty program for every problem, and some reference solutions; see `check_gold`."""
+    empty = {one.id: (one.tests, "") for one in problems}
+    solved = [one for one in problems if one.gold]
+    some = solved[:: -(-len(solved) // SOLUTIONS) or 1]
+    pairs = {one.id: (one.tests, one.gold) for one in some}
+    verdicts = compare(list(dict.fromkeys([*empty.values(), *pairs.values()])), task)
+    untested = [f"{id!r}" for id, pair in empty.items() if verdicts[pair].equal]
+    broken = [f"{id!r} ({verdicts[pair].decided_by})" for id, pair in empty.items() if verdicts[pair].equal is None]  # fmt: skip
+    failed = [f"{id!r} ({verdicts[pair].decided_by})" for id, pair in pairs.items() if not verdicts[pair].equal]  # fmt: skip
+    for found, what in (
+        (untested, "have tests that an empty program passes, so every answer would be correct. Tests must "
+         "assert something when they run, and call the program: if its function has the name of a builtin "
+         "one, give entry_point"),
+        (broken, "have tests that cannot be run"),
+        (failed if len(failed) > len(pairs) / 2 else [], "have a reference solution that fails its own "
+         "tests. Check the columns of tests, setup and solution, and the time limit"),
+    ):  # fmt: skip
+        if found:
+            more = f", and {len(found) - 10} more" if len(found) > 10 else ""
+            raise ValueError(
+                f"{len(found)} problems of the task {task.name!r} {what}: {'; '.join(found[:10])}{more}."
+            )
+
+
 def compare(
     pairs: Sequence[Pair], task: Task, *, seconds: float = 5.0, workers: int | None = None
 ) -> dict[Pair, Verdict]:
     """Return a verdict for every pair of answers.
 
-    Pairs that `task.equal` cannot decide are compared by `task.prove` in worker processes.
+    Pairs that `task.equal` cannot decide are compared by `task.prove` in worker processes. Programs are
+    run in a sandbox.
 
     Args:
         pairs: (gold answer, answer) pairs.

@@ -25,6 +25,9 @@ TASKS = {
     "commonsense_qa": "five-way multiple choice (CommonsenseQA)",
     "competition_math": "competition problems with LaTeX answers (MATH)",
     "gym": "any task of reasoning-gym, by its name",
+    "mbpp": "short Python programs with tests (MBPP)",
+    "humaneval": "Python functions from their docstrings (HumanEval); test only",
+    "code_file": "your own programming problems with tests: JSONL, CSV, Parquet, or a Hub data set",
     "question_file": "your own questions and answers: JSONL, CSV, Parquet, or a Hub data set",
 }
 """Names of the tasks, with a one-line description."""
@@ -130,6 +133,18 @@ def _opener(name: str) -> Callable[..., Task]:
             from selftaught.tasks.gym import gym
 
             return gym
+        case "mbpp":
+            from selftaught.tasks.code_tasks import mbpp
+
+            return mbpp
+        case "humaneval":
+            from selftaught.tasks.code_tasks import humaneval
+
+            return humaneval
+        case "code_file":
+            from selftaught.tasks.code_tasks import code_file
+
+            return code_file
         case "question_file":
             from selftaught.tasks.question_file import question_file
 

@@ -4,10 +4,11 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 from selftaught.prompts import PromptStyle, styled
 from selftaught.records import Problem
+from selftaught.sandbox import Limits, Program
 from selftaught.tasks.answers import GRADING_VERSION, Verdict
 from selftaught.thought_marks import THINK, ThoughtMarks, after_thought
 
@@ -43,6 +44,18 @@ def _function_key(function: Any, *, by_name: bool) -> object:
 
 
 @dataclass(frozen=True)
+class Execution:
+    """How answers that are programs are run."""
+
+    program: Callable[[str, str], Program]
+    """`program(tests, answer)` returns the program that tests an answer, given `Problem.tests`."""
+    limits: Limits
+    """Limits of one program."""
+    isolation: Literal["namespaces", "process"]
+    """Isolation of the programs; see `Sandbox`."""
+
+
+@dataclass(frozen=True)
 class Task:
     """Problems with gold answers, their prompts, and the rules for grading."""
 
@@ -65,6 +78,9 @@ class Task:
     """`prove(gold, answer)` compares two answers symbolically when `equal` cannot decide. It may be
     slow: `grade` runs it in worker processes with a time limit, so it must be a module-level
     function."""
+    execution: Execution | None = None
+    """How answers are run, if they are programs. Then an answer is correct if it passes the tests of
+    its problem, and `equal` does not grade."""
     direct: str = "The answer is {answer}."
     """Template of a completion that states an answer without a rationale. `extract` must find the
     answer in it."""
@@ -136,6 +152,10 @@ class Task:
         ]
         rules = [GRADING_VERSION, self.name, self.options, self.thought_marks, functions]
         return hashlib.sha256(json.dumps(rules).encode("utf-8", "surrogatepass")).hexdigest()[:16]
+
+    def reference(self, problem: Problem) -> str:
+        """Return what an answer to a problem is compared with: the gold answer, or the tests."""
+        return problem.gold if self.execution is None else problem.tests
 
     def answer(self, completion: str, *, thought_open: bool = False) -> str | None:
         """Return the answer that is stated after the last thought, or None if there is none.
