@@ -271,7 +271,11 @@ def test_solutions_that_fail_their_tests_are_refused_if_they_are_many(tmp_path: 
         ({"prompt": "a", "tests": "assert f()"}, {"show_tests": -1}, "at least 0"),
         ({"prompt": " ", "tests": "assert 1"}, {}, "expected a text"),
         ({"tests": "assert 1"}, {}, 'no column "prompt"'),
-        ({"prompt": "a", "tests": "def check(candidate): assert candidate()"}, {}, "give entry_point"),
+        (
+            {"prompt": "a", "tests": "def check(candidate): assert candidate()"},
+            {},
+            "give entry_point",
+        ),
         ({"prompt": "def f():", "tests": "assert f()"}, {"prompt_is_code": True}, "entry_point"),
         ({"prompt": "a", "tests": "assert 1", "s": [1]}, {"setup": "s"}, "expected a text"),
     ],
