@@ -7,6 +7,7 @@ import pytest
 
 from selftaught.records import Problem, Rollout, rollout_from, to_json
 from selftaught.rollouts.grading import check_gold, grade
+from selftaught.rollouts.reading import shown
 from selftaught.sandbox import missing
 from selftaught.tasks import open_task
 from selftaught.tasks.code_tasks import SHOTS
@@ -177,6 +178,16 @@ def test_thoughts_are_not_part_of_a_program():
     right = f"<think>{wrong}</think>\n```python\n{SHOTS[0].rationale}\n```"
     reverse = f"<think>```python\n{SHOTS[0].rationale}\n```</think>\n{wrong}"
     assert outcomes(task, [SHOTS[0]] * 2, [right, reverse]) == ["right", "wrong"]
+
+
+@needs_sandbox
+def test_a_program_is_shown_with_the_test_that_it_failed():
+    task = open_task("mbpp", data_dir="unused")
+    code = str(SHOTS[1].rationale).replace(">=", ">")
+    (graded,) = grade([rollout(SHOTS[1], code)], task)
+    text = shown(graded, Path("a.jsonl"))
+    assert "decided by: wrong: assert remove_below([4, 1, 7, 3], 3) == [4, 7, 3]" in text
+    assert text.count(code) == 1
 
 
 @needs_data

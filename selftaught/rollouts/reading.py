@@ -68,7 +68,11 @@ def shown(rollout: Rollout, path: Path) -> str:
     """Return a completion as a block of text: id, outcome, answers, question and completion."""
     sample = f"sample {rollout.index}, {rollout.origin}, {rollout.finish_reason}"
     head = f"{rollout.problem.id} · {rollout.outcome or 'not graded'} · {sample}"
-    answers = f"gold: {rollout.problem.gold}   answer: {rollout.answer if rollout.answer is not None else 'none'}"  # fmt: skip
+    if rollout.problem.tests:  # the answer is the program in the completion
+        answers = f"decided by: {rollout.decided_by or 'nothing yet'}"
+    else:
+        answer = rollout.answer if rollout.answer is not None else "none"
+        answers = f"gold: {rollout.problem.gold}   answer: {answer}"
     return "\n".join([
         "=" * 72, str(path), head, answers, "-- prompt", _end_of(rollout.prompt), "-- completion",
         rollout.completion, "",
