@@ -224,6 +224,19 @@ def test_mbpp_s_solutions_pass_and_those_of_the_next_problem_do_not():
     check_gold(problems, task)
 
 
+def test_rows_of_mbpp_without_a_split_are_divided_as_in_the_paper(tmp_path: Path):
+    row = {"text": "Write f.", "code": "def f(): return 1", "test_list": ["assert f() == 1"]}
+    ids = (2, 10, 11, 510, 511, 600, 601, 974)
+    write(tmp_path / "mbpp.jsonl", [row | {"task_id": number} for number in ids])
+    task = open_task("mbpp", data_dir=str(tmp_path))
+    found = {
+        split: [one.id for one in task.problems(split)] for split in ("train", "validation", "test")
+    }
+    assert found == {
+        "train": ["mbpp/601", "mbpp/974"], "validation": ["mbpp/511", "mbpp/600"], "test": ["mbpp/11", "mbpp/510"],
+    }  # fmt: skip
+
+
 def write(path: Path, rows: list[dict[str, object]]) -> str:
     path.write_text("\n".join(map(json.dumps, rows)))
     return str(path)

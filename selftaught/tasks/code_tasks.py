@@ -95,7 +95,7 @@ def mbpp(
         data_dir: folder with mbpp.jsonl. Default: download from the Hub.
         show_tests: number of tests that are shown in the question.
         sandbox: isolation of the programs: "namespaces", or the weaker "process".
-        seconds: time limit of one program with its tests.
+        seconds: limit of the CPU time of one program; the wall-clock limit is twice that.
         memory_megabytes: memory limit of one program.
     """
 
@@ -103,7 +103,7 @@ def mbpp(
     def splits() -> dict[str, list[Problem]]:
         if data_dir is not None:
             rows = file_rows(Path(data_dir) / "mbpp.jsonl")
-            named = [(str(row.values.get("split")), row) for row in rows]
+            named = [(_split(row), row) for row in rows]
         else:
             names = ("train", "validation", "test")
             named = [
@@ -123,6 +123,20 @@ def mbpp(
         data_sets=("google-research-datasets/mbpp",),
         facts="MBPP, CC-BY-4.0, Austin et al. 2021 (arXiv:2108.07732)",
     )  # fmt: skip
+
+
+def _split(row: Row) -> str:
+    """Return the split of a row of MBPP, by its task number if the file does not say it."""
+    split = row.values.get("split")
+    if split is not None:
+        return str(split)
+    number = str(row.values.get("task_id")).rpartition("/")[2]
+    if not number.isdecimal():
+        raise ValueError(
+            f"{row.where}: expected a field task_id with a number, got {number[:40]!r}."
+        )
+    bounds = {"prompt": 10, "test": 510, "validation": 600}  # Austin et al. 2021, Section 3.1
+    return next((name for name, last in bounds.items() if int(number) <= last), "train")
 
 
 def _mbpp_problem(row: Row, shown: int) -> Problem:
@@ -176,7 +190,7 @@ def humaneval(
     Args:
         data_dir: folder with HumanEval.jsonl. Default: download from the Hub.
         sandbox: isolation of the programs: "namespaces", or the weaker "process".
-        seconds: time limit of one program with its tests.
+        seconds: limit of the CPU time of one program; the wall-clock limit is twice that.
         memory_megabytes: memory limit of one program.
     """
 
@@ -250,7 +264,7 @@ def code_file(
             least 1 and at most 500, is drawn at random.
         seed: random seed for drawing the validation and test problems.
         sandbox: isolation of the programs: "namespaces", or the weaker "process".
-        seconds: time limit of one program with its tests.
+        seconds: limit of the CPU time of one program; the wall-clock limit is twice that.
         memory_megabytes: memory limit of one program.
     """
     columns = CodeColumns(prompt, tests, entry_point, setup, solution, id)
