@@ -107,7 +107,7 @@ def test_a_misspelled_name_gets_a_suggestion(
 
 def test_tasks_and_the_options_of_each_are_listed(tmp_path: Path, capsys):
     assert main(["tasks"]) == 0
-    names = [line.split()[0] for line in capsys.readouterr().out.splitlines()[:6]]
+    names = [line.split()[0] for line in capsys.readouterr().out.splitlines()[: len(TASKS)]]
     assert names == list(TASKS)
     for name in names:
         assert main(["tasks", name]) == 0
@@ -188,7 +188,7 @@ def test_options_of_tasks_are_checked_by_name_and_type(name: str):
             {"name": "chain_sum"}
             if name == "gym"
             else {"path": "q.jsonl"}
-            if name == "question_file"
+            if name in ("question_file", "code_file")
             else {}
         )
         with pytest.raises(
