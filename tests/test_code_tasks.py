@@ -1,6 +1,7 @@
 """Tasks whose answers are programs: extraction, tests, grading, and the three data formats."""
 
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pytest
@@ -237,7 +238,7 @@ def test_rows_of_mbpp_without_a_split_are_divided_as_in_the_paper(tmp_path: Path
     }  # fmt: skip
 
 
-def write(path: Path, rows: list[dict[str, object]]) -> str:
+def write(path: Path, rows: Sequence[Mapping[str, object]]) -> str:
     path.write_text("\n".join(map(json.dumps, rows)))
     return str(path)
 
