@@ -62,6 +62,14 @@ def outcomes(task, problems, completions) -> list[str]:
         ),
         ("```\ndef f(x): return x\n```\n```python\nprint(f(3))\n```", "def f(x): return x"),
         (
+            "```python\ndef f(x): return x\n```\nTo show it:\n```python\ndef show(x): print(x)\n```",
+            "def f(x): return x\n\ndef show(x): print(x)",
+        ),
+        (
+            "```python\ndef g(): return 1\n```\n```python\ndef f(x): return 0\n```\nNo:\n```python\ndef f(x): return g()\n```",
+            "def g(): return 1\n\ndef f(x): return g()",
+        ),
+        (
             "1. Code:\n    ```python\n    def f(x):\n        return x\n    ```",
             "def f(x):\n    return x",
         ),

@@ -21,7 +21,7 @@ Isolation = Literal["namespaces", "process"]
 IN_BLOCK = "Write the whole program in one code block."
 FENCE = re.compile(r"([ \t]*)(`{3,}|~{3,})[ \t]*([\w+#.-]*)")
 _DEFINITIONS = re.compile(
-    r"^[ \t]*(?:(?:async[ \t]+)?def|class)[ \t]+(?!test)\w", re.MULTILINE | re.IGNORECASE
+    r"^[ \t]*(?:(?:async[ \t]+)?def|class)[ \t]+((?!test)\w+)", re.MULTILINE | re.IGNORECASE
 )
 _FUTURE = re.compile(r"^from __future__ import [^\n]*$", re.MULTILINE)
 PYTHON = ("", "py", "python", "python3")
@@ -123,15 +123,23 @@ class _Block:
 def extract(completion: str) -> str | None:
     """Return the program in a completion: a code block, or the whole text if it has none.
 
-    Of several blocks, it is the last one that defines a function or class other than a test, before
-    others one that is marked as Python. A block that is not closed ends with the text. Blocks marked
-    as another language are skipped.
+    Of several blocks, it is the last one that defines a function or class other than a test, after
+    earlier blocks that define other names. Blocks that are marked as Python go before blocks without
+    a mark. A block that is not closed ends with the text. Blocks marked as another language are
+    skipped.
     """
     blocks = _blocks(completion)
     if blocks is None:
         return completion.rstrip() if completion.strip() else None
     best = max((block.rank for block in blocks), default=None)
-    return None if best is None else [block.code for block in blocks if block.rank == best][-1]
+    parts: list[str] = []
+    seen: set[str] = set()
+    for block in reversed([block for block in blocks if block.rank == best]):
+        names = set(_DEFINITIONS.findall(block.code))
+        if not parts or names - seen:
+            parts.append(block.code)
+        seen |= names
+    return "\n\n".join(reversed(parts)) if parts else None
 
 
 def _blocks(completion: str) -> list[_Block] | None:
