@@ -233,6 +233,14 @@ def test_mbpp_s_solutions_pass_and_those_of_the_next_problem_do_not():
     check_gold(problems, task)
 
 
+@pytest.mark.parametrize(
+    ("split", "words"), [("train", "mbpp"), ("validation", "mbpp"), ("tset", "'tset'")]
+)
+def test_humaneval_says_that_it_has_test_problems_only(split: str, words: str):
+    with pytest.raises(ValueError, match=words):
+        open_task("humaneval", data_dir="unused").problems(split)
+
+
 def test_rows_of_mbpp_without_a_split_are_divided_as_in_the_paper(tmp_path: Path):
     row = {"text": "Write f.", "code": "def f(): return 1", "test_list": ["assert f() == 1"]}
     ids = (2, 10, 11, 510, 511, 600, 601, 974)

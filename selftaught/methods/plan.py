@@ -43,10 +43,11 @@ def plan(run: Run, work: Sequence[tuple[str, str]], cost: Cost, changeable: Sequ
         *_small_data(run),
         ("Folder", str(config.out)),
     ]  # fmt: skip
+    answer = "" if problem.tests else f", gold answer {problem.gold}"  # a program may be long
     return "\n".join(
         [
             *(f"{name:<11} {value}" for name, value in lines),
-            f"First prompt ({problem.id}, gold answer {problem.gold}), between the lines:",
+            f"First prompt ({problem.id}{answer}), between the lines:",
             "-" * 72,
             as_seen(run.base, style(problem), style.chat_template_kwargs),
             "-" * 72,

@@ -12,7 +12,7 @@ from typing import Any
 
 from selftaught.prompts import PromptStyle
 from selftaught.records import Problem
-from selftaught.tasks.base import Task
+from selftaught.tasks.base import Task, split_named
 from selftaught.tasks.programs import Isolation, ProblemTests, code_task, defines, execution
 from selftaught.tasks.question_file import held_out
 from selftaught.tasks.rows import Row, file_rows, hub_rows, is_file
@@ -195,7 +195,7 @@ def humaneval(
     """
 
     @cache
-    def splits() -> dict[str, list[Problem]]:
+    def tests() -> list[Problem]:
         rows = (
             hub_rows("openai/openai_humaneval", None, "test")
             if data_dir is None
@@ -204,14 +204,22 @@ def humaneval(
         columns = CodeColumns(
             "prompt", "test", "entry_point", None, "canonical_solution", "task_id"
         )
-        problems = [_problem(row, columns, "test", True, 0) for row in rows]
-        return {"train": [], "validation": [], "test": problems}
+        return [_problem(row, columns, "test", True, 0) for row in rows]
 
-    return code_task(
-        "humaneval", splits, CONTINUED, execution(sandbox, seconds, memory_megabytes),
+    def problems(split: str) -> list[Problem]:
+        if split in ("train", "validation"):
+            raise ValueError(
+                "HumanEval has no problems to train on or to validate with. Train with the task mbpp or "
+                "code_file, then measure with `selftaught evaluate --task humaneval`."
+            )
+        return split_named(lambda: {"test": tests()}, split, "humaneval")
+
+    task = code_task(
+        "humaneval", dict, CONTINUED, execution(sandbox, seconds, memory_megabytes),
         license="mit", data_sets=("openai/openai_humaneval",),
         facts="HumanEval, MIT licence, Chen et al. 2021 (arXiv:2107.03374)",
     )  # fmt: skip
+    return replace(task, problems=problems)
 
 
 # --- your own problems ---------------------------------------------------------------------------
