@@ -99,6 +99,8 @@ class Hub:
     """Status to answer with, by the beginning of a path."""
     slow_put: threading.Event | None = None
     """Uploads of LFS objects wait for this event, except the first."""
+    first_put: threading.Lock = field(default_factory=threading.Lock)
+    """Acquired by the first upload while `slow_put` is set; several can begin at the same time."""
 
     def asked(self, method: str, part: str) -> list[str]:
         """The paths of requests that contain a text."""
@@ -271,7 +273,7 @@ class _Handler(BaseHTTPRequestHandler):
         if (begun := self.begin()) is None:
             return
         path, body = begun
-        if self.hub.slow_put is not None and self.hub.objects:
+        if self.hub.slow_put is not None and not self.hub.first_put.acquire(blocking=False):
             self.hub.slow_put.wait(60)
         oid = path.rpartition("/")[2]
         if hashlib.sha256(body).hexdigest() != oid:
